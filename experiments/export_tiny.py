@@ -1,0 +1,43 @@
+"""Load each tiny Hugging Face case of the tests, save it again in float32 (sharded) and in bfloat16, and
+put our logits beside it, for transformers to check (make_golden.py --check-export).
+
+    python experiments/export_tiny.py DIR
+"""
+
+import argparse
+import pathlib
+import sys
+import tempfile
+
+import numpy as np
+
+from lct.models import llama
+from lct.weights import llama_hf
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / 'tests'))
+
+import tiny_hf  # noqa: E402
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('folder', type=pathlib.Path)
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in tiny_hf.CASES:
+        tokens = tiny_hf.tokens(name)[0]
+        with tempfile.TemporaryDirectory() as source:
+            tiny_hf.write_case(name, source)
+            config, params = llama_hf.load(source)
+        for dtype, max_shard_bytes in (('float32', 20_000), ('bfloat16', 1_000_000)):
+            target = folder / f'{name}-{dtype}'
+            llama_hf.save(target, config, params, dtype=dtype, max_shard_bytes=max_shard_bytes)
+            config, saved = llama_hf.load(target, 'float32')
+            logits = np.asarray(llama.logits(saved, config, tokens))
+            np.savez(target / 'expected_logits.npz', tokens=tokens, logits=logits)
+            print(f'{target}: {llama.num_params(config)} parameters')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,55 @@
+"""Train the small base checkpoint (a Llama-3 with native context 512) and write it as a Hugging Face folder.
+
+    python experiments/pretrain_base.py --workdir runs/base
+
+Text: the standard library of the Python that runs this. Recall data: the generators of lct.data.recall.
+"""
+
+import pathlib
+
+import setup_run
+
+
+def run():
+    config, args = setup_run.parse(__doc__, setup_run.HERE / 'configs' / 'base.py', 'runs/base')
+    setup_run.devices(config)
+    import jax
+
+    from lct.data import documents, recall, tokenizer
+    from lct.data.mixture import Mixture
+    from lct.models import llama
+    from lct.ops.rope import RopeConfig
+    from lct.train import loop
+    from lct.train.checkpoint import claim
+    from lct.weights import llama_hf
+
+    workdir = pathlib.Path(args.workdir)
+    claim(workdir, config.to_dict())
+    training, _ = documents.split(documents.read(config.corpus, config.corpus_bytes), config.held_out)
+    texts = [document.text for document in training]
+    folder = workdir / 'tokenizer'
+    if not (folder / 'tokenizer.json').exists():
+        tokenizer.train(texts, config.model.vocab_size, folder / 'tokenizer.json',
+                        recall.ADJECTIVES + recall.NOUNS)
+    words = tokenizer.load(folder)
+    mixture = Mixture(words.encode_batch(texts), words, seed=config.seed)
+
+    fields = config.model.to_dict()
+    rope = RopeConfig(theta=fields.pop('rope_theta'))
+    model = llama.LlamaConfig(**fields, rope=rope)
+    loop.say(f'{llama.num_params(model):,} parameters, {mixture.num_tokens:,} tokens of text')
+    with loop.stop_requests() as asked:
+        try:
+            model, params, _ = loop.train(
+                setup_run.run_of(config), model, lambda: llama.init(model, jax.random.key(config.seed)),
+                mixture, workdir, asked,
+            )
+        except loop.Interrupted as stop:
+            loop.say(str(stop))
+            return
+    llama_hf.save(workdir / 'model', model, params, dtype='float32', tokenizer_from=folder, overwrite=True)
+    loop.say(f'wrote {workdir / "model"}')
+
+
+if __name__ == '__main__':
+    setup_run.main(run)

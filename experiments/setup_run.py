@@ -1,0 +1,104 @@
+"""What the scripts share: flags, virtual devices, and a config turned into the dataclasses of the package."""
+
+import argparse
+import importlib.util
+import math
+import os
+import pathlib
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def parse(description, default_config, default_workdir):
+    """Flags --config, --workdir, --mesh and any --set key=value of the config; returns (config, args)."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('--config', default=str(default_config), help='a Python file with get_config()')
+    parser.add_argument('--workdir', default=default_workdir, help='checkpoints, metrics and results go here')
+    parser.add_argument('--mesh', help='degrees of data,fsdp,sequence,tensor of every stage, as 1,1,8,1')
+    parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
+                        help='override a field of the config, for example stages.0.num_steps=10')
+    args = parser.parse_args()
+    config = load_config(args.config)
+    for override in args.set:
+        set_field(config, override)
+    if args.mesh:
+        mesh = tuple(int(d) for d in args.mesh.split(','))
+        for stage in config.stages:
+            stage.mesh = mesh
+    return config, args
+
+
+def load_config(path):
+    """The ConfigDict of a Python file."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ValueError(f'config {path} does not exist; the project has {sorted(p.name for p in (HERE / "configs").glob("*.py"))}')
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def set_field(config, override):
+    """Set one field, given as 'stages.0.num_steps=10', keeping its type."""
+    key, equals, text = override.partition('=')
+    *parents, last = key.split('.')
+    try:
+        node = config
+        for part in parents:
+            node = node[int(part)] if isinstance(node, (list, tuple)) else node[part]
+        old = node[last]
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise ValueError(f'--set {override}: the config has no field {key}') from error
+    if not equals:
+        raise ValueError(f'--set {override} is not of the form key=value')
+    if isinstance(old, tuple):
+        node[last] = tuple(type(old[0])(x) for x in text.split(',')) if text else ()
+    elif isinstance(old, (int, float)) and not isinstance(old, bool):
+        node[last] = type(old)(float(text)) if not isinstance(old, int) else int(text)
+    else:
+        node[last] = text
+
+
+def devices(config):
+    """Give a machine without accelerators as many virtual CPU devices as the largest mesh needs. Must run
+    before jax computes anything."""
+    import jax
+
+    needed = max(math.prod(stage.mesh) for stage in config.stages)
+    if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+        jax.config.update('jax_num_cpu_devices', needed)
+
+
+def run_of(config):
+    """The train.loop.Run of a ConfigDict."""
+    from lct.models.llama import Memory
+    from lct.ops.blockwise_attention import Chunks
+    from lct.train.loop import Run
+    from lct.train.optimizer import OptimizerConfig
+    from lct.train.stages import Stage
+
+    def stage(fields):
+        fields = fields.to_dict()
+        memory = fields.pop('memory')
+        chunks = Chunks(memory.pop('query_chunk'), memory.pop('key_chunk'))
+        return Stage(**{**fields, 'mesh': tuple(fields['mesh']), 'mixture': tuple(fields['mixture'].items()),
+                        'memory': Memory(chunks=chunks, **memory)})
+
+    return Run(stages=tuple(stage(s) for s in config.stages), optimizer=OptimizerConfig(**config.optimizer),
+               checkpoint_every=config.checkpoint_every)
+
+
+def main(function):
+    """Run a script; what the user can mend ends in one sentence instead of a traceback."""
+    try:
+        function()
+    except (ValueError, FileNotFoundError, PermissionError, FloatingPointError, OSError) as error:
+        if os.environ.get('LCT_TRACEBACK'):
+            raise
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print('stopped; the same command continues from the last checkpoint', file=sys.stderr)
+        sys.exit(130)

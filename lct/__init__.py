@@ -1,0 +1,1 @@
+"""lct: long-context transformers in JAX. See README.md for the tour of the code."""

@@ -1,0 +1,43 @@
+"""Which token lies on which device of the ring. A layout is a permutation of the batch, made on the host."""
+import numpy as np
+
+LAYOUTS = ('contiguous', 'zigzag', 'striped')
+
+
+def permutation(name, seq_len, ring_size):
+    """-> indices [S] with permuted = original[:, indices]; device r holds the r-th S / ring_size.
+
+    contiguous: device r holds chunk r of ring_size. Under a causal mask the first one mostly waits.
+    zigzag: device r holds chunks r and 2 * ring_size - 1 - r of 2 * ring_size: an early one and a late one,
+        so that every device has the same number of visible pairs.
+    striped: device r holds tokens r, r + ring_size, r + 2 * ring_size, ...
+    """
+    if name not in LAYOUTS:
+        raise ValueError(f'layout {name!r} is not one of {", ".join(LAYOUTS)}')
+    if seq_len < 1 or ring_size < 1:
+        raise ValueError(f'seq_len {seq_len} and ring_size {ring_size} must both be at least 1')
+    multiple = 2 * ring_size if name == 'zigzag' and ring_size > 1 else ring_size
+    if seq_len % multiple:
+        label = f'2 * ring_size = {multiple}' if multiple != ring_size else f'ring_size = {ring_size}'
+        longer = (seq_len // multiple + 1) * multiple
+        raise ValueError(f'seq_len {seq_len} is not a multiple of {label}; use {longer} or a smaller ring')
+    tokens = np.arange(seq_len)
+    if name == 'contiguous' or ring_size == 1:
+        return tokens
+    if name == 'striped':
+        return tokens.reshape(-1, ring_size).T.reshape(-1)
+    chunks = tokens.reshape(2 * ring_size, -1)
+    order = [chunk for r in range(ring_size) for chunk in (r, 2 * ring_size - 1 - r)]
+    return chunks[order].reshape(-1)
+
+
+def inverse(indices):
+    """-> indices [S] that undo the permutation: x[:, indices][:, inverse(indices)] == x."""
+    result = np.empty_like(indices)
+    result[indices] = np.arange(len(indices))
+    return result
+
+
+def permute(batch, indices):
+    """A dict of arrays [..., T] -> the same dict in the order of indices [T]."""
+    return {name: np.ascontiguousarray(array[..., indices]) for name, array in batch.items()}

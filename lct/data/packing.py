@@ -1,0 +1,84 @@
+"""Documents into rows of seq_len tokens. Segment ids keep the documents of one row apart.
+
+A row is a dict of [T] arrays: tokens, targets, positions, segment_ids (int32) and loss_mask (float32, also a
+weight). Segments count from 1; 0 is padding. Positions restart with each segment. The target of a token is
+the next token of the same document; the last token of a document has none (loss_mask 0).
+"""
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Piece(NamedTuple):
+    """What one segment of a row is made of: tokens, targets int32 [n]; weights float32 [n] of the targets."""
+    tokens: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+
+
+def piece(ids, weights=None, bos_id=None, start=0, stop=None):
+    """Tokens start..stop of the document (bos_id, *ids) as a Piece.
+
+    ids int [n]; weights float [n] or None for ones: weights[i] is that of the loss of predicting ids[i].
+    Where stop is not the document's end, the last target is the token at stop: the next row begins with it
+    as an input, so that every token but the first is predicted exactly once however the document is cut.
+    """
+    num_bos = int(bos_id is not None)
+    end = len(ids) + num_bos
+    stop = end if stop is None else stop
+    first = max(start - num_bos, 0)
+    tokens = np.asarray(ids[first:stop - num_bos], np.int32)
+    if num_bos and start == 0 and stop > 0:
+        tokens = np.concatenate([np.array([bos_id], np.int32), tokens])
+    following = slice(start + 1 - num_bos, stop + 1 - num_bos)
+    targets = np.zeros(len(tokens), np.int32)
+    known = np.asarray(ids[following], np.int32)
+    targets[:len(known)] = known
+    mask = np.zeros(len(tokens), np.float32)
+    mask[:len(known)] = 1 if weights is None else weights[following]
+    return Piece(tokens, targets, mask)
+
+
+def pack(pieces, seq_len):
+    """[Piece], at most seq_len tokens in all -> row; what is left of the row is padding (segment 0)."""
+    lengths = [len(p.tokens) for p in pieces]
+    total = sum(lengths)
+    if total > seq_len:
+        raise ValueError(f'pieces of {total} tokens do not fit into a row of seq_len {seq_len}; '
+                         'cut them first')
+    padding = seq_len - total
+    zeros = np.zeros(padding, np.int32)
+    return {
+        'tokens': np.concatenate([*(p.tokens for p in pieces), zeros]),
+        'targets': np.concatenate([*(p.targets for p in pieces), zeros]),
+        'positions': np.concatenate([*(np.arange(n, dtype=np.int32) for n in lengths),
+                                     np.arange(padding, dtype=np.int32)]),
+        'segment_ids': np.repeat(np.array([*range(1, len(pieces) + 1), 0], np.int32), [*lengths, padding]),
+        'loss_mask': np.concatenate([*(p.weights for p in pieces), zeros.astype(np.float32)]),
+    }
+
+
+def take(document, cursor, seq_len, bos_id=None):
+    """-> ([Piece], cursor): the next seq_len tokens of a stream of documents, fewer only at its end.
+
+    document: a function index -> ids int [n] (not empty), or None past the end. cursor = (index, offset): the
+    document that is being read and how many of its tokens, its bos included, have been taken.
+    """
+    index, offset = cursor
+    pieces, left = [], seq_len
+    while left and (ids := document(index)) is not None:
+        end = len(ids) + int(bos_id is not None)
+        stop = min(offset + left, end)
+        pieces.append(piece(ids, None, bos_id, offset, stop))
+        left -= stop - offset
+        index, offset = (index + 1, 0) if stop == end else (index, stop)
+    return pieces, (index, offset)
+
+
+def pack_documents(documents, seq_len, bos_id=None):
+    """[ids int [n]] -> rows that hold every token once and in order, the last one padded. For evaluation."""
+    documents = [ids for ids in documents if len(ids)]
+    cursor = (0, 0)
+    while cursor[0] < len(documents):
+        pieces, cursor = take(lambda i: documents[i] if i < len(documents) else None, cursor, seq_len, bos_id)
+        yield pack(pieces, seq_len)

@@ -1,0 +1,216 @@
+"""One interface over the tokenizers of Llama-3 checkpoints. No method ever adds a special token."""
+import base64
+import hashlib
+import json
+import re
+from pathlib import Path
+
+# Llama-3's split into words. The number of digits that stay together is the one thing that `train` changes.
+LLAMA3_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+                  r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+BOS_NAMES = ('<|begin_of_text|>', '<s>')
+EOS_NAMES = ('<|end_of_text|>', '</s>')
+
+
+class Tokenizer:
+    """encode(text) -> ids without specials; decode(ids) -> text without specials.
+
+    vocab_size bounds every id; bos_id and eos_id are None where there is none; fingerprint is the sha256 of
+    the definition, equal for two tokenizers that give the same ids.
+    """
+
+    def __init__(self, vocab_size, bos_id, eos_id, definition):
+        self.vocab_size = vocab_size
+        self.bos_id = bos_id
+        self.eos_id = eos_id
+        digest = hashlib.sha256(definition)
+        digest.update(f' vocab_size={vocab_size} bos_id={bos_id} eos_id={eos_id}'.encode())
+        self.fingerprint = digest.hexdigest()
+
+    def encode(self, text):
+        raise NotImplementedError
+
+    def encode_batch(self, texts):
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids):
+        raise NotImplementedError
+
+
+class BytesTokenizer(Tokenizer):
+    """Ids 0..255 are the bytes of UTF-8, 256 is bos, 257 is eos."""
+
+    def __init__(self):
+        super().__init__(258, 256, 257, b'bytes')
+
+    def encode(self, text):
+        return list(text.encode('utf-8'))
+
+    def decode(self, ids):
+        return bytes(i for i in ids if i < 256).decode('utf-8', errors='replace')
+
+
+class JsonTokenizer(Tokenizer):
+    """A tokenizer.json of the Hugging Face tokenizers library."""
+
+    def __init__(self, path):
+        import tokenizers
+        definition = _read_json(path)
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        # A file may carry the truncation and the padding of somebody's run: both would change our text.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # '<|end_of_text|>' inside a document is text about tokenizers, not the end of the document.
+        self._tokenizer.encode_special_tokens = True
+        id_of = self._tokenizer.token_to_id
+        super().__init__(max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
+                         _special_id(path.parent, 'bos', BOS_NAMES, id_of),
+                         _special_id(path.parent, 'eos', EOS_NAMES, id_of),
+                         json.dumps(definition, sort_keys=True).encode())
+
+    def encode(self, text):
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts):
+        return [e.ids for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids):
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+class TiktokenTokenizer(Tokenizer):
+    """Meta's tokenizer.model: lines of 'base64-of-the-token rank', then 256 special tokens."""
+
+    def __init__(self, path):
+        import tiktoken
+        content = path.read_bytes()
+        ranks = _read_ranks(path, content)
+        reserved = [f'<|reserved_special_token_{i}|>' for i in range(251)]
+        names = ['<|begin_of_text|>', '<|end_of_text|>', *reserved[:4], '<|start_header_id|>',
+                 '<|end_header_id|>', reserved[4], '<|eot_id|>', *reserved[5:]]
+        self._num_plain = len(ranks)
+        special_tokens = {name: len(ranks) + i for i, name in enumerate(names)}
+        self._encoding = tiktoken.Encoding(path.name, pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks,
+                                           special_tokens=special_tokens)
+        super().__init__(len(ranks) + len(names), len(ranks), len(ranks) + 1, content)
+
+    def encode(self, text):
+        return [i for part in _tiktoken_parts(text) for i in self._encoding.encode_ordinary(part)]
+
+    def decode(self, ids):
+        plain = [int(i) for i in ids if i < self._num_plain]
+        return self._encoding.decode_bytes(plain).decode('utf-8', errors='replace')
+
+
+def load(path_or_name):
+    """-> Tokenizer, from 'bytes', a tokenizer.json, Meta's tokenizer.model, or a folder with one of them."""
+    if str(path_or_name) == 'bytes':
+        return BytesTokenizer()
+    path = Path(path_or_name)
+    if path.is_dir():
+        names = ('tokenizer.json', 'tokenizer.model', 'original/tokenizer.model')
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            raise FileNotFoundError(f'{path} holds neither tokenizer.json nor tokenizer.model; '
+                                    "give the file itself, or 'bytes'")
+        path = found[0]
+    if not path.is_file():
+        raise FileNotFoundError(f"tokenizer {path} does not exist; give a tokenizer.json, Meta's "
+                                "tokenizer.model, a folder that holds one, or 'bytes'")
+    return JsonTokenizer(path) if path.suffix == '.json' else TiktokenTokenizer(path)
+
+
+def check_vocab(tokenizer, vocab_size):
+    """Refuses a model whose embedding has fewer rows than the tokenizer has ids."""
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(f'the tokenizer has {tokenizer.vocab_size} ids but the model has vocab_size '
+                         f"{vocab_size}; use the checkpoint's own tokenizer or a larger vocabulary")
+
+
+def train(texts, vocab_size, path, required_words=()):
+    """Writes a byte-level BPE with Llama-3's pattern to path (a tokenizer.json) and returns it loaded.
+
+    Every ' word' of required_words and every pair of digits, with and without a space before it, is made one
+    token, so that the facts of recall data are short in a vocabulary of a thousand; hence ' ?\\p{N}{1,2}' in
+    place of Llama-3's '\\p{N}{1,3}'.
+    """
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Library
+    texts = list(texts)
+    pattern = LLAMA3_PATTERN.replace(r'\p{N}{1,3}', r' ?\p{N}{1,2}')
+    library = Library(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(pattern), 'isolated'),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    library.decoder = decoders.ByteLevel()
+    # BPE keeps what is frequent: repeat the required pieces until they are among the most frequent ones.
+    repeats = 3000 + sum(map(len, texts)) // 4000
+    pairs = [f'{space}{i:02d}' for i in range(100) for space in ('', ' ')]
+    parts = pairs + [f' {word}' for word in required_words]
+    required = '\n'.join(parts)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[BOS_NAMES[0], EOS_NAMES[0]],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False)
+    library.train_from_iterator([*texts, *[required] * repeats], trainer)
+    split = [part for part in parts if len(library.encode(part).ids) > 1]
+    if split:
+        raise ValueError(f'vocab_size {vocab_size} has no room for {len(split)} of the {len(required_words)} '
+                         f'required words and {len(pairs)} pairs of digits (first: {split[0]!r}); use a larger one')
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    library.save(str(path))
+    return JsonTokenizer(path)
+
+
+def _read_json(path):
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} is not valid JSON ({error}); fetch it again') from error
+
+
+def _special_id(folder, kind, common_names, id_of):
+    """The id of bos or eos: what the files beside it say (null means none), else a common name."""
+    for file, field in (('tokenizer_config.json', f'{kind}_token'), ('config.json', f'{kind}_token_id')):
+        stated = _read_json(folder / file) if (folder / file).is_file() else {}
+        if field not in stated:
+            continue
+        value = stated[field]
+        if isinstance(value, dict):
+            value = value['content']
+        if isinstance(value, list):
+            value = value[0]
+        if value is None or isinstance(value, int):
+            return value
+        if id_of(value) is None:
+            raise ValueError(f'{folder / file} names {field} {value!r}, which tokenizer.json does not have; '
+                             'correct one of the two files')
+        return id_of(value)
+    return next((id_of(name) for name in common_names if id_of(name) is not None), None)
+
+
+def _read_ranks(path, content):
+    ranks = {}
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError:
+            raise ValueError(f"{path} line {number} is not 'base64 rank': this is not Meta's Llama-3 "
+                             'tokenizer.model (perhaps a SentencePiece model); use the tokenizer.json of the '
+                             'checkpoint') from None
+    if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
+        raise ValueError(f'{path} holds {len(ranks)} tokens whose ranks are not '
+                         f'0..{len(ranks) - 1}; fetch it again')
+    return ranks
+
+
+def _tiktoken_parts(text, max_part=400_000, max_run=25_000):
+    """Cuts text where tiktoken would overflow its stack: on very long calls and runs of one class."""
+    for start in range(0, len(text), max_part):
+        block, last = text[start:start + max_part], 0
+        for run in re.finditer(r'\s+|\S+', block):
+            for cut in range(run.start() + max_run, run.end(), max_run):
+                yield block[last:cut]
+                last = cut
+        yield block[last:]

@@ -1,0 +1,130 @@
+"""Loss by position: how much better is a token predicted the more text stands before it.
+
+Every window is one stretch of one held-out document, so all positions are averaged over the same text.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from lct import sharding
+from lct.data import layout as layouts
+from lct.models import llama
+from lct.ops import rope
+from lct.ops.cross_entropy import cross_entropy
+
+
+@dataclasses.dataclass(frozen=True)
+class Bins:
+    """Mean loss (nats per token) of positions edges[i] <= p < edges[i + 1], and its standard error over
+    windows (NaN for a single window)."""
+
+    edges: tuple  # [n + 1]
+    mean: np.ndarray  # [n]
+    stderr: np.ndarray  # [n]
+    num_windows: int
+
+    def to_dict(self):
+        """Plain lists and numbers for JSON."""
+        error = [None if np.isnan(x) else float(x) for x in self.stderr]
+        return {'edges': list(self.edges), 'mean': self.mean.tolist(), 'stderr': error,
+                'num_windows': self.num_windows}
+
+
+def windows(documents, seq_len, count, seed, bos_id=None):
+    """Random stretches of documents that are long enough, none across two documents.
+
+    A document is drawn with a chance proportional to the stretches that it holds.
+
+    Args:
+      documents: lists or arrays of token ids.
+      bos_id: put at position 0 of every window, as in training, if the tokenizer has one.
+    Returns:
+      int32 [count, seq_len + 1]: inputs are [:, :-1], targets [:, 1:].
+    """
+    if seq_len < 1 or count < 1:
+        raise ValueError(f'seq_len {seq_len} and count {count} must both be at least 1')
+    needed = seq_len + 1 - (bos_id is not None)
+    sizes = np.array([len(document) for document in documents], np.int64)
+    places = np.maximum(sizes - needed + 1, 0)
+    if not places.sum():
+        longest = sizes.max(initial=0)
+        raise ValueError(
+            f'none of the {len(sizes)} held-out documents has the {needed} tokens of a window: the longest has '
+            f'{longest}; use a seq_len up to {max(longest - needed + seq_len, 1)} or longer documents'
+        )
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(len(sizes), size=count, p=places / places.sum())
+    out = np.empty((count, seq_len + 1), np.int32)
+    for row, i in zip(out, chosen, strict=True):
+        start = rng.integers(places[i])
+        row[:seq_len + 1 - needed] = bos_id if bos_id is not None else 0
+        row[seq_len + 1 - needed:] = documents[i][start:start + needed]
+    return out
+
+
+def loss_by_position(params, config, windows, *, layout='zigzag', memory=None, batch_size=1, progress=None):
+    """The loss of every token on the current mesh; no [B, T, V] exists.
+
+    Args:
+      windows: int [n, seq_len + 1] as windows() makes them.
+      batch_size: windows computed at a time; the last batch is padded to it.
+      progress: called as progress(done, total) after every batch.
+    Returns:
+      numpy float32 [n, seq_len]: entry p is the loss of token p + 1 given the tokens 0..p.
+    """
+    windows, memory = np.asarray(windows, np.int32), memory or llama.Memory(remat='none')
+    num_windows, seq_len = windows.shape[0], windows.shape[1] - 1
+    indices = layouts.permutation(layout, seq_len, sharding.axis_size('sequence'))
+    rows = sharding.axis_size('data') * sharding.axis_size('fsdp')
+    batch_size = -(-min(batch_size, num_windows) // rows) * rows
+    tables = rope.make_tables(config.rope, config.head_dim, seq_len)
+    losses = np.empty((num_windows, seq_len), np.float32)
+    positions = np.tile(indices.astype(np.int32), (batch_size, 1))
+    for start in range(0, num_windows, batch_size):
+        chosen = np.minimum(np.arange(start, start + batch_size), num_windows - 1)
+        real = np.minimum(batch_size, num_windows - start)
+        batch = {
+            'tokens': windows[chosen, :-1][:, indices],
+            'targets': windows[chosen, 1:][:, indices],
+            'positions': positions,
+        }
+        batch = {name: sharding.put(x, sharding.spec('BT')) for name, x in batch.items()}
+        got = _losses(params, config.architecture(), batch, tables, memory)
+        losses[start:start + real, indices] = np.asarray(got)[:real]
+        if progress is not None:
+            progress(start + real, num_windows)
+    return losses
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'memory'))
+def _losses(params, config, batch, tables, memory):
+    positions = batch['positions']
+    one_document = jax.numpy.ones_like(positions)
+    x = llama.hidden_states(params, config, batch['tokens'], positions, one_document, tables, memory)
+    mask = one_document.astype(jax.numpy.float32)
+    return cross_entropy(x, llama.head(params), batch['targets'], mask, memory.loss_chunk)
+
+
+def doubling_edges(seq_len, first=64):
+    """(0, first, 2 * first, ..., seq_len)."""
+    edges = [0]
+    while edges[-1] < seq_len:
+        edges.append(min(2 * edges[-1] or first, seq_len))
+    return tuple(edges)
+
+
+def bins(losses, edges=None):
+    """Bins of losses [n, T]; edges default to doubling_edges(T)."""
+    num_windows, seq_len = losses.shape
+    edges = doubling_edges(seq_len) if edges is None else tuple(int(edge) for edge in edges)
+    if len(edges) < 2 or edges[0] < 0 or edges[-1] > seq_len or (np.diff(edges) < 1).any():
+        raise ValueError(f'edges {edges} must increase within 0..{seq_len}, the length of the windows')
+    spans = zip(edges[:-1], edges[1:], strict=True)
+    means = np.stack([losses[:, lo:hi].mean(1, dtype=np.float64) for lo, hi in spans])  # [bins, n]
+    error = np.full(len(means), np.nan)
+    if num_windows > 1:
+        error = means.std(1, ddof=1) / num_windows**0.5
+    return Bins(edges, means.mean(1), error, num_windows)

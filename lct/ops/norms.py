@@ -1,0 +1,11 @@
+"""RMS norm (Zhang & Sennrich 2019)."""
+
+import jax.numpy as jnp
+from jax import lax
+
+
+def rms_norm(x, weight, eps):
+    """x [..., D] / rms(x) * weight [D]; the statistics in float32, the result in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    scale = lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (x32 * scale * weight.astype(jnp.float32)).astype(x.dtype)

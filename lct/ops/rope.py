@@ -1,0 +1,261 @@
+"""Rotary position embedding: frequencies of the six published scalings, exact angles at any length,
+and the theta schedules of long-context training.
+
+Letters: B batch, T sequence, N heads, H head_dim. Rotary dims are in the half-split order of
+Hugging Face: dim i is paired with dim i + H/2 (Su et al. 2021, arXiv 2104.09864, stores pairs
+interleaved; the two differ by a permutation of the rows of wq and wk).
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+TYPES = ('default', 'linear', 'dynamic', 'yarn', 'longrope', 'llama3')
+NEED_ORIGINAL = ('yarn', 'longrope', 'llama3')
+
+LO = 4096  # entries of the fine table; position = hi * LO + lo
+MIN_HI = 1024  # at least 4M positions, so that table shapes and compiled programs do not depend on length
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeConfig:
+    """One rotary embedding, in the words of Hugging Face's rope_parameters.
+
+    max_position is the trained length of 'dynamic' (its config's max_position_embeddings).
+    long_factor and short_factor are tuples of H/2 numbers; factor of 'longrope' only sets its
+    attention factor.
+    """
+
+    theta: float
+    type: str = 'default'
+    factor: float = 1.0
+    original_max_position: int | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    long_factor: tuple[float, ...] | None = None
+    short_factor: tuple[float, ...] | None = None
+    max_position: int | None = None
+
+    def __post_init__(self):
+        kind = self.type
+        if kind not in TYPES:
+            raise ValueError(f'rope type {kind!r} is unknown; use one of {", ".join(TYPES)}')
+        for field, low, example in (('theta', 1, 500000.0), ('factor', 1, 8.0), ('attention_factor', 0, 1.0)):
+            value = getattr(self, field)
+            if not (_is_number(value) and value >= low) and (value is not None or low):
+                raise ValueError(f'rope {field} {value!r} must be a number >= {low}, for example {example}')
+        if kind == 'default' and self.factor != 1:
+            raise ValueError(f"rope factor {self.factor} does nothing in type 'default'; name a scaling")
+        for field, types in (('original_max_position', NEED_ORIGINAL), ('max_position', ('dynamic',))):
+            value = getattr(self, field)
+            if (kind in types or value is not None) and (type(value) is not int or value < 2):
+                raise ValueError(f'rope type {kind!r} needs an integer {field} >= 2, got {value!r}')
+        if kind == 'llama3' and not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                f'rope low_freq_factor {self.low_freq_factor} must be positive and below high_freq_factor '
+                f'{self.high_freq_factor}; Llama-3.1 uses 1.0 and 4.0')
+        if kind == 'yarn' and not (self.beta_fast > self.beta_slow > 0 and self.theta > 1):
+            raise ValueError(
+                f'yarn needs beta_fast {self.beta_fast} > beta_slow {self.beta_slow} > 0 and theta '
+                f'{self.theta} > 1; the paper uses 32 and 1')
+        for field in ('long_factor', 'short_factor') if kind == 'longrope' else ():
+            values = getattr(self, field)
+            if not (isinstance(values, tuple) and values and all(_is_number(x) and x > 0 for x in values)):
+                raise ValueError(f'longrope needs {field}, a tuple of head_dim/2 positive numbers')
+
+
+def _is_number(x):
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Frequencies
+# ---------------------------------------------------------------------------------------------------
+
+
+def inverse_frequencies(config, seq_len=None):
+    """(inv_freq float64 [H/2], attention_factor) of a LlamaConfig.
+
+    seq_len matters to 'dynamic' and 'longrope' alone: the longest position of the batch plus one.
+    The attention factor multiplies cos and sin, so scores by its square.
+    """
+    return frequencies(config.rope, config.head_dim, seq_len)
+
+
+def frequencies(rope, head_dim, seq_len=None):
+    """(inv_freq float64 [H/2], attention_factor) of a RopeConfig; the definitions are those of
+    transformers 5, modeling_rope_utils.py."""
+    if head_dim < 2 or head_dim % 2:
+        raise ValueError(f'head_dim {head_dim} must be even: RoPE rotates pairs of dims')
+    exponent = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+    if rope.type == 'dynamic':
+        theta = rope.theta
+        if seq_len is not None and seq_len > rope.max_position:
+            theta = dynamic_ntk_theta(
+                theta, rope.max_position, seq_len, alpha=rope.factor, head_dim=head_dim)
+        return theta**-exponent, 1.0
+    inv_freq = rope.theta**-exponent
+    if rope.type == 'linear':
+        return inv_freq / rope.factor, 1.0  # position interpolation, Chen et al. 2023, arXiv 2306.15595
+    if rope.type == 'llama3':
+        return _llama3(inv_freq, rope), 1.0
+    if rope.type == 'yarn':
+        inv_freq, attention_factor = _yarn(inv_freq, rope, head_dim)
+    elif rope.type == 'longrope':
+        inv_freq, attention_factor = _longrope(inv_freq, rope, seq_len)
+    else:
+        return inv_freq, 1.0
+    return inv_freq, attention_factor if rope.attention_factor is None else float(rope.attention_factor)
+
+
+def _llama3(inv_freq, rope):
+    """Llama-3.1: long wavelengths divided by factor, short ones kept, a linear blend between
+    (meta-llama/llama-models, models/llama3/model.py, apply_scaling)."""
+    turns = rope.original_max_position * inv_freq / (2 * math.pi)  # full turns within the trained length
+    kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    kept = np.clip(kept, 0.0, 1.0)
+    return inv_freq * (kept + (1 - kept) / rope.factor)
+
+
+def _yarn(inv_freq, rope, head_dim):
+    """NTK-by-parts of YaRN (Peng et al. 2023, arXiv 2309.00071, section 3.2)."""
+
+    def dim_of(turns):  # the rotary dim that makes this many turns within the trained length
+        return head_dim * math.log(rope.original_max_position / (turns * 2 * math.pi)) / (
+            2 * math.log(rope.theta))
+
+    low, high = dim_of(rope.beta_fast), dim_of(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001  # the reference's guard against a ramp without width
+    ramp = np.clip((np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0)
+
+    def grow(weight):
+        return 1.0 if rope.factor <= 1 else 0.1 * weight * math.log(rope.factor) + 1.0
+
+    both = rope.mscale and rope.mscale_all_dim
+    attention_factor = grow(rope.mscale) / grow(rope.mscale_all_dim) if both else grow(1.0)
+    return inv_freq * (ramp / rope.factor + (1 - ramp)), attention_factor
+
+
+def _longrope(inv_freq, rope, seq_len):
+    """LongRoPE (Ding et al. 2024, arXiv 2402.13753): one searched divisor per frequency, another set
+    once the batch is longer than the trained length."""
+    name = 'long_factor' if seq_len is not None and seq_len > rope.original_max_position else 'short_factor'
+    divisors = np.asarray(getattr(rope, name), np.float64)
+    if divisors.shape != inv_freq.shape:
+        raise ValueError(f'rope {name} has {len(divisors)} numbers but head_dim/2 is {len(inv_freq)}')
+    attention_factor = math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_max_position))
+    return inv_freq / divisors, attention_factor
+
+
+# ---------------------------------------------------------------------------------------------------
+# Angles and rotation
+# ---------------------------------------------------------------------------------------------------
+
+
+class Tables(struct.PyTreeNode):
+    """cos and sin of the angles of hi * LO and of lo, float32 and each correctly rounded."""
+
+    hi_cos: Any  # [max(seq_len / LO, MIN_HI), H/2]
+    hi_sin: Any
+    lo_cos: Any  # [LO, H/2]
+    lo_sin: Any
+    attention_factor: Any  # []
+
+
+def make_tables(rope, head_dim, seq_len):
+    """Tables of a RopeConfig for positions below seq_len, replicated on the current mesh.
+
+    float32(position) * inv_freq is wrong by 0.03 rad at 1M positions and 0.15 at 4M; here every table
+    entry comes from float64 on the host, and angle addition loses no more than a rounding or two.
+    """
+    inv_freq, attention_factor = frequencies(rope, head_dim, seq_len)
+    rows = max(MIN_HI, 1 << (-(-seq_len // LO) - 1).bit_length())
+    hi = np.arange(rows, dtype=np.float64)[:, None] * LO * inv_freq
+    lo = np.arange(LO, dtype=np.float64)[:, None] * inv_freq
+    arrays = (np.cos(hi), np.sin(hi), np.cos(lo), np.sin(lo), np.asarray(attention_factor))
+    arrays = [x.astype(np.float32) for x in arrays]
+    no_mesh = jax.sharding.get_abstract_mesh().empty
+    place = jnp.asarray if no_mesh else lambda x: jax.device_put(x, P())
+    return Tables(*map(place, arrays))
+
+
+def angles(tables, positions):
+    """(cos, sin) [B, T, 1, H/2] float32 of int32 positions [B, T], times the attention factor.
+
+    cos(a + b) = cos a cos b - sin a sin b with a from hi and b from lo. A position outside the tables
+    gives NaN, not a neighbour's angle.
+    """
+    hi, lo = positions // LO, positions % LO
+    hi_cos, hi_sin = _rows(tables.hi_cos, hi), _rows(tables.hi_sin, hi)
+    lo_cos, lo_sin = _rows(tables.lo_cos, lo), _rows(tables.lo_sin, lo)
+    cos = (hi_cos * lo_cos - hi_sin * lo_sin) * tables.attention_factor
+    sin = (hi_sin * lo_cos + hi_cos * lo_sin) * tables.attention_factor
+    return cos[:, :, None, :], sin[:, :, None, :]
+
+
+def _rows(table, index):
+    """table[index], laid out like index: an Explicit mesh wants the output's sharding said."""
+    index = jnp.where(index < 0, table.shape[0], index)  # no wrapping around
+    mesh = jax.sharding.get_abstract_mesh()
+    out = None
+    if AxisType.Explicit in mesh.axis_types:
+        out = P(*jax.typeof(index).sharding.spec, None)
+    return table.at[index].get(mode='fill', fill_value=jnp.nan, out_sharding=out)
+
+
+def rotate(x, angles):
+    """x [B, T, N, H] turned by angles ([B, T, 1, H/2], [B, T, 1, H/2]); float32 inside, x's dtype out."""
+    cos, sin = angles
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Theta schedules
+# ---------------------------------------------------------------------------------------------------
+
+
+def ntk_theta(theta, scale, *, head_dim):
+    """NTK-aware base (bloc97 2023): theta * scale^(H / (H - 2))."""
+    return theta * scale ** (head_dim / (head_dim - 2))
+
+
+def dynamic_ntk_theta(theta, old_len, new_len, *, alpha, head_dim):
+    """Dynamic-NTK base: theta * (alpha * new/old - (alpha - 1))^(H / (H - 2)).
+
+    Applied from stage to stage with alpha 4 it gives the thetas of Gradient's Llama-3 cards to the
+    integer; within a model it is Hugging Face's 'dynamic' scaling with factor alpha.
+    """
+    return ntk_theta(theta, alpha * new_len / old_len - (alpha - 1), head_dim=head_dim)
+
+
+def critical_base(theta, trained_len, target_len):
+    """Critical base of Liu et al. 2023 (Scaling Laws of RoPE-based Extrapolation, arXiv 2310.05209,
+    Theorem 3), with the model's own theta in place of 10000:
+    theta^(ln(target / 2 pi) / ln(trained / 2 pi))."""
+    return theta ** (math.log(target_len / (2 * math.pi)) / math.log(trained_len / (2 * math.pi)))
+
+
+def extrapolation_bound(theta_new, theta, trained_len, head_dim):
+    """Longest context (tokens, float) of a model trained at trained_len with theta and tuned with a
+    theta_new above the critical base (arXiv 2310.05209, Lemma 1 and Theorem 3): the period of the last
+    dim that saw a full turn in training, 2 pi * theta_new^(d_extra / H)."""
+    half = math.ceil(head_dim / 2 * math.log(trained_len / (2 * math.pi), theta))
+    return 2 * math.pi * theta_new ** (2 * half / head_dim)

@@ -1,0 +1,108 @@
+"""Mesh axes and the letters that map array dims onto them.
+
+The alphabet of the whole package (einsum strings, docstring shapes and sharding rules):
+B batch, T query or local sequence, S key/value sequence, N query heads, K key/value heads,
+G = N / K, H head_dim, D embed_dim, F mlp_dim, V vocab, L layers.
+"axis" is a mesh axis, "dim" an array dimension.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+AXES = ('data', 'fsdp', 'sequence', 'tensor')  # slowest links first
+BATCH_AXES = ('data', 'fsdp')
+
+ACTIVATION_RULES = {
+    'B': BATCH_AXES,
+    'T': 'sequence',
+    'S': 'sequence',
+    'N': 'tensor',
+    'K': 'tensor',
+    'F': 'tensor',
+    'V': 'tensor',
+}
+WEIGHT_RULES = {'D': 'fsdp', 'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
+
+
+def spec(letters):
+    """PartitionSpec of an activation, e.g. spec('BTNH')."""
+    return P(*(ACTIVATION_RULES.get(letter) for letter in letters))
+
+
+def weight_spec(letters):
+    """PartitionSpec of a stored parameter, e.g. weight_spec('LDNH'). Lone norm vectors ('LD', 'D')
+    are replicated: sharding a few kilobytes would only add a gather per layer."""
+    if letters in ('D', 'LD'):
+        return P(*(None for _ in letters))
+    return P(*(WEIGHT_RULES.get(letter) for letter in letters))
+
+
+def gathered_spec(letters):
+    """PartitionSpec of a parameter in use: gathered over fsdp, still split over tensor."""
+    return P(*(None if letter == 'D' else WEIGHT_RULES.get(letter) for letter in letters))
+
+
+def make_mesh(degrees, devices=None):
+    """Mesh over ('data', 'fsdp', 'sequence', 'tensor') with the given four degrees.
+
+    Raises:
+      ValueError: if there are not four positive degrees or fewer devices than their product.
+    """
+    degrees = tuple(int(d) for d in degrees)
+    if len(degrees) != len(AXES) or min(degrees) < 1:
+        raise ValueError(f'mesh {degrees} must be four positive degrees {AXES}; for example (1, 1, 8, 1)')
+    devices = jax.devices() if devices is None else list(devices)
+    needed = math.prod(degrees)
+    if needed > len(devices):
+        product = ' * '.join(f'{name} {d}' for name, d in zip(AXES, degrees))
+        raise ValueError(
+            f'mesh {degrees} needs {product} = {needed} devices but this process sees {len(devices)} '
+            f'({devices[0].platform}); use a smaller mesh, or on CPU set '
+            f'XLA_FLAGS=--xla_force_host_platform_device_count={needed}'
+        )
+    return jax.make_mesh(
+        degrees, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices[:needed]
+    )
+
+
+def current_mesh():
+    """The mesh set by jax.set_mesh as the tracer sees it, or None when there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh
+
+
+def axis_size(name):
+    """Degree of one axis of the current mesh; 1 without a mesh."""
+    mesh = current_mesh()
+    return 1 if mesh is None else mesh.shape[name]
+
+
+def reshard(x, partition):
+    """Move x to the partition on the current mesh; x itself without a mesh."""
+    return x if current_mesh() is None else jax.reshard(x, partition)
+
+
+def put(x, partition):
+    """Place an array on the current mesh; on the default device without a mesh."""
+    return jnp.asarray(x) if current_mesh() is None else jax.device_put(x, partition)
+
+
+def einsum(equation, x, w):
+    """einsum of an activation with a weight, in the letters of the package.
+
+    The weight is gathered over fsdp where it is used (its gradient is scattered back by autodiff),
+    the result gets the activation sharding its letters say, and sums run in float32.
+    """
+    inputs, out = equation.split('->')
+    weight_letters = inputs.split(',')[1]
+    if current_mesh() is None:
+        return jnp.einsum(equation, x, w, preferred_element_type=jnp.float32).astype(x.dtype)
+    w = jax.reshard(w, gathered_spec(weight_letters))
+    y = jnp.einsum(
+        equation, x, w, preferred_element_type=jnp.float32, out_sharding=spec(out)
+    )
+    return y.astype(x.dtype)

@@ -1,0 +1,1 @@
+"""Stages, steps, checkpoints: what turns a short-context checkpoint into a long one."""

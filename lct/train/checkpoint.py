@@ -1,0 +1,83 @@
+"""Checkpoints through Orbax: asynchronous, sharded, atomic, restorable onto any mesh."""
+
+import json
+import logging
+import pathlib
+
+import orbax.checkpoint as ocp
+
+logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax reports every phase of every save
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest `keep`, each with the TrainState and a JSON record (stage,
+    data cursor) that says where the run stood."""
+
+    def __init__(self, folder, keep=2):
+        self.folder = pathlib.Path(folder).absolute()
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            ),
+            item_names=('state', 'record'),
+        )
+
+    def latest(self):
+        """The newest committed step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step, state, record):
+        """Start saving; returns before the files are written. A step that is already there is left."""
+        if step not in self._manager.all_steps():
+            self._manager.save(step, args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+            ))
+
+    def record(self, step):
+        """The JSON record of a step."""
+        return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))['record']
+
+    def restore(self, step, target):
+        """The TrainState of a step, placed as target (a tree of ShapeDtypeStructs) says.
+
+        Raises:
+          ValueError: naming the step, when its files do not fit or are damaged.
+        """
+        try:
+            return self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            )['state']
+        except Exception as error:
+            first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+            raise ValueError(
+                f'checkpoint {self.folder / str(step)} cannot be restored ({first}); delete that folder to '
+                'continue from the one before'
+            ) from error
+
+    def wait(self):
+        """Block until what was saved is on disk; raises what went wrong there."""
+        self._manager.wait_until_finished()
+
+    def close(self):
+        self._manager.close()
+
+
+def claim(workdir, config):
+    """Make workdir this run's own, or continue in it if it holds the same config.
+
+    Raises:
+      ValueError: if workdir holds a run of another config.
+    """
+    path = pathlib.Path(workdir) / 'config.json'
+    text = json.dumps(config, indent=2, sort_keys=True, default=str)
+    if path.exists():
+        if path.read_text() != text:
+            raise ValueError(
+                f'{workdir} holds a run with another config (see {path}); choose another --workdir, or delete it'
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix('.part')
+    part.write_text(text)
+    part.replace(path)

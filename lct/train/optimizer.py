@@ -1,0 +1,52 @@
+"""AdamW (Loshchilov & Hutter 2019) through optax, one learning-rate schedule over all stages."""
+
+import dataclasses
+
+import jax
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """EasyContext's AdamW unless said otherwise; the learning rate belongs to the stage."""
+
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+def stage_schedule(learning_rate, num_steps, warmup_steps, final_fraction):
+    """Linear warm-up to learning_rate, then a cosine to final_fraction of it (1.0: constant)."""
+    warmup = optax.linear_schedule(learning_rate / max(warmup_steps, 1), learning_rate, max(warmup_steps - 1, 1))
+    decay = optax.cosine_decay_schedule(learning_rate, max(num_steps - warmup_steps, 1), final_fraction)
+    return optax.join_schedules([warmup, decay], [warmup_steps])
+
+
+def schedule(stages):
+    """Learning rate by global step: the stages' schedules one after the other."""
+    parts = [stage_schedule(s.learning_rate, s.num_steps, s.warmup_steps, s.final_fraction) for s in stages]
+    ends, total = [], 0
+    for stage in stages[:-1]:
+        total += stage.num_steps
+        ends.append(total)
+    return optax.join_schedules(parts, ends)
+
+
+def make(config, stages):
+    """Clipping by global norm, then AdamW; norm vectors are not decayed."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            schedule(stages), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay,
+            mask=decayed,
+        ),
+    )
+
+
+def decayed(params):
+    """True for matrices, False for the norm weights."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not str(path[-1].name).endswith('norm'), params
+    )

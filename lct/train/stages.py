@@ -1,0 +1,105 @@
+"""The curriculum: each stage a length, a theta rule, a mesh, a mix and an optimizer schedule."""
+
+import dataclasses
+import math
+
+from lct.models.llama import Memory, check_mesh
+from lct.ops import rope
+
+LAYOUTS = ('contiguous', 'zigzag', 'striped')
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of progressive context extension.
+
+    seq_len: tokens of one row. batch_size: rows of one micro-batch. accumulation: micro-batches a step.
+    theta: how this stage's RoPE base follows from the one before: 'keep', 'dynamic_ntk' (with alpha),
+      'critical_base' (from the base model's theta and length), or a number.
+    mesh: degrees of ('data', 'fsdp', 'sequence', 'tensor'); layout: of the sequence over the ring.
+    mixture: weights of the kinds of rows, as pairs.
+    final_fraction: the learning rate falls to this fraction of itself by a cosine; 1.0 is constant.
+    """
+
+    name: str
+    seq_len: int
+    num_steps: int
+    batch_size: int = 1
+    accumulation: int = 1
+    learning_rate: float = 2e-5
+    warmup_steps: int = 0
+    final_fraction: float = 1.0
+    theta: str | float = 'keep'
+    alpha: float = 4.0
+    mesh: tuple = (1, 1, 1, 1)
+    layout: str = 'zigzag'
+    mixture: tuple = (('text', 1.0),)
+    memory: Memory = Memory()
+
+    def __post_init__(self):
+        data, fsdp, ring, _ = self.mesh
+        if self.layout not in LAYOUTS:
+            raise ValueError(f'stage {self.name}: layout {self.layout!r} is not one of {LAYOUTS}')
+        pieces = 2 * ring if self.layout == 'zigzag' else ring
+        if self.seq_len < 1 or self.seq_len % pieces:
+            factor = '2 * ring_size' if self.layout == 'zigzag' else 'ring_size'
+            raise ValueError(
+                f'stage {self.name}: seq_len {self.seq_len} is not a multiple of {factor} = {pieces} for layout '
+                f'{self.layout}; use {max(1, round(self.seq_len / pieces)) * pieces}'
+            )
+        if self.seq_len % (ring * self.memory.ffn_chunks):
+            raise ValueError(
+                f'stage {self.name}: seq_len {self.seq_len} is not a multiple of ring_size * ffn_chunks = '
+                f'{ring} * {self.memory.ffn_chunks}; use fewer ffn_chunks'
+            )
+        if self.batch_size % (data * fsdp):
+            raise ValueError(
+                f'stage {self.name}: batch_size {self.batch_size} is not a multiple of data * fsdp = '
+                f'{data} * {fsdp}; each replica needs whole rows'
+            )
+        if min(self.num_steps, self.accumulation, self.batch_size) < 1:
+            raise ValueError(f'stage {self.name}: num_steps, accumulation and batch_size must be positive')
+
+    @property
+    def tokens_per_step(self):
+        return self.seq_len * self.batch_size * self.accumulation
+
+
+def theta_of(stage, theta, seq_len, base, head_dim):
+    """RoPE theta of a stage after a model of (theta, seq_len); base is the (theta, length) of the start."""
+    if stage.theta == 'keep':
+        return theta
+    if stage.theta == 'dynamic_ntk':
+        return rope.dynamic_ntk_theta(theta, seq_len, stage.seq_len, alpha=stage.alpha, head_dim=head_dim)
+    if stage.theta == 'critical_base':
+        return rope.critical_base(base[0], base[1], stage.seq_len)
+    if isinstance(stage.theta, (int, float)) and stage.theta > 1 and math.isfinite(stage.theta):
+        return float(stage.theta)
+    raise ValueError(
+        f"stage {stage.name}: theta {stage.theta!r} is not 'keep', 'dynamic_ntk', 'critical_base' or a number > 1"
+    )
+
+
+def configs(stages, config):
+    """The LlamaConfig of every stage: theta by its rule, positions at least its length.
+
+    Raises:
+      ValueError: for a stage shorter than the one before, or weights that do not divide over its mesh.
+    """
+    base = (config.rope.theta, config.max_position_embeddings)
+    theta, length = base
+    out = []
+    for stage in stages:
+        check_mesh(config, stage.mesh)
+        if out and stage.seq_len < stages[len(out) - 1].seq_len:
+            raise ValueError(
+                f'stage {stage.name}: seq_len {stage.seq_len} is shorter than the stage before it '
+                f'({stages[len(out) - 1].seq_len}); order the stages by length'
+            )
+        theta = theta_of(stage, theta, length, base, config.head_dim)
+        length = max(length, stage.seq_len)
+        out.append(dataclasses.replace(
+            config, max_position_embeddings=length,
+            rope=dataclasses.replace(config.rope, theta=theta, max_position=length),
+        ))
+    return out

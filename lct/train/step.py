@@ -1,0 +1,62 @@
+"""One optimizer step: the loss normalised once over all target tokens of the global batch."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from lct.models import llama
+
+
+def loss_and_grads(params, config, batch, tables, memory):
+    """Mean loss per target token and its gradient, over all micro-batches together.
+
+    batch: dict of arrays [A, B, T], A the gradient accumulation. The sum of the losses is divided by the
+    sum of loss_mask over the whole batch: a mean of means would weigh a token by the company it keeps.
+
+    Returns:
+      loss (float32 scalar), grads in float32.
+    """
+    total = jnp.maximum(batch['loss_mask'].sum(), 1.0)
+
+    def micro_loss(params, micro):
+        return llama.loss_sum(params, config, micro, tables, memory) / total
+
+    def accumulate(carry, micro):
+        loss, grads = carry
+        more_loss, more_grads = jax.value_and_grad(micro_loss)(params, micro)
+        grads = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), grads, more_grads)
+        return (loss + more_loss, grads), None
+
+    if batch['tokens'].shape[0] == 1:
+        loss, grads = jax.value_and_grad(micro_loss)(params, jax.tree.map(lambda x: x[0], batch))
+        return loss, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+    start = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params)
+    (loss, grads), _ = lax.scan(accumulate, (jnp.zeros((), jnp.float32), start), batch)
+    return loss, grads
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'memory', 'tx'), donate_argnames='state')
+def train_step(state, batch, tables, config, memory, tx):
+    """state, batch -> state, metrics. A step whose loss or gradient is not finite changes nothing but the
+    counters: a guard with `where`, so that no NaN can reach the optimizer's moments."""
+    loss, grads = loss_and_grads(state.params, config, batch, tables, memory)
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+    missed = 1 - finite.astype(jnp.int32)
+    state = state.replace(
+        step=state.step + 1,
+        params=keep(params, state.params),
+        opt_state=keep(opt_state, state.opt_state),
+        skipped=state.skipped + missed,
+        skipped_in_row=(state.skipped_in_row + missed) * missed,
+    )
+    metrics = {
+        'loss': loss, 'grad_norm': grad_norm, 'skipped': state.skipped, 'skipped_in_row': state.skipped_in_row
+    }
+    return state, metrics

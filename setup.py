@@ -1,0 +1,27 @@
+from setuptools import find_packages, setup
+
+setup(
+    name='lct',
+    version='0.1.0',
+    description='Long-context transformers: extend the context of Llama-3 checkpoints with ring attention in JAX',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=find_packages(include=['lct', 'lct.*']),
+    install_requires=[
+        'jax>=0.10,<0.13',
+        'flax>=0.12',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12.3,<0.13',
+        'ml_collections>=1.1',
+        'numpy>=2',
+        'tensorboardX>=2.6.5',
+        'safetensors>=0.5',  # the format of Hugging Face weights; the strictest reader there is
+        'tokenizers>=0.20',  # any tokenizer.json
+        'tiktoken>=0.8',  # Meta's tokenizer.model
+        'matplotlib>=3.8',  # the heat maps and loss curves of the main job
+    ],
+    extras_require={
+        'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.8'],
+        'oracle': ['torch>=2.6', 'transformers>=5,<6'],  # makes the golden files of the tests
+    },
+)

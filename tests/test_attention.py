@@ -1,0 +1,114 @@
+"""The dense oracle against a float64 loop in numpy, and blockwise attention against the dense oracle."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attention_cases import inputs, relative_error
+
+from lct.ops import masks
+from lct.ops.attention import attention
+from lct.ops.blockwise_attention import NOTHING, Chunks, attend, merge
+from lct.ops.ring_attention import ring_attention
+
+
+def test_visible_is_the_literal_matrix_of_two_packed_documents_and_padding():
+    positions = jnp.array([0, 1, 0, 1, 0])
+    segments = jnp.array([1, 1, 2, 2, 0])
+    expected = np.array(
+        [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]], bool
+    )
+    np.testing.assert_array_equal(masks.visible(positions, positions, segments, segments), expected)
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_chunk_classes_never_contradict_the_mask(packed):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        _, _, _, positions, segments, _ = inputs(rng, 2, 32, 1, 1, 2, packed)
+        order = rng.permutation(32) if packed else np.arange(32)
+        positions, segments = positions[:, order], segments[:, order]
+        mask = np.asarray(masks.visible(positions, positions, segments, segments))
+        kinds = np.asarray(masks.chunk_classes(positions, positions, segments, segments, 8, 4))
+        for b in range(2):
+            for i in range(4):
+                for j in range(8):
+                    tile = mask[b, 8 * i : 8 * i + 8, 4 * j : 4 * j + 4]
+                    if kinds[b, i, j] == masks.EMPTY:
+                        assert not tile.any()
+                    if kinds[b, i, j] == masks.FULL:
+                        assert tile.all()
+
+
+def test_a_single_document_builds_no_mask_off_the_diagonal():
+    positions = jnp.arange(32)[None]
+    kinds = masks.chunk_classes(positions, positions, jnp.ones_like(positions), jnp.ones_like(positions), 8, 8)
+    expected = np.tril(np.full((4, 4), masks.FULL)) - np.eye(4, dtype=int) * (masks.FULL - masks.MIXED)
+    np.testing.assert_array_equal(kinds[0], expected)
+
+
+def test_dense_oracle_equals_a_float64_loop():
+    rng = np.random.default_rng(1)
+    q, k, v, positions, segments, _ = inputs(rng, 1, 12, 4, 2, 8, packed=True)
+    segments = segments.at[:, -2:].set(0)
+    out, lse = attention(q, k, v, positions, positions, segments, segments)
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    for t in range(12):
+        for n in range(4):
+            keys = [s for s in range(12) if segments[0, s] == segments[0, t] != 0
+                    and positions[0, s] <= positions[0, t]]
+            if not keys:
+                assert (out[0, t, n] == 0).all() and lse[0, t, n] == -np.inf
+                continue
+            scores = np.array([q[0, t, n] @ k[0, s, n // 2] for s in keys]) / 8**0.5
+            weights = np.exp(scores - scores.max())
+            expected = weights @ v[0, keys, n // 2] / weights.sum()
+            np.testing.assert_allclose(out[0, t, n], expected, atol=2e-6)
+            np.testing.assert_allclose(lse[0, t, n], np.log(np.exp(scores).sum()), atol=2e-6)
+
+
+@pytest.mark.parametrize('heads', [(4, 4), (4, 2), (4, 1)], ids=['mha', 'gqa', 'mqa'])
+@pytest.mark.parametrize('packed', [False, True], ids=['one document', 'packed'])
+def test_blockwise_equals_dense_in_values_and_gradients(heads, packed):
+    rng = np.random.default_rng(2)
+    q, k, v, positions, segments, cotangent = inputs(rng, 2, 48, *heads, 16, packed)
+
+    def dense(q, k, v):
+        return jnp.vdot(attention(q, k, v, positions, positions, segments, segments)[0], cotangent)
+
+    def blockwise(q, k, v):
+        chunks = Chunks(query=16, key=12)
+        return jnp.vdot(ring_attention(q, k, v, positions, segments, None, chunks), cotangent)
+
+    for ours, theirs in zip(jax.jit(jax.value_and_grad(blockwise, (0, 1, 2)))(q, k, v)[1],
+                            jax.value_and_grad(dense, (0, 1, 2))(q, k, v)[1]):
+        assert relative_error(ours, theirs) < 1e-5
+    np.testing.assert_allclose(blockwise(q, k, v), dense(q, k, v), rtol=1e-5)
+
+
+def test_merging_two_blocks_equals_attending_to_both():
+    rng = np.random.default_rng(3)
+    q, k, v, positions, segments, _ = inputs(rng, 1, 32, 2, 1, 8, packed=False)
+    parts = [
+        attend(q, k[:, s], v[:, s], positions, positions[:, s], segments, segments[:, s], Chunks(8, 8))
+        for s in (slice(0, 16), slice(16, 32))
+    ]
+    out, lse = merge(*parts)
+    expected, expected_lse = attention(q, k, v, positions, positions, segments, segments)
+    assert relative_error(out, expected) < 1e-6
+    np.testing.assert_allclose(lse, expected_lse, atol=1e-5)
+    assert (parts[1][1][:, :16] == NOTHING).all()  # the first half sees nothing of the second
+
+
+def test_padding_rows_are_zero_with_zero_gradients():
+    rng = np.random.default_rng(4)
+    q, k, v, positions, segments, cotangent = inputs(rng, 1, 32, 2, 1, 8, packed=False)
+    segments = segments.at[:, 20:].set(0)
+
+    def loss(q, k, v):
+        return jnp.vdot(ring_attention(q, k, v, positions, segments, None, Chunks(8, 8)), cotangent)
+
+    out = ring_attention(q, k, v, positions, segments, None, Chunks(8, 8))
+    assert (out[:, 20:] == 0).all() and np.isfinite(out).all()
+    for grad in jax.grad(loss, (0, 1, 2))(q, k, v):
+        assert (grad[:, 20:] == 0).all() and np.isfinite(grad).all() and (grad[:, :20] != 0).any()

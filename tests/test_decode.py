@@ -1,0 +1,149 @@
+"""Prefill and decode steps give the logits of the forward pass, on every mesh and layout."""
+
+import contextlib
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from lct import sharding
+from lct.data import layout
+from lct.models import decode, llama
+from lct.ops import rope
+from lct.ops.blockwise_attention import Chunks
+
+CONFIG = llama.LlamaConfig(
+    vocab_size=64, embed_dim=32, mlp_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
+    rope=rope.RopeConfig(theta=10000.0),
+)
+MEMORY = llama.Memory(chunks=Chunks(8, 8), ffn_chunks=2)
+MESHES = [None, (1, 1, 8, 1), (2, 1, 4, 1), (1, 1, 4, 2), (1, 2, 2, 2)]
+SEQ_LEN, NEW = 64, 5
+LENGTHS = (50, 3, 17, 60)
+
+
+def on(degrees):
+    return contextlib.nullcontext() if degrees is None else jax.set_mesh(sharding.make_mesh(degrees))
+
+
+def random_prompts(seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(1, CONFIG.vocab_size, n).tolist() for n in LENGTHS]
+
+
+@functools.cache
+def host_params():
+    return jax.tree.map(np.asarray, llama.init(CONFIG, jax.random.key(0)))
+
+
+def placed_params():
+    return jax.tree.map(sharding.put, host_params(), llama.specs(CONFIG))
+
+
+@functools.cache
+def forward(rows):
+    """Logits [T, V] of each row by the plain forward on one device; rows: tuple of tuples of ids."""
+    tokens = np.zeros((len(rows), SEQ_LEN), np.int32)
+    for out, row in zip(tokens, rows, strict=True):
+        out[:len(row)] = row
+    return np.asarray(llama.logits(host_params(), CONFIG, tokens))
+
+
+@pytest.mark.parametrize('degrees, name', [*((mesh, 'zigzag') for mesh in MESHES), ((1, 1, 4, 2), 'striped')])
+def test_prefill_and_teacher_forced_decode_are_the_forward(degrees, name):
+    prompts = random_prompts()
+    rng = np.random.default_rng(1)
+    forced = rng.integers(1, CONFIG.vocab_size, (len(prompts), NEW)).astype(np.int32)
+    forced = forced[:, :SEQ_LEN - max(LENGTHS)]
+    whole = tuple((*prompt, *more.tolist()) for prompt, more in zip(prompts, forced, strict=True))
+    expected = forward(whole)
+    with on(degrees):
+        params, prefill = placed_params(), jax.jit(decode.prefill, static_argnums=(1, 7))
+        tables = rope.make_tables(CONFIG.rope, CONFIG.head_dim, SEQ_LEN)
+        indices = layout.permutation(name, SEQ_LEN, sharding.axis_size('sequence'))
+        batch = decode.arrange(prompts, SEQ_LEN, indices)
+        put = {k: sharding.put(batch[k], sharding.spec('BS')) for k in ('tokens', 'positions', 'segment_ids')}
+        last = sharding.put(batch['last'], sharding.spec('B'))
+        cache, got = prefill(params, CONFIG, *put.values(), last, tables, MEMORY)
+        step = jax.jit(decode.decode_step, static_argnums=1, donate_argnums=2)
+        positions, rows = batch['last'], np.arange(len(prompts))
+        np.testing.assert_allclose(got, expected[rows, positions], atol=1e-5)
+        for i in range(forced.shape[1]):
+            positions = positions + 1
+            new = forced[:, i], positions, batch['slot_of'][positions]
+            new = [sharding.put(x, sharding.spec('B')) for x in new]
+            cache, got = step(params, CONFIG, cache, *new, tables)
+            np.testing.assert_allclose(got, expected[rows, positions], atol=1e-5)
+        filled = np.asarray(cache.segment_ids) > 0
+    expected_filled = np.asarray(batch['positions']) <= positions[:, None]
+    np.testing.assert_array_equal(filled, expected_filled)
+
+
+@functools.cache
+def greedy_tokens():
+    """The slow twin: a whole forward per token."""
+    prompts = random_prompts()[:3]
+    rows = [list(prompt) for prompt in prompts]
+    for _ in range(NEW):
+        logits = forward(tuple(map(tuple, rows)))
+        for row, at in zip(rows, logits, strict=True):
+            row.append(int(at[len(row) - 1].argmax()))
+    return np.array([row[len(prompt):] for row, prompt in zip(rows, prompts, strict=True)])
+
+
+@pytest.mark.parametrize('degrees', [None, (1, 1, 8, 1), (2, 1, 2, 2)])
+def test_generate_is_greedy_search(degrees):
+    prompts = random_prompts()[:3]  # does not divide over data * fsdp: the function pads
+    expected = greedy_tokens()
+    with on(degrees):
+        indices = layout.permutation('zigzag', SEQ_LEN, sharding.axis_size('sequence'))
+        run = functools.partial(
+            decode.generate, placed_params(), CONFIG, memory=MEMORY, seq_len=SEQ_LEN, indices=indices, batch_size=2
+        )
+        np.testing.assert_array_equal(run(prompts, NEW), expected)
+        stop = int(expected[0, 1])
+        stopped = run(prompts, NEW, stop_id=stop)
+    first = expected[0].tolist().index(stop)
+    assert (stopped[0, first:] == stop).all()
+    np.testing.assert_array_equal(stopped[0, :first], expected[0, :first])
+
+
+def test_the_cache_never_moves():
+    with on((1, 1, 8, 1)):
+        params, tables = placed_params(), rope.make_tables(CONFIG.rope, CONFIG.head_dim, SEQ_LEN)
+        batch = decode.arrange(random_prompts()[:2], SEQ_LEN)
+        filled = [sharding.put(batch[name], sharding.spec('BS')) for name in ('positions', 'segment_ids')]
+        empty = np.zeros((CONFIG.num_layers, 2, SEQ_LEN, CONFIG.num_kv_heads, CONFIG.head_dim), np.float32)
+        cache = decode.KVCache(*[sharding.put(empty, decode.CACHE)] * 2, *filled)
+        row = sharding.put(batch['last'], sharding.spec('B'))
+        step = jax.jit(decode.decode_step, static_argnums=1).lower(params, CONFIG, cache, row, row, row, tables)
+        program = step.compile().as_text()
+    for collective in ('all-gather', 'all-to-all', 'collective-permute'):
+        assert f'{collective}(' not in program and f'{collective}-start(' not in program
+    assert program.count(' all-reduce(') == 2  # one merge per layer, written once inside the scan: max, then sum
+
+
+def test_default_cache_holds_what_is_needed():
+    got = decode.generate(host_params(), CONFIG, random_prompts()[:3], 1, memory=MEMORY)
+    np.testing.assert_array_equal(got, greedy_tokens()[:, :1])
+
+
+def test_models_before_and_after_extension_share_one_program():
+    longer = dataclasses.replace(CONFIG, rope=rope.RopeConfig(theta=1e6), max_position_embeddings=1024)
+    prompts = random_prompts()[:2]
+    first = decode.generate(host_params(), CONFIG, prompts, 2, seq_len=SEQ_LEN, memory=MEMORY)
+    compiled = decode._generate._cache_size()
+    second = decode.generate(host_params(), longer, prompts, 2, seq_len=SEQ_LEN, memory=MEMORY)
+    assert decode._generate._cache_size() == compiled
+    assert first.shape == second.shape == (2, 2)
+
+
+def test_errors_name_the_remedy():
+    with pytest.raises(ValueError, match='use 54 or more'):
+        decode.generate(None, CONFIG, [[1] * 50], 5, seq_len=50)
+    with pytest.raises(ValueError, match='BOS'):
+        decode.generate(None, CONFIG, [[]], 5)
+    with pytest.raises(ValueError, match='permutation'):
+        decode.arrange([[1, 2]], 4, indices=[0, 0, 1, 2])

@@ -1,0 +1,113 @@
+"""The model as a whole: causality, packing, meshes and remat policies."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from attention_cases import relative_error
+
+from lct import sharding
+from lct.models import llama
+from lct.train.step import loss_and_grads
+
+MESHES = [(1, 1, 1, 1), (1, 1, 8, 1), (2, 1, 4, 1), (1, 2, 2, 2), (1, 1, 4, 2)]
+
+
+@pytest.fixture(scope='module')
+def host_params():
+    return jax.device_get(llama.init(tiny.UNTIED, jax.random.key(0)))
+
+
+def sharded_loss_and_grads(host_params, mesh, config=tiny.UNTIED, memory=tiny.MEMORY, accumulation=1):
+    """Loss and gradients on a mesh, zigzag over its ring, as host arrays."""
+    batch = tiny.batch(4, 64, ring_size=mesh[2])
+    batch = {k: x.reshape(accumulation, 4 // accumulation, 64) for k, x in batch.items()}
+    with jax.set_mesh(sharding.make_mesh(mesh)):
+        params = jax.tree.map(lambda x, to: jax.device_put(x, to.sharding), host_params, llama.abstract(config))
+        step = jax.jit(loss_and_grads, static_argnums=(1, 4))
+        out = step(params, config, tiny.place(batch, (None,)), tiny.tables(), memory)
+        return jax.device_get(out)
+
+
+@pytest.fixture(scope='module')
+def reference(host_params):
+    """Dense, unsharded and unchunked: the loss straight from the logits."""
+    batch = tiny.batch(4, 64)
+
+    def loss(params):
+        logits = llama.logits(params, tiny.UNTIED, batch['tokens'], batch['positions'], batch['segment_ids'])
+        nll = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, batch['targets'][..., None], -1)[..., 0]
+        return (nll * batch['loss_mask']).sum() / batch['loss_mask'].sum()
+
+    return jax.device_get(jax.value_and_grad(loss)(jax.tree.map(jnp.asarray, host_params)))
+
+
+def assert_same(ours, reference):
+    assert abs(ours[0] - reference[0]) <= 1e-5 * abs(reference[0])
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours[1]), jax.tree.leaves(reference[1])):
+        assert relative_error(a, b) < 1e-5, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize('mesh', MESHES, ids=str)
+def test_loss_and_gradients_are_equal_on_every_mesh(mesh, host_params, reference):
+    assert_same(sharded_loss_and_grads(host_params, mesh), reference)
+
+
+@pytest.mark.parametrize('remat', sorted(llama.REMAT))
+def test_loss_and_gradients_are_equal_under_every_memory_policy(remat, host_params, reference):
+    memory = dataclasses.replace(tiny.MEMORY, remat=remat, ffn_chunks=4)
+    assert_same(sharded_loss_and_grads(host_params, (1, 1, 4, 2), memory=memory), reference)
+
+
+def test_accumulated_micro_batches_equal_one_batch(host_params, reference):
+    assert_same(sharded_loss_and_grads(host_params, (1, 1, 2, 1), accumulation=4), reference)
+
+
+def test_a_token_moves_only_itself_and_what_follows_in_its_document(host_params):
+    params = jax.tree.map(jnp.asarray, host_params)
+    batch = tiny.batch(1, 32)
+    cut = int((batch['segment_ids'][0] == 1).sum())
+
+    def hidden(embeddings, target):
+        probe = dataclasses.replace(params, embed=embeddings)
+        tokens = jnp.arange(32)[None]  # every position has its own row of the embedding
+        out = llama.hidden_states(probe, tiny.UNTIED, tokens, batch['positions'], batch['segment_ids'], tiny.tables())
+        return out[0, target].sum()
+
+    for target in (cut - 1, cut + 3):
+        grad = np.abs(jax.grad(hidden)(params.embed, target)[:32]).sum(1)
+        first = 0 if target < cut else cut
+        assert (grad[first : target + 1] > 0).all()
+        assert (grad[:first] == 0).all() and (grad[target + 1 :] == 0).all()
+
+
+def test_packed_documents_equal_each_alone(host_params):
+    params = jax.tree.map(jnp.asarray, host_params)
+    batch = tiny.batch(1, 64)
+    cut = int((batch['segment_ids'][0] == 1).sum())
+    packed = llama.logits(params, tiny.UNTIED, batch['tokens'], batch['positions'], batch['segment_ids'])
+    alone = llama.logits(params, tiny.UNTIED, batch['tokens'][:, cut:62])
+    np.testing.assert_allclose(packed[:, cut:62], alone, atol=2e-6)
+
+
+def test_a_mesh_larger_than_the_devices_is_refused():
+    with pytest.raises(ValueError, match='= 16 devices but this process sees 8'):
+        sharding.make_mesh((1, 1, 16, 1))
+
+
+def test_weights_that_do_not_divide_over_the_mesh_are_refused():
+    with pytest.raises(ValueError, match='num_kv_heads 2 is not a multiple of the tensor axis 4'):
+        llama.check_mesh(tiny.CONFIG, (1, 1, 1, 4))
+
+
+@pytest.mark.parametrize('field, value, message', [
+    ('num_kv_heads', 3, 'num_heads 4 is not a multiple of num_kv_heads 3'),
+    ('head_dim', 7, 'head_dim 7 must be even'),
+    ('num_layers', 0, 'num_layers must be a positive integer, got 0'),
+])
+def test_impossible_configs_are_refused(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(tiny.CONFIG, **{field: value})

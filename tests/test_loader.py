@@ -1,0 +1,99 @@
+import json
+
+import numpy as np
+import pytest
+
+from lct.data import tokenizer as tokenizers
+from lct.data.layout import inverse, permutation
+from lct.data.loader import Loader, check_ids
+from lct.data.mixture import Mixture
+
+TOKENIZER = tokenizers.load('bytes')
+
+
+def make_mixture(documents=None):
+    rng = np.random.default_rng(0)
+    documents = documents or [rng.integers(0, 256, rng.integers(1, 900)) for _ in range(20)]
+    return Mixture(documents, TOKENIZER, {'text': 0.6, 'recall': 0.2, 'copy': 0.2}, seed=1)
+
+
+def assert_same(a, b):
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize('layout', ['contiguous', 'zigzag', 'striped'])
+def test_batches_are_the_rows_of_the_mixture_in_order(layout):
+    reference, indices = make_mixture(), permutation(layout, 256, 4)
+    with Loader(make_mixture(), 3, 256, layout, 4) as loader:
+        for _ in range(12):
+            batch, state = loader.next()
+            rows = [reference.next_row(256) for _ in range(3)]
+            for name, array in batch.items():
+                assert array.shape == (3, 256) and array.flags.c_contiguous
+                expected = np.stack([row[name] for row in rows])
+                np.testing.assert_array_equal(array[:, inverse(indices)], expected)
+            assert state == reference.state
+        assert loader.waited_s > 0
+
+
+def test_resume_at_every_batch():
+    with Loader(make_mixture(), 2, 128, 'zigzag', 2) as loader:
+        first = loader._mixture.state
+        batches, states = zip(*[loader.next() for _ in range(20)], strict=True)
+    for k, state in enumerate([first, *states[:-1]]):
+        with Loader(make_mixture(), 2, 128, 'zigzag', 2) as loader:
+            loader.restore(json.loads(json.dumps(state)))
+            for batch in batches[k:k + 3]:
+                assert_same(loader.next()[0], batch)
+
+
+def test_restore_goes_back_while_the_thread_runs():
+    with Loader(make_mixture(), 2, 128) as loader:
+        _, state = loader.next()
+        expected = [loader.next()[0] for _ in range(4)]
+        loader.restore(state)
+        for batch in expected:
+            assert_same(loader.next()[0], batch)
+
+
+def test_close_gives_back_what_nobody_has_seen():
+    mixture, reference = make_mixture(), make_mixture()
+    for seq_len in (128, 512, 256):  # three stages over one mixture
+        with Loader(mixture, 2, seq_len) as loader:
+            for _ in range(3):
+                batch, state = loader.next()
+                rows = [reference.next_row(seq_len) for _ in range(2)]
+                np.testing.assert_array_equal(batch['tokens'], np.stack([row['tokens'] for row in rows]))
+        assert mixture.state == state == reference.state
+
+
+def test_errors_of_the_thread_arrive_and_stay():
+    loader = Loader(make_mixture([[1, 2, 3]]), 1, 64)
+    for _ in range(2):
+        with pytest.raises(ValueError, match='corpus has 4 tokens, fewer than one sequence of seq_len 64'):
+            loader.next()
+
+
+def test_a_bad_token_is_named_before_it_reaches_a_device():
+    documents = [np.r_[np.arange(200), 300, np.arange(200)]]
+    loader = Loader(Mixture(documents, TOKENIZER), 1, 128, vocab_size=258)
+    loader.next()
+    with pytest.raises(ValueError, match=r'token id 300 in row 0, column 73 is not in 0\.\.257'):
+        loader.next()
+
+
+@pytest.mark.parametrize('bad', [-1, -100, 258, 2**31 - 1])
+def test_check_ids(bad):
+    ids = np.zeros((2, 5), np.int32)
+    check_ids(ids, 258)
+    ids[1, 3] = bad
+    with pytest.raises(ValueError, match=f'token id {bad} in row 1, column 3'):
+        check_ids(ids, 258)
+
+
+def test_arguments_are_checked_at_once():
+    with pytest.raises(ValueError, match='seq_len 100 is not a multiple of'):
+        Loader(make_mixture(), 1, 100, 'zigzag', 8)
+    with pytest.raises(ValueError, match='batch_size 0 must be at least 1'):
+        Loader(make_mixture(), 0, 64)

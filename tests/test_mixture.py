@@ -1,0 +1,131 @@
+import json
+
+import numpy as np
+import pytest
+
+from lct.data import tokenizer as tokenizers
+from lct.data.mixture import KINDS, Mixture
+
+ALL = {'text': 0.5, 'recall': 0.3, 'copy': 0.2}
+TOKENIZER = tokenizers.load('bytes')
+
+
+def make_documents(seed=0, count=25):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, rng.integers(1, 400)).astype(np.int32) for _ in range(count)]
+
+
+def make(weights=None, seed=3, documents=None):
+    return Mixture(make_documents() if documents is None else documents, TOKENIZER, weights, seed)
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize('seq_len', [1, 37, 512])
+def test_every_epoch_has_every_token_once_and_orders_differ(seq_len):
+    documents = make_documents(count=6)
+    mixture = make(documents=documents)
+    full = {tuple(d.tolist()) for d in documents}
+    rows = [mixture.next_row(seq_len) for _ in range(3 * mixture.num_tokens // seq_len + 1)]
+    stream = np.concatenate([row['tokens'] for row in rows])[:3 * mixture.num_tokens]
+    orders = []
+    for epoch in stream.reshape(3, -1):
+        parts = np.split(epoch, np.flatnonzero(epoch == TOKENIZER.bos_id))[1:]
+        parts = [tuple(part[1:].tolist()) for part in parts]
+        assert epoch[0] == TOKENIZER.bos_id and set(parts) == full and len(parts) == len(documents)
+        orders.append(parts)
+    assert orders[0] != orders[1] or orders[1] != orders[2]
+    assert mixture.state['epoch'] >= 2
+
+
+def test_rows_are_well_formed_and_of_every_kind():
+    mixture, seen = make(ALL), set()
+    for r in range(60):
+        seen.add(mixture.kind(r))
+        row = mixture.next_row(700)
+        assert (row['segment_ids'] > 0).all() and row['loss_mask'].max() <= 4 and row['loss_mask'].min() >= 0
+        starts = np.flatnonzero(np.diff(row['segment_ids'], prepend=0))
+        assert (row['positions'][starts] == 0).all()
+        inside = np.setdiff1d(np.arange(700), starts)
+        assert (np.diff(row['positions'])[inside - 1] == 1).all()
+        # The target of a token is the next token of its own segment; the mask is zero where there is none.
+        same = row['segment_ids'][1:] == row['segment_ids'][:-1]
+        np.testing.assert_array_equal(row['targets'][:-1][same], row['tokens'][1:][same])
+        ends = np.flatnonzero(~same)
+        assert (row['loss_mask'][ends] == 0).all()
+    assert seen == set(KINDS)
+
+
+def test_shares_follow_the_weights():
+    mixture = make(ALL)
+    kinds = [mixture.kind(r) for r in range(3000)]
+    for kind, share in ALL.items():
+        assert abs(kinds.count(kind) / 3000 - share) < 0.04
+    mixture.weights = {'copy': 2}
+    assert {mixture.kind(r) for r in range(50)} == {'copy'}
+
+
+def test_resume_at_every_row_across_epochs_and_stages():
+    stages = [128] * 30 + [512] * 20 + [1024] * 15
+    mixture, states, rows = make(ALL), [], []
+    for seq_len in stages:
+        states.append(json.loads(json.dumps(mixture.state)))
+        rows.append(mixture.next_row(seq_len))
+    assert mixture.state['epoch'] > 1 and mixture.state['row'] == len(stages)
+    for k, state in enumerate(states):
+        resumed = make(ALL)
+        resumed.state = state
+        for seq_len, row in list(zip(stages, rows, strict=True))[k:k + 4]:
+            assert_same(resumed.next_row(seq_len), row)
+
+
+def test_text_goes_on_across_a_change_of_length_and_weights():
+    plain, staged = make(), make({'text': 1})
+    expected = np.concatenate([plain.next_row(64)['tokens'] for _ in range(16)])
+    found = [staged.next_row(64)['tokens'] for _ in range(4)]
+    staged.weights = {'copy': 1}
+    staged.next_row(256)
+    staged.weights = {'text': 2}
+    found += [staged.next_row(256)['tokens'] for _ in range(3)]
+    np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
+def test_seeds_give_different_streams():
+    assert (make(seed=1).next_row(500)['tokens'] != make(seed=2).next_row(500)['tokens']).any()
+    assert_same(make(seed=1).next_row(500), make(seed=1).next_row(500))
+
+
+def test_empty_documents_are_no_rows_and_lists_will_do():
+    mixture = make(documents=[[], [1, 2, 3], np.zeros(0, np.int32), [4, 5, 6, 7]])
+    assert mixture.num_tokens == 9
+    assert set(mixture.next_row(9)['tokens'].tolist()) == {1, 2, 3, 4, 5, 6, 7, 256}
+
+
+@pytest.mark.parametrize('state, message', [
+    ({'row': 0}, 'is not {row, epoch, document, offset}'),
+    ({'row': 0, 'epoch': 0, 'document': 25, 'offset': 0}, 'is at document 25 of an epoch of 25'),
+    ({'row': 0, 'epoch': 0, 'document': 0, 'offset': 5000}, 'is at token 5000 of a document'),
+])
+def test_foreign_states_are_refused(state, message):
+    with pytest.raises(ValueError, match=message):
+        make().state = state
+
+
+def test_errors():
+    with pytest.raises(ValueError, match='corpus has 4 tokens, fewer than one sequence of seq_len 8; add'):
+        make(documents=[[1, 2, 3]]).next_row(8)
+    with pytest.raises(ValueError, match='the corpus has no tokens'):
+        make(documents=[[]])
+    with pytest.raises(ValueError, match="mixture weight 'prose' is not one of text, recall, copy"):
+        make({'prose': 1})
+    for weights in ({'text': -1, 'copy': 2}, {'text': 0}, {'text': float('nan')}):
+        with pytest.raises(ValueError, match='must be non-negative with a positive sum'):
+            make(weights)
+    with pytest.raises(ValueError, match='document 1 has token id 4294967297 at 2, outside int32'):
+        make(documents=[[1], np.array([1, 2, 2**32 + 1])])
+    with pytest.raises(ValueError, match='document 0 is float64'):
+        make(documents=[np.ones(3)])

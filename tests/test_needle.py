@@ -1,0 +1,110 @@
+"""Readers whose score is known: one that looks the answer up, a mute one, one that looks at the top only."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from lct import sharding
+from lct.data.tokenizer import BytesTokenizer
+from lct.eval import needle
+from lct.models import llama
+from lct.ops.rope import RopeConfig
+
+TOKENIZER = BytesTokenizer()
+HAYSTACK = np.array(TOKENIZER.encode('the sea was calm and the ship went on, mile after mile. ' * 80), np.int32)
+LENGTHS, DEPTHS, SAMPLES = (256, 512, 1536), (0.0, 0.5, 1.0), 2
+
+
+def reader(memory_of):
+    """A generate that answers from memory_of(prompt text)."""
+    calls = []
+
+    def generate(params, config, prompts, max_new_tokens, *, seq_len, indices, memory, batch_size):
+        assert sorted(indices.tolist()) == list(range(seq_len)) and len(prompts) <= batch_size
+        assert max(map(len, prompts)) + max_new_tokens - 1 <= seq_len
+        calls.append((seq_len, max_new_tokens, batch_size))
+        out = np.zeros((len(prompts), max_new_tokens), np.int32)
+        for row, prompt in zip(out, prompts, strict=True):
+            text = TOKENIZER.decode(prompt)
+            key = re.search(r'number of (\w+ \w+) is\s*$', text)[1]
+            found = re.search(rf'number of {key} is (\d+)', memory_of(text))
+            ids = TOKENIZER.encode(f'{found[1]}.' if found else 'no idea at all')
+            row[:] = (ids + [0] * max_new_tokens)[:max_new_tokens]
+        return out
+
+    generate.calls = calls
+    return generate
+
+
+def scored(generate, **options):
+    return needle.run(None, None, TOKENIZER, HAYSTACK, LENGTHS, DEPTHS, SAMPLES, generate=generate, **options)
+
+
+def test_a_reader_that_looks_the_answer_up_is_always_right():
+    seen = []
+    generate = reader(lambda text: text)
+    result = scored(generate, progress=lambda *args: seen.append(args))
+    assert result.scores.shape == (3, 3) and (result.scores == 1).all()
+    assert needle.cells_right(result) == (9, 9) and needle.cells_right(result, 257, 600) == (3, 3)
+    assert len({call[:2] for call in generate.calls}) == 2  # two buckets, two programs
+    assert seen[-1] == (18, 18, 1536)
+    first = result.records[0]
+    assert first['correct'] and re.fullmatch(r'\w+ \w+', first['key']) and first['got'].startswith(first['answer'])
+    assert result.samples == SAMPLES
+
+
+def test_a_mute_reader_is_never_right():
+    result = scored(reader(lambda text: ''), num_distractors=2)
+    assert (result.scores == 0).all() and needle.cells_right(result) == (0, 9)
+
+
+def test_a_reader_of_the_last_part_is_right_where_it_looks():
+    result = scored(reader(lambda text: text[-len(text) // 3:]))
+    np.testing.assert_array_equal(result.scores, [[0] * 3, [0] * 3, [1] * 3])
+
+
+def test_a_cell_does_not_depend_on_the_rest_of_the_grid():
+    whole = scored(reader(lambda text: text))
+    part = needle.run(None, None, TOKENIZER, HAYSTACK, (512,), DEPTHS, 1, generate=reader(lambda text: text))
+    answers = {(r['length'], r['depth'], r['sample']): r['answer'] for r in whole.records}
+    assert all(answers[r['length'], r['depth'], r['sample']] == r['answer'] for r in part.records)
+
+
+def test_exactly_the_digits_count():
+    assert needle.is_correct(' 482913.', '482913') and needle.is_correct('482913', '482913')
+    assert not needle.is_correct('4829131', '482913') and not needle.is_correct('48291', '482913')
+    assert not needle.is_correct('is 482913', '482913')
+
+
+def test_json_round_trip():
+    result = scored(reader(lambda text: text))
+    again = needle.NeedleResult.from_json(result.to_json())
+    np.testing.assert_array_equal(again.scores, result.scores)
+    assert again.records == result.records and again.lengths == result.lengths and again.depths == result.depths
+
+
+def test_cache_lengths_divide_over_the_ring():
+    assert needle.cache_len(256, 8, 1024) == 1024
+    assert needle.cache_len(8192, 8, 1024) == 8192
+    assert needle.cache_len(3000, 4, 1024) == 3072
+    assert needle.cache_len(100, 8, 100) == 112
+
+
+def test_errors_name_the_remedy():
+    with pytest.raises(ValueError, match='more text or lengths up to'):
+        needle.run(None, None, TOKENIZER, HAYSTACK, (10**6,), DEPTHS, 1)
+    with pytest.raises(ValueError, match='at least one of each'):
+        needle.run(None, None, TOKENIZER, HAYSTACK, (), DEPTHS, 1)
+
+
+def test_a_model_runs_on_a_mesh():
+    config = llama.LlamaConfig(
+        vocab_size=TOKENIZER.vocab_size + -TOKENIZER.vocab_size % 2, embed_dim=16, mlp_dim=32, num_layers=1,
+        num_heads=2, num_kv_heads=2, head_dim=8, rope=RopeConfig(theta=10000.0),
+    )
+    with jax.set_mesh(sharding.make_mesh((2, 1, 2, 1))):
+        params = llama.init(config, jax.random.key(0))
+        result = needle.run(params, config, TOKENIZER, HAYSTACK, (128, 256), (0.0, 1.0), 1)
+    assert result.scores.shape == (2, 2) and len(result.records) == 4

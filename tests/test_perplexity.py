@@ -1,0 +1,69 @@
+"""Windows come from one document each, and the loss of every token is that of the plain forward."""
+
+import contextlib
+
+import jax
+import numpy as np
+import pytest
+
+from lct import sharding
+from lct.eval import perplexity
+from lct.models import llama
+from lct.ops.blockwise_attention import Chunks
+from lct.ops.rope import RopeConfig
+
+CONFIG = llama.LlamaConfig(
+    vocab_size=32, embed_dim=16, mlp_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
+    rope=RopeConfig(theta=10000.0),
+)
+
+
+def test_windows_lie_within_one_document():
+    documents = [np.arange(100, 140), np.arange(200, 210), np.arange(300, 320)]
+    made = perplexity.windows(documents, 15, 200, seed=3)
+    assert made.shape == (200, 16)
+    assert (np.diff(made, axis=1) == 1).all()
+    assert set((made[:, 0] // 100).tolist()) == {1, 3}
+    assert made.max() == 319 and made[:, 0].min() == 100  # the ends of documents are reached
+    np.testing.assert_array_equal(made, perplexity.windows(documents, 15, 200, seed=3))
+    with_bos = perplexity.windows(documents, 20, 50, seed=3, bos_id=7)
+    assert (with_bos[:, 0] == 7).all() and (np.diff(with_bos[:, 1:], axis=1) == 1).all()
+
+
+def test_documents_that_are_too_short_are_refused():
+    with pytest.raises(ValueError, match='the longest has 40; use a seq_len up to 39'):
+        perplexity.windows([np.arange(40)], 50, 1, seed=0)
+    with pytest.raises(ValueError, match='use a seq_len up to 40'):
+        perplexity.windows([np.arange(40)], 50, 1, seed=0, bos_id=7)
+
+
+@pytest.mark.parametrize('degrees', [None, (2, 1, 2, 2)])
+def test_losses_are_those_of_the_forward(degrees):
+    windows = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (3, 33)).astype(np.int32)
+    params = jax.tree.map(np.asarray, llama.init(CONFIG, jax.random.key(1)))
+    logits = llama.logits(params, CONFIG, windows[:, :-1])
+    expected = -np.take_along_axis(
+        np.asarray(jax.nn.log_softmax(logits)), windows[:, 1:, None], axis=-1)[..., 0]
+    seen = []
+    with contextlib.nullcontext() if degrees is None else jax.set_mesh(sharding.make_mesh(degrees)):
+        placed = jax.tree.map(sharding.put, params, llama.specs(CONFIG))
+        got = perplexity.loss_by_position(
+            placed, CONFIG, windows, memory=llama.Memory(chunks=Chunks(8, 8), loss_chunk=8), batch_size=2,
+            progress=lambda *args: seen.append(args),
+        )
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+    assert seen == [(2, 3), (3, 3)]
+
+
+def test_bins_are_means_with_the_error_over_windows():
+    losses = np.arange(2 * 256, dtype=np.float32).reshape(2, 256)
+    made = perplexity.bins(losses)
+    assert made.edges == (0, 64, 128, 256) and made.num_windows == 2
+    np.testing.assert_allclose(made.mean, [31.5 + 128, 95.5 + 128, 191.5 + 128])
+    np.testing.assert_allclose(made.stderr, 128)
+    assert perplexity.doubling_edges(8192)[-3:] == (2048, 4096, 8192)
+    assert perplexity.doubling_edges(100) == (0, 64, 100) and perplexity.doubling_edges(32) == (0, 32)
+    one = perplexity.bins(losses[:1], (0, 128, 256))
+    assert np.isnan(one.stderr).all() and one.to_dict()['stderr'] == [None, None]
+    with pytest.raises(ValueError, match='must increase within 0..256'):
+        perplexity.bins(losses, (0, 512))

@@ -1,0 +1,137 @@
+import re
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from lct.data import tokenizer as tokenizers
+from lct.data.recall import ADJECTIVES, NOUNS, RecallWords, copy_row, is_held_out, needle_prompt, recall_row
+
+STATEMENT = re.compile(r'The secret number of (\w+ \w+) is (\d{6})\.')
+
+
+@pytest.fixture(scope='module')
+def words():
+    return RecallWords(tokenizers.load('bytes'))
+
+
+@pytest.fixture(scope='module')
+def haystack(words):
+    text = 'Call me Ishmael. Some years ago, never mind how long. ' * 400
+    return np.array(words.tokenizer.encode(text), np.int32)
+
+
+def test_words_and_statement(words):
+    assert len(set(ADJECTIVES)) == len(set(NOUNS)) == 64
+    fact = words.fact(np.random.default_rng(0), True)
+    text = f'\nThe secret number of {fact.key} is {fact.value}.\n'
+    assert words.statement(fact) == words.tokenizer.encode(text)
+
+
+def test_parts_join_to_the_text_in_a_trained_vocabulary(tmp_path):
+    tok = tokenizers.train(['some text\n'] * 9, 1200, tmp_path / 'tokenizer.json', ADJECTIVES + NOUNS)
+    words = RecallWords(tok)
+    for seed in range(20):
+        fact = words.fact(np.random.default_rng(seed), False)
+        ids = words.statement(fact)
+        assert ids == tok.encode(tok.decode(ids)) and STATEMENT.search(tok.decode(ids)).groups() == fact[:2]
+        assert len(fact.key_ids) == 2 and len(fact.value_ids) == 3
+
+
+def test_keys_and_values_are_held_out(words):
+    rng = np.random.default_rng(0)
+    training = [words.fact(rng, True) for _ in range(2000)]
+    held = [words.fact(rng, False) for _ in range(2000)]
+    assert not any(is_held_out(text) for fact in training for text in (fact.key, fact.value))
+    assert all(is_held_out(text) for fact in held for text in (fact.key, fact.value))
+    keys = [f'{a} {n}' for a in ADJECTIVES for n in NOUNS]
+    assert 0.1 < np.mean([is_held_out(key) for key in keys]) < 0.15
+
+
+@pytest.mark.parametrize('length', [0, 10, 64, 65, 300, 1000, 5000, 60_000])
+def test_recall_rows_fit_exactly_and_weigh_only_what_can_be_known(words, haystack, length):
+    for seed in range(8):
+        ids, weights = recall_row(np.random.default_rng(seed), words, haystack, length)
+        assert ids.shape == weights.shape == (length,)
+        assert ids.dtype == np.int32 and weights.dtype == np.float32
+        text, seen = words.tokenizer.decode(ids), {}
+        matches = list(STATEMENT.finditer(text))
+        assert len(matches) <= 200
+        for match in matches:
+            key, value = match.groups()
+            assert seen.setdefault(key, value) == value
+            first = [m for m in matches if m[1] == key][0] is match
+            np.testing.assert_array_equal(weights[match.start(2):match.end(2)], 0 if first else 4)
+            assert not is_held_out(key) and not is_held_out(value)
+        outside = np.ones(length, bool)
+        for match in matches:
+            outside[match.start() - 1:match.end() + 1] = False
+        assert (weights[outside] == 1).all()
+
+
+def test_same_seed_same_row(words, haystack):
+    rows = [recall_row(np.random.default_rng(7), words, haystack, 3000) for _ in range(2)]
+    np.testing.assert_array_equal(rows[0][0], rows[1][0])
+    np.testing.assert_array_equal(rows[0][1], rows[1][1])
+
+
+def test_long_rows_reach_far_back_and_are_made_fast(words, haystack):
+    length, distances = 200_000, []
+    for seed in range(20):
+        ids, _ = recall_row(np.random.default_rng(seed), words, haystack, length)
+        last = {}
+        for match in STATEMENT.finditer(words.tokenizer.decode(ids)):
+            if match[1] in last:
+                distances.append(match.start() - last[match[1]])
+            last[match[1]] = match.start()
+    quantiles = np.quantile(distances, [0.1, 0.5, 0.9]) / length
+    assert quantiles[0] < 0.03 and quantiles[1] > 0.03 and quantiles[2] > 0.4, quantiles
+    start = time.perf_counter()
+    assert len(recall_row(np.random.default_rng(0), words, haystack, 2**20)[0]) == 2**20
+    assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize('length', [1, 64, 1000, 100_000])
+def test_copy_rows(haystack, length):
+    for seed in range(5):
+        ids, weights = copy_row(np.random.default_rng(seed), haystack, length)
+        assert ids.shape == weights.shape == (length,) and set(ids.tolist()) <= set(haystack.tolist())
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], (weights == 1).astype(int), [0]])))
+        assert len(edges) // 2 <= 201
+        for start, end in zip(edges[::2], edges[1::2], strict=True):
+            n = start - (edges[np.searchsorted(edges, start) - 1] if start != edges[0] else 0)
+            np.testing.assert_array_equal(ids[start:end], ids[start - n:end - n])
+
+
+@pytest.mark.parametrize('length', [120, 121, 500, 5000])
+@pytest.mark.parametrize('depth', [0, 0.3, 1])
+def test_prompts_fit_to_the_token(words, haystack, length, depth):
+    prompt = needle_prompt(np.random.default_rng(length), words, haystack, length, depth)
+    assert len(prompt.ids) + len(prompt.answer_ids) == length and prompt.ids[0] == words.tokenizer.bos_id
+    text = words.tokenizer.decode(prompt.ids)
+    key, value = STATEMENT.search(text).groups()
+    assert len(STATEMENT.findall(text)) == 1 and value == prompt.answer and is_held_out(key)
+    assert words.tokenizer.decode(prompt.answer_ids) == f' {value}'
+    assert text.endswith(f'\nThe secret number of {key} is')
+    filler = text.rindex('\nThe secret') - (STATEMENT.search(text).end() - STATEMENT.search(text).start() + 2)
+    assert (STATEMENT.search(text).start() - 1) / max(filler, 1) == pytest.approx(prompt.depth)
+    assert abs(prompt.depth - depth) * filler <= 0.5 + 1e-6
+
+
+def test_distractors_share_nothing_with_the_needle(words, haystack):
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        prompt = needle_prompt(rng, words, haystack, 3000, 0.5, training=True, num_distractors=7)
+        found = STATEMENT.findall(words.tokenizer.decode(prompt.ids))
+        assert len(found) == 8 and len(prompt.ids) + len(prompt.answer_ids) == 3000
+        assert set(Counter(k for k, _ in found).values()) == set(Counter(v for _, v in found).values()) == {1}
+        assert not any(is_held_out(text) for pair in found for text in pair)
+
+
+def test_errors(words, haystack):
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match=r'length 20 does not hold .* 2 distractors.*use \d+ or more'):
+        needle_prompt(rng, words, haystack, 20, 0.5, num_distractors=2)
+    with pytest.raises(ValueError, match='depth 50 is not in'):
+        needle_prompt(rng, words, haystack, 500, 50)

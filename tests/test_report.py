@@ -1,0 +1,70 @@
+"""Figures are written with their fixed scale, tables hold the numbers, the card says what was done."""
+
+import numpy as np
+import pytest
+
+from lct.eval import report
+from lct.eval.needle import NeedleResult
+from lct.eval.perplexity import Bins
+
+LENGTHS, DEPTHS = (128, 256, 512, 1024, 2048, 4096, 8192), (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def result_of(scores):
+    records = tuple({'correct': True} for _ in range(scores.size * 4))
+    return NeedleResult(LENGTHS, DEPTHS, scores, records)
+
+
+@pytest.fixture
+def results():
+    before = np.zeros((5, 7))
+    before[:, :3] = 1
+    after = np.ones((5, 7))
+    after[1, 6] = 0.75
+    return result_of(before), result_of(after)
+
+
+@pytest.fixture
+def curves():
+    edges = (0, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+    before = np.array([4.1, 3.8, 3.6, 3.5, 5.5, 7.0, 7.8, 8.1])
+    after = np.array([4.1, 3.8, 3.6, 3.5, 3.42, 3.38, 3.35, 3.33])
+    return {'base': Bins(edges, before, np.full(8, 0.1), 16), 'extended': Bins(edges, after, np.full(8, 0.1), 16)}
+
+
+def test_figures_are_written(results, curves, tmp_path):
+    report.needle_figure(*results, 512, tmp_path / 'needle.png')
+    report.loss_figure(curves, 512, tmp_path / 'loss.png')
+    for name in ('needle.png', 'loss.png'):
+        assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
+        assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_the_terminal_table_holds_the_scores(results):
+    lines = report.needle_table(results[1]).splitlines()
+    assert lines[0].split() == ['depth', '128', '256', '512', '1K', '2K', '4K', '8K']
+    assert lines[3].split() == ['25%', '100', '100', '100', '100', '100', '100', '75']
+    assert lines[-2].split()[0] == 'mean' and lines[-2].split()[-1] == '95'
+    assert lines[-1] == '99.3% of 140 needles found'
+    assert len({len(line) for line in lines[:-1]}) == 1
+
+
+def test_the_card_says_what_was_done(results, curves):
+    stages = [
+        {'length': 2048, 'theta': 4e6, 'rule': 'dynamic NTK', 'steps': 200, 'tokens': 6_553_600},
+        {'length': 8192, 'theta': 32e6, 'rule': 'dynamic NTK', 'steps': 100, 'tokens': 6_553_600},
+    ]
+    card = report.model_card(
+        name='small-8K', base_model='some/small', native=512, stages=stages, data='Speeches until 1990.',
+        command='python -m lct something', needle=dict(zip(('base', 'extended'), results, strict=True)),
+        losses=curves, license='llama3', figures=[('needle.png', 'needle')],
+    )
+    assert card.startswith('---\nbase_model: some/small\n')
+    assert 'license: llama3' in card and '13,107,200 tokens' in card and '**8K tokens**' in card
+    assert '| 8,192 | 32,000,000 | dynamic NTK | 100 | 6,553,600 |' in card
+    assert '| extended | 100 | 100 | 100 | 100 | 100 | 100 | 95 |' in card
+    assert '| base | 4.100 |' in card and '4K to 8K' in card and '![needle](needle.png)' in card
+
+
+def test_lengths_are_written_short():
+    assert [report.short(x) for x in (128, 1024, 1536, 8192, 2**20)] == ['128', '1K', '1.5K', '8K', '1M']

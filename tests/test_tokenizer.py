@@ -1,0 +1,119 @@
+import base64
+import json
+import re
+
+import pytest
+
+from lct.data import tokenizer as tokenizers
+
+TEXTS = ['', 'Hello world!', "it's 12345.\n\n  def f(x):\n\treturn x", 'naïve 北京 🙂 \x00',
+         '<|end_of_text|> </s>']
+WORDS = ('amber', 'falcon', 'zyzzyva')
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp('trained') / 'tokenizer.json'
+    return tokenizers.train(['the cat sat on the mat, the end\n'] * 50, 600, path, WORDS), path
+
+
+@pytest.fixture(scope='module')
+def tiktoken_path(tmp_path_factory):
+    tokens = [bytes([i]) for i in range(256)] + [b' w', b'or', b' wor', b'  ']
+    path = tmp_path_factory.mktemp('meta') / 'tokenizer.model'
+    path.write_bytes(b''.join(base64.b64encode(t) + f' {i}\n'.encode() for i, t in enumerate(tokens)))
+    return path
+
+
+def test_all_kinds_round_trip_without_specials(trained, tiktoken_path):
+    for tok in (tokenizers.load('bytes'), trained[0], tokenizers.load(tiktoken_path)):
+        for text in TEXTS:
+            ids = tok.encode(text)
+            assert tok.decode(ids) == text
+            assert tok.bos_id not in ids and tok.eos_id not in ids  # even where the text spells one
+            assert tok.decode([tok.bos_id, *ids, tok.eos_id]) == text
+            assert all(0 <= i < tok.vocab_size for i in [*ids, tok.bos_id, tok.eos_id])
+        assert tok.encode_batch(TEXTS) == [tok.encode(text) for text in TEXTS]
+
+
+def test_training_makes_words_and_pairs_of_digits_single_tokens(trained):
+    tok, _ = trained
+    assert all(len(tok.encode(f' {word}')) == 1 for word in WORDS)
+    assert [tok.decode([i]) for i in tok.encode('482913')] == ['48', '29', '13']
+    assert tok.vocab_size <= 600
+
+
+def test_training_without_room_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='vocab_size 300 has no room for .* use a larger one'):
+        tokenizers.train(['text'], 300, tmp_path / 'tokenizer.json', WORDS)
+
+
+def test_training_is_deterministic_and_the_fingerprint_follows_the_definition(trained, tmp_path):
+    tok, path = trained
+    same = tokenizers.train(['the cat sat on the mat, the end\n'] * 50, 600, tmp_path / 'a.json', WORDS)
+    assert same.fingerprint == tok.fingerprint and len(tok.fingerprint) == 64
+    (tmp_path / 'spaced.json').write_text(json.dumps(json.loads(path.read_text()), indent=7))
+    assert tokenizers.load(tmp_path / 'spaced.json').fingerprint == tok.fingerprint
+    other = tokenizers.train(['another text altogether\n'] * 50, 600, tmp_path / 'b.json', WORDS)
+    assert len({tok.fingerprint, other.fingerprint, tokenizers.load('bytes').fingerprint}) == 3
+
+
+def test_specials_come_from_the_files_beside_the_tokenizer(trained, tmp_path):
+    (tmp_path / 'tokenizer.json').write_bytes(trained[1].read_bytes())
+    assert (tokenizers.load(tmp_path).bos_id, tokenizers.load(tmp_path).eos_id) == (0, 1)
+    config = {'bos_token': None, 'eos_token': {'content': '<|begin_of_text|>'}}
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config))
+    assert (tokenizers.load(tmp_path).bos_id, tokenizers.load(tmp_path).eos_id) == (None, 0)
+    (tmp_path / 'tokenizer_config.json').write_text('{}')
+    (tmp_path / 'config.json').write_text('{"bos_token_id": 5, "eos_token_id": [6, 7]}')
+    assert (tokenizers.load(tmp_path).bos_id, tokenizers.load(tmp_path).eos_id) == (5, 6)
+    (tmp_path / 'tokenizer_config.json').write_text('{"bos_token": "<none>"}')
+    with pytest.raises(ValueError, match="names bos_token '<none>', which tokenizer.json does not have"):
+        tokenizers.load(tmp_path)
+
+
+def test_truncation_in_the_file_is_ignored(trained, tmp_path):
+    definition = json.loads(trained[1].read_text())
+    definition['truncation'] = {'direction': 'Right', 'max_length': 3, 'strategy': 'LongestFirst',
+                                'stride': 0}
+    (tmp_path / 'tokenizer.json').write_text(json.dumps(definition))
+    text = 'one two three four five six'
+    assert tokenizers.load(tmp_path).encode(text) == trained[0].encode(text)
+
+
+def test_tiktoken_layout_of_ids(tiktoken_path):
+    tok = tokenizers.load(tiktoken_path.parent)
+    assert (tok.vocab_size, tok.bos_id, tok.eos_id) == (260 + 256, 260, 261)
+    assert tok.encode(' wor') == [258]
+
+
+@pytest.mark.parametrize('text', ['x' * 60_001, ' ' * 60_001, 'ab ' * 5,
+                                  'a' * 24_999 + ' ' * 25_001 + 'b' * 25_000])
+def test_long_runs_are_cut_and_nothing_is_lost(text):
+    parts = list(tokenizers._tiktoken_parts(text, max_part=70_000))
+    assert ''.join(parts) == text
+    assert all(len(part) <= 70_000 for part in parts)
+    assert all(len(run) <= 25_000 for part in parts for run in re.findall(r'\s+|\S+', part))
+
+
+def test_errors_say_what_to_do(tmp_path, trained):
+    with pytest.raises(FileNotFoundError, match='does not exist; give a tokenizer.json'):
+        tokenizers.load(tmp_path / 'nowhere')
+    with pytest.raises(FileNotFoundError, match='holds neither tokenizer.json nor tokenizer.model'):
+        tokenizers.load(tmp_path)
+    (tmp_path / 'tokenizer.model').write_bytes(b'\n\x0esentencepiece')
+    with pytest.raises(ValueError, match="line 1 is not 'base64 rank'.*use the tokenizer.json"):
+        tokenizers.load(tmp_path / 'tokenizer.model')
+    (tmp_path / 'tokenizer.model').write_bytes(b'QQ== 0\nQg== 2\n')
+    with pytest.raises(ValueError, match=r'ranks are not 0\.\.1'):
+        tokenizers.load(tmp_path / 'tokenizer.model')
+    (tmp_path / 'tokenizer.json').write_text('{')
+    with pytest.raises(ValueError, match='is not valid JSON'):
+        tokenizers.load(tmp_path)
+
+
+def test_check_vocab():
+    tok = tokenizers.load('bytes')
+    tokenizers.check_vocab(tok, 258)
+    with pytest.raises(ValueError, match='tokenizer has 258 ids but the model has vocab_size 257'):
+        tokenizers.check_vocab(tok, 257)
