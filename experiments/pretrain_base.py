@@ -5,6 +5,7 @@
 Text: the standard library of the Python that runs this. Recall data: the generators of lct.data.recall.
 """
 
+import json
 import pathlib
 
 import setup_run
@@ -24,13 +25,17 @@ def run():
     from lct.weights import llama_hf
 
     workdir = pathlib.Path(args.workdir)
-    claim(workdir, config.to_dict())
+    claim(workdir, setup_run.plain(config))
     training, _ = documents.split(documents.read(config.corpus, config.corpus_bytes), config.held_out)
     texts = [document.text for document in training]
     folder = workdir / 'tokenizer'
     if not (folder / 'tokenizer.json').exists():
         tokenizer.train(texts, config.model.vocab_size, folder / 'tokenizer.json',
                         recall.ADJECTIVES + recall.NOUNS)
+        (folder / 'tokenizer_config.json').write_text(json.dumps({
+            'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': tokenizer.BOS_NAMES[0],
+            'eos_token': tokenizer.EOS_NAMES[0], 'model_max_length': config.model.max_position_embeddings,
+        }, indent=2))
     words = tokenizer.load(folder)
     mixture = Mixture(words.encode_batch(texts), words, seed=config.seed)
 

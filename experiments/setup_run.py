@@ -61,6 +61,23 @@ def set_field(config, override):
         node[last] = text
 
 
+def model_folder(name):
+    """The folder of a checkpoint: the user's own, or one that the project ships beside this file."""
+    if not name:
+        raise ValueError('config.model_folder is empty; add --set model_folder=PATH of a Hugging Face Llama folder')
+    path = pathlib.Path(name)
+    return path if path.exists() or not (HERE / name).exists() else HERE / name
+
+
+def plain(config):
+    """The config as dicts, lists and values, for JSON."""
+    if isinstance(config, (list, tuple)):
+        return [plain(value) for value in config]
+    if hasattr(config, 'items'):
+        return {key: plain(value) for key, value in config.items()}
+    return config
+
+
 def devices(config):
     """Give a machine without accelerators as many virtual CPU devices as the largest mesh needs. Must run
     before jax computes anything."""
@@ -81,13 +98,15 @@ def run_of(config):
 
     def stage(fields):
         fields = fields.to_dict()
+        fields.pop('published', None)  # a recipe's figures that are results, not settings
         memory = fields.pop('memory')
         chunks = Chunks(memory.pop('query_chunk'), memory.pop('key_chunk'))
         return Stage(**{**fields, 'mesh': tuple(fields['mesh']), 'mixture': tuple(fields['mixture'].items()),
                         'memory': Memory(chunks=chunks, **memory)})
 
     return Run(stages=tuple(stage(s) for s in config.stages), optimizer=OptimizerConfig(**config.optimizer),
-               checkpoint_every=config.checkpoint_every)
+               checkpoint_every=config.checkpoint_every,
+               param_dtype=config.get('param_dtype', 'float32'))
 
 
 def main(function):

@@ -25,7 +25,9 @@ ACTIVATION_RULES = {
     'F': 'tensor',
     'V': 'tensor',
 }
-WEIGHT_RULES = {'D': 'fsdp', 'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
+# A ring holds one copy of the weights between its devices, as ZeRO-3 does: at a million tokens a replica per
+# device would leave no room for the activations.
+WEIGHT_RULES = {'D': ('fsdp', 'sequence'), 'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
 
 
 def spec(letters):
@@ -42,7 +44,7 @@ def weight_spec(letters):
 
 
 def gathered_spec(letters):
-    """PartitionSpec of a parameter in use: gathered over fsdp, still split over tensor."""
+    """PartitionSpec of a parameter in use: gathered over fsdp and sequence, still split over tensor."""
     return P(*(None if letter == 'D' else WEIGHT_RULES.get(letter) for letter in letters))
 
 
@@ -94,7 +96,7 @@ def put(x, partition):
 def einsum(equation, x, w):
     """einsum of an activation with a weight, in the letters of the package.
 
-    The weight is gathered over fsdp where it is used (its gradient is scattered back by autodiff),
+    The weight is gathered where it is used (its gradient is scattered back by autodiff),
     the result gets the activation sharding its letters say, and sums run in float32.
     """
     inputs, out = equation.split('->')

@@ -99,7 +99,7 @@ def test_a_mesh_larger_than_the_devices_is_refused():
 
 
 def test_weights_that_do_not_divide_over_the_mesh_are_refused():
-    with pytest.raises(ValueError, match='num_kv_heads 2 is not a multiple of the tensor axis 4'):
+    with pytest.raises(ValueError, match='num_kv_heads 2 is not a multiple of the mesh degree tensor = 4'):
         llama.check_mesh(tiny.CONFIG, (1, 1, 1, 4))
 
 

@@ -80,15 +80,19 @@ class Mixture:
 
     def next_row(self, seq_len):
         """-> the next row of seq_len tokens (a dict of [T] arrays, see packing) and moves the state on."""
-        if self.num_tokens < seq_len:
-            raise ValueError(f'the corpus has {self.num_tokens} tokens, fewer than one sequence of seq_len '
-                             f'{seq_len}; add documents or use a shorter sequence')
+        self.check_length(seq_len)
         rng = self._rng(self._state['row'])
         kind = self._kind(rng)
         make = {'text': self._text_row, 'recall': self._recall_row, 'copy': self._copy_row}[kind]
         pieces = make(rng, seq_len)
         self._state['row'] += 1
         return pack(pieces, seq_len)
+
+    def check_length(self, seq_len):
+        """Refuses a corpus shorter than one sequence."""
+        if self.num_tokens < seq_len:
+            raise ValueError(f'the corpus has {self.num_tokens} tokens, fewer than one sequence of seq_len '
+                             f'{seq_len}; add documents or use a shorter sequence')
 
     def _rng(self, row):
         return np.random.default_rng((self.seed, 0, row))

@@ -5,6 +5,7 @@ Every window is one stretch of one held-out document, so all positions are avera
 
 import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
@@ -31,6 +32,16 @@ class Bins:
         error = [None if np.isnan(x) else float(x) for x in self.stderr]
         return {'edges': list(self.edges), 'mean': self.mean.tolist(), 'stderr': error,
                 'num_windows': self.num_windows}
+
+    def to_json(self):
+        """JSON text; from_json reads it back."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text):
+        fields = json.loads(text)
+        error = np.array([np.nan if x is None else x for x in fields['stderr']])
+        return cls(tuple(fields['edges']), np.array(fields['mean']), error, fields['num_windows'])
 
 
 def windows(documents, seq_len, count, seed, bos_id=None):

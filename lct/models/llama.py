@@ -181,16 +181,16 @@ def num_params(config):
 
 def check_mesh(config, degrees):
     """Raise ValueError if the weights do not divide over the mesh degrees (data, fsdp, sequence, tensor)."""
-    _, fsdp, _, tensor = degrees
+    _, fsdp, sequence, tensor = degrees
     for name, axis, degree in (
-        ('embed_dim', 'fsdp', fsdp), ('num_heads', 'tensor', tensor), ('num_kv_heads', 'tensor', tensor),
-        ('mlp_dim', 'tensor', tensor), ('vocab_size', 'tensor', tensor),
+        ('embed_dim', 'fsdp * sequence', fsdp * sequence), ('num_heads', 'tensor', tensor),
+        ('num_kv_heads', 'tensor', tensor), ('mlp_dim', 'tensor', tensor), ('vocab_size', 'tensor', tensor),
     ):
         value = getattr(config, name)
         if value % degree:
             raise ValueError(
-                f'{name} {value} is not a multiple of the {axis} axis {degree}; '
-                f'use a degree of {axis} that divides {value}'
+                f'{name} {value} is not a multiple of the mesh degree {axis} = {degree}, over which it is split; '
+                'choose degrees that divide it'
             )
 
 
@@ -222,8 +222,8 @@ def embed_tokens(embed, tokens):
     """tokens [B, T] int32 -> [B, T, D]."""
     if sharding.current_mesh() is None:
         return embed[tokens]
-    # A table split over V would make XLA rematerialise it in full; the rows of one stage's vocabulary
-    # are small next to the activations they index.
+    # Said aloud, or XLA falls back to 'involuntary full rematerialization'. The table is small next to the
+    # activations that it fills.
     embed = jax.reshard(embed, P(None, None))
     return embed.at[tokens].get(out_sharding=sharding.spec('BTD'))
 

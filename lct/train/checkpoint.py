@@ -70,7 +70,7 @@ def claim(workdir, config):
       ValueError: if workdir holds a run of another config.
     """
     path = pathlib.Path(workdir) / 'config.json'
-    text = json.dumps(config, indent=2, sort_keys=True, default=str)
+    text = json.dumps(config, indent=2, sort_keys=True)
     if path.exists():
         if path.read_text() != text:
             raise ValueError(

@@ -59,6 +59,12 @@ def stop_requests():
             signal.signal(number, handler)
 
 
+def check(asked):
+    """Raise Interrupted if a stop was asked for, where nothing is left to save."""
+    if asked:
+        raise Interrupted(f'{asked[0]}: stopped; what is finished is kept, run the same command to continue')
+
+
 def train(run, config, params, mixture, workdir, asked=(), on_stage_end=None):
     """Train through all stages, continuing from the newest checkpoint under workdir if there is one.
 

@@ -58,7 +58,7 @@ def clock(seconds):
 class Metrics:
     """Writes metrics.jsonl and TensorBoard events under a folder, and progress lines on stdout."""
 
-    def __init__(self, folder, first_step, line_every_s=5.0):
+    def __init__(self, folder, first_step, line_every_s=3.0):
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._events = tensorboardX.SummaryWriter(str(folder), purge_step=first_step + 1)

@@ -45,7 +45,7 @@ class Stage:
             factor = '2 * ring_size' if self.layout == 'zigzag' else 'ring_size'
             raise ValueError(
                 f'stage {self.name}: seq_len {self.seq_len} is not a multiple of {factor} = {pieces} for layout '
-                f'{self.layout}; use {max(1, round(self.seq_len / pieces)) * pieces}'
+                f'{self.layout}; use {-(-max(self.seq_len, 1) // pieces) * pieces}'
             )
         if self.seq_len % (ring * self.memory.ffn_chunks):
             raise ValueError(
@@ -66,13 +66,17 @@ class Stage:
 
 
 def theta_of(stage, theta, seq_len, base, head_dim):
-    """RoPE theta of a stage after a model of (theta, seq_len); base is the (theta, length) of the start."""
+    """RoPE theta of a stage after a model of (theta, seq_len); base is the (theta, length) of the start.
+
+    A theta from a rule is rounded down to a whole number, as the published ones were from stage to stage.
+    """
     if stage.theta == 'keep':
         return theta
     if stage.theta == 'dynamic_ntk':
-        return rope.dynamic_ntk_theta(theta, seq_len, stage.seq_len, alpha=stage.alpha, head_dim=head_dim)
+        theta = rope.dynamic_ntk_theta(theta, seq_len, stage.seq_len, alpha=stage.alpha, head_dim=head_dim)
+        return float(math.floor(theta))
     if stage.theta == 'critical_base':
-        return rope.critical_base(base[0], base[1], stage.seq_len)
+        return float(math.floor(rope.critical_base(base[0], base[1], stage.seq_len)))
     if isinstance(stage.theta, (int, float)) and stage.theta > 1 and math.isfinite(stage.theta):
         return float(stage.theta)
     raise ValueError(

@@ -43,7 +43,7 @@ def train_step(state, batch, tables, config, memory, tx):
     """state, batch -> state, metrics. A step whose loss or gradient is not finite changes nothing but the
     counters: a guard with `where`, so that no NaN can reach the optimizer's moments."""
     loss, grads = loss_and_grads(state.params, config, batch, tables, memory)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -108,6 +108,12 @@ def their_shapes(config):
 # ---------------------------------------------------------------------------------------------------
 
 
+def read_config(folder):
+    """LlamaConfig of a folder, without a look at its weights."""
+    path = os.path.join(os.fspath(folder), 'config.json')
+    return config_from_json(safetensors_files.read_json(path), path)
+
+
 def load(folder, dtype=None):
     """(LlamaConfig, Params) of a Hugging Face folder, sharded on the current mesh.
 
@@ -119,8 +125,7 @@ def load(folder, dtype=None):
         dtype, not finite or not understood.
     """
     folder = os.fspath(folder)
-    config_path = os.path.join(folder, 'config.json')
-    config = config_from_json(safetensors_files.read_json(config_path), config_path)
+    config = read_config(folder)
     mesh = jax.sharding.get_mesh()
     if not mesh.empty:
         llama.check_mesh(config, [mesh.shape[name] for name in sharding.AXES])

@@ -1,0 +1,41 @@
+"""The main job: 512 to 8,192 tokens on a ring of eight virtual devices, in minutes on two cores.
+
+    python experiments/extend.py --config experiments/configs/laptop.py --workdir runs/laptop
+
+The shipped base model, two stages: dynamic NTK with alpha 4 to 2,048, then the critical base to 8,192. The
+model's theta stands to 512 tokens as Llama-3's 500,000 stands to 8,192, so the second stage ends at Llama-3's
+own theta and length.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.name = 'lct-base-8k'
+    config.model_folder = 'base'  # relative to experiments/; any Hugging Face Llama folder
+    config.license = 'apache-2.0'
+    config.seed = 1
+    config.corpus = 'embedded'  # the standard library of this Python; or a folder, glob, JSONL, text file
+    config.corpus_bytes = 12_000_000
+    config.held_out = 0.1
+    config.optimizer = ConfigDict({'b2': 0.98, 'weight_decay': 0.01})
+    config.checkpoint_every = 10
+
+    def stage(name, seq_len, batch_size, num_steps, learning_rate, theta):
+        return ConfigDict({
+            'name': name, 'seq_len': seq_len, 'batch_size': batch_size, 'accumulation': 1, 'num_steps': num_steps,
+            'learning_rate': learning_rate, 'warmup_steps': 5, 'final_fraction': 0.1, 'theta': theta, 'alpha': 4.0,
+            'mesh': (1, 1, 8, 1), 'layout': 'zigzag', 'mixture': {'text': 0.4, 'recall': 0.6},
+            'memory': {'remat': 'none', 'query_chunk': 128, 'key_chunk': 256, 'ffn_chunks': 4, 'loss_chunk': 256},
+        })
+
+    config.stages = (
+        stage('2K', 2048, 4, 80, 1e-3, 'dynamic_ntk'),
+        stage('8K', 8192, 1, 40, 1e-3, 'critical_base'),
+    )
+    config.needle = ConfigDict({
+        'lengths': (128, 256, 384, 512, 1024, 2048, 4096, 8192), 'depths': (0.0, 0.25, 0.5, 0.75, 1.0), 'samples': 2,
+    })
+    config.loss = ConfigDict({'seq_len': 8192, 'windows': 16})
+    return config

@@ -1,0 +1,21 @@
+"""The main job in miniature, to see that everything runs: two short stages, a small grid. Under a minute.
+
+    python experiments/extend.py --config experiments/configs/smoke.py --workdir runs/smoke
+"""
+
+import importlib.util
+import pathlib
+
+
+def get_config():
+    path = pathlib.Path(__file__).with_name('laptop.py')
+    spec = importlib.util.spec_from_file_location('laptop', path)
+    laptop = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(laptop)
+    config = laptop.get_config()
+    config.corpus_bytes = 2_000_000
+    for stage, seq_len in zip(config.stages, (512, 1024)):
+        stage.name, stage.seq_len, stage.batch_size, stage.num_steps = f'{seq_len}', seq_len, 1, 3
+    config.needle.lengths, config.needle.depths, config.needle.samples = (256, 1024), (0.0, 0.5, 1.0), 1
+    config.loss.seq_len, config.loss.windows = 1024, 4
+    return config

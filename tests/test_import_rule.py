@@ -1,0 +1,120 @@
+"""The house rule over the syntax tree: who may import whom, and which libraries stop where."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'lct').rglob('*.py'))
+MAX_LINES = 400
+
+# What a module of the package may import from the package, besides its own folder.
+BELOW = ('ops', 'models', 'data', 'sharding')
+MAY_IMPORT = {
+    'sharding': (),
+    'data': (),
+    'ops': (),
+    'models': ('ops', 'sharding'),
+    'weights': BELOW,
+    'train': BELOW,
+    'eval': BELOW,
+    'plan': BELOW,
+}
+# Libraries with one home: only files whose path starts like this import them.
+HOMES = {
+    'ml_collections': 'lct/train/loop.py',
+    'optax': 'lct/train/',
+    'orbax': 'lct/train/',
+    'tensorboardX': 'lct/train/',
+}
+NOT_IN_DATA = ('jax', 'jaxlib', 'flax')  # the data folder is numpy alone
+
+
+def imported(source):
+    """(line, dotted name) of every import of a source, inside functions too; a name taken from a module is
+    part of it. Relative imports start with a dot."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            module = '.' * node.level + (node.module or '')
+            for alias in node.names:
+                yield node.lineno, f'{module}.{alias.name}'
+
+
+def unit(path):
+    """'ops' of lct/ops/rope.py, 'sharding' of lct/sharding.py, '__init__' of lct/__init__.py."""
+    return path.split('/')[1].removesuffix('.py')
+
+
+def violations(path, source):
+    """What a source at path (lct/...) imports against the rule, one sentence each."""
+    own = unit(path)
+    allowed = {own, *MAY_IMPORT.get(own, ())}
+    out = []
+    if own not in MAY_IMPORT and own != '__init__':
+        out.append(f'{path}: {own} has no level; add it to MAY_IMPORT')
+    for line, name in imported(source):
+        top, *rest = name.split('.')
+        place = f'{path}:{line}'
+        if name.startswith('.'):
+            out.append(f'{place}: relative import {name}; write it from lct')
+        elif top == 'lct':
+            if not rest or rest[0] not in allowed:
+                out.append(f'{place}: {own} imports {name}; it may import {", ".join(sorted(allowed))}')
+        elif top in HOMES and not path.startswith(HOMES[top]):
+            out.append(f'{place}: {top} stays in {HOMES[top]}')
+        elif own == 'data' and top in NOT_IN_DATA:
+            out.append(f'{place}: data imports {top}')
+    return out
+
+
+@pytest.mark.parametrize('path', FILES)
+def test_imports_only_from_its_own_folder_and_below(path):
+    assert violations(path, (ROOT / path).read_text()) == []
+
+
+@pytest.mark.parametrize('path', FILES)
+def test_no_file_is_too_long(path):
+    lines = len((ROOT / path).read_text().splitlines())
+    assert lines <= MAX_LINES, f'{path} has {lines} lines; make it two files'
+
+
+def test_the_files_were_found():
+    assert {unit(path) for path in FILES} >= {'sharding', 'ops', 'models', 'data', 'weights', 'train', 'eval'}
+
+
+@pytest.mark.parametrize(('path', 'source'), [
+    ('lct/ops/a.py', 'from lct.models import llama'),
+    ('lct/ops/a.py', 'from lct import sharding'),
+    ('lct/models/a.py', 'import lct.train.loop'),
+    ('lct/models/a.py', 'from lct.data.layout import permutation'),
+    ('lct/eval/a.py', 'def later():\n    from lct.train import loop'),
+    ('lct/train/a.py', 'from lct.weights.llama_hf import load'),
+    ('lct/weights/a.py', 'from lct import eval as evaluations'),
+    ('lct/plan/a.py', 'from lct import *'),
+    ('lct/sharding.py', 'import lct.ops.rope'),
+    ('lct/__init__.py', 'from lct.models import llama'),
+    ('lct/data/a.py', 'import jax.numpy as jnp'),
+    ('lct/data/a.py', 'from flax import struct'),
+    ('lct/models/a.py', 'import optax'),
+    ('lct/eval/a.py', 'from orbax import checkpoint'),
+    ('lct/eval/a.py', 'from tensorboardX import SummaryWriter'),
+    ('lct/train/stages.py', 'from ml_collections import ConfigDict'),
+    ('lct/train/a.py', 'from . import loop'),
+    ('lct/extra/a.py', 'import math'),
+])
+def test_a_violation_is_caught(path, source):
+    assert len(violations(path, source)) == 1
+
+
+@pytest.mark.parametrize(('path', 'source'), [
+    ('lct/ops/a.py', 'import jax\nfrom lct.ops import rope\nfrom lct.ops.masks import visible'),
+    ('lct/models/a.py', 'from lct import sharding\nfrom lct.ops import rope\nfrom lct.models import llama'),
+    ('lct/train/loop.py', 'import optax, orbax.checkpoint, ml_collections\nfrom lct.data import loader'),
+    ('lct/data/a.py', 'import numpy as np\nfrom lct.data import layout'),
+])
+def test_what_is_allowed_passes(path, source):
+    assert violations(path, source) == []

@@ -1,0 +1,65 @@
+"""Train a tiny model through two stages and print a hash of every bit of the result.
+
+    python tests/tiny_training.py WORKDIR
+"""
+
+import hashlib
+import os
+import sys
+
+os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
+
+import jax
+import numpy as np
+import tiny
+
+from lct.data.mixture import Mixture
+from lct.data.tokenizer import load
+from lct.models import llama
+from lct.train import loop
+from lct.train.optimizer import OptimizerConfig
+from lct.train.stages import Stage
+
+CONFIG = llama.dataclasses.replace(tiny.CONFIG, vocab_size=258)
+
+
+def stage(name, seq_len, mesh, **more):
+    return Stage(name=name, seq_len=seq_len, num_steps=6, batch_size=2, learning_rate=1e-3, warmup_steps=2,
+                 mesh=mesh, memory=tiny.MEMORY, **more)
+
+
+def run():
+    return loop.Run(
+        stages=(stage('short', 64, (1, 1, 2, 1)), stage('long', 128, (2, 1, 2, 1), theta='dynamic_ntk')),
+        optimizer=OptimizerConfig(weight_decay=0.01), checkpoint_every=4,
+    )
+
+
+def mixture(seed=0):
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(0, 256, int(n)).astype(np.int32) for n in rng.integers(20, 400, 30)]
+    return Mixture(documents, load('bytes'), seed=seed)
+
+
+def digest(tree):
+    """sha256 over the bits of all leaves."""
+    total = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        total.update(np.ascontiguousarray(leaf).tobytes())
+    return total.hexdigest()
+
+
+def main(workdir):
+    with loop.stop_requests() as asked:
+        try:
+            _, params, _ = loop.train(
+                run(), CONFIG, lambda: llama.init(CONFIG, jax.random.key(0)), mixture(), workdir, asked
+            )
+        except loop.Interrupted as stop:
+            print(stop)
+            sys.exit(130)
+    print('weights', digest(jax.device_get(params)))
+
+
+if __name__ == '__main__':
+    main(sys.argv[1])
