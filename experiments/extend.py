@@ -41,11 +41,14 @@ def run():
     mesh = sharding.make_mesh(last.mesh)
     folder = setup_run.model_folder(config.model_folder)
     base_config = llama_hf.read_config(folder)
+    llama_hf.check(folder)
     words = tokenizer.load(folder)
     tokenizer.check_vocab(words, base_config.vocab_size)
     plan = stages.configs(run_config.stages, base_config)
-    claim(workdir, setup_run.plain(config))
-    llama_hf.check_writable(workdir / 'model', 8 * llama.num_params(base_config), overwrite=True)
+    lock = claim(workdir, setup_run.plain(config))  # noqa: F841  held while the process lives
+    # float32 weights and two moments in each checkpoint, one more than are kept; then the model itself
+    nbytes = (12 * (run_config.keep_checkpoints + 1) + 4) * llama.num_params(base_config)
+    llama_hf.check_writable(workdir / 'model', nbytes, overwrite=True)
     training, held_out = documents.split(documents.read(config.corpus, config.corpus_bytes), config.held_out)
     mixture = Mixture(words.encode_batch([d.text for d in training]), words, seed=config.seed)
     mixture.check_length(max(stage.seq_len for stage in run_config.stages))

@@ -25,7 +25,7 @@ def run():
     from lct.weights import llama_hf
 
     workdir = pathlib.Path(args.workdir)
-    claim(workdir, setup_run.plain(config))
+    lock = claim(workdir, setup_run.plain(config))  # noqa: F841  held while the process lives
     training, _ = documents.split(documents.read(config.corpus, config.corpus_bytes), config.held_out)
     texts = [document.text for document in training]
     folder = workdir / 'tokenizer'

@@ -23,7 +23,9 @@ def parse(description, default_config, default_workdir):
     for override in args.set:
         set_field(config, override)
     if args.mesh:
-        mesh = tuple(int(d) for d in args.mesh.split(','))
+        mesh = tuple(int(d) if d.strip().isdigit() else 0 for d in args.mesh.split(','))
+        if len(mesh) != 4 or min(mesh) < 1:
+            raise ValueError(f'--mesh {args.mesh} must be four degrees data,fsdp,sequence,tensor, such as 1,1,8,1')
         for stage in config.stages:
             stage.mesh = mesh
     return config, args

@@ -28,8 +28,8 @@ def reader(memory_of):
         out = np.zeros((len(prompts), max_new_tokens), np.int32)
         for row, prompt in zip(out, prompts, strict=True):
             text = TOKENIZER.decode(prompt)
-            key = re.search(r'number of (\w+ \w+) is\s*$', text)[1]
-            found = re.search(rf'number of {key} is (\d+)', memory_of(text))
+            key = re.search(r'code: (\w+ \w+)\s*$', text)[1]
+            found = re.search(rf'code: {key} (\d+)', memory_of(text))
             ids = TOKENIZER.encode(f'{found[1]}.' if found else 'no idea at all')
             row[:] = (ids + [0] * max_new_tokens)[:max_new_tokens]
         return out

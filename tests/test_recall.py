@@ -1,14 +1,22 @@
 import re
-import time
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from lct.data import tokenizer as tokenizers
-from lct.data.recall import ADJECTIVES, NOUNS, RecallWords, copy_row, is_held_out, needle_prompt, recall_row
+from lct.data.recall import (
+    ADJECTIVES,
+    NOUNS,
+    RecallWords,
+    copy_row,
+    exam_row,
+    is_held_out,
+    needle_prompt,
+    recall_row,
+)
 
-STATEMENT = re.compile(r'The secret number of (\w+ \w+) is (\d{6})\.')
+STATEMENT = re.compile(r'The secret code: (\w+ \w+) (\d{6})\.')
 
 
 @pytest.fixture(scope='module')
@@ -25,7 +33,7 @@ def haystack(words):
 def test_words_and_statement(words):
     assert len(set(ADJECTIVES)) == len(set(NOUNS)) == 64
     fact = words.fact(np.random.default_rng(0), True)
-    text = f'\nThe secret number of {fact.key} is {fact.value}.\n'
+    text = f'\nThe secret code: {fact.key} {fact.value}.\n'
     assert words.statement(fact) == words.tokenizer.encode(text)
 
 
@@ -76,7 +84,7 @@ def test_same_seed_same_row(words, haystack):
     np.testing.assert_array_equal(rows[0][1], rows[1][1])
 
 
-def test_long_rows_reach_far_back_and_are_made_fast(words, haystack):
+def test_long_rows_reach_far_back(words, haystack):
     length, distances = 200_000, []
     for seed in range(20):
         ids, _ = recall_row(np.random.default_rng(seed), words, haystack, length)
@@ -86,10 +94,24 @@ def test_long_rows_reach_far_back_and_are_made_fast(words, haystack):
                 distances.append(match.start() - last[match[1]])
             last[match[1]] = match.start()
     quantiles = np.quantile(distances, [0.1, 0.5, 0.9]) / length
-    assert quantiles[0] < 0.03 and quantiles[1] > 0.03 and quantiles[2] > 0.4, quantiles
-    start = time.perf_counter()
+    assert quantiles[0] < 0.03 and quantiles[1] > 0.03 and quantiles[2] > 0.35, quantiles
     assert len(recall_row(np.random.default_rng(0), words, haystack, 2**20)[0]) == 2**20
-    assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize('length', [160, 500, 5000])
+def test_exams_ask_for_every_fact_at_the_end(words, haystack, length):
+    counts = set()
+    for seed in range(20):
+        ids, weights = exam_row(np.random.default_rng(seed), words, haystack, length)
+        assert ids.shape == weights.shape == (length,)
+        stated = STATEMENT.findall(words.tokenizer.decode(ids))
+        half = len(stated) // 2
+        assert len(stated) == 2 * half and sorted(stated[:half]) == sorted(stated[half:])
+        assert not any(is_held_out(part) for fact in stated for part in fact)
+        value_len = len(words.tokenizer.encode(' 123456'))
+        assert (weights == 4).sum() == (weights == 0).sum() == half * value_len
+        counts.add(half)
+    assert max(counts) >= min(8, length // 100) and min(counts) == 1
 
 
 @pytest.mark.parametrize('length', [1, 64, 1000, 100_000])
@@ -113,7 +135,7 @@ def test_prompts_fit_to_the_token(words, haystack, length, depth):
     key, value = STATEMENT.search(text).groups()
     assert len(STATEMENT.findall(text)) == 1 and value == prompt.answer and is_held_out(key)
     assert words.tokenizer.decode(prompt.answer_ids) == f' {value}'
-    assert text.endswith(f'\nThe secret number of {key} is')
+    assert text.endswith(f'\nThe secret code: {key}')
     filler = text.rindex('\nThe secret') - (STATEMENT.search(text).end() - STATEMENT.search(text).start() + 2)
     assert (STATEMENT.search(text).start() - 1) / max(filler, 1) == pytest.approx(prompt.depth)
     assert abs(prompt.depth - depth) * filler <= 0.5 + 1e-6

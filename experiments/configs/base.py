@@ -34,8 +34,8 @@ def get_config():
         })
 
     config.stages = (
-        stage('read back 128', 128, 16, 2500, 2e-3, 1.0, text=0.2, recall=0.4, copy=0.4),
-        stage('read back 256', 256, 10, 1200, 2e-3, 0.7, text=0.3, recall=0.4, copy=0.3),
-        stage('native 512', 512, 8, 2200, 1.5e-3, 0.05, text=0.5, recall=0.4, copy=0.1),
+        stage('read back 128', 128, 16, 1800, 2e-3, 1.0, text=0.15, recall=0.4, copy=0.45),
+        stage('read back 256', 256, 10, 800, 2e-3, 0.8, text=0.25, recall=0.5, copy=0.25),
+        stage('native 512', 512, 8, 1800, 1.6e-3, 0.05, text=0.45, recall=0.5, copy=0.05),
     )
     return config

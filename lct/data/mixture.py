@@ -6,7 +6,7 @@ on is a cursor. The two together are the state: four integers, from which the st
 import numpy as np
 
 from lct.data.packing import pack, piece, take
-from lct.data.recall import RecallWords, copy_row, recall_row
+from lct.data.recall import RecallWords, copy_row, exam_row, recall_row
 
 KINDS = ('text', 'recall', 'copy')
 
@@ -121,14 +121,16 @@ class Mixture:
         return pieces
 
     def _recall_row(self, rng, seq_len):
-        """Half of the rows are one document of facts, half hold many, of log-uniform lengths."""
+        """Half of the rows are one document of facts, half hold many, of log-uniform lengths; half of the
+        documents ask at the end, half as they go."""
         self._words = self._words or RecallWords(self.tokenizer)
-        shortest = 3 * self._words.statement_len
+        shortest = 4 * self._words.statement_len
         single = rng.random() < 0.5 or seq_len <= shortest
         pieces, left = [], seq_len
         while left:
             n = left if single else min(left, int(np.exp(rng.uniform(np.log(shortest), np.log(seq_len)))))
-            ids, weights = recall_row(rng, self._words, self._text, n - len(self._bos), **self.recall_options)
+            make = exam_row if n >= shortest and rng.random() < 0.5 else recall_row
+            ids, weights = make(rng, self._words, self._text, n - len(self._bos), **self.recall_options)
             pieces.append(piece(ids, weights, self.tokenizer.bos_id))
             left -= n
         return pieces

@@ -1,6 +1,6 @@
 """Text that is only predicted by reading far back: facts stated once and stated again, copies, needles.
 
-A fact is 'The secret number of amber falcon is 482913.' One key in eight and one value in eight are never
+A fact is a line 'The secret code: amber falcon 482913.', asked for by that line up to its key. One key in eight and one value in eight are never
 trained on (by the crc32 of their text): an evaluation with them measures reading, not memory.
 """
 import zlib
@@ -21,7 +21,7 @@ galaxy garden glacier hammer harbor hedgehog island jaguar kettle lantern lemon 
 mirror monkey mountain needle orchard otter oyster panther pebble penguin piano pirate planet rabbit river
 rocket saddle sailor tiger
 """.split())
-BEFORE_KEY, BEFORE_VALUE, AFTER_VALUE = '\nThe secret number of', ' is', '.\n'
+BEFORE_KEY, AFTER_VALUE = '\nThe secret code:', '.\n'
 
 
 def is_held_out(text):
@@ -45,12 +45,11 @@ class RecallWords:
         # A letter before each part: some tokenizers put a space before whatever comes first.
         self._anchor = tokenizer.encode('a')
         self._before_key = self._encode(BEFORE_KEY)
-        self._before_value = self._encode(BEFORE_VALUE)
         self.after_value = self._encode(AFTER_VALUE)
         self._words = {word: self._encode(f' {word}') for word in ADJECTIVES + NOUNS}
         lengths = [len(ids) for ids in self._words.values()]
-        self.statement_len = (len(self._before_key) + len(self._before_value) + len(self._encode(' 482913'))
-                              + len(self.after_value) + round(2 * sum(lengths) / len(lengths)))
+        self.statement_len = (len(self._before_key) + len(self._encode(' 482913')) + len(self.after_value)
+                               + round(2 * sum(lengths) / len(lengths)))
 
     def _encode(self, part):
         ids = self.tokenizer.encode('a' + part)
@@ -72,7 +71,7 @@ class RecallWords:
 
     def question(self, fact):
         """Ids of all that stands before the value."""
-        return self._before_key + fact.key_ids + self._before_value
+        return self._before_key + fact.key_ids
 
     def statement(self, fact):
         return self.question(fact) + fact.value_ids + self.after_value
@@ -106,19 +105,51 @@ def recall_row(rng, words, haystack, length, *, text_fraction=None, mean_gap=Non
         else:
             chosen = len(facts)
             fact, frame, value = words.fact(rng, True, {f.key for f in facts}), 0.2, 0
-        question, end = words.question(fact), words.after_value
-        ids = question + fact.value_ids + end
-        if len(ids) > left:
+        statement = _weighed(words, fact, frame, value)
+        if len(statement[0]) > left:
             break
-        left -= len(ids)
-        statements.append((ids, [frame] * len(question) + [value] * len(fact.value_ids) + [1] * len(end)))
+        left -= len(statement[0])
+        statements.append(statement)
         if chosen == len(facts):
             facts.append(fact)
             last_place.append(places[i])
         last_place[chosen] = places[i]
 
-    text = _text(rng, haystack, left)
-    cuts = [0, *np.floor(gaps * left).astype(int)[:len(statements)], left]
+    return _lay_out(_text(rng, haystack, left), gaps[:len(statements)], statements, text_weight)
+
+
+def exam_row(rng, words, haystack, length, *, max_facts=64, text_weight=1.0, answer_weight=4.0):
+    """-> (ids int32 [length], weights float32 [length]): facts scattered over text, all asked for at the end.
+
+    The number of facts is log-uniform up to max_facts, so that a lone needle and a crowd of them both occur,
+    at any distance. Weights are those of recall_row.
+    """
+    most = max(1, min(max_facts, length // (2 * words.statement_len) - 1))
+    count = int(np.exp(rng.uniform(0, np.log(most + 1))))
+    facts = []
+    for _ in range(count):
+        facts.append(words.fact(rng, True, {fact.key for fact in facts}))
+    statements = [_weighed(words, fact, 0.2, 0) for fact in facts]
+    statements += [_weighed(words, facts[i], 1, answer_weight) for i in rng.permutation(count)]
+    gaps = rng.exponential(size=count + 1)
+    # The two ends are worth more than their share: nothing before the first fact, nothing after the last.
+    gaps[[0, -1]] *= rng.random(2) < 0.8
+    gaps = np.cumsum(gaps / max(gaps.sum(), 1e-9))
+    left = length - sum(len(ids) for ids, _ in statements)
+    cuts = np.concatenate([gaps, np.ones(count - 1)])
+    return _lay_out(_text(rng, haystack, left), cuts, statements, text_weight)
+
+
+def _weighed(words, fact, frame, value):
+    """(ids, weights) of a statement: frame for all but the value."""
+    question, end = words.question(fact), words.after_value
+    weights = [frame] * len(question) + [value] * len(fact.value_ids) + [1] * len(end)
+    return question + fact.value_ids + end, weights
+
+
+def _lay_out(text, places, statements, text_weight):
+    """text with statement i inserted at the fraction places[i] (ascending) of it."""
+    cuts = [0, *np.floor(np.minimum(places, 1) * len(text)).astype(int), len(text)]
     ids, weights = [], []
     for i in range(len(cuts) - 1):
         ids.append(text[cuts[i]:cuts[i + 1]])

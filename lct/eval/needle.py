@@ -151,7 +151,7 @@ def _record(tokenizer, cell, depth, prompt, new):
     key = tokenizer.decode(prompt.ids[-64:].tolist()).rsplit(recall.BEFORE_KEY, 1)[-1]
     return {
         'length': cell[0], 'depth': depth, 'sample': cell[2],
-        'key': key.removesuffix(recall.BEFORE_VALUE).strip(), 'answer': prompt.answer, 'got': got,
+        'key': key.strip(), 'answer': prompt.answer, 'got': got,
         'correct': is_correct(got, prompt.answer),
     }
 

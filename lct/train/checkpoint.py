@@ -1,5 +1,6 @@
 """Checkpoints through Orbax: asynchronous, sharded, atomic, restorable onto any mesh."""
 
+import fcntl
 import json
 import logging
 import pathlib
@@ -28,11 +29,24 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step, state, record):
-        """Start saving; returns before the files are written. A step that is already there is left."""
-        if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
-            ))
+        """Start saving; returns before the files are written. A step that is already there is left.
+
+        Returns:
+          None, or in one line why a checkpoint was not written: a full disk must not end the training.
+        """
+        if step in self._manager.all_steps():
+            return None
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+        try:
+            self._manager.save(step, args=items)
+        except Exception as error:  # that of the save before this one, found in the background
+            problem = _first_line(error)
+            try:
+                self._manager.save(step, args=items)
+            except Exception as again:
+                problem = _first_line(again)
+            return f'a checkpoint could not be written ({problem}); the ones before it are whole'
+        return None
 
     def record(self, step):
         """The JSON record of a step."""
@@ -49,9 +63,8 @@ class Checkpoints:
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
             )['state']
         except Exception as error:
-            first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
             raise ValueError(
-                f'checkpoint {self.folder / str(step)} cannot be restored ({first}); delete that folder to '
+                f'checkpoint {self.folder / str(step)} cannot be restored ({_first_line(error)}); delete that folder to '
                 'continue from the one before'
             ) from error
 
@@ -63,21 +76,34 @@ class Checkpoints:
         self._manager.close()
 
 
+def _first_line(error):
+    """Orbax's messages run to thousands of lines; the first says what happened."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
 def claim(workdir, config):
     """Make workdir this run's own, or continue in it if it holds the same config.
 
+    Returns:
+      The open lock file; the folder is this process's while it lives.
     Raises:
-      ValueError: if workdir holds a run of another config.
+      ValueError: if workdir holds a run of another config, or another process is at work in it.
     """
-    path = pathlib.Path(workdir) / 'config.json'
+    workdir = pathlib.Path(workdir)
+    path = workdir / 'config.json'
     text = json.dumps(config, indent=2, sort_keys=True)
-    if path.exists():
-        if path.read_text() != text:
-            raise ValueError(
-                f'{workdir} holds a run with another config (see {path}); choose another --workdir, or delete it'
-            )
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix('.part')
-    part.write_text(text)
-    part.replace(path)
+    if path.exists() and path.read_text() != text:
+        raise ValueError(
+            f'{workdir} holds a run with another config (see {path}); choose another --workdir, or delete it'
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = (workdir / 'lock').open('w')
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ValueError(f'another process is at work in {workdir}; wait for it, or choose another --workdir') from error
+    if not path.exists():
+        part = path.with_suffix('.part')
+        part.write_text(text)
+        part.replace(path)
+    return lock

@@ -135,7 +135,9 @@ def train(run, config, params, mixture, workdir, asked=(), on_stage_end=None):
                             jax.block_until_ready(state)
                             _report(*pending, metrics, run)
                             pending = None
-                            checkpoints.save(step, state, {'cursor': cursor, 'stage': stage.name})
+                            problem = checkpoints.save(step, state, {'cursor': cursor, 'stage': stage.name})
+                            if problem:
+                                say(f'WARNING: {problem}')
                         if asked:
                             checkpoints.wait()
                             raise Interrupted(

@@ -114,6 +114,11 @@ def read_config(folder):
     return config_from_json(safetensors_files.read_json(path), path)
 
 
+def check(folder):
+    """Refuse a folder that load would refuse, from its config and the headers of its files alone."""
+    check_tensors(safetensors_files.read_folder(os.fspath(folder)), read_config(folder), folder)
+
+
 def load(folder, dtype=None):
     """(LlamaConfig, Params) of a Hugging Face folder, sharded on the current mesh.
 

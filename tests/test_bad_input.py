@@ -1,0 +1,116 @@
+"""What a user can get wrong ends in one sentence, before any compute and with nothing half-written."""
+
+import json
+import os
+import pathlib
+import shutil
+import sys
+
+import pytest
+
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
+sys.path.insert(0, str(EXPERIMENTS))
+
+import extend  # noqa: E402
+import setup_run  # noqa: E402
+
+from lct.train import loop  # noqa: E402
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Runs the main job with flags and returns its one-sentence error; training must never begin."""
+    def no_compute(*args, **kwargs):
+        raise AssertionError('the run began to compute')
+
+    monkeypatch.setattr(loop, 'train', no_compute)
+    monkeypatch.setattr('lct.eval.needle.run', no_compute)
+
+    def run(*flags, workdir=tmp_path / 'run'):
+        monkeypatch.setattr(sys, 'argv', ['extend.py', '--config', str(EXPERIMENTS / 'configs' / 'smoke.py'),
+                                          '--workdir', str(workdir), *flags])
+        with pytest.raises(SystemExit) as stop:
+            setup_run.main(extend.run)
+        assert stop.value.code == 1
+        error = capsys.readouterr().err.strip()
+        assert error.startswith('error: ') and '\n' not in error
+        leftovers = [p for p in pathlib.Path(tmp_path).rglob('*') if p.name in ('model', 'results.json')]
+        assert not leftovers
+        return error
+
+    return run
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A copy of the shipped base model, to be broken."""
+    return shutil.copytree(EXPERIMENTS / 'base', tmp_path / 'copy')
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_mesh_larger_than_the_devices(refused):
+    assert '= 64 devices but this process sees 8' in refused('--mesh', '1,1,64,1')
+
+
+def test_a_sequence_that_does_not_divide(refused):
+    assert 'seq_len 1000 is not a multiple of 2 * ring_size = 16' in refused('--set', 'stages.1.seq_len=1000')
+
+
+def test_truncated_safetensors(refused, model):
+    path = model / 'model.safetensors'
+    os.truncate(path, path.stat().st_size // 2)
+    assert 'model.safetensors' in refused('--set', f'model_folder={model}')
+
+
+def test_a_missing_shard_of_an_index(refused, model):
+    names = {'model.embed_tokens.weight': 'model-00001-of-00002.safetensors'}
+    (model / 'model.safetensors').unlink()
+    (model / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': names}))
+    assert 'model-00001-of-00002.safetensors' in refused('--set', f'model_folder={model}')
+
+
+def test_an_unknown_rope_type(refused, model):
+    edit_json(model / 'config.json', rope_scaling={'rope_type': 'spiral', 'factor': 2.0}, rope_parameters=None)
+    assert 'spiral' in refused('--set', f'model_folder={model}')
+
+
+def test_a_tokenizer_larger_than_the_vocabulary(refused, model):
+    edit_json(model / 'config.json', vocab_size=512)
+    assert 'vocab' in refused('--set', f'model_folder={model}')
+
+
+def test_an_empty_corpus(refused, tmp_path):
+    (tmp_path / 'texts').mkdir()
+    assert 'holds no text' in refused('--set', f'corpus={tmp_path / "texts"}')
+
+
+def test_a_corpus_shorter_than_one_sequence(refused, tmp_path):
+    for name in 'abcdefgh':
+        (tmp_path / f'{name}.txt').write_text('a few words')
+    assert 'fewer than one sequence' in refused('--set', f'corpus={tmp_path}/*.txt')
+
+
+def test_an_output_folder_that_cannot_be_made(refused, tmp_path):
+    (tmp_path / 'file').write_text('in the way')
+    assert 'file' in refused(workdir=tmp_path / 'file' / 'run')
+
+
+def test_a_full_disk(refused, monkeypatch):
+    full = shutil._ntuple_diskusage(10**9, 10**9, 0)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: full)
+    assert 'free' in refused()
+
+
+def test_a_work_directory_of_another_config(refused, tmp_path):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'config.json').write_text('{}')
+    assert 'holds a run with another config' in refused()
+
+
+def test_no_model_folder_and_unknown_fields(refused):
+    assert 'model_folder is empty' in refused('--set', 'model_folder=')
+    assert 'the config has no field stages.0.lenght' in refused('--set', 'stages.0.lenght=5')
+    assert 'mesh' in refused('--mesh', '1,1,x,1')
