@@ -13,6 +13,7 @@ import platform
 import shlex
 import sys
 import time
+import zlib
 
 import setup_run
 
@@ -38,24 +39,35 @@ def run():
     last = run_config.stages[-1]
 
     # -- everything that can be wrong is found before anything is computed ------------------------------
-    mesh = sharding.make_mesh(last.mesh)
+    for stage in run_config.stages:
+        mesh = sharding.make_mesh(stage.mesh)
     folder = setup_run.model_folder(config.model_folder)
     base_config = llama_hf.read_config(folder)
     llama_hf.check(folder)
     words = tokenizer.load(folder)
     tokenizer.check_vocab(words, base_config.vocab_size)
     plan = stages.configs(run_config.stages, base_config)
-    lock = claim(workdir, setup_run.plain(config))  # noqa: F841  held while the process lives
-    # float32 weights and two moments in each checkpoint, one more than are kept; then the model itself
-    nbytes = (12 * (run_config.keep_checkpoints + 1) + 4) * llama.num_params(base_config)
-    llama_hf.check_writable(workdir / 'model', nbytes, overwrite=True)
+    native = base_config.max_position_embeddings
     training, held_out = documents.split(documents.read(config.corpus, config.corpus_bytes), config.held_out)
     mixture = Mixture(words.encode_batch([d.text for d in training]), words, seed=config.seed)
     mixture.check_length(max(stage.seq_len for stage in run_config.stages))
     unseen = [np.asarray(ids, np.int32) for ids in words.encode_batch([d.text for d in held_out])]
+    if not unseen:
+        raise ValueError(f'held_out {config.held_out} leaves no document to evaluate on; use for example 0.1')
     haystack = np.concatenate(unseen)
+    needle.check(config.needle.lengths, config.needle.depths, config.needle.samples, len(haystack))
+    perplexity.check(config.loss.seq_len, last.mesh[2], last.memory.ffn_chunks)
     windows = perplexity.windows(unseen, config.loss.seq_len, config.loss.windows, config.seed, words.bos_id)
-    native = base_config.max_position_embeddings
+    # float32 weights and two moments in each checkpoint, one more than are kept; then the model itself
+    nbytes = (12 * (run_config.keep_checkpoints + 1) + 4) * llama.num_params(base_config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    llama_hf.check_writable(workdir / 'model', nbytes, overwrite=True)
+    lock = claim(workdir, {  # noqa: F841  held while the process lives
+        **setup_run.plain(config), 'inputs': {
+            'model': setup_run.fingerprint(folder), 'tokenizer': words.fingerprint, 'tokens': mixture.num_tokens,
+            'held_out': zlib.crc32(haystack.tobytes()),
+        },
+    })
     loop.say(
         f'{folder.name}: {llama.num_params(base_config):,} parameters, native context {native:,} -> '
         f'{last.seq_len:,}; {mixture.num_tokens:,} training tokens, {len(unseen)} held-out documents; '
@@ -129,29 +141,39 @@ def run():
          'tokens': s.num_steps * s.tokens_per_step}
         for s, c in zip(run_config.stages, plan)
     ]
+    summary |= {name: needle.summary(result, native)
+                for name, result in (('base', base_needle), ('extended', needle_result))}
     command = 'python ' + ' '.join(map(shlex.quote, sys.argv))
     write(workdir / 'results.json', json.dumps({
-        'name': config.name, 'native': native, 'target': last.seq_len, 'stages': stage_rows, 'train': summary,
+        'name': config.name, 'native': native, 'target': last.seq_len, 'stages': stage_rows, 'summary': summary,
         'needle': {'base': json.loads(base_needle.to_json()), 'extended': json.loads(needle_result.to_json())},
         'loss_by_position': {'base': base_loss.to_dict(), 'extended': loss_result.to_dict()},
         'config': setup_run.plain(config), 'command': command,
         'versions': {'jax': jax.__version__, 'python': platform.python_version()},
         'device': jax.devices()[0].device_kind, 'num_devices': mesh.size,
-        'seconds_this_session': time.monotonic() - began,
+        'seconds_of_this_call': time.monotonic() - began,
     }, indent=1))
+    kinds = ', '.join(sorted({kind for stage in run_config.stages for kind, share in stage.mixture if share}))
     card = report.model_card(
         name=config.name, base_model=folder.name, native=native, stages=stage_rows,
-        data=f'Text: `{config.corpus}` ({mixture.num_tokens:,} tokens; {config.held_out:.0%} of the documents '
-             'held out for the evaluations below), packed with segment ids and restarting positions. Recall '
-             'rows: facts stated and asked for again, from the generators of `lct.data.recall`.',
+        data=f'Corpus `{config.corpus}`: {mixture.num_tokens:,} tokens in documents packed with segment ids and '
+             f'restarting positions; {config.held_out:.0%} of the documents were held out for the evaluations '
+             f'below. Kinds of rows: {kinds} (see `lct.data.mixture`).',
         command=command, needle={'base': base_needle, 'extended': needle_result},
         losses={'base': base_loss, 'extended': loss_result}, license=config.license or None,
     )
-    llama_hf.save(workdir / 'model', extended_config, params, dtype=config.get('save_dtype', 'float32'),
+    llama_hf.save(workdir / 'model', extended_config, params, dtype=config.save_dtype,
                   tokenizer_from=folder, card=card, overwrite=True)
     for path in ('needle.png', 'loss.png', 'results.json', 'metrics', 'model'):
         loop.say(f'wrote {workdir / path}')
-    loop.say(f'{native:,} -> {last.seq_len:,} tokens in {loop.clock(time.monotonic() - began)} (this session)')
+    for name in ('base', 'extended'):
+        one = summary[name]
+        loop.say(
+            f'{name}: needle cells right {one["inside"][0]}/{one["inside"][1]} up to {native:,}, '
+            f'{one["beyond"][0]}/{one["beyond"][1]} beyond {2 * native:,}; worst length '
+            f'{one["worst_length"]:,} with {one["worst_mean"]:.0%}'
+        )
+    loop.say(f'{native:,} -> {last.seq_len:,} tokens; this call took {loop.clock(time.monotonic() - began)}')
 
 
 def rule(stage):

@@ -7,6 +7,7 @@ Text: the standard library of the Python that runs this. Recall data: the genera
 
 import json
 import pathlib
+import sys
 
 import setup_run
 
@@ -29,13 +30,16 @@ def run():
     training, _ = documents.split(documents.read(config.corpus, config.corpus_bytes), config.held_out)
     texts = [document.text for document in training]
     folder = workdir / 'tokenizer'
-    if not (folder / 'tokenizer.json').exists():
+    if not (folder / 'generation_config.json').exists():  # the last file written
         tokenizer.train(texts, config.model.vocab_size, folder / 'tokenizer.json',
                         recall.ADJECTIVES + recall.NOUNS)
         (folder / 'tokenizer_config.json').write_text(json.dumps({
             'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': tokenizer.BOS_NAMES[0],
             'eos_token': tokenizer.EOS_NAMES[0], 'model_max_length': config.model.max_position_embeddings,
         }, indent=2))
+        ids = {'bos_token_id': 0, 'eos_token_id': 1}  # the order in which tokenizer.train adds them
+        for name in ('config.json', 'generation_config.json'):
+            (folder / name).write_text(json.dumps(ids, indent=2))
     words = tokenizer.load(folder)
     mixture = Mixture(words.encode_batch(texts), words, seed=config.seed)
 
@@ -51,7 +55,7 @@ def run():
             )
         except loop.Interrupted as stop:
             loop.say(str(stop))
-            return
+            sys.exit(130)
     llama_hf.save(workdir / 'model', model, params, dtype='float32', tokenizer_from=folder, overwrite=True)
     loop.say(f'wrote {workdir / "model"}')
 

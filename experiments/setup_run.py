@@ -6,7 +6,9 @@ import math
 import os
 import pathlib
 import sys
+import zlib
 
+RUN_FIELDS = ('param_dtype', 'checkpoint_every', 'keep_checkpoints', 'max_skips_in_row')
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -55,12 +57,24 @@ def set_field(config, override):
         raise ValueError(f'--set {override}: the config has no field {key}') from error
     if not equals:
         raise ValueError(f'--set {override} is not of the form key=value')
+    try:
+        node[last] = _like(old, text)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f'--set {override}: {key} is {old!r}, and {text!r} is nothing of that kind') from error
+
+
+def _like(old, text):
+    """text as a value of old's type; a word may become a number ('dynamic_ntk' -> 1e6)."""
     if isinstance(old, tuple):
-        node[last] = tuple(type(old[0])(x) for x in text.split(',')) if text else ()
-    elif isinstance(old, (int, float)) and not isinstance(old, bool):
-        node[last] = type(old)(float(text)) if not isinstance(old, int) else int(text)
-    else:
-        node[last] = text
+        return tuple(_like(old[0], part) for part in text.split(','))
+    if isinstance(old, bool) or not isinstance(old, (int, float, str)):
+        raise TypeError('only numbers, words and tuples of them can be set')
+    if isinstance(old, str):
+        try:
+            return float(text)
+        except ValueError:
+            return text
+    return int(text) if isinstance(old, int) else float(text)
 
 
 def model_folder(name):
@@ -69,6 +83,16 @@ def model_folder(name):
         raise ValueError('config.model_folder is empty; add --set model_folder=PATH of a Hugging Face Llama folder')
     path = pathlib.Path(name)
     return path if path.exists() or not (HERE / name).exists() else HERE / name
+
+
+def fingerprint(folder):
+    """What tells one checkpoint from another without reading all of it: the size of its files and a crc32 of
+    their first megabyte."""
+    out = {}
+    for path in sorted(pathlib.Path(folder).glob('*.safetensors')):
+        with path.open('rb') as file:
+            out[path.name] = [path.stat().st_size, zlib.crc32(file.read(2**20))]
+    return out
 
 
 def plain(config):
@@ -107,18 +131,17 @@ def run_of(config):
                         'memory': Memory(chunks=chunks, **memory)})
 
     return Run(stages=tuple(stage(s) for s in config.stages), optimizer=OptimizerConfig(**config.optimizer),
-               checkpoint_every=config.checkpoint_every,
-               param_dtype=config.get('param_dtype', 'float32'))
+               **{name: config[name] for name in RUN_FIELDS if name in config})
 
 
 def main(function):
-    """Run a script; what the user can mend ends in one sentence instead of a traceback."""
+    """Run a script; what the user can mend ends in one sentence, LCT_TRACEBACK=1 shows where it came from."""
     try:
         function()
     except (ValueError, FileNotFoundError, PermissionError, FloatingPointError, OSError) as error:
         if os.environ.get('LCT_TRACEBACK'):
             raise
-        print(f'error: {error}', file=sys.stderr)
+        print('error:', ' '.join(str(error).split()), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print('stopped; the same command continues from the last checkpoint', file=sys.stderr)

@@ -101,10 +101,9 @@ def einsum(equation, x, w):
     """
     inputs, out = equation.split('->')
     weight_letters = inputs.split(',')[1]
+    # float32 means float32 on every device: TF32 and bfloat16 passes are for bfloat16 models
+    exact = {'preferred_element_type': jnp.float32, 'precision': 'highest' if x.dtype == jnp.float32 else None}
     if current_mesh() is None:
-        return jnp.einsum(equation, x, w, preferred_element_type=jnp.float32).astype(x.dtype)
+        return jnp.einsum(equation, x, w, **exact).astype(x.dtype)
     w = jax.reshard(w, gathered_spec(weight_letters))
-    y = jnp.einsum(
-        equation, x, w, preferred_element_type=jnp.float32, out_sharding=spec(out)
-    )
-    return y.astype(x.dtype)
+    return jnp.einsum(equation, x, w, out_sharding=spec(out), **exact).astype(x.dtype)

@@ -78,8 +78,10 @@ def test_an_unknown_rope_type(refused, model):
 
 
 def test_a_tokenizer_larger_than_the_vocabulary(refused, model):
-    edit_json(model / 'config.json', vocab_size=512)
-    assert 'vocab' in refused('--set', f'model_folder={model}')
+    words = json.loads((model / 'tokenizer.json').read_text())
+    words['added_tokens'].append({**words['added_tokens'][0], 'id': 1024, 'content': '<|one more|>'})
+    (model / 'tokenizer.json').write_text(json.dumps(words))
+    assert 'the tokenizer has 1025 ids but the model has vocab_size 1024' in refused('--set', f'model_folder={model}')
 
 
 def test_an_empty_corpus(refused, tmp_path):
@@ -89,7 +91,7 @@ def test_an_empty_corpus(refused, tmp_path):
 
 def test_a_corpus_shorter_than_one_sequence(refused, tmp_path):
     for name in 'abcdefgh':
-        (tmp_path / f'{name}.txt').write_text('a few words')
+        (tmp_path / f'{name}.txt').write_text(f'a few words, {name}')
     assert 'fewer than one sequence' in refused('--set', f'corpus={tmp_path}/*.txt')
 
 

@@ -112,7 +112,9 @@ def test_generate_is_greedy_search(degrees):
 
 def test_the_cache_never_moves():
     with on((1, 1, 8, 1)):
-        params, tables = placed_params(), rope.make_tables(CONFIG.rope, CONFIG.head_dim, SEQ_LEN)
+        # Whole weights on every device: those split over the ring are gathered, which is not the cache.
+        params = jax.tree.map(lambda x: sharding.put(x, jax.P()), host_params())
+        tables = rope.make_tables(CONFIG.rope, CONFIG.head_dim, SEQ_LEN)
         batch = decode.arrange(random_prompts()[:2], SEQ_LEN)
         filled = [sharding.put(batch[name], sharding.spec('BS')) for name in ('positions', 'segment_ids')]
         empty = np.zeros((CONFIG.num_layers, 2, SEQ_LEN, CONFIG.num_kv_heads, CONFIG.head_dim), np.float32)
@@ -130,6 +132,29 @@ def test_default_cache_holds_what_is_needed():
     np.testing.assert_array_equal(got, greedy_tokens()[:, :1])
 
 
+def test_caches_divide_into_stretches_and_ffn_pieces():
+    assert decode.length_unit(8, 4) == 32 and decode.length_unit(8, 1) == 16
+    assert [decode.cache_len(length, 8, 4) for length in (128, 200, 1025)] == [128, 256, 2048]
+    with on((1, 1, 8, 1)):
+        got = decode.generate(
+            placed_params(), CONFIG, random_prompts()[:3], 1, memory=llama.Memory(ffn_chunks=3))
+    np.testing.assert_array_equal(got, greedy_tokens()[:, :1])
+
+
+@pytest.mark.parametrize('config', [
+    rope.RopeConfig(1e4, 'dynamic', factor=2.0, max_position=40),
+    rope.RopeConfig(1e4, 'longrope', factor=4.0, original_max_position=40, long_factor=(4.0, 3.0, 2.0, 1.0),
+                    short_factor=(1.0, 1.1, 1.2, 1.3)),
+    rope.RopeConfig(1e4, 'linear', factor=2.0),
+])
+def test_scaling_follows_the_text_and_not_the_cache(config):
+    for length in (39, 40, 41, 60):
+        frequencies, factor = rope.frequencies(config, 8, length)
+        settled = rope.frequencies(decode.rope_at(config, 8, length), 8, 4096)
+        np.testing.assert_array_equal(settled[0], frequencies)
+        assert settled[1] == factor
+
+
 def test_models_before_and_after_extension_share_one_program():
     longer = dataclasses.replace(CONFIG, rope=rope.RopeConfig(theta=1e6), max_position_embeddings=1024)
     prompts = random_prompts()[:2]
@@ -145,5 +170,8 @@ def test_errors_name_the_remedy():
         decode.generate(None, CONFIG, [[1] * 50], 5, seq_len=50)
     with pytest.raises(ValueError, match='BOS'):
         decode.generate(None, CONFIG, [[]], 5)
+    for wrong in (-1, CONFIG.vocab_size):
+        with pytest.raises(ValueError, match=f'token id {wrong} in row 1, column 2 is not in 0..63; use the'):
+            decode.generate(None, CONFIG, [[1], [1, 2, wrong]], 5)
     with pytest.raises(ValueError, match='permutation'):
         decode.arrange([[1, 2]], 4, indices=[0, 0, 1, 2])

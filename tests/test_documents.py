@@ -1,4 +1,5 @@
 import json
+import zlib
 
 import pytest
 
@@ -63,11 +64,22 @@ def test_split_is_by_name_alone():
     assert split(documents, 0) == (documents, [])
 
 
+def test_a_copy_of_a_training_document_is_not_held_out():
+    documents = [Document(f'{i}.txt', str(i)) for i in range(200)]
+    training, held = split(documents, 0.1)
+    name = next(name for name in map(str, range(100)) if zlib.crc32(name.encode()) / 2**32 < 0.1)
+    new, copy = Document(name, 'new'), Document(name, training[0].text)
+    assert split([*documents, new], 0.1) == (training, [*held, new])
+    assert split([*documents, copy], 0.1) == (training, held)
+
+
 def test_split_gives_each_side_a_document_or_refuses():
     for count in range(2, 30):
-        documents = [Document(f'doc {i}', 'x') for i in range(count)]
+        documents = [Document(f'doc {i}', str(i)) for i in range(count)]
         for fraction in (1e-9, 0.1, 0.999):
             assert all(split(documents, fraction))
+    with pytest.raises(ValueError, match='every held-out document repeats the text of a training document'):
+        split([Document(f'doc {i}', 'x') for i in range(9)], 0.1)
     with pytest.raises(ValueError, match='give two or more, or use held_out=0'):
         split([Document('a', 'x')])
     with pytest.raises(ValueError, match='held_out 1 is not a fraction'):

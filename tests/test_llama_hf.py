@@ -1,12 +1,9 @@
 """Hugging Face folders: logits and gradients of transformers, exact round trips, refusals."""
 
 import json
-import os
 import pathlib
-import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_hf
@@ -320,80 +317,3 @@ def test_folder_without_weights_or_config_is_refused(folder):
     (folder / 'config.json').unlink()
     with pytest.raises(ValueError, match='config.json is missing'):
         llama_hf.load(folder)
-
-
-# --- saving ---------------------------------------------------------------------------------------
-
-
-def test_save_takes_the_tokenizer_and_its_ids_along(folder, tmp_path):
-    config, params = llama_hf.load(folder)
-    (folder / 'tokenizer.json').write_text('{}')
-    (folder / 'generation_config.json').write_text('{"eos_token_id": 2}')
-    llama_hf.save(tmp_path / 'ours', config, params, tokenizer_from=folder, card='# A model\n')
-    assert sorted(os.listdir(tmp_path / 'ours')) == [
-        'README.md', 'config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json']
-    values = json.loads((tmp_path / 'ours' / 'config.json').read_text())
-    assert (values['bos_token_id'], values['eos_token_id'], values['torch_dtype']) == (1, 2, 'bfloat16')
-    (tmp_path / 'empty').mkdir()
-    with pytest.raises(ValueError, match='tokenizer_from'):
-        llama_hf.save(tmp_path / 'other', config, params, tokenizer_from=tmp_path / 'empty')
-
-
-def test_save_replaces_a_folder_only_when_told(folder, tmp_path):
-    config, params = llama_hf.load(folder)
-    with pytest.raises(ValueError, match='overwrite=True'):
-        llama_hf.save(folder, config, params)
-    (folder / 'stale.txt').write_text('old')
-    llama_hf.save(folder, config, params, dtype='float32', overwrite=True)
-    assert not (folder / 'stale.txt').exists()
-    assert leaves_equal(llama_hf.load(folder)[1], params)
-    assert os.listdir(tmp_path) == ['model']
-
-
-def test_failed_save_leaves_nothing_behind(folder, tmp_path):
-    config, params = llama_hf.load(folder)
-    before = sorted(os.listdir(folder))
-    broken = params.replace(final_norm=params.final_norm.at[0].set(jnp.nan))
-    wide = params.replace(final_norm=params.final_norm.at[0].set(1e6))
-    for bad, dtype in ((broken, 'bfloat16'), (wide, 'float16')):
-        with pytest.raises(ValueError, match='final_norm'):
-            llama_hf.save(tmp_path / 'ours', config, bad, dtype=dtype)
-        with pytest.raises(ValueError, match='final_norm'):
-            llama_hf.save(folder, config, bad, dtype=dtype, overwrite=True)
-    assert os.listdir(tmp_path) == ['model'] and sorted(os.listdir(folder)) == before
-
-
-def test_save_checks_params_against_the_config(folder, tmp_path):
-    config, params = llama_hf.load(folder)
-    with pytest.raises(ValueError, match='lm_head'):
-        llama_hf.save(tmp_path / 'ours', config, params.replace(lm_head=None))
-    with pytest.raises(ValueError, match='final_norm'):
-        llama_hf.save(tmp_path / 'ours', config, params.replace(final_norm=params.final_norm[:-1]))
-    with pytest.raises(ValueError, match='int8'):
-        llama_hf.save(tmp_path / 'ours', config, params, dtype='int8')
-
-
-def test_targets_that_cannot_be_written_are_refused(tmp_path, monkeypatch):
-    (tmp_path / 'file').write_text('')
-    with pytest.raises(ValueError, match='not a folder'):
-        llama_hf.check_writable(tmp_path / 'file', 1)
-    with pytest.raises(ValueError, match='does not exist'):
-        llama_hf.check_writable(tmp_path / 'no' / 'model', 1)
-    with pytest.raises(ValueError, match='GB free'):
-        llama_hf.check_writable(tmp_path / 'model', 1 << 62)
-
-    def refuse(*_):
-        raise PermissionError(13, 'Permission denied')
-
-    monkeypatch.setattr(os, 'mkdir', refuse)
-    with pytest.raises(ValueError, match='not writable'):
-        llama_hf.check_writable(tmp_path / 'model', 1)
-
-
-def test_no_space_is_an_error_before_any_work(folder, tmp_path, monkeypatch):
-    config, params = llama_hf.load(folder)
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage._replace(free=1000))
-    with pytest.raises(ValueError, match='GB free'):
-        llama_hf.save(tmp_path / 'ours', config, params)
-    assert os.listdir(tmp_path) == ['model']

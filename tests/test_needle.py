@@ -1,5 +1,7 @@
 """Readers whose score is known: one that looks the answer up, a mute one, one that looks at the top only."""
 
+import dataclasses
+import json
 import re
 
 import jax
@@ -14,6 +16,10 @@ from lct.ops.rope import RopeConfig
 
 TOKENIZER = BytesTokenizer()
 HAYSTACK = np.array(TOKENIZER.encode('the sea was calm and the ship went on, mile after mile. ' * 80), np.int32)
+CONFIG = llama.LlamaConfig(
+    vocab_size=TOKENIZER.vocab_size, embed_dim=16, mlp_dim=32, num_layers=1, num_heads=2, num_kv_heads=2,
+    head_dim=8, rope=RopeConfig(theta=10000.0),
+)
 LENGTHS, DEPTHS, SAMPLES = (256, 512, 1536), (0.0, 0.5, 1.0), 2
 
 
@@ -39,7 +45,8 @@ def reader(memory_of):
 
 
 def scored(generate, **options):
-    return needle.run(None, None, TOKENIZER, HAYSTACK, LENGTHS, DEPTHS, SAMPLES, generate=generate, **options)
+    return needle.run(None, CONFIG, TOKENIZER, HAYSTACK, LENGTHS, DEPTHS, SAMPLES, generate=generate,
+                      **options)
 
 
 def test_a_reader_that_looks_the_answer_up_is_always_right():
@@ -67,7 +74,8 @@ def test_a_reader_of_the_last_part_is_right_where_it_looks():
 
 def test_a_cell_does_not_depend_on_the_rest_of_the_grid():
     whole = scored(reader(lambda text: text))
-    part = needle.run(None, None, TOKENIZER, HAYSTACK, (512,), DEPTHS, 1, generate=reader(lambda text: text))
+    part = needle.run(None, CONFIG, TOKENIZER, HAYSTACK, (512,), DEPTHS, 1,
+                      generate=reader(lambda text: text))
     answers = {(r['length'], r['depth'], r['sample']): r['answer'] for r in whole.records}
     assert all(answers[r['length'], r['depth'], r['sample']] == r['answer'] for r in part.records)
 
@@ -90,21 +98,57 @@ def test_cache_lengths_divide_over_the_ring():
     assert needle.cache_len(8192, 8, 1024) == 8192
     assert needle.cache_len(3000, 4, 1024) == 3072
     assert needle.cache_len(100, 8, 100) == 112
+    for length in (128, 200):
+        assert needle.cache_len(length, 8, 200, ffn_chunks=4) == 256
+    assert needle.cache_len(3000, 8, 1024, ffn_chunks=3) == 3072
+
+
+def test_batches_are_whole_on_every_replica_and_of_one_length_where_the_angles_need_it():
+    calls = []
+
+    def mute(params, config, prompts, max_new_tokens, *, seq_len, indices, memory, batch_size):
+        calls.append((batch_size, {len(prompt) for prompt in prompts}))
+        return np.zeros((len(prompts), max_new_tokens), np.int32)
+
+    scaled = dataclasses.replace(CONFIG, rope=RopeConfig(1e4, 'dynamic', factor=2.0, max_position=256))
+    for config, lengths_of_a_batch in ((CONFIG, 2), (scaled, 1)):
+        calls.clear()
+        with jax.set_mesh(sharding.make_mesh((2, 2, 2, 1))):
+            needle.run(None, config, TOKENIZER, HAYSTACK, (256, 512), (0.0, 1.0), 1, generate=mute,
+                       batch_tokens=600)
+        assert {rows for rows, _ in calls} == {4}
+        assert max(len(lengths) for _, lengths in calls) == lengths_of_a_batch
+
+
+def test_the_summary_says_where_a_model_reads():
+    base = np.zeros((5, 7))
+    base[:, :3] = 1
+    base[0, 6] = 0.75
+    lengths, depths = (128, 256, 512, 1024, 2048, 4096, 8192), (0.0, 0.25, 0.5, 0.75, 1.0)
+    got = needle.summary(needle.NeedleResult(lengths, depths, base, ()), 512)
+    assert got['inside'] == [15, 15] and got['beyond'] == [0, 15] and got['worst_length'] == 1024
+    assert got['reads_inside'] and got['blind_beyond'] and not got['reads_everywhere']
+    assert json.loads(json.dumps(got)) == got
+    extended = np.ones((5, 7))
+    extended[0, 4] = 0.5
+    got = needle.summary(needle.NeedleResult(lengths, depths, extended, ()), 512)
+    assert got['worst_length'] == 2048 and got['worst_mean'] == 0.9 and got['reads_everywhere']
+    assert got['beyond'] == [14, 15] and not got['blind_beyond']
+    assert needle.summary(needle.NeedleResult(lengths, depths, extended, ()), 8192)['blind_beyond'] is None
 
 
 def test_errors_name_the_remedy():
     with pytest.raises(ValueError, match='more text or lengths up to'):
-        needle.run(None, None, TOKENIZER, HAYSTACK, (10**6,), DEPTHS, 1)
+        needle.run(None, CONFIG, TOKENIZER, HAYSTACK, (10**6,), DEPTHS, 1)
     with pytest.raises(ValueError, match='at least one of each'):
-        needle.run(None, None, TOKENIZER, HAYSTACK, (), DEPTHS, 1)
+        needle.run(None, CONFIG, TOKENIZER, HAYSTACK, (), DEPTHS, 1)
+    with pytest.raises(ValueError, match=r'must lie in 0\.\.1'):
+        needle.check((128,), (0, 50), 1, 1000)
 
 
 def test_a_model_runs_on_a_mesh():
-    config = llama.LlamaConfig(
-        vocab_size=TOKENIZER.vocab_size + -TOKENIZER.vocab_size % 2, embed_dim=16, mlp_dim=32, num_layers=1,
-        num_heads=2, num_kv_heads=2, head_dim=8, rope=RopeConfig(theta=10000.0),
-    )
-    with jax.set_mesh(sharding.make_mesh((2, 1, 2, 1))):
-        params = llama.init(config, jax.random.key(0))
-        result = needle.run(params, config, TOKENIZER, HAYSTACK, (128, 256), (0.0, 1.0), 1)
+    with jax.set_mesh(sharding.make_mesh((1, 1, 8, 1))):
+        params = llama.init(CONFIG, jax.random.key(0))
+        memory = llama.Memory(ffn_chunks=4)
+        result = needle.run(params, CONFIG, TOKENIZER, HAYSTACK, (128, 200), (0.0, 1.0), 1, memory=memory)
     assert result.scores.shape == (2, 2) and len(result.records) == 4

@@ -55,6 +55,16 @@ def test_losses_are_those_of_the_forward(degrees):
     assert seen == [(2, 3), (3, 3)]
 
 
+def test_windows_that_do_not_divide_are_refused():
+    perplexity.check(64, ring_size=8, ffn_chunks=4)
+    with pytest.raises(ValueError, match='windows of 80 tokens .* use a multiple of 32, for example 64'):
+        perplexity.check(80, ring_size=8, ffn_chunks=4)
+    with pytest.raises(ValueError, match='windows of 15 tokens'):
+        perplexity.loss_by_position(None, CONFIG, np.zeros((1, 16), np.int32))
+    with pytest.raises(ValueError, match='token id 4294967297 in row 0, column 3'):
+        perplexity.loss_by_position(None, CONFIG, np.array([[1, 2, 3, 2**32 + 1, 5]]))
+
+
 def test_bins_are_means_with_the_error_over_windows():
     losses = np.arange(2 * 256, dtype=np.float32).reshape(2, 256)
     made = perplexity.bins(losses)

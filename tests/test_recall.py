@@ -114,6 +114,17 @@ def test_exams_ask_for_every_fact_at_the_end(words, haystack, length):
     assert max(counts) >= min(8, length // 100) and min(counts) == 1
 
 
+def test_exams_never_overrun(words, haystack):
+    for length in [*range(0, 180, 7), *range(180, 1200, 60)]:
+        for seed in range(60):
+            ids, weights = exam_row(np.random.default_rng(seed), words, haystack, length)
+            assert ids.shape == weights.shape == (length,)
+            stated = STATEMENT.findall(words.tokenizer.decode(ids))
+            half = len(stated) // 2
+            assert sorted(stated[:half]) == sorted(stated[half:])
+            assert (weights == 4).sum() == (weights == 0).sum() == half * 7
+
+
 @pytest.mark.parametrize('length', [1, 64, 1000, 100_000])
 def test_copy_rows(haystack, length):
     for seed in range(5):

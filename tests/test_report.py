@@ -1,5 +1,8 @@
 """Figures are written with their fixed scale, tables hold the numbers, the card says what was done."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -38,6 +41,12 @@ def test_figures_are_written(results, curves, tmp_path):
     for name in ('needle.png', 'loss.png'):
         assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
         assert (tmp_path / name).stat().st_size > 10_000
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_backend_of_a_notebook_is_left_alone():
+    code = 'import sys, lct.eval.report; assert "matplotlib.pyplot" not in sys.modules'
+    subprocess.run([sys.executable, '-c', code], check=True)
 
 
 def test_the_terminal_table_holds_the_scores(results):
@@ -64,6 +73,7 @@ def test_the_card_says_what_was_done(results, curves):
     assert '| 8,192 | 32,000,000 | dynamic NTK | 100 | 6,553,600 |' in card
     assert '| extended | 100 | 100 | 100 | 100 | 100 | 100 | 95 |' in card
     assert '| base | 4.100 |' in card and '4K to 8K' in card and '![needle](needle.png)' in card
+    assert 'tokenizer' not in card and 'held-out' not in card  # nobody said so
 
 
 def test_lengths_are_written_short():

@@ -10,11 +10,12 @@ from attention_cases import inputs, relative_error
 
 from lct.data.layout import inverse, permutation
 from lct.ops.attention import attention
-from lct.ops.blockwise_attention import Chunks
+from lct.ops.blockwise_attention import Chunks, fit
+from lct.ops.masks import chunk_classes
 from lct.ops.ring_attention import ring_attention
 from lct.sharding import make_mesh, spec
 
-LENGTH, HEAD_DIM = 64, 16
+LENGTH, HEAD_DIM = 128, 16
 LAYOUTS = ('contiguous', 'zigzag', 'striped')
 HEADS = {'mha': (4, 4), 'gqa': (4, 2), 'mqa': (4, 1)}
 
@@ -106,6 +107,18 @@ def permutes(jaxpr, times):
                 sub = getattr(sub, 'jaxpr', sub)
                 if hasattr(sub, 'eqns'):
                     yield from permutes(sub, inner)
+
+
+@pytest.mark.parametrize('ring_size', [2, 4, 8, 32])
+def test_zigzag_balances_the_chunks_that_are_computed_and_skips_half(ring_size):
+    chunk = fit(256, 64)
+    order = permutation('zigzag', 64 * ring_size, ring_size).astype(np.int32)
+    blocks = order.reshape(ring_size, 1, 64)
+    ones = np.ones((1, 64), np.int32)
+    work = [sum(int((chunk_classes(mine, theirs, ones, ones, chunk, chunk) > 0).sum()) for theirs in blocks)
+            for mine in blocks]
+    assert max(work) == min(work)
+    assert sum(work) == ring_size * (2 * ring_size + 1)  # of the 4 * ring_size^2 pairs of half blocks
 
 
 def test_heads_that_do_not_group_are_refused():

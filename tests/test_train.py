@@ -1,11 +1,15 @@
 """Steps, schedules and stages of training."""
 
+import concurrent.futures
 import dataclasses
+import fcntl
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 import tiny_training
@@ -13,22 +17,30 @@ import tiny_training
 from lct import sharding
 from lct.data.loader import Loader
 from lct.models import llama
-from lct.train import loop, optimizer, stages, state
-from lct.train.metrics import matmul_params, step_flops
-from lct.train.step import train_step
+from lct.train import checkpoint, loop, optimizer, stages, state
+from lct.train.metrics import Metrics, Pace, matmul_params, step_flops
+from lct.train.step import loss_and_grads, train_step
 
-STAGE = stages.Stage(name='only', seq_len=32, num_steps=40, batch_size=4, learning_rate=1e-2, mesh=(1, 1, 1, 1),
-                     memory=tiny.MEMORY)
+STAGE = stages.Stage(name='only', seq_len=32, num_steps=40, batch_size=4, learning_rate=1e-2,
+                     mesh=(1, 1, 1, 1), final_fraction=0.5, memory=tiny.MEMORY)
+ADAMW = optimizer.OptimizerConfig(weight_decay=0.1, clip_norm=0.5)
+SCHEDULE = optimizer.schedule((STAGE,))
 
 
 @pytest.fixture(scope='module')
 def tx():
-    return optimizer.make(optimizer.OptimizerConfig(), (STAGE,))
+    return optimizer.make(ADAMW)
 
 
 def one_step(tx, train_state, batch):
     batch = {name: jnp.asarray(x)[None] for name, x in batch.items()}
-    return train_step(train_state, batch, tiny.tables(), tiny.CONFIG.architecture(), tiny.MEMORY, tx)
+    architecture = tiny.CONFIG.architecture()
+    return train_step(train_state, batch, tiny.tables(), architecture, tiny.MEMORY, tx, SCHEDULE)
+
+
+def run_tiny(run, workdir, asked=()):
+    return loop.train(run, tiny_training.CONFIG, lambda: llama.init(tiny_training.CONFIG, jax.random.key(0)),
+                      tiny_training.mixture(), workdir, asked)
 
 
 def test_the_loss_falls_and_a_bad_step_changes_nothing_but_the_counters(tx):
@@ -50,6 +62,31 @@ def test_the_loss_falls_and_a_bad_step_changes_nothing_but_the_counters(tx):
     train_state, metrics = one_step(tx, train_state, tiny.batch(4, 32))
     assert (int(metrics['skipped']), int(metrics['skipped_in_row'])) == (2, 0)
     assert np.isfinite(metrics['loss']) and int(train_state.step) == 33
+    # the learning rate is that of the batches seen, also after the two that were skipped
+    assert float(metrics['learning_rate']) == pytest.approx(float(SCHEDULE(32)), rel=1e-6)
+    assert float(metrics['learning_rate']) < float(SCHEDULE(30))
+
+
+def test_the_optimizer_is_optax_adamw(tx):
+    reference = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(
+        SCHEDULE, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, mask=optimizer.decayed,
+    ))
+    train_state = state.create(llama.init(tiny.CONFIG, jax.random.key(0)), tx)
+    params = jax.tree.map(jnp.copy, train_state.params)
+    opt_state = reference.init(params)
+    batch = {name: jnp.asarray(x)[None] for name, x in tiny.batch(4, 32).items()}
+
+    @jax.jit
+    def reference_step(params, opt_state):
+        _, grads = loss_and_grads(params, tiny.CONFIG.architecture(), batch, tiny.tables(), tiny.MEMORY)
+        updates, opt_state = reference.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    for _ in range(3):
+        train_state, metrics = one_step(tx, train_state, tiny.batch(4, 32))
+        params, opt_state = reference_step(params, opt_state)
+        assert metrics['grad_norm'] > 0.5  # so that clipping takes part
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), train_state.params, params)
 
 
 def test_the_run_stops_with_a_clear_message_after_too_many_bad_steps(tmp_path, monkeypatch):
@@ -63,21 +100,108 @@ def test_the_run_stops_with_a_clear_message_after_too_many_bad_steps(tmp_path, m
     monkeypatch.setattr(Loader, 'next', broken)
     run = loop.Run(stages=(dataclasses.replace(STAGE, num_steps=8),), max_skips_in_row=3)
     with pytest.raises(FloatingPointError, match='not finite in 3 steps in a row, up to step 3'):
-        loop.train(run, tiny_training.CONFIG, lambda: llama.init(tiny_training.CONFIG, jax.random.key(0)),
-                   tiny_training.mixture(), tmp_path)
+        run_tiny(run, tmp_path)
 
 
 def test_metrics_are_written_for_every_step(tmp_path, capsys):
     run = loop.Run(stages=(dataclasses.replace(STAGE, num_steps=5),))
-    ended = []
-    loop.train(run, tiny_training.CONFIG, lambda: llama.init(tiny_training.CONFIG, jax.random.key(0)),
-               tiny_training.mixture(), tmp_path, on_stage_end=lambda *args: ended.append(args[0].name))
+    _, _, summary = run_tiny(run, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / 'metrics' / 'metrics.jsonl').read_text().splitlines()]
-    assert [row['step'] for row in rows] == [1, 2, 3, 4, 5] and ended == ['only']
-    for name in ('loss', 'grad_norm', 'tokens_per_second', 'matmul_peak_fraction', 'skipped'):
+    assert [row['step'] for row in rows] == [1, 2, 3, 4, 5]
+    for name in ('loss', 'grad_norm', 'learning_rate', 'skipped'):
         assert all(np.isfinite(row[name]) for row in rows)
+    for name in ('tokens_per_second', 'matmul_peak_fraction'):  # the first step compiles: it has no speed
+        assert name not in rows[0] and all(row[name] > 0 for row in rows[1:])
     assert list((tmp_path / 'metrics').glob('events.out.tfevents*'))
     assert 'only | step 5/5 | loss' in capsys.readouterr().out
+    _, _, again = run_tiny(run, tmp_path)  # nothing is left to train: the seconds are those of the first time
+    assert 0 < again['seconds'] <= summary['seconds'] and again['tokens_this_session'] == 0
+
+
+def test_a_stop_claims_only_what_was_saved(tmp_path, monkeypatch):
+    asked, original = [], Loader.next
+
+    def full(self, step, *args):
+        if step == 2:  # found in the background, after save() has returned; nothing of the step remains
+            self._wait_for_checkpointers()
+            shutil.rmtree(self.directory / '2')
+            raise OSError('No space left on device')
+        return finalize(self, step, *args)
+
+    def next_then_ask(self):
+        batch, cursor = original(self)
+        if len(batches) == 1:
+            asked.append('SIGTERM')
+        batches.append(batch)
+        return batch, cursor
+
+    batches, finalize = [], checkpoint.ocp.CheckpointManager._finalize
+    monkeypatch.setattr(Loader, 'next', next_then_ask)
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, '_finalize', full)
+    run = loop.Run(stages=(dataclasses.replace(STAGE, num_steps=5),), checkpoint_every=1, keep_checkpoints=1)
+    with pytest.raises(loop.Interrupted, match=r'stopped after step 2 of 5, not saved \(.*No space left.*\); '
+                                               'the same command continues after step 1'):
+        run_tiny(run, tmp_path, asked)
+    with pytest.raises(loop.Interrupted, match='saved step 1 of 5'):  # asked before it does anything
+        run_tiny(run, tmp_path, asked)
+    with pytest.raises(loop.Interrupted, match='before the first step'):
+        run_tiny(run, tmp_path / 'new', asked)
+
+
+def test_the_pace_is_that_of_the_last_steps():
+    pace = Pace()
+    assert pace.ended(10, 100.0) is None  # ended at 100 s, most of it compilation
+    assert pace.ended(20, 102.0) == (2.0, 10.0)
+    for step in range(40):
+        measured = pace.ended(20, 103.0 + step)
+    assert measured == (1.0, 20.0)
+
+
+def test_rows_beyond_the_checkpoint_are_dropped_and_flushed_rows_survive(tmp_path):
+    path = tmp_path / 'metrics.jsonl'
+    first = Metrics(tmp_path, 0)
+    for step in (1, 2, 3):
+        first.write(step, {'loss': 1.0})
+    first.flush()
+    assert len(path.read_text().splitlines()) == 3
+    with path.open('a') as lines:
+        lines.write('{"step": 4, "lo')  # cut short by a kill
+    second = Metrics(tmp_path, 2)
+    second.write(3, {'loss': 2.0})
+    second.close()
+    first.close()
+    assert [json.loads(row) for row in path.read_text().splitlines()] == [
+        {'step': 1, 'loss': 1.0}, {'step': 2, 'loss': 1.0}, {'step': 3, 'loss': 2.0}]
+
+
+def test_stop_requests_outside_the_main_thread_asks_nothing():
+    def ask():
+        with loop.stop_requests() as asked:
+            return asked
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(ask).result() == []
+
+
+def test_a_folder_is_claimed_by_one_config_and_one_process(tmp_path, monkeypatch):
+    config = {'seed': 0, 'stages': [{'num_steps': 80, 'mesh': [1, 1]}, {'num_steps': 10}], 'extra': []}
+    lock = checkpoint.claim(tmp_path, config)
+    with pytest.raises(ValueError, match='another process is at work'):
+        checkpoint.claim(tmp_path, config)
+    lock.close()
+    checkpoint.claim(tmp_path, config).close()
+    other = {'seed': 0, 'stages': [{'num_steps': 40, 'mesh': [1, 2]}], 'extra': []}
+    with pytest.raises(ValueError, match='stages.0.mesh.1 1 -> 2, stages.0.num_steps 80 -> 40, '
+                                         r'stages.1.num_steps 10 -> \(absent\); set this back'):
+        checkpoint.claim(tmp_path, other)
+    with pytest.raises(ValueError, match=r'e \(absent\) -> 1 and 3 more'):
+        checkpoint.claim(tmp_path, {**config, **dict.fromkeys('abcdefgh', 1)})
+
+    def unsupported(*args):
+        raise OSError(95, 'Operation not supported')
+
+    monkeypatch.setattr(fcntl, 'flock', unsupported)  # as on some network file systems
+    checkpoint.claim(tmp_path, config).close()
 
 
 def test_schedule_warms_up_decays_and_starts_again_with_the_next_stage():
@@ -106,7 +230,7 @@ def test_flops_count_the_visible_pairs_of_packed_documents():
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'seq_len': 1000, 'mesh': (1, 1, 8, 1)}, r'seq_len 1000 is not a multiple of 2 \* ring_size = 16 .* use 1008'),
+    ({'seq_len': 1000, 'mesh': (1, 1, 8, 1)}, r'1000 is not a multiple of 2 \* ring_size = 16 .* use 1008'),
     ({'batch_size': 3, 'mesh': (2, 1, 1, 1)}, r'batch_size 3 is not a multiple of data \* fsdp = 2 \* 1'),
     ({'layout': 'spiral'}, "layout 'spiral' is not one of"),
     ({'num_steps': 0}, 'must be positive'),
@@ -120,8 +244,8 @@ def test_impossible_stages_are_refused(change, message):
 def test_stage_configs_follow_their_rules_and_refuse_what_cannot_be():
     def plan(*rules):
         lengths = (128, 512, 2048)
-        return stages.configs([dataclasses.replace(STAGE, seq_len=n, theta=r) for n, r in zip(lengths, rules)],
-                              dataclasses.replace(tiny.CONFIG, max_position_embeddings=64))
+        curriculum = [dataclasses.replace(STAGE, seq_len=n, theta=r) for n, r in zip(lengths, rules)]
+        return stages.configs(curriculum, dataclasses.replace(tiny.CONFIG, max_position_embeddings=64))
 
     configs = plan('keep', 'critical_base', 5e5)
     assert [c.max_position_embeddings for c in configs] == [128, 512, 2048]
@@ -139,6 +263,6 @@ def test_params_move_between_meshes_unchanged(tx):
     with jax.set_mesh(sharding.make_mesh((1, 2, 2, 2))):
         target = state.abstract(tiny.CONFIG, tx, jnp.float32)
         moved = state.move(train_state, target)
-        wq = moved.opt_state[1][0].mu.layers.wq
+        wq = moved.opt_state[1].mu.layers.wq
         assert wq.sharding.spec == sharding.weight_spec('LDNH') and len(wq.sharding.device_set) == 8
     assert tiny_training.digest(jax.device_get(moved)) == before

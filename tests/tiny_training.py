@@ -1,11 +1,16 @@
 """Train a tiny model through two stages and print a hash of every bit of the result.
 
-    python tests/tiny_training.py WORKDIR
+    python tests/tiny_training.py WORKDIR [STEP SIGNAL [DELAY]]
+
+With STEP it sends itself the signal, DELAY seconds after that step was reported and its first checkpoint lies
+on the disk: a tiny step takes milliseconds, so a signal from outside would come anywhere.
 """
 
 import hashlib
 import os
+import pathlib
 import sys
+import time
 
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
 
@@ -16,7 +21,7 @@ import tiny
 from lct.data.mixture import Mixture
 from lct.data.tokenizer import load
 from lct.models import llama
-from lct.train import loop
+from lct.train import loop, metrics
 from lct.train.optimizer import OptimizerConfig
 from lct.train.stages import Stage
 
@@ -32,6 +37,7 @@ def run():
     return loop.Run(
         stages=(stage('short', 64, (1, 1, 2, 1)), stage('long', 128, (2, 1, 2, 1), theta='dynamic_ntk')),
         optimizer=OptimizerConfig(weight_decay=0.01), checkpoint_every=4,
+        line_every_s=0,
     )
 
 
@@ -49,7 +55,25 @@ def digest(tree):
     return total.hexdigest()
 
 
-def main(workdir):
+def signal_after(step, number, delay, workdir):
+    """Send this process a signal after the progress line of a step."""
+    progress = metrics.Metrics.progress
+
+    def then_signal(self, text, force=False):
+        progress(self, text, force)
+        if f'| step {step}/' in text:
+            first, patience = pathlib.Path(workdir) / 'checkpoints' / '4', time.monotonic() + 60
+            while step > 4 and not first.exists() and time.monotonic() < patience:
+                time.sleep(0.01)
+            time.sleep(delay)
+            os.kill(os.getpid(), number)
+
+    metrics.Metrics.progress = then_signal
+
+
+def main(workdir, step=None, number=None, delay=0):
+    if step:
+        signal_after(int(step), int(number), float(delay), workdir)
     with loop.stop_requests() as asked:
         try:
             _, params, _ = loop.train(
@@ -62,4 +86,4 @@ def main(workdir):
 
 
 if __name__ == '__main__':
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -22,8 +22,11 @@ def get_config():
         'vocab_size': 1024, 'embed_dim': 128, 'mlp_dim': 320, 'num_layers': 3, 'num_heads': 4, 'num_kv_heads': 2,
         'head_dim': 32, 'max_position_embeddings': 512, 'rope_theta': 3134.0, 'tie_embeddings': True,
     })
-    config.optimizer = ConfigDict({'b2': 0.98, 'weight_decay': 0.01})
+    config.optimizer = ConfigDict({'b1': 0.9, 'b2': 0.98, 'weight_decay': 0.01, 'clip_norm': 1.0})
     config.checkpoint_every = 250
+    config.keep_checkpoints = 2
+    config.max_skips_in_row = 5  # non-finite steps in a row after which the run gives up
+    config.param_dtype = 'float32'
 
     def stage(name, seq_len, batch_size, num_steps, learning_rate, final_fraction, **mixture):
         return ConfigDict({

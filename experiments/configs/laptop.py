@@ -14,13 +14,17 @@ def get_config():
     config = ConfigDict()
     config.name = 'lct-base-8k'
     config.model_folder = 'base'  # relative to experiments/; any Hugging Face Llama folder
-    config.license = 'apache-2.0'
+    config.license = 'apache-2.0'  # of the base model, which the extended one inherits
+    config.save_dtype = 'float32'
     config.seed = 1
     config.corpus = 'embedded'  # the standard library of this Python; or a folder, glob, JSONL, text file
     config.corpus_bytes = 12_000_000
     config.held_out = 0.1
-    config.optimizer = ConfigDict({'b2': 0.98, 'weight_decay': 0.01})
+    config.optimizer = ConfigDict({'b1': 0.9, 'b2': 0.98, 'weight_decay': 0.01, 'clip_norm': 1.0})
     config.checkpoint_every = 10
+    config.keep_checkpoints = 2
+    config.max_skips_in_row = 5  # non-finite steps in a row after which the run gives up
+    config.param_dtype = 'float32'
 
     def stage(name, seq_len, batch_size, num_steps, learning_rate, theta):
         return ConfigDict({

@@ -45,7 +45,8 @@ def read(source=None, max_bytes=None):
 def split(documents, held_out=0.1):
     """-> (training, held_out): by the crc32 of the name, so that a document stays on its side as others come.
 
-    Each side gets at least one document, whatever the hashes say.
+    Each side gets at least one document, whatever the hashes say. A held-out document whose text is also that
+    of a training document is dropped: it would be no new text.
     """
     if not 0 <= held_out < 1:
         raise ValueError(f'held_out {held_out} is not a fraction in [0, 1); use for example 0.1')
@@ -60,7 +61,12 @@ def split(documents, held_out=0.1):
         raise ValueError(f'all {len(documents)} documents are named {documents[0].name!r}; '
                          'give them different names')
     training = [document for document, value in zip(documents, hashes, strict=True) if value >= threshold]
-    held = [document for document, value in zip(documents, hashes, strict=True) if value < threshold]
+    trained = {document.text for document in training}
+    held = [document for document, value in zip(documents, hashes, strict=True)
+            if value < threshold and document.text not in trained]
+    if not held:
+        raise ValueError('every held-out document repeats the text of a training document; '
+                         'remove the copies from the corpus or use a larger held_out')
     return training, held
 
 

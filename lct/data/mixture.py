@@ -13,13 +13,12 @@ KINDS = ('text', 'recall', 'copy')
 
 class Mixture:
     """documents: list of int arrays [n], without special tokens. weights: kind -> share of the rows, for
-    example {'text': 0.4, 'recall': 0.3, 'copy': 0.3}. recall_options go to recall_row."""
+    example {'text': 0.4, 'recall': 0.3, 'copy': 0.3}."""
 
-    def __init__(self, documents, tokenizer, weights=None, seed=0, recall_options=None):
+    def __init__(self, documents, tokenizer, weights=None, seed=0):
         self.tokenizer = tokenizer
         self.seed = seed
         self.weights = weights or {'text': 1.0}
-        self.recall_options = dict(recall_options or {})
         documents = [_as_ids(ids, number) for number, ids in enumerate(documents) if len(ids)]
         if not documents:
             raise ValueError('the corpus has no tokens; give documents with text')
@@ -130,7 +129,7 @@ class Mixture:
         while left:
             n = left if single else min(left, int(np.exp(rng.uniform(np.log(shortest), np.log(seq_len)))))
             make = exam_row if n >= shortest and rng.random() < 0.5 else recall_row
-            ids, weights = make(rng, self._words, self._text, n - len(self._bos), **self.recall_options)
+            ids, weights = make(rng, self._words, self._text, n - len(self._bos))
             pieces.append(piece(ids, weights, self.tokenizer.bos_id))
             left -= n
         return pieces

@@ -1,7 +1,8 @@
 """Text that is only predicted by reading far back: facts stated once and stated again, copies, needles.
 
-A fact is a line 'The secret code: amber falcon 482913.', asked for by that line up to its key. One key in eight and one value in eight are never
-trained on (by the crc32 of their text): an evaluation with them measures reading, not memory.
+A fact is a line 'The secret code: amber falcon 482913.', asked for by that line up to its key. One key in
+eight and one value in eight are never trained on (by the crc32 of their text): an evaluation with them
+measures reading, not memory.
 """
 import zlib
 from typing import NamedTuple
@@ -49,7 +50,7 @@ class RecallWords:
         self._words = {word: self._encode(f' {word}') for word in ADJECTIVES + NOUNS}
         lengths = [len(ids) for ids in self._words.values()]
         self.statement_len = (len(self._before_key) + len(self._encode(' 482913')) + len(self.after_value)
-                               + round(2 * sum(lengths) / len(lengths)))
+                              + round(2 * sum(lengths) / len(lengths)))
 
     def _encode(self, part):
         ids = self.tokenizer.encode('a' + part)
@@ -122,13 +123,17 @@ def exam_row(rng, words, haystack, length, *, max_facts=64, text_weight=1.0, ans
     """-> (ids int32 [length], weights float32 [length]): facts scattered over text, all asked for at the end.
 
     The number of facts is log-uniform up to max_facts, so that a lone needle and a crowd of them both occur,
-    at any distance. Weights are those of recall_row.
+    at any distance; never more than fit. Weights are those of recall_row.
     """
     most = max(1, min(max_facts, length // (2 * words.statement_len) - 1))
     count = int(np.exp(rng.uniform(0, np.log(most + 1))))
     facts = []
     for _ in range(count):
         facts.append(words.fact(rng, True, {fact.key for fact in facts}))
+    # The count is right for facts of average length; where words are several tokens they may be longer.
+    while 2 * sum(len(words.statement(fact)) for fact in facts) > length:
+        facts.pop()
+    count = len(facts)
     statements = [_weighed(words, fact, 0.2, 0) for fact in facts]
     statements += [_weighed(words, facts[i], 1, answer_weight) for i in rng.permutation(count)]
     gaps = rng.exponential(size=count + 1)
@@ -136,7 +141,7 @@ def exam_row(rng, words, haystack, length, *, max_facts=64, text_weight=1.0, ans
     gaps[[0, -1]] *= rng.random(2) < 0.8
     gaps = np.cumsum(gaps / max(gaps.sum(), 1e-9))
     left = length - sum(len(ids) for ids, _ in statements)
-    cuts = np.concatenate([gaps, np.ones(count - 1)])
+    cuts = np.concatenate([gaps, np.ones(count)])[:len(statements)]
     return _lay_out(_text(rng, haystack, left), cuts, statements, text_weight)
 
 

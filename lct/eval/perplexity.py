@@ -12,7 +12,7 @@ import numpy as np
 
 from lct import sharding
 from lct.data import layout as layouts
-from lct.models import llama
+from lct.models import decode, llama
 from lct.ops import rope
 from lct.ops.cross_entropy import cross_entropy
 
@@ -76,6 +76,17 @@ def windows(documents, seq_len, count, seed, bos_id=None):
     return out
 
 
+def check(seq_len, ring_size=1, ffn_chunks=1):
+    """Refuse windows of seq_len tokens that do not divide over the ring or into FFN pieces."""
+    unit = decode.length_unit(ring_size, ffn_chunks)
+    if seq_len < 1 or seq_len % unit:
+        raise ValueError(
+            f'windows of {seq_len} tokens do not divide into 2 * ring_size = {2 * ring_size} stretches and '
+            f'ring_size * ffn_chunks = {ring_size * ffn_chunks} pieces; use a multiple of {unit}, for '
+            f'example {max(seq_len // unit, 1) * unit}'
+        )
+
+
 def loss_by_position(params, config, windows, *, layout='zigzag', memory=None, batch_size=1, progress=None):
     """The loss of every token on the current mesh; no [B, T, V] exists.
 
@@ -86,8 +97,11 @@ def loss_by_position(params, config, windows, *, layout='zigzag', memory=None, b
     Returns:
       numpy float32 [n, seq_len]: entry p is the loss of token p + 1 given the tokens 0..p.
     """
-    windows, memory = np.asarray(windows, np.int32), memory or llama.Memory(remat='none')
+    windows, memory = np.asarray(windows), memory or llama.Memory(remat='none')
     num_windows, seq_len = windows.shape[0], windows.shape[1] - 1
+    check(seq_len, sharding.axis_size('sequence'), memory.ffn_chunks)
+    decode.check_ids(windows, config.vocab_size)
+    windows = windows.astype(np.int32)
     indices = layouts.permutation(layout, seq_len, sharding.axis_size('sequence'))
     rows = sharding.axis_size('data') * sharding.axis_size('fsdp')
     batch_size = -(-min(batch_size, num_windows) // rows) * rows

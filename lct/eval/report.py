@@ -1,12 +1,11 @@
 """What an extension did, for the eye: needle heat maps, loss by position, tables and the model card."""
 
-import matplotlib
+import pathlib
 
-matplotlib.use('Agg')
-
-import numpy as np  # noqa: E402
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.colors import LinearSegmentedColormap  # noqa: E402
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
 
 RAMP = LinearSegmentedColormap.from_list('score', ['#F0496E', '#EBB839', '#0CD79F'])
 LINE_COLORS = ('#8A8F98', '#1F5FBF', '#0B9E74', '#C2573A')
@@ -25,18 +24,33 @@ def short(length):
 # ---------------------------------------------------------------------------------------------------
 
 
+def _new_figure(width, height):
+    """A figure of its own: pyplot would need a backend, which belongs to the notebook that imports this."""
+    figure = Figure(figsize=(width, height), layout='constrained')
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure, path):
+    """Write a PNG whole or not at all."""
+    path = pathlib.Path(path)
+    part = path.with_name(path.name + '.part')
+    figure.savefig(part, dpi=130, format='png')
+    part.replace(path)
+
+
 def needle_figure(base, extended, native, path, names=('before', 'after')):
     """Two heat maps of one colour scale side by side. native: the trained length before extension."""
     columns = max(len(base.lengths), len(extended.lengths))
     width = min(max(5.0, 0.62 * columns + 1.5), 9.5)
     height = 1.9 + 0.42 * max(len(base.depths), len(extended.depths))
-    figure, axes = plt.subplots(1, 2, figsize=(2 * width, height), layout='constrained')
+    figure = _new_figure(2 * width, height)
+    axes = figure.subplots(1, 2)
     for axis, result, name in zip(axes, (base, extended), names, strict=True):
         image = _heat_map(axis, result, native, name)
     axes[0].set_ylabel('needle depth (0% = top of the text)')
     figure.colorbar(image, ax=axes, label='Score', fraction=0.03, pad=0.015)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def _heat_map(axis, result, native, name):
@@ -66,7 +80,8 @@ def _heat_map(axis, result, native, name):
 def loss_figure(curves, native, path):
     """Loss by position of every model in curves (name -> perplexity.Bins), with bands of one standard
     error over windows."""
-    figure, axis = plt.subplots(figsize=(7.5, 4.5), layout='constrained')
+    figure = _new_figure(7.5, 4.5)
+    axis = figure.subplots()
     for i, (name, curve) in enumerate(curves.items()):
         color = LINE_COLORS[i % len(LINE_COLORS)]
         at = _middles(curve.edges)
@@ -82,13 +97,11 @@ def loss_figure(curves, native, path):
                   xytext=(-4, -4), textcoords='offset points', ha='right', va='top', fontsize=8, rotation=90)
     axis.set_xlabel('position in the text (tokens)')
     axis.set_ylabel('loss (nats per token)')
-    windows = sorted({curve.num_windows for curve in curves.values()})
-    axis.set_title(f'loss by position, {"/".join(map(str, windows))} held-out windows')
+    axis.set_title(f'loss by position, {_numbers(curve.num_windows for curve in curves.values())} windows')
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[['top', 'right']].set_visible(False)
     axis.legend(frameon=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def _middles(edges):
@@ -145,8 +158,7 @@ def model_card(*, name, base_model, native, stages, data, command, needle=None, 
     parts = [
         f'---\n{matter}\n---', f'# {name}',
         f'`{base_model}`, trained to {short(native)} tokens, extended to **{longest} tokens** by full training '
-        f'on {tokens:,} tokens with `lct`. The architecture and the tokenizer are unchanged: only the weights '
-        'and the rotary base in `config.json` differ.',
+        f'on {tokens:,} tokens with `lct`.',
         '## Stages',
         markdown_table(['length', 'rope theta', 'theta from', 'steps', 'tokens'], [
             [f'{stage["length"]:,}', f'{stage["theta"]:,.0f}', stage['rule'], f'{stage["steps"]:,}',
@@ -164,13 +176,14 @@ def model_card(*, name, base_model, native, stages, data, command, needle=None, 
 
 def _needle_markdown(needle):
     lengths = sorted({length for result in needle.values() for length in result.lengths})
-    first = next(iter(needle.values()))
+    depths = _numbers(len(result.depths) for result in needle.values())
+    samples = _numbers(result.samples for result in needle.values())
     rows = []
     for name, result in needle.items():
         mean = dict(zip(result.lengths, result.scores.mean(0), strict=True))
         rows.append([name, *(f'{100 * mean[x]:.0f}' if x in mean else 'not run' for x in lengths)])
-    return (f'Percent of six-digit numbers repeated exactly, greedy, mean over {len(first.depths)} depths with '
-            f'{first.samples} prompts each. Text, keys and numbers were not trained on.\n\n'
+    return (f'Percent of six-digit numbers repeated exactly, greedy, mean over {depths} depths with '
+            f'{samples} prompts each. Keys and numbers are those that `lct.data.recall` keeps from training.\n\n'
             + markdown_table(['model', *(short(x) for x in lengths)], rows))
 
 
@@ -182,5 +195,10 @@ def _loss_markdown(losses):
         known = dict(zip(zip(curve.edges[:-1], curve.edges[1:], strict=True), curve.mean, strict=True))
         rows.append([name, *(f'{known[span]:.3f}' if span in known else 'not run' for span in spans)])
     header = ['model', *(f'{short(low)} to {short(high)}' for low, high in spans)]
-    count = next(iter(losses.values())).num_windows
-    return f'Nats per token over {count} held-out windows, by position.\n\n' + markdown_table(header, rows)
+    count = _numbers(curve.num_windows for curve in losses.values())
+    return f'Nats per token over {count} windows of text, by position.\n\n' + markdown_table(header, rows)
+
+
+def _numbers(counts):
+    """'11', or '5/11' where models differ."""
+    return '/'.join(map(str, sorted(set(counts))))

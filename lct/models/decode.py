@@ -7,7 +7,9 @@ Letters: B batch, S cache slots, N query heads, K key/value heads, G = N / K, H 
 F mlp_dim, V vocab, L layers.
 """
 
+import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -185,6 +187,47 @@ def _write_local(cached_k, cached_v, segment_ids, k, v, slots, axis_name):
 # ---------------------------------------------------------------------------------------------------
 
 
+def length_unit(ring_size, ffn_chunks):
+    """Sequence lengths are multiples of this: two stretches per device, and FFN pieces that span the ring."""
+    return math.lcm(2 * ring_size, ring_size * ffn_chunks)
+
+
+def cache_len(length, ring_size, ffn_chunks=1):
+    """Cache slots for length tokens: a multiple of 2 * ring_size * ffn_chunks, and of 64 * 2 * ring_size for
+    more than that, so that attention finds chunks that divide a device's share."""
+    unit, whole_chunks = 2 * ring_size * ffn_chunks, 64 * 2 * ring_size
+    if length > whole_chunks:
+        unit = math.lcm(unit, whole_chunks)
+    return -(-length // unit) * unit
+
+
+def check_ids(rows, vocab_size):
+    """Refuse token ids outside 0 .. vocab_size - 1: a device would clamp a wrong id without a word."""
+    for i, ids in enumerate(rows):
+        ids = np.asarray(ids)
+        bad = np.flatnonzero((ids < 0) | (ids >= vocab_size))
+        if bad.size:
+            raise ValueError(
+                f'token id {ids[bad[0]]} in row {i}, column {bad[0]} is not in 0..{vocab_size - 1}; use the '
+                "tokenizer of the model's checkpoint"
+            )
+
+
+def rope_at(config, head_dim, length):
+    """The RopeConfig with its scaling settled for texts of length tokens, however long the tables are:
+    'dynamic' and 'longrope' would otherwise scale for the empty slots at the end of a cache."""
+    if config.type == 'dynamic':
+        theta = config.theta
+        if length > config.max_position:
+            theta = rope.dynamic_ntk_theta(
+                theta, config.max_position, length, alpha=config.factor, head_dim=head_dim)
+        return dataclasses.replace(config, type='default', theta=theta, factor=1.0, max_position=None)
+    if config.type == 'longrope':
+        chosen = config.long_factor if length > config.original_max_position else config.short_factor
+        return dataclasses.replace(config, long_factor=chosen, short_factor=chosen)
+    return config
+
+
 def arrange(prompts, seq_len, indices=None):
     """Right-padded prompts in the layout's order.
 
@@ -219,11 +262,11 @@ def generate(params, config, prompts, max_new_tokens, *, seq_len=None, indices=N
     """Greedy continuations, prefill and all decode steps in one compiled program.
 
     The program depends on config.architecture() and on the shapes alone, so that a model before and after
-    extension shares it. 'dynamic' and 'longrope' scaling look at seq_len.
+    extension shares it. 'dynamic' and 'longrope' scaling look at the longest prompt with its new tokens.
 
     Args:
       prompts: B lists of token ids, of unequal lengths if need be.
-      seq_len: slots of the cache, a multiple of 2 * ring_size; default the fewest that hold everything.
+      seq_len: slots of the cache, a multiple of length_unit; default cache_len of what is needed.
       indices: [seq_len] permutation of the layout; default contiguous.
       memory: llama.Memory, of which chunks and ffn_chunks matter here.
       stop_id: everything after its first occurrence becomes stop_id.
@@ -239,18 +282,20 @@ def generate(params, config, prompts, max_new_tokens, *, seq_len=None, indices=N
             f'{lengths[:8]} and max_new_tokens {max_new_tokens}; give an empty prompt its BOS'
         )
     needed = max(lengths) + max_new_tokens - 1  # the last new token is never fed back
-    multiple = 2 * sharding.axis_size('sequence')
+    ring_size = sharding.axis_size('sequence')
+    multiple = length_unit(ring_size, memory.ffn_chunks)
     if seq_len is None:
-        seq_len = -(-needed // multiple) * multiple
+        seq_len = cache_len(needed, ring_size, memory.ffn_chunks)
     if seq_len < needed or seq_len % multiple:
         raise ValueError(
-            f'seq_len {seq_len} must be a multiple of 2 * ring_size = {multiple} and hold the longest prompt '
-            f'{max(lengths)} + max_new_tokens {max_new_tokens} - 1 = {needed}; '
-            f'use {-(-needed // multiple) * multiple} or more'
+            f'seq_len {seq_len} must be a multiple of {multiple} (ring_size {ring_size}, ffn_chunks '
+            f'{memory.ffn_chunks}) and hold the longest prompt {max(lengths)} + max_new_tokens '
+            f'{max_new_tokens} - 1 = {needed}; use {-(-needed // multiple) * multiple} or more'
         )
+    check_ids(prompts, config.vocab_size)
     rows = sharding.axis_size('data') * sharding.axis_size('fsdp')
     batch_size = -(-(batch_size or len(prompts)) // rows) * rows
-    tables = rope.make_tables(config.rope, config.head_dim, seq_len)
+    tables = rope.make_tables(rope_at(config.rope, config.head_dim, needed), config.head_dim, seq_len)
     groups = []
     for start in range(0, len(prompts), batch_size):
         group = prompts[start:start + batch_size]

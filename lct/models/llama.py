@@ -87,6 +87,8 @@ class Memory:
     def __post_init__(self):
         if self.remat not in REMAT:
             raise ValueError(f'remat {self.remat!r} is not one of {sorted(REMAT)}')
+        if min(self.ffn_chunks, self.loss_chunk) < 1:
+            raise ValueError(f'ffn_chunks {self.ffn_chunks} and loss_chunk {self.loss_chunk} must be positive')
 
 
 class Entry(NamedTuple):

@@ -11,7 +11,6 @@ keys serves G * query_chunk rows and the scores stay in the cache of a core.
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -34,9 +33,11 @@ class Chunks:
 
 
 def fit(chunk, length):
-    """The largest size <= chunk that divides length."""
-    size = min(chunk, length)
-    while length % size:
+    """The largest size <= chunk that divides length, and its half if it has one: a zigzag shard is two
+    stretches of the sequence, and a chunk with a foot in both can neither be skipped nor go unmasked."""
+    stretch = length // 2 if length % 2 == 0 else length
+    size = min(chunk, stretch)
+    while stretch % size:
         size -= 1
     return size
 
@@ -62,6 +63,8 @@ class _Tiles:
         self.nq, self.nk = self.q_len // self.cq, self.k_len // self.ck
         self.rows = self.cq * self.group
         self.dtype = jnp.promote_types(q.dtype, jnp.float32)
+        # float32 means float32 on every device; rounded inputs gain nothing from it
+        self.precision = lax.Precision.HIGHEST if q.dtype == self.dtype else lax.Precision.DEFAULT
         self.where = (q_positions, k_positions, q_segments, k_segments)
         self.classes = chunk_classes(*self.where, self.cq, self.ck)
 
@@ -87,6 +90,10 @@ class _Tiles:
         seen = visible(cut(q_pos, i, self.cq), cut(k_pos, j, self.ck), cut(q_seg, i, self.cq),
                        cut(k_seg, j, self.ck))
         return jnp.repeat(seen, self.group, axis=0)
+
+    def dot(self, x, y, contract):
+        """Matmul of two tiles over one dim of each, accumulated in float32."""
+        return lax.dot_general(x, y, (contract, ((), ())), self.precision, preferred_element_type=self.dtype)
 
     def spans(self, axis):
         """First and one past the last non-empty chunk along an axis of classes [B, nq, nk]."""
@@ -126,7 +133,7 @@ def attend(q, k, v, q_positions, k_positions, q_segments, k_segments, chunks):
         def column(j, carry):
             def tile(carry, mask):
                 acc, top, total = carry
-                scores = _dot(q_tile, tiles.key(k, b, h, j), ((1,), (1,)))
+                scores = tiles.dot(q_tile, tiles.key(k, b, h, j), ((1,), (1,)))
                 if mask is not None:
                     scores = jnp.where(mask, scores, NOTHING)
                 new_top = jnp.maximum(top, scores.max(1))
@@ -134,7 +141,7 @@ def attend(q, k, v, q_positions, k_positions, q_segments, k_segments, chunks):
                 if mask is not None:  # a row without any visible key has new_top == NOTHING
                     weights = jnp.where(mask, weights, 0.0)
                 shrink = jnp.exp2(top - new_top)
-                acc = acc * shrink[:, None] + _dot(weights, tiles.key(v, b, h, j), ((1,), (0,)))
+                acc = acc * shrink[:, None] + tiles.dot(weights, tiles.key(v, b, h, j), ((1,), (0,)))
                 return acc, new_top, total * shrink + weights.sum(1)
 
             return _by_class(tiles.classes[b, i, j], lambda: tiles.mask(b, i, j), carry, tile)
@@ -199,14 +206,14 @@ def attend_grad(
                 dq_tile, dk_tile, dv_tile = carry
                 q_tile, g_tile = tiles.query(q, b, h, i), tiles.query(dout, b, h, i)
                 lse_tile, delta_tile = tiles.query(lse, b, h, i), tiles.query(delta, b, h, i)
-                scores = _dot(k_scaled * LOG2E, q_tile, ((1,), (1,)))
+                scores = tiles.dot(k_scaled * LOG2E, q_tile, ((1,), (1,)))
                 weights = jnp.exp2(scores - lse_tile * LOG2E)
                 if mask is not None:
                     weights = jnp.where(mask.T, weights, 0.0)
-                dv_tile = dv_tile + _dot(weights, g_tile, ((1,), (0,)))
-                ds = weights * (_dot(v_tile, g_tile, ((1,), (1,))) - delta_tile)
-                dk_tile = dk_tile + _dot(ds, q_tile, ((1,), (0,)))
-                added = _dot(k_scaled.T, ds, ((1,), (0,)))  # [H, rows], rows = (query_chunk, G)
+                dv_tile = dv_tile + tiles.dot(weights, g_tile, ((1,), (0,)))
+                ds = weights * (tiles.dot(v_tile, g_tile, ((1,), (1,))) - delta_tile)
+                dk_tile = dk_tile + tiles.dot(ds, q_tile, ((1,), (0,)))
+                added = tiles.dot(k_scaled.T, ds, ((1,), (0,)))  # [H, rows], rows = (query_chunk, G)
                 added = jnp.moveaxis(added.reshape(tiles.head_dim, tiles.cq, tiles.group), 2, 0)
                 return dq_tile + added, dk_tile, dv_tile
 
@@ -231,7 +238,3 @@ def _add_tile(x, tile, b, h, j):
     start = (b, j * tile.shape[0], h, 0)
     old = lax.dynamic_slice(x, start, (1, tile.shape[0], 1, tile.shape[1]))
     return lax.dynamic_update_slice(x, old + tile[None, :, None], start)
-
-
-def _dot(x, y, contract):
-    return lax.dot_general(x, y, (contract, ((), ())), preferred_element_type=jax.numpy.float32)

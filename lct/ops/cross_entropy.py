@@ -58,7 +58,10 @@ def _local(x, head, targets, mask, chunk, axis_name):
 
 def _chunk_loss(x, head, targets, mask, axis_name):
     """x [C, D], head [D, local V] -> [C]."""
-    logits = jnp.einsum('CD,DV->CV', x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+    precision = 'highest' if x.dtype == jnp.float32 else None
+    logits = jnp.einsum(
+        'CD,DV->CV', x, head.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32
+    )
     first = 0 if axis_name is None else lax.axis_index(axis_name) * head.shape[1]
     top = lax.stop_gradient(logits.max(-1))
     words = first + jnp.arange(head.shape[1], dtype=targets.dtype)

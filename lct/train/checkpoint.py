@@ -11,8 +11,8 @@ logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax reports every phase o
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest `keep`, each with the TrainState and a JSON record (stage,
-    data cursor) that says where the run stood."""
+    """The checkpoints of one run: the newest `keep`, each with the TrainState and a JSON record (data
+    cursor, seconds of training) that says where the run stood."""
 
     def __init__(self, folder, keep=2):
         self.folder = pathlib.Path(folder).absolute()
@@ -64,15 +64,21 @@ class Checkpoints:
             )['state']
         except Exception as error:
             raise ValueError(
-                f'checkpoint {self.folder / str(step)} cannot be restored ({_first_line(error)}); delete that folder to '
-                'continue from the one before'
+                f'checkpoint {self.folder / str(step)} cannot be restored ({_first_line(error)}); '
+                'delete that folder to continue from the one before'
             ) from error
 
     def wait(self):
-        """Block until what was saved is on disk; raises what went wrong there."""
-        self._manager.wait_until_finished()
+        """Block until what was saved is on disk. Returns None, or in one line what went wrong there."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._manager.reload()  # latest() must be what lies on the disk
+            return f'the last checkpoint could not be written ({_first_line(error)}); those before are whole'
+        return None
 
     def close(self):
+        self.wait()
         self._manager.close()
 
 
@@ -87,23 +93,57 @@ def claim(workdir, config):
     Returns:
       The open lock file; the folder is this process's while it lives.
     Raises:
-      ValueError: if workdir holds a run of another config, or another process is at work in it.
+      ValueError: if workdir holds a run of another config (naming what differs), or another process is at
+        work in it.
     """
     workdir = pathlib.Path(workdir)
     path = workdir / 'config.json'
     text = json.dumps(config, indent=2, sort_keys=True)
-    if path.exists() and path.read_text() != text:
-        raise ValueError(
-            f'{workdir} holds a run with another config (see {path}); choose another --workdir, or delete it'
-        )
     workdir.mkdir(parents=True, exist_ok=True)
     lock = (workdir / 'lock').open('w')
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise ValueError(f'another process is at work in {workdir}; wait for it, or choose another --workdir') from error
-    if not path.exists():
+    except BlockingIOError as error:
+        lock.close()
+        raise ValueError(
+            f'another process is at work in {workdir}; wait for it, or choose another --workdir'
+        ) from error
+    except OSError:
+        pass  # some network file systems have no flock: a run without the guard is better than none
+    if path.exists():
+        differences = _differences(path, text)
+        if differences:
+            lock.close()
+            raise ValueError(
+                f'{workdir} holds a run with another config: {differences}; set this back to continue that '
+                'run, or choose another --workdir, or delete it'
+            )
+    else:
         part = path.with_suffix('.part')
         part.write_text(text)
         part.replace(path)
     return lock
+
+
+def _differences(path, text, most=5):
+    """Where the JSON of path and text differ, as 'stages.0.num_steps 80 -> 40, ...'; '' if nowhere."""
+    try:
+        old = dict(_flat(json.loads(path.read_text())))
+    except ValueError:
+        return f'{path} is damaged'
+    new = dict(_flat(json.loads(text)))
+    show = lambda values, key: json.dumps(values[key]) if key in values else '(absent)'
+    changed = [key for key in sorted({*old, *new}) if show(old, key) != show(new, key)]
+    more = f' and {len(changed) - most} more (see {path})' if len(changed) > most else ''
+    return ', '.join(f'{key} {show(old, key)} -> {show(new, key)}' for key in changed[:most]) + more
+
+
+def _flat(tree, prefix=''):
+    """(dotted path, value) of every leaf of nested dicts and lists; an empty one is a leaf."""
+    if isinstance(tree, list):
+        tree = dict(enumerate(tree)) or tree
+    items = tree.items() if isinstance(tree, dict) else ()
+    if not items and prefix:
+        yield prefix, tree
+    for key, value in items:
+        yield from _flat(value, f'{prefix}.{key}' if prefix else str(key))

@@ -1,8 +1,8 @@
 """What a run tells while it goes: a line on the terminal, TensorBoard scalars, a JSONL record."""
 
+import collections
 import json
 import pathlib
-import sys
 import time
 
 import jax
@@ -20,13 +20,24 @@ def matmul_params(config):
     return llama.num_params(config) - norms - lookup
 
 
-def step_flops(config, batch):
-    """Model FLOPs of one training step: 6 per matmul parameter and token, and 12 * L * N * H for every
-    query-key pair that is visible (PaLM, appendix B, counted on the packed documents themselves)."""
-    tokens = int((batch['segment_ids'] > 0).sum())
-    pairs = int((batch['positions'].astype(np.int64) + 1)[batch['segment_ids'] > 0].sum())
+def train_flops(config, tokens, pairs):
+    """Model FLOPs of training on tokens: 6 per matmul parameter and token, and 12 * L * N * H for every
+    query-key pair that is visible (PaLM, appendix B)."""
     attention = 12 * config.num_layers * config.num_heads * config.head_dim
     return 6 * matmul_params(config) * tokens + attention * pairs
+
+
+def step_flops(config, batch):
+    """train_flops of one step, counted on the packed documents themselves."""
+    tokens = int((batch['segment_ids'] > 0).sum())
+    pairs = int((batch['positions'].astype(np.int64) + 1)[batch['segment_ids'] > 0].sum())
+    return train_flops(config, tokens, pairs)
+
+
+def whole_row_flops(config, stage):
+    """train_flops of one step of a stage whose rows hold one document each: to compare stages by."""
+    rows = stage.batch_size * stage.accumulation
+    return train_flops(config, rows * stage.seq_len, rows * stage.seq_len * (stage.seq_len + 1) // 2)
 
 
 def measured_peak(dtype):
@@ -55,6 +66,24 @@ def clock(seconds):
     return f'{seconds // 60}m{seconds % 60:02d}s' if seconds >= 60 else f'{seconds}s'
 
 
+class Pace:
+    """Speed over the last WINDOW steps, saves included, from the times at which they ended. The first step
+    only starts the clock: it holds the compilation."""
+    WINDOW = 20
+
+    def __init__(self):
+        self._ended = collections.deque(maxlen=self.WINDOW + 1)
+
+    def ended(self, flops, now):
+        """A step of so many FLOPs ended at now. Returns (seconds a step, FLOP/s), or None after the first."""
+        self._ended.append((now, flops))
+        steps = len(self._ended) - 1
+        elapsed = now - self._ended[0][0]
+        if not steps or not elapsed:
+            return None
+        return elapsed / steps, sum(flops for _, flops in list(self._ended)[1:]) / elapsed
+
+
 class Metrics:
     """Writes metrics.jsonl and TensorBoard events under a folder, and progress lines on stdout."""
 
@@ -65,9 +94,11 @@ class Metrics:
         self._path = folder / 'metrics.jsonl'
         if self._path.exists():  # drop what a killed run wrote beyond its last checkpoint
             rows = [row for row in self._path.read_text().splitlines() if _step_of(row) <= first_step]
-            self._path.write_text(''.join(row + '\n' for row in rows))
+            part = self._path.with_suffix('.part')  # a kill in the middle must not cost the rows of before
+            part.write_text(''.join(row + '\n' for row in rows))
+            part.replace(self._path)
         self._lines = self._path.open('a')
-        self._every, self._last_line = line_every_s, 0.0
+        self._every, self._last_line = line_every_s, -float('inf')
 
     def write(self, step, values):
         """Record scalars of one step."""
@@ -83,6 +114,11 @@ class Metrics:
             self._last_line = now
             self._lines.flush()
             say(text)
+
+    def flush(self):
+        """Hand all rows to the system: what comes before a checkpoint must survive a kill after it."""
+        self._lines.flush()
+        self._events.flush()
 
     def close(self):
         self._lines.close()
@@ -100,4 +136,3 @@ def say(text):
     """One line on stdout from the first process only, visible at once."""
     if jax.process_index() == 0:
         print(text, flush=True)
-        sys.stdout.flush()

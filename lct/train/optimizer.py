@@ -19,7 +19,8 @@ class OptimizerConfig:
 
 def stage_schedule(learning_rate, num_steps, warmup_steps, final_fraction):
     """Linear warm-up to learning_rate, then a cosine to final_fraction of it (1.0: constant)."""
-    warmup = optax.linear_schedule(learning_rate / max(warmup_steps, 1), learning_rate, max(warmup_steps - 1, 1))
+    first = learning_rate / max(warmup_steps, 1)
+    warmup = optax.linear_schedule(first, learning_rate, max(warmup_steps - 1, 1))
     decay = optax.cosine_decay_schedule(learning_rate, max(num_steps - warmup_steps, 1), final_fraction)
     return optax.join_schedules([warmup, decay], [warmup_steps])
 
@@ -34,14 +35,16 @@ def schedule(stages):
     return optax.join_schedules(parts, ends)
 
 
-def make(config, stages):
-    """Clipping by global norm, then AdamW; norm vectors are not decayed."""
+def make(config):
+    """Clipping by global norm, then AdamW up to its learning rate; norm vectors are not decayed.
+
+    The step multiplies by -schedule(state.step) itself: optax.adamw would look the rate up by a counter of
+    its own, which stands still whenever a non-finite step is skipped and so falls behind the stages.
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule(stages), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay,
-            mask=decayed,
-        ),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
     )
 
 

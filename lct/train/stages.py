@@ -37,15 +37,21 @@ class Stage:
     memory: Memory = Memory()
 
     def __post_init__(self):
+        for field in ('seq_len', 'batch_size', 'accumulation', 'num_steps'):
+            if getattr(self, field) < 1:
+                raise ValueError(f'stage {self.name}: {field} must be positive, got {getattr(self, field)}')
+        if len(self.mesh) != 4 or min(self.mesh) < 1:
+            raise ValueError(f'stage {self.name}: mesh {self.mesh} must be four positive degrees of data, fsdp, '
+                             'sequence and tensor, such as (1, 1, 8, 1)')
         data, fsdp, ring, _ = self.mesh
         if self.layout not in LAYOUTS:
             raise ValueError(f'stage {self.name}: layout {self.layout!r} is not one of {LAYOUTS}')
         pieces = 2 * ring if self.layout == 'zigzag' else ring
-        if self.seq_len < 1 or self.seq_len % pieces:
+        if self.seq_len % pieces:
             factor = '2 * ring_size' if self.layout == 'zigzag' else 'ring_size'
             raise ValueError(
                 f'stage {self.name}: seq_len {self.seq_len} is not a multiple of {factor} = {pieces} for layout '
-                f'{self.layout}; use {-(-max(self.seq_len, 1) // pieces) * pieces}'
+                f'{self.layout}; use {-(-self.seq_len // pieces) * pieces}'
             )
         if self.seq_len % (ring * self.memory.ffn_chunks):
             raise ValueError(
@@ -57,8 +63,6 @@ class Stage:
                 f'stage {self.name}: batch_size {self.batch_size} is not a multiple of data * fsdp = '
                 f'{data} * {fsdp}; each replica needs whole rows'
             )
-        if min(self.num_steps, self.accumulation, self.batch_size) < 1:
-            raise ValueError(f'stage {self.name}: num_steps, accumulation and batch_size must be positive')
 
     @property
     def tokens_per_step(self):
@@ -99,6 +103,11 @@ def configs(stages, config):
             raise ValueError(
                 f'stage {stage.name}: seq_len {stage.seq_len} is shorter than the stage before it '
                 f'({stages[len(out) - 1].seq_len}); order the stages by length'
+            )
+        if stage.theta in ('dynamic_ntk', 'critical_base') and stage.seq_len < length:
+            raise ValueError(
+                f'stage {stage.name}: seq_len {stage.seq_len} is shorter than the {length} tokens that the model '
+                f"reads already; drop the stage, or give it theta 'keep' instead of {stage.theta!r}"
             )
         theta = theta_of(stage, theta, length, base, config.head_dim)
         length = max(length, stage.seq_len)

@@ -38,14 +38,19 @@ def loss_and_grads(params, config, batch, tables, memory):
     return loss, grads
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'memory', 'tx'), donate_argnames='state')
-def train_step(state, batch, tables, config, memory, tx):
-    """state, batch -> state, metrics. A step whose loss or gradient is not finite changes nothing but the
-    counters: a guard with `where`, so that no NaN can reach the optimizer's moments."""
+@functools.partial(jax.jit, static_argnames=('config', 'memory', 'tx', 'schedule'), donate_argnames='state')
+def train_step(state, batch, tables, config, memory, tx, schedule):
+    """state, batch -> state, metrics. tx and schedule: optimizer.make and optimizer.schedule.
+
+    A step whose loss or gradient is not finite changes nothing but the counters: a guard with `where`, so
+    that no NaN can reach the optimizer's moments.
+    """
     loss, grads = loss_and_grads(state.params, config, batch, tables, memory)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    rate = jnp.asarray(schedule(state.step), jnp.float32)
+    updates = jax.tree.map(lambda update: -rate.astype(update.dtype) * update, updates)
     params = optax.apply_updates(state.params, updates)
     keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
     missed = 1 - finite.astype(jnp.int32)
@@ -57,6 +62,7 @@ def train_step(state, batch, tables, config, memory, tx):
         skipped_in_row=(state.skipped_in_row + missed) * missed,
     )
     metrics = {
-        'loss': loss, 'grad_norm': grad_norm, 'skipped': state.skipped, 'skipped_in_row': state.skipped_in_row
+        'loss': loss, 'grad_norm': grad_norm, 'learning_rate': rate, 'skipped': state.skipped,
+        'skipped_in_row': state.skipped_in_row,
     }
     return state, metrics

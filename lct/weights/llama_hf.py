@@ -115,7 +115,8 @@ def read_config(folder):
 
 
 def check(folder):
-    """Refuse a folder that load would refuse, from its config and the headers of its files alone."""
+    """Refuse a folder that load would refuse, from its config and the headers of its files. Of the weights
+    only a stored head beside a tied embedding is read: it must be equal."""
     check_tensors(safetensors_files.read_folder(os.fspath(folder)), read_config(folder), folder)
 
 

@@ -6,6 +6,7 @@ cover the data exactly, once.
 """
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -204,11 +205,22 @@ def create_file(path, shapes, dtype):
         file.write(len(text).to_bytes(8, 'little') + text)
         file.flush()
         # Real blocks, not a sparse file: a full disk must be an error here, not a signal at a later write.
-        os.posix_fallocate(file.fileno(), 0, 8 + len(text) + at)
+        _allocate(file, 8 + len(text) + at)
     return {
         name: np.memmap(path, FLOATS[dtype], 'r+', 8 + len(text) + header[name]['data_offsets'][0], shape)
         for name, shape in shapes.items()
     }
+
+
+def _allocate(file, size):
+    """Blocks on disk for size bytes, of which those before the file's position are written."""
+    if hasattr(os, 'posix_fallocate'):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    zeros = bytes(2**20)  # macOS lacks the call
+    while (left := size - file.tell()) > 0:
+        file.write(zeros[:left])
+    file.flush()
 
 
 def write_json(path, value):
@@ -246,13 +258,18 @@ def whole_folder(folder, overwrite=False):
     """A temporary sibling folder to write in, which becomes folder at the end or vanishes on an error.
 
     Everything is on disk before the rename, so a folder under its final name is a complete one. An
-    overwritten folder is first moved aside and only then removed.
+    overwritten folder is first moved aside and only then removed. What a killed process left of this is
+    cleared by the next one.
     """
     folder = os.path.abspath(folder)
+    _clear_leftovers(folder)
     check_writable(folder, 0, overwrite)
     temporary, aside = _sibling(folder, 'writing'), _sibling(folder, 'replaced')
     os.mkdir(temporary)
+    lock = os.open(temporary, os.O_RDONLY)  # held while this process lives: no other takes it for a leftover
     try:
+        with contextlib.suppress(OSError):  # a network disk without locks
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         for name in os.listdir(temporary):
             _sync(os.path.join(temporary, name))
@@ -269,9 +286,51 @@ def whole_folder(folder, overwrite=False):
             raise
         _sync(os.path.dirname(folder))
         if moved:
-            shutil.rmtree(aside)
+            # Half removed it must not look like a folder to restore.
+            rubbish = _sibling(folder, 'writing')
+            os.rename(aside, rubbish)
+            shutil.rmtree(rubbish, ignore_errors=True)
     finally:
+        os.close(lock)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _clear_leftovers(folder):
+    """Remove what a killed writer of this folder left behind, and put the folder that it had moved aside back
+    if nothing has taken its place. While another process writes, nothing is touched."""
+    parent, name = os.path.split(folder)
+    if not os.path.isdir(parent):
+        return
+    ours = re.compile(rf'\.{re.escape(name)}\.(writing|replaced)-[0-9a-f]{{8}}')
+    found = [match for match in map(ours.fullmatch, sorted(os.listdir(parent))) if match]
+    writing, replaced = (
+        [os.path.join(parent, match[0]) for match in found if match[1] == purpose]
+        for purpose in ('writing', 'replaced')
+    )
+    if any(map(_in_use, writing)):
+        return
+    for path in replaced:
+        if not os.path.lexists(folder) or os.path.isdir(folder) and not os.listdir(folder):
+            os.rename(path, folder)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in writing:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _in_use(folder):
+    """Whether a living process holds the lock of a folder, or may do so."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _sibling(folder, purpose):
