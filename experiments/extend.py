@@ -50,7 +50,9 @@ def run():
     native = base_config.max_position_embeddings
     training, held_out = documents.split(documents.read(config.corpus, config.corpus_bytes), config.held_out)
     mixture = Mixture(words.encode_batch([d.text for d in training]), words, seed=config.seed)
-    mixture.check_length(max(stage.seq_len for stage in run_config.stages))
+    for stage in run_config.stages:
+        mixture.weights = dict(stage.mixture)
+        mixture.check_length(stage.seq_len)
     unseen = [np.asarray(ids, np.int32) for ids in words.encode_batch([d.text for d in held_out])]
     if not unseen:
         raise ValueError(f'held_out {config.held_out} leaves no document to evaluate on; use for example 0.1')

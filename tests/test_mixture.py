@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lct.data import tokenizer as tokenizers
-from lct.data.mixture import KINDS, Mixture
+from lct.data.mixture import Mixture
 
 ALL = {'text': 0.5, 'recall': 0.3, 'copy': 0.2}
 TOKENIZER = tokenizers.load('bytes')
@@ -57,7 +57,24 @@ def test_rows_are_well_formed_and_of_every_kind():
         np.testing.assert_array_equal(row['targets'][:-1][same], row['tokens'][1:][same])
         ends = np.flatnonzero(~same)
         assert (row['loss_mask'][ends] == 0).all()
-    assert seen == set(KINDS)
+    assert seen == set(ALL)
+
+
+def test_long_rows_are_one_stretch_of_one_document_each():
+    rng = np.random.default_rng(0)
+    documents = [np.arange(n, dtype=np.int32) + 50 * i for i, n in enumerate((30, 90, 40, 64))]
+    mixture = Mixture([d % 250 for d in documents], TOKENIZER, {'long': 1.0}, seed=int(rng.integers(9)))
+    seen = set()
+    for _ in range(200):
+        row = mixture.next_row(65)
+        assert row['tokens'][0] == TOKENIZER.bos_id and (row['segment_ids'] == 1).all()
+        np.testing.assert_array_equal(row['positions'], np.arange(65))
+        assert (np.diff(row['tokens'][1:]) % 250 == 1).all()
+        np.testing.assert_array_equal(row['targets'][:-1], row['tokens'][1:])
+        seen.add(int(row['tokens'][1]))
+    assert seen == {*range(50, 50 + 27), 150}  # every stretch of the two documents that are long enough
+    with pytest.raises(ValueError, match="needs a document of seq_len 92 tokens, but the longest has 90"):
+        mixture.next_row(92)
 
 
 def test_shares_follow_the_weights():

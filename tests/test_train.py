@@ -115,7 +115,7 @@ def test_metrics_are_written_for_every_step(tmp_path, capsys):
     assert list((tmp_path / 'metrics').glob('events.out.tfevents*'))
     assert 'only | step 5/5 | loss' in capsys.readouterr().out
     _, _, again = run_tiny(run, tmp_path)  # nothing is left to train: the seconds are those of the first time
-    assert 0 < again['seconds'] <= summary['seconds'] and again['tokens_this_session'] == 0
+    assert 0 < again['seconds'] <= summary['seconds'] and again['tokens_of_this_call'] == 0
 
 
 def test_a_stop_claims_only_what_was_saved(tmp_path, monkeypatch):

@@ -26,20 +26,20 @@ def get_config():
     config.max_skips_in_row = 5  # non-finite steps in a row after which the run gives up
     config.param_dtype = 'float32'
 
-    def stage(name, seq_len, batch_size, num_steps, learning_rate, theta):
+    def stage(name, seq_len, batch_size, num_steps, learning_rate, theta, **mixture):
         return ConfigDict({
             'name': name, 'seq_len': seq_len, 'batch_size': batch_size, 'accumulation': 1, 'num_steps': num_steps,
             'learning_rate': learning_rate, 'warmup_steps': 5, 'final_fraction': 0.1, 'theta': theta, 'alpha': 4.0,
-            'mesh': (1, 1, 8, 1), 'layout': 'zigzag', 'mixture': {'text': 0.4, 'recall': 0.6},
+            'mesh': (1, 1, 8, 1), 'layout': 'zigzag', 'mixture': mixture,
             'memory': {'remat': 'none', 'query_chunk': 128, 'key_chunk': 256, 'ffn_chunks': 4, 'loss_chunk': 256},
         })
 
     config.stages = (
-        stage('2K', 2048, 4, 80, 1e-3, 'dynamic_ntk'),
-        stage('8K', 8192, 1, 40, 1e-3, 'critical_base'),
+        stage('2K', 2048, 4, 70, 1e-3, 'dynamic_ntk', text=0.5, long=0.2, recall=0.3),
+        stage('8K', 8192, 1, 100, 1e-3, 'critical_base', text=0.2, long=0.5, recall=0.3),
     )
     config.needle = ConfigDict({
         'lengths': (128, 256, 384, 512, 1024, 2048, 4096, 8192), 'depths': (0.0, 0.25, 0.5, 0.75, 1.0), 'samples': 2,
     })
-    config.loss = ConfigDict({'seq_len': 8192, 'windows': 16})
+    config.loss = ConfigDict({'seq_len': 8192, 'windows': 32})
     return config

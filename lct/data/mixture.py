@@ -1,4 +1,5 @@
-"""An endless, deterministic stream of rows: shuffled documents, with recall rows and copy rows between them.
+"""An endless, deterministic stream of rows: shuffled documents packed into rows, with long
+stretches of one document, recall rows and copy rows between them.
 
 What row r is, and every random number in it, is a function of (seed, r) and the weights; where the text goes
 on is a cursor. The two together are the state: four integers, from which the stream continues anywhere.
@@ -8,7 +9,7 @@ import numpy as np
 from lct.data.packing import pack, piece, take
 from lct.data.recall import RecallWords, copy_row, exam_row, recall_row
 
-KINDS = ('text', 'recall', 'copy')
+KINDS = ('text', 'recall', 'copy', 'long')
 
 
 class Mixture:
@@ -82,13 +83,18 @@ class Mixture:
         self.check_length(seq_len)
         rng = self._rng(self._state['row'])
         kind = self._kind(rng)
-        make = {'text': self._text_row, 'recall': self._recall_row, 'copy': self._copy_row}[kind]
+        make = {'text': self._text_row, 'recall': self._recall_row, 'copy': self._copy_row,
+                'long': self._long_row}[kind]
         pieces = make(rng, seq_len)
         self._state['row'] += 1
         return pack(pieces, seq_len)
 
     def check_length(self, seq_len):
-        """Refuses a corpus shorter than one sequence."""
+        """Refuses a corpus shorter than one sequence, or without a long document where rows ask for one."""
+        if self._weights.get('long', 0) > 0 and not self._starts(seq_len).any():
+            longest = max(map(len, self._documents))
+            raise ValueError(f"mixture kind 'long' needs a document of seq_len {seq_len} tokens, but the longest has "
+                             f"{longest}; add longer documents, or use kind 'text', which packs short ones")
         if self.num_tokens < seq_len:
             raise ValueError(f'the corpus has {self.num_tokens} tokens, fewer than one sequence of seq_len '
                              f'{seq_len}; add documents or use a shorter sequence')
@@ -118,6 +124,20 @@ class Mixture:
         epoch = state['epoch'] + index // count
         self._state = {**state, 'epoch': epoch, 'document': index % count, 'offset': offset}
         return pieces
+
+    def _starts(self, seq_len):
+        """int [documents]: how many stretches of a whole row each document holds."""
+        sizes = np.array([len(ids) for ids in self._documents])
+        return np.maximum(sizes - (seq_len - len(self._bos)) + 1, 0)
+
+    def _long_row(self, rng, seq_len):
+        """One stretch of one document that fills the row: most documents are short, and rows packed with them
+        teach nothing about the far end of the window."""
+        starts = self._starts(seq_len)
+        document = rng.choice(len(starts), p=starts / starts.sum())
+        start = rng.integers(starts[document])
+        ids = self._documents[document][start:start + seq_len - len(self._bos)]
+        return [piece(ids, None, self.tokenizer.bos_id)]
 
     def _recall_row(self, rng, seq_len):
         """Half of the rows are one document of facts, half hold many, of log-uniform lengths; half of the

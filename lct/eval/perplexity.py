@@ -47,7 +47,9 @@ class Bins:
 def windows(documents, seq_len, count, seed, bos_id=None):
     """Random stretches of documents that are long enough, none across two documents.
 
-    A document is drawn with a chance proportional to the stretches that it holds.
+    A stretch may run over the end of its document into its beginning. Otherwise the first tokens of a document
+    would only ever stand early in a window and the last ones late, and a curve over positions would show how
+    hard they are, not what the context is worth. Documents are drawn by their length.
 
     Args:
       documents: lists or arrays of token ids.
@@ -59,7 +61,7 @@ def windows(documents, seq_len, count, seed, bos_id=None):
         raise ValueError(f'seq_len {seq_len} and count {count} must both be at least 1')
     needed = seq_len + 1 - (bos_id is not None)
     sizes = np.array([len(document) for document in documents], np.int64)
-    places = np.maximum(sizes - needed + 1, 0)
+    places = np.where(sizes >= needed, sizes, 0)
     if not places.sum():
         longest = sizes.max(initial=0)
         raise ValueError(
@@ -72,7 +74,7 @@ def windows(documents, seq_len, count, seed, bos_id=None):
     for row, i in zip(out, chosen, strict=True):
         start = rng.integers(places[i])
         row[:seq_len + 1 - needed] = bos_id if bos_id is not None else 0
-        row[seq_len + 1 - needed:] = documents[i][start:start + needed]
+        row[seq_len + 1 - needed:] = np.take(documents[i], np.arange(start, start + needed), mode='wrap')
     return out
 
 

@@ -88,7 +88,7 @@ def train(run, config, params, mixture, workdir, asked=()):
       asked: list of stop_requests.
     Returns:
       (LlamaConfig, Params, summary dict), on the mesh of the last stage. The summary's seconds are those of
-      the stages, compilation included, over all the sessions that the run took.
+      the stages, compilation included, over all the times that the run was continued.
     Raises:
       Interrupted: after saving, when a stop was asked for.
       FloatingPointError: after max_skips_in_row non-finite steps in a row.
@@ -172,7 +172,7 @@ def train(run, config, params, mixture, workdir, asked=()):
             say(f'WARNING: {problem}')
         summary = {
             'steps': step, 'skipped': int(state.skipped), 'seconds': seconds,
-            'tokens_this_session': spent_tokens, 'thetas': [c.rope.theta for c in plan],
+            'tokens_of_this_call': spent_tokens, 'thetas': [c.rope.theta for c in plan],
         }
         return plan[-1], state.params, summary
     finally:
