@@ -59,7 +59,9 @@ def run():
     haystack = np.concatenate(unseen)
     needle.check(config.needle.lengths, config.needle.depths, config.needle.samples, len(haystack))
     perplexity.check(config.loss.seq_len, last.mesh[2], last.memory.ffn_chunks)
-    windows = perplexity.windows(unseen, config.loss.seq_len, config.loss.windows, config.seed, words.bos_id)
+    windows = perplexity.windows(
+        unseen, config.loss.seq_len, config.loss.windows, config.seed, words.bos_id, config.loss.rotations
+    )
     # float32 weights and two moments in each checkpoint, one more than are kept; then the model itself
     nbytes = (12 * (run_config.keep_checkpoints + 1) + 4) * llama.num_params(base_config)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -113,7 +115,7 @@ def run():
 
     def loss_curve(name, model_config, params):
         def progress(done, total):
-            if done % 4 == 0 or done == total:
+            if done % 8 == 0 or done == total:
                 loop.say(f'loss by position, {name} | {done}/{total} windows')
             loop.check(asked)
 

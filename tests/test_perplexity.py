@@ -34,6 +34,16 @@ def test_windows_lie_within_one_document():
     np.testing.assert_array_equal(with_bos[:, 2:] % 20, (with_bos[:, 1:-1] + 1) % 20)
 
 
+def test_rotations_put_the_same_tokens_at_every_position():
+    made = perplexity.windows([np.arange(1000, 2000)], 64, 16, seed=0, bos_id=7, rotations=8)
+    assert (made[:, 0] == 7).all()
+    for group in made[:, 1:].reshape(2, 8, 8, 8):  # [stretch, rotation, eighth of the window, token]
+        for eighth in range(8):
+            assert set(group[:, eighth].ravel().tolist()) == set(group.ravel().tolist())
+    with pytest.raises(ValueError, match='12 windows are not a multiple of 8 rotations; use for example 16'):
+        perplexity.windows([np.arange(1000)], 64, 12, seed=0, rotations=8)
+
+
 def test_documents_that_are_too_short_are_refused():
     with pytest.raises(ValueError, match='the longest has 40; use a seq_len up to 39'):
         perplexity.windows([np.arange(40)], 50, 1, seed=0)

@@ -58,5 +58,5 @@ def get_config():
         'lengths': tuple(range(50_000, 1_000_001, 50_000)), 'depths': tuple(i / 10 for i in range(11)),
         'samples': 2,
     })
-    config.loss = ConfigDict({'seq_len': 2**17, 'windows': 16})  # single documents must be as long as this
+    config.loss = ConfigDict({'seq_len': 2**17, 'windows': 16, 'rotations': 4})  # single documents must be as long as this
     return config

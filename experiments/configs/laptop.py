@@ -36,10 +36,10 @@ def get_config():
 
     config.stages = (
         stage('2K', 2048, 4, 70, 1e-3, 'dynamic_ntk', text=0.5, long=0.2, recall=0.3),
-        stage('8K', 8192, 1, 100, 1e-3, 'critical_base', text=0.2, long=0.5, recall=0.3),
+        stage('8K', 8192, 1, 90, 1e-3, 'critical_base', text=0.2, long=0.5, recall=0.3),
     )
     config.needle = ConfigDict({
         'lengths': (128, 256, 384, 512, 1024, 2048, 4096, 8192), 'depths': (0.0, 0.25, 0.5, 0.75, 1.0), 'samples': 2,
     })
-    config.loss = ConfigDict({'seq_len': 8192, 'windows': 32})
+    config.loss = ConfigDict({'seq_len': 8192, 'windows': 64, 'rotations': 16})
     return config

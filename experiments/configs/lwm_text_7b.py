@@ -59,5 +59,5 @@ def get_config():
     config.needle = ConfigDict({
         'lengths': tuple(2**n for n in range(12, 21)), 'depths': (0.0, 0.25, 0.5, 0.75, 1.0), 'samples': 2,
     })
-    config.loss = ConfigDict({'seq_len': 2**17, 'windows': 16})  # single documents must be as long as this
+    config.loss = ConfigDict({'seq_len': 2**17, 'windows': 16, 'rotations': 4})  # single documents must be as long as this
     return config

@@ -17,5 +17,5 @@ def get_config():
     for stage, seq_len in zip(config.stages, (512, 1024)):
         stage.name, stage.seq_len, stage.batch_size, stage.num_steps = f'{seq_len}', seq_len, 1, 3
     config.needle.lengths, config.needle.depths, config.needle.samples = (256, 1024), (0.0, 0.5, 1.0), 1
-    config.loss.seq_len, config.loss.windows = 1024, 4
+    config.loss.seq_len, config.loss.windows, config.loss.rotations = 1024, 4, 2
     return config

@@ -44,19 +44,24 @@ class Bins:
         return cls(tuple(fields['edges']), np.array(fields['mean']), error, fields['num_windows'])
 
 
-def windows(documents, seq_len, count, seed, bos_id=None):
+def windows(documents, seq_len, count, seed, bos_id=None, rotations=1):
     """Random stretches of documents that are long enough, none across two documents.
 
-    A stretch may run over the end of its document into its beginning. Otherwise the first tokens of a document
-    would only ever stand early in a window and the last ones late, and a curve over positions would show how
-    hard they are, not what the context is worth. Documents are drawn by their length.
+    Each stretch gives `rotations` windows that begin at even steps within it and run over its end into its
+    beginning. So the same tokens stand at every position, with little context and with much: a curve over
+    positions then shows what the context is worth, and not which tokens happen to stand late in a file.
+    Documents are drawn by their length.
 
     Args:
       documents: lists or arrays of token ids.
+      count: windows in all, a multiple of rotations.
       bos_id: put at position 0 of every window, as in training, if the tokenizer has one.
     Returns:
       int32 [count, seq_len + 1]: inputs are [:, :-1], targets [:, 1:].
     """
+    if rotations < 1 or count % rotations:
+        raise ValueError(f'{count} windows are not a multiple of {rotations} rotations; use for example '
+                         f'{-(-count // max(rotations, 1)) * max(rotations, 1)}')
     if seq_len < 1 or count < 1:
         raise ValueError(f'seq_len {seq_len} and count {count} must both be at least 1')
     needed = seq_len + 1 - (bos_id is not None)
@@ -69,12 +74,15 @@ def windows(documents, seq_len, count, seed, bos_id=None):
             f'{longest}; use a seq_len up to {max(longest - needed + seq_len, 1)} or longer documents'
         )
     rng = np.random.default_rng(seed)
-    chosen = rng.choice(len(sizes), size=count, p=places / places.sum())
-    out = np.empty((count, seq_len + 1), np.int32)
-    for row, i in zip(out, chosen, strict=True):
+    chosen = rng.choice(len(sizes), size=count // rotations, p=places / places.sum())
+    out = np.full((count, seq_len + 1), 0 if bos_id is None else bos_id, np.int32)
+    groups = out[:, seq_len + 1 - needed:].reshape(len(chosen), rotations, needed)
+    for group, i in zip(groups, chosen, strict=True):
         start = rng.integers(places[i])
-        row[:seq_len + 1 - needed] = bos_id if bos_id is not None else 0
-        row[seq_len + 1 - needed:] = np.take(documents[i], np.arange(start, start + needed), mode='wrap')
+        stretch = np.take(documents[i], np.arange(start, start + needed), mode='wrap')
+        for turn, window in enumerate(group):
+            window[:] = np.roll(stretch, -(turn * needed // rotations))
+    out[:, seq_len + 1 - needed:] = groups.reshape(count, needed)
     return out
 
 
