@@ -91,13 +91,13 @@ class Mixture:
 
     def check_length(self, seq_len):
         """Refuses a corpus shorter than one sequence, or without a long document where rows ask for one."""
+        if self.num_tokens < seq_len:
+            raise ValueError(f'the corpus has {self.num_tokens} tokens, fewer than one sequence of seq_len '
+                             f'{seq_len}; add documents or use a shorter sequence')
         if self._weights.get('long', 0) > 0 and not self._starts(seq_len).any():
             longest = max(map(len, self._documents))
             raise ValueError(f"mixture kind 'long' needs a document of seq_len {seq_len} tokens, but the longest has "
                              f"{longest}; add longer documents, or use kind 'text', which packs short ones")
-        if self.num_tokens < seq_len:
-            raise ValueError(f'the corpus has {self.num_tokens} tokens, fewer than one sequence of seq_len '
-                             f'{seq_len}; add documents or use a shorter sequence')
 
     def _rng(self, row):
         return np.random.default_rng((self.seed, 0, row))
