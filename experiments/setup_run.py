@@ -105,13 +105,24 @@ def plain(config):
 
 
 def devices(config):
-    """Give a machine without accelerators as many virtual CPU devices as the largest mesh needs. Must run
-    before jax computes anything."""
+    """Make the devices that the meshes need: on a machine without accelerators as many virtual CPU devices,
+    elsewhere the real ones, the ring fitted to their number if config.fit_ring says so. Must run before jax
+    computes anything."""
     import jax
 
     needed = max(math.prod(stage.mesh) for stage in config.stages)
     if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
         jax.config.update('jax_num_cpu_devices', needed)
+    if jax.default_backend() != 'cpu' and config.get('fit_ring', False):
+        fit_ring(config, jax.device_count())
+
+
+def fit_ring(config, count):
+    """Shorten every stage's ring to the largest power of two that count devices allow."""
+    for stage in config.stages:
+        data, fsdp, ring, tensor = stage.mesh
+        room = max(count // (data * fsdp * tensor), 1)
+        stage.mesh = (data, fsdp, min(ring, 1 << (room.bit_length() - 1)), tensor)
 
 
 def run_of(config):

@@ -1,4 +1,5 @@
-"""What a user can get wrong ends in one sentence, before any compute and with nothing half-written."""
+"""What a user can get wrong ends in one sentence, before any compute and with nothing half-written; what the
+machine can decide is decided for them."""
 
 import json
 import os
@@ -116,3 +117,11 @@ def test_no_model_folder_and_unknown_fields(refused):
     assert 'model_folder is empty' in refused('--set', 'model_folder=')
     assert 'the config has no field stages.0.lenght' in refused('--set', 'stages.0.lenght=5')
     assert 'mesh' in refused('--mesh', '1,1,x,1')
+
+
+@pytest.mark.parametrize('count, ring', [(1, 1), (3, 2), (7, 4), (8, 8), (64, 8)])
+def test_the_ring_fits_the_accelerators_of_a_machine(count, ring):
+    config = setup_run.load_config(EXPERIMENTS / 'configs' / 'laptop.py')
+    setup_run.fit_ring(config, count)
+    assert {stage.mesh for stage in config.stages} == {(1, 1, ring, 1)}
+    setup_run.run_of(config)  # every stage still divides

@@ -20,6 +20,7 @@ def get_config():
     config.corpus = 'embedded'  # the standard library of this Python; or a folder, glob, JSONL, text file
     config.corpus_bytes = 12_000_000
     config.held_out = 0.1
+    config.fit_ring = True  # with fewer accelerators than eight, a shorter ring
     config.optimizer = ConfigDict({'b1': 0.9, 'b2': 0.98, 'weight_decay': 0.01, 'clip_norm': 1.0})
     config.checkpoint_every = 10
     config.keep_checkpoints = 2
