@@ -49,11 +49,11 @@ def run():
     plan = stages.configs(run_config.stages, base_config)
     native = base_config.max_position_embeddings
     training, held_out = documents.split(documents.read(config.corpus, config.corpus_bytes), config.held_out)
-    mixture = Mixture(words.encode_batch([d.text for d in training]), words, seed=config.seed)
+    mixture = Mixture(setup_run.encode(words, training), words, seed=config.seed)
     for stage in run_config.stages:
         mixture.weights = dict(stage.mixture)
         mixture.check_length(stage.seq_len)
-    unseen = [np.asarray(ids, np.int32) for ids in words.encode_batch([d.text for d in held_out])]
+    unseen = setup_run.encode(words, held_out)
     if not unseen:
         raise ValueError(f'held_out {config.held_out} leaves no document to evaluate on; use for example 0.1')
     haystack = np.concatenate(unseen)

@@ -41,7 +41,7 @@ def run():
         for name in ('config.json', 'generation_config.json'):
             (folder / name).write_text(json.dumps(ids, indent=2))
     words = tokenizer.load(folder)
-    mixture = Mixture(words.encode_batch(texts), words, seed=config.seed)
+    mixture = Mixture(setup_run.encode(words, training), words, seed=config.seed)
 
     fields = config.model.to_dict()
     rope = RopeConfig(theta=fields.pop('rope_theta'))

@@ -104,6 +104,17 @@ def plain(config):
     return config
 
 
+def encode(words, documents):
+    """Token ids, one int32 array a document; in slices, so that a large corpus is never held as Python ints."""
+    import numpy as np
+
+    ids = []
+    for i in range(0, len(documents), 64):
+        texts = [document.text for document in documents[i:i + 64]]
+        ids += [np.asarray(one, np.int32) for one in words.encode_batch(texts)]
+    return ids
+
+
 def devices(config):
     """Make the devices that the meshes need: on a machine without accelerators as many virtual CPU devices,
     elsewhere the real ones, the ring fitted to their number if config.fit_ring says so. Must run before jax

@@ -1,4 +1,4 @@
-"""Random attention inputs shared by the tests of the attention ops."""
+"""Random attention inputs, errors and counts of transfers, shared by the tests."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,3 +26,16 @@ def relative_error(ours, theirs):
     """|ours - theirs| / |theirs| in the Euclidean norm, in float64."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+
+
+def permutes(jaxpr, times):
+    """(operand, how often it runs) of every ppermute below a jaxpr."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == 'ppermute':
+            yield from ((x.aval, times) for x in equation.invars)
+        inner = times * equation.params.get('length', 1) if equation.primitive.name == 'scan' else times
+        for value in equation.params.values():
+            for sub in value if isinstance(value, (tuple, list)) else [value]:
+                sub = getattr(sub, 'jaxpr', sub)
+                if hasattr(sub, 'eqns'):
+                    yield from permutes(sub, inner)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from attention_cases import relative_error
+from attention_cases import permutes, relative_error
 
 from lct import sharding
 from lct.models import llama
@@ -60,6 +60,22 @@ def test_loss_and_gradients_are_equal_on_every_mesh(mesh, host_params, reference
 def test_loss_and_gradients_are_equal_under_every_memory_policy(remat, host_params, reference):
     memory = dataclasses.replace(tiny.MEMORY, remat=remat, ffn_chunks=4)
     assert_same(sharded_loss_and_grads(host_params, (1, 1, 4, 2), memory=memory), reference)
+
+
+def test_policies_recompute_the_ring_or_keep_it_as_they_say(host_params):
+    """'attention' keeps what the backward of the ring needs, 'full' sends every block once more."""
+    batch = {name: x[None] for name, x in tiny.batch(4, 64, ring_size=4).items()}
+    sent = {}
+    with jax.set_mesh(sharding.make_mesh((1, 1, 4, 1))):
+        batch = tiny.place(batch, (None,))
+        params = jax.tree.map(lambda x, to: jax.device_put(x, to.sharding), host_params, llama.abstract(tiny.UNTIED))
+        for remat in llama.REMAT:
+            memory = dataclasses.replace(tiny.MEMORY, remat=remat)
+            step = jax.make_jaxpr(lambda p: loss_and_grads(p, tiny.UNTIED, batch, tiny.tables(), memory))  # noqa: B023
+            sent[remat] = sum(times for _, times in permutes(step(params).jaxpr, 1))
+    assert sent['attention'] == sent['none'] < sent['full'] == sent['offload'] == sent['dots']
+    # forward: 3 hops of k, v, positions, segments in each of 2 layers
+    assert sent['full'] - sent['none'] == 2 * 3 * 4
 
 
 def test_accumulated_micro_batches_equal_one_batch(host_params, reference):

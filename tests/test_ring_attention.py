@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_cases import inputs, relative_error
+from attention_cases import inputs, permutes, relative_error
 
 from lct.data.layout import inverse, permutation
 from lct.ops.attention import attention
@@ -94,19 +94,6 @@ def test_forward_rotates_the_unrepeated_keys_and_values_in_a_loop_of_ring_size_m
     per_rotation = [(aval.shape, aval.dtype) for aval, _ in sent if aval.ndim == 4]
     assert [times for _, times in sent] == [7] * len(sent)
     assert per_rotation == [((1, LENGTH // 8, 2, HEAD_DIM), jnp.bfloat16)] * 2
-
-
-def permutes(jaxpr, times):
-    """(operand, how often it runs) of every ppermute below a jaxpr."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == 'ppermute':
-            yield from ((x.aval, times) for x in equation.invars)
-        inner = times * equation.params.get('length', 1) if equation.primitive.name == 'scan' else times
-        for value in equation.params.values():
-            for sub in value if isinstance(value, (tuple, list)) else [value]:
-                sub = getattr(sub, 'jaxpr', sub)
-                if hasattr(sub, 'eqns'):
-                    yield from permutes(sub, inner)
 
 
 @pytest.mark.parametrize('ring_size', [2, 4, 8, 32])
