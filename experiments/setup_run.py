@@ -78,9 +78,13 @@ def _like(old, text):
 
 
 def model_folder(name):
-    """The folder of a checkpoint: the user's own, or one that the project ships beside this file."""
+    """The folder of a checkpoint: the user's own, one that the project ships beside this file, or 'smollm2'."""
     if not name:
         raise ValueError('config.model_folder is empty; add --set model_folder=PATH of a Hugging Face Llama folder')
+    if str(name) == 'smollm2':
+        from lct.weights import smollm2
+
+        return smollm2.model_folder()
     path = pathlib.Path(name)
     return path if path.exists() or not (HERE / name).exists() else HERE / name
 
@@ -140,6 +144,7 @@ def run_of(config):
     """The train.loop.Run of a ConfigDict."""
     from lct.models.llama import Memory
     from lct.ops.blockwise_attention import Chunks
+    from lct.ops.strategies import Attention
     from lct.train.loop import Run
     from lct.train.optimizer import OptimizerConfig
     from lct.train.stages import Stage
@@ -149,8 +154,9 @@ def run_of(config):
         fields.pop('published', None)  # a recipe's figures that are results, not settings
         memory = fields.pop('memory')
         chunks = Chunks(memory.pop('query_chunk'), memory.pop('key_chunk'))
+        how = Attention(memory.pop('strategy', 'ring'), memory.pop('node_size', 1), chunks)
         return Stage(**{**fields, 'mesh': tuple(fields['mesh']), 'mixture': tuple(fields['mixture'].items()),
-                        'memory': Memory(chunks=chunks, **memory)})
+                        'memory': Memory(attention=how, **memory)})
 
     return Run(stages=tuple(stage(s) for s in config.stages), optimizer=OptimizerConfig(**config.optimizer),
                **{name: config[name] for name in RUN_FIELDS if name in config})

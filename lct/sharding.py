@@ -43,11 +43,6 @@ def weight_spec(letters):
     return P(*(WEIGHT_RULES.get(letter) for letter in letters))
 
 
-def gathered_spec(letters):
-    """PartitionSpec of a parameter in use: gathered over fsdp and sequence, still split over tensor."""
-    return P(*(None if letter == 'D' else WEIGHT_RULES.get(letter) for letter in letters))
-
-
 def make_mesh(degrees, devices=None):
     """Mesh over ('data', 'fsdp', 'sequence', 'tensor') with the given four degrees.
 
@@ -93,17 +88,29 @@ def put(x, partition):
     return jnp.asarray(x) if current_mesh() is None else jax.device_put(x, partition)
 
 
+def gather(w, letters, dtype):
+    """A stored parameter as it is used: in dtype, gathered over fsdp and sequence, still split over tensor.
+
+    'reduced' leaves its gradient in one part per device until the transpose of this gather adds the parts up and
+    scatters them, once, however many uses w had, and in float32. What travels forward is dtype: the compilers
+    for accelerators move the cast before the gather.
+    """
+    if current_mesh() is None:
+        return w.astype(dtype)
+    dims = (None if letter == 'D' else WEIGHT_RULES.get(letter) for letter in letters)
+    used = P(*dims, reduced={'data', 'fsdp', 'sequence'})
+    return jax.reshard(w.astype(jnp.float32), used).astype(dtype)
+
+
 def einsum(equation, x, w):
     """einsum of an activation with a weight, in the letters of the package.
 
-    The weight is gathered where it is used (its gradient is scattered back by autodiff),
-    the result gets the activation sharding its letters say, and sums run in float32.
+    The weight is gathered where it is used, unless it was before (its gradient is scattered back by autodiff),
+    the result gets the activation sharding its letters say and the dtype of x, and sums run in float32.
     """
     inputs, out = equation.split('->')
-    weight_letters = inputs.split(',')[1]
     # float32 means float32 on every device: TF32 and bfloat16 passes are for bfloat16 models
     exact = {'preferred_element_type': jnp.float32, 'precision': 'highest' if x.dtype == jnp.float32 else None}
-    if current_mesh() is None:
-        return jnp.einsum(equation, x, w, **exact).astype(x.dtype)
-    w = jax.reshard(w, gathered_spec(weight_letters))
-    return jnp.einsum(equation, x, w, out_sharding=spec(out), **exact).astype(x.dtype)
+    if current_mesh() is not None:
+        exact['out_sharding'] = spec(out)
+    return jnp.einsum(equation, x, gather(w, inputs.split(',')[1], x.dtype), **exact).astype(x.dtype)

@@ -8,7 +8,7 @@ from attention_cases import inputs, relative_error
 
 from lct.ops import masks
 from lct.ops.attention import attention
-from lct.ops.blockwise_attention import NOTHING, Chunks, attend, merge
+from lct.ops.blockwise_attention import NOTHING, Chunks, attend, merge, nothing
 from lct.ops.ring_attention import ring_attention
 
 
@@ -89,11 +89,13 @@ def test_blockwise_equals_dense_in_values_and_gradients(heads, packed):
 def test_merging_two_blocks_equals_attending_to_both():
     rng = np.random.default_rng(3)
     q, k, v, positions, segments, _ = inputs(rng, 1, 32, 2, 1, 8, packed=False)
+    grouped = q[:, :, None]  # one key/value head
     parts = [
-        attend(q, k[:, s], v[:, s], positions, positions[:, s], segments, segments[:, s], Chunks(8, 8))
+        attend(nothing(grouped), grouped, k[:, s].swapaxes(1, 2), v[:, s].swapaxes(1, 2), positions, positions[:, s], segments,
+               segments[:, s], Chunks(8, 8))
         for s in (slice(0, 16), slice(16, 32))
     ]
-    out, lse = merge(*parts)
+    out, lse = (x[:, :, 0] for x in merge(*parts))
     expected, expected_lse = attention(q, k, v, positions, positions, segments, segments)
     assert relative_error(out, expected) < 1e-6
     np.testing.assert_allclose(lse, expected_lse, atol=1e-5)

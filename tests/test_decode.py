@@ -13,12 +13,13 @@ from lct.data import layout
 from lct.models import decode, llama
 from lct.ops import rope
 from lct.ops.blockwise_attention import Chunks
+from lct.ops.strategies import Attention
 
 CONFIG = llama.LlamaConfig(
     vocab_size=64, embed_dim=32, mlp_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
     rope=rope.RopeConfig(theta=10000.0),
 )
-MEMORY = llama.Memory(chunks=Chunks(8, 8), ffn_chunks=2)
+MEMORY = llama.Memory(attention=Attention(chunks=Chunks(8, 8)), ffn_chunks=2)
 MESHES = [None, (1, 1, 8, 1), (2, 1, 4, 1), (1, 1, 4, 2), (1, 2, 2, 2)]
 SEQ_LEN, NEW = 64, 5
 LENGTHS = (50, 3, 17, 60)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lct.models import llama
+from lct.models import llama, llama_sizes
 from lct.models.llama_sizes import SIZES
 
 PARAMETERS = {
@@ -13,11 +13,12 @@ PARAMETERS = {
     'llama3.1-405b': 405_853_388_800,
     'llama3.2-1b': 1_235_814_400,
     'llama3.2-3b': 3_212_749_824,
+    'llama3.3-70b': 70_553_706_496,
 }
 MLP = {  # (ffn_dim_multiplier, multiple_of) of Meta's params.json
     'llama3-8b': (1.3, 1024), 'llama3-70b': (1.3, 4096), 'llama3.1-8b': (1.3, 1024),
     'llama3.1-70b': (1.3, 4096), 'llama3.1-405b': (1.2, 4096), 'llama3.2-1b': (1.5, 256),
-    'llama3.2-3b': (1.0, 256),
+    'llama3.2-3b': (1.0, 256), 'llama3.3-70b': (1.3, 4096),
 }
 
 
@@ -35,3 +36,12 @@ def test_mlp_width_follows_from_metas_rule(name):
 
 def test_every_size_is_counted():
     assert set(SIZES) == set(PARAMETERS) == set(MLP)
+
+
+def test_the_printed_table_is_right():
+    rows = [line.split() for line in llama_sizes.__doc__.splitlines() if line.strip().startswith('llama3')]
+    assert {row[0] for row in rows} == set(SIZES)
+    for name, *numbers in rows:
+        size = SIZES[name]
+        expected = (size.num_layers, size.embed_dim, size.mlp_dim, size.num_heads, llama.num_params(size))
+        assert tuple(int(x.replace(',', '')) for x in numbers) == expected

@@ -11,6 +11,7 @@ from lct.eval import perplexity
 from lct.models import llama
 from lct.ops.blockwise_attention import Chunks
 from lct.ops.rope import RopeConfig
+from lct.ops.strategies import Attention
 
 CONFIG = llama.LlamaConfig(
     vocab_size=32, embed_dim=16, mlp_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
@@ -62,7 +63,7 @@ def test_losses_are_those_of_the_forward(degrees):
     with contextlib.nullcontext() if degrees is None else jax.set_mesh(sharding.make_mesh(degrees)):
         placed = jax.tree.map(sharding.put, params, llama.specs(CONFIG))
         got = perplexity.loss_by_position(
-            placed, CONFIG, windows, memory=llama.Memory(chunks=Chunks(8, 8), loss_chunk=8), batch_size=2,
+            placed, CONFIG, windows, memory=llama.Memory(attention=Attention(chunks=Chunks(8, 8)), loss_chunk=8), batch_size=2,
             progress=lambda *args: seen.append(args),
         )
     np.testing.assert_allclose(got, expected, atol=2e-5)

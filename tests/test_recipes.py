@@ -177,4 +177,4 @@ def test_attention_chunks_fit_and_the_layout_is_zigzag(name):
     for stage, _ in stages_of(name):
         assert stage.layout == 'zigzag'
         assert dict(stage.mixture) == {'text': 1.0}
-        assert stage.seq_len // stage.mesh[2] >= stage.memory.chunks.query == stage.memory.chunks.key == 512
+        assert stage.seq_len // stage.mesh[2] >= stage.memory.attention.chunks.query == stage.memory.attention.chunks.key == 512

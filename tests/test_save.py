@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_hf
 
-from lct.weights import llama_hf, safetensors_files
+from lct.weights import folders, llama_hf
 
 
 @pytest.fixture
@@ -79,9 +79,9 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next_one(folder, tmp_path):
 
 
 def test_a_living_writer_is_left_alone(tmp_path):
-    with safetensors_files.whole_folder(tmp_path / 'model') as first:
+    with folders.whole_folder(tmp_path / 'model') as first:
         (tmp_path / 'other').write_text('')
-        with safetensors_files.whole_folder(tmp_path / 'model'):
+        with folders.whole_folder(tmp_path / 'model'):
             assert os.path.isdir(first)
         os.rmdir(tmp_path / 'model')
     assert sorted(os.listdir(tmp_path)) == ['model', 'other']

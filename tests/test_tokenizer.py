@@ -3,8 +3,10 @@ import json
 import re
 
 import pytest
+import tokenizers as library
 
 from lct.data import tokenizer as tokenizers
+from lct.data import tokenizer_json
 
 TEXTS = ['', 'Hello world!', "it's 12345.\n\n  def f(x):\n\treturn x", 'naïve 北京 🙂 \x00',
          '<|end_of_text|> </s>']
@@ -117,3 +119,68 @@ def test_check_vocab():
     tokenizers.check_vocab(tok, 258)
     with pytest.raises(ValueError, match='tokenizer has 258 ids but the model has vocab_size 257'):
         tokenizers.check_vocab(tok, 257)
+
+
+def test_special_tokens_are_read_only_when_asked(trained, tiktoken_path):
+    tok = tokenizers.load(tiktoken_path)
+    assert len(tok.special_tokens) == 256 and tok.special_tokens['<|eot_id|>'] == 260 + 9
+    text = 'a<|eot_id|> wor<|eot_id|><|eot_id'
+    ids = tok.encode_special(text)
+    assert ids == [97, 269, 258, 269, *tok.encode('<|eot_id')]
+    assert 269 not in tok.encode(text)
+    assert 269 not in tok.encode_special('a<|e\ue000ot_id|>', drop='\ue000')
+    tok, path = trained
+    theirs = library.Tokenizer.from_file(str(path))
+    for text in (*TEXTS, 'the <|begin_of_text|>cat<|end_of_text|>'):
+        assert tok.encode_special(text) == theirs.encode(text, add_special_tokens=False).ids
+    assert tokenizers.load('bytes').encode_special('<|eot_id|>') == list(b'<|eot_id|>')
+
+
+def test_special_names_are_those_of_llama31(tiktoken_path):
+    """Ids 4, 8, 10 after the ranks have names since Llama-3.1; what is reserved is counted on around them."""
+    special = tokenizers.load(tiktoken_path).special_tokens
+    names = sorted(special, key=special.get)
+    assert [name[2:-2] for name in names[:11]] == [
+        'begin_of_text', 'end_of_text', 'reserved_special_token_0', 'reserved_special_token_1',
+        'finetune_right_pad_id', 'reserved_special_token_2', 'start_header_id', 'end_header_id', 'eom_id',
+        'eot_id', 'python_tag']
+    assert names[11:] == [f'<|reserved_special_token_{i}|>' for i in range(3, 248)]
+
+
+def test_tokenizer_json_made_of_metas_file_gives_the_same_ids(tiktoken_path, tmp_path):
+    """Against tiktoken on the ranks, and the library on the merges that we make of them."""
+    tok = tokenizers.load(tiktoken_path)
+    made = tokenizer_json.from_tiktoken(tiktoken_path)
+    (tmp_path / 'tokenizer.json').write_text(json.dumps(made))
+    read = tokenizers.load(tmp_path)
+    assert made['model']['merges'] == ['Ġ w', 'o r', 'Ġw or', 'Ġ Ġ']
+    assert (read.vocab_size, read.bos_id, read.eos_id) == (tok.vocab_size, tok.bos_id, tok.eos_id)
+    assert read.special_tokens == tok.special_tokens
+    for text in (*TEXTS, ' word   wor w', '<|eot_id|>12345'):
+        assert read.encode(text) == tok.encode(text)
+        assert read.encode_special(text) == tok.encode_special(text)
+    theirs = library.Tokenizer.from_file(str(tmp_path / 'tokenizer.json'))
+    assert theirs.encode('a').ids == [tok.bos_id, 97]  # as Llama-3.1's own file
+
+
+def test_gguf_pre_tokenizers_split_as_their_models_do():
+    split = {}
+    for name in tokenizer_json.PRE_TOKENIZERS:
+        definition = tokenizer_json.from_gguf(tokenizer_json.byte_alphabet(), [1] * 256, [], name)
+        theirs = library.Tokenizer.from_str(json.dumps(definition))
+        split[name] = [word for word, _ in theirs.pre_tokenizer.pre_tokenize_str("I'LL 1234 x")]
+    assert split['llama-bpe'] == ['I', "'LL", 'Ġ', '123', '4', 'Ġx']
+    assert split['smollm'] == ['I', "'", 'LL', 'Ġ', '1', '2', '3', '4', 'Ġx']
+    assert split['gpt-2'] == ['I', "'", 'LL', 'Ġ1234', 'Ġx']
+
+
+def test_the_installed_llama3_tokenizer_is_found_not_imported(tmp_path, monkeypatch, tiktoken_path):
+    with monkeypatch.context() as none:
+        none.setattr('importlib.util.find_spec', lambda name: None)
+        with pytest.raises(FileNotFoundError, match=r"pip install 'lct\[llama3-tokenizer\]'"):
+            tokenizers.load('llama3')
+    (tmp_path / 'llama_models' / 'llama3').mkdir(parents=True)
+    (tmp_path / 'llama_models' / '__init__.py').write_text('raise RuntimeError("not to be imported")')
+    (tmp_path / 'llama_models' / 'llama3' / 'tokenizer.model').write_bytes(tiktoken_path.read_bytes())
+    monkeypatch.syspath_prepend(tmp_path)
+    assert tokenizers.load('llama3').fingerprint == tokenizers.load(tiktoken_path).fingerprint

@@ -10,13 +10,14 @@ from lct.data.layout import permutation
 from lct.models import llama
 from lct.ops import rope
 from lct.ops.blockwise_attention import Chunks
+from lct.ops.strategies import Attention
 
 CONFIG = llama.LlamaConfig(
     vocab_size=64, embed_dim=32, mlp_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
     max_position_embeddings=64, tie_embeddings=True, rope=rope.RopeConfig(theta=1000.0),
 )
 UNTIED = dataclasses.replace(CONFIG, tie_embeddings=False)
-MEMORY = llama.Memory(remat='none', chunks=Chunks(8, 8), loss_chunk=8)
+MEMORY = llama.Memory(remat='none', attention=Attention(chunks=Chunks(8, 8)), loss_chunk=8)
 
 
 def batch(rows, seq_len, seed=0, ring_size=1, layout='zigzag'):

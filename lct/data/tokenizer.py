@@ -1,6 +1,8 @@
-"""One interface over the tokenizers of Llama-3 checkpoints. No method ever adds a special token."""
+"""One interface over the tokenizers of Llama-3 checkpoints. No method ever adds a special token, and only
+encode_special reads one that the text spells."""
 import base64
 import hashlib
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -8,6 +10,11 @@ from pathlib import Path
 # Llama-3's split into words. The number of digits that stay together is the one thing that `train` changes.
 LLAMA3_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
                   r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+# Llama-3.1's names of the 256 ids after the ranks; Llama-3 calls the ids 4, 8 and 10 of them reserved.
+LLAMA3_SPECIALS = (
+    '<|begin_of_text|>', '<|end_of_text|>', '<|reserved_special_token_0|>', '<|reserved_special_token_1|>',
+    '<|finetune_right_pad_id|>', '<|reserved_special_token_2|>', '<|start_header_id|>', '<|end_header_id|>',
+    '<|eom_id|>', '<|eot_id|>', '<|python_tag|>', *(f'<|reserved_special_token_{i}|>' for i in range(3, 248)))
 BOS_NAMES = ('<|begin_of_text|>', '<s>')
 EOS_NAMES = ('<|end_of_text|>', '</s>')
 
@@ -15,14 +22,16 @@ EOS_NAMES = ('<|end_of_text|>', '</s>')
 class Tokenizer:
     """encode(text) -> ids without specials; decode(ids) -> text without specials.
 
-    vocab_size bounds every id; bos_id and eos_id are None where there is none; fingerprint is the sha256 of
-    the definition, equal for two tokenizers that give the same ids.
+    vocab_size bounds every id; bos_id and eos_id are None where there is none; special_tokens is
+    {spelling: id}; fingerprint is the sha256 of the definition, equal for two tokenizers that give the same
+    ids.
     """
 
-    def __init__(self, vocab_size, bos_id, eos_id, definition):
+    def __init__(self, vocab_size, bos_id, eos_id, definition, special_tokens=None):
         self.vocab_size = vocab_size
         self.bos_id = bos_id
         self.eos_id = eos_id
+        self.special_tokens = special_tokens or {}
         digest = hashlib.sha256(definition)
         digest.update(f' vocab_size={vocab_size} bos_id={bos_id} eos_id={eos_id}'.encode())
         self.fingerprint = digest.hexdigest()
@@ -32,6 +41,18 @@ class Tokenizer:
 
     def encode_batch(self, texts):
         return [self.encode(text) for text in texts]
+
+    def encode_special(self, text, drop=''):
+        """encode, with every special token that the text spells as its id: for rendered chats, not for
+        documents. A character drop is taken out after the special tokens were found: inside a spelling it
+        makes it plain text."""
+        spellings = sorted(map(re.escape, self.special_tokens), key=len, reverse=True)
+        parts = re.split(f'({"|".join(spellings)})', text) if spellings else [text]
+        ids = []
+        for plain, special in zip(parts[::2], [*parts[1::2], None]):
+            ids += self.encode(plain.replace(drop, '') if drop else plain)
+            ids += [] if special is None else [self.special_tokens[special]]
+        return ids
 
     def decode(self, ids):
         raise NotImplementedError
@@ -63,10 +84,12 @@ class JsonTokenizer(Tokenizer):
         # '<|end_of_text|>' inside a document is text about tokenizers, not the end of the document.
         self._tokenizer.encode_special_tokens = True
         id_of = self._tokenizer.token_to_id
+        added = self._tokenizer.get_added_tokens_decoder()
         super().__init__(max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
                          _special_id(path.parent, 'bos', BOS_NAMES, id_of),
                          _special_id(path.parent, 'eos', EOS_NAMES, id_of),
-                         json.dumps(definition, sort_keys=True).encode())
+                         json.dumps(definition, sort_keys=True).encode(),
+                         {token.content: i for i, token in added.items() if token.special})
 
     def encode(self, text):
         return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -84,15 +107,13 @@ class TiktokenTokenizer(Tokenizer):
     def __init__(self, path):
         import tiktoken
         content = path.read_bytes()
-        ranks = _read_ranks(path, content)
-        reserved = [f'<|reserved_special_token_{i}|>' for i in range(251)]
-        names = ['<|begin_of_text|>', '<|end_of_text|>', *reserved[:4], '<|start_header_id|>',
-                 '<|end_header_id|>', reserved[4], '<|eot_id|>', *reserved[5:]]
+        ranks = read_ranks(path, content)
         self._num_plain = len(ranks)
-        special_tokens = {name: len(ranks) + i for i, name in enumerate(names)}
+        special_tokens = {name: len(ranks) + i for i, name in enumerate(LLAMA3_SPECIALS)}
         self._encoding = tiktoken.Encoding(path.name, pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks,
                                            special_tokens=special_tokens)
-        super().__init__(len(ranks) + len(names), len(ranks), len(ranks) + 1, content)
+        super().__init__(len(ranks) + len(special_tokens), len(ranks), len(ranks) + 1, content,
+                         special_tokens)
 
     def encode(self, text):
         return [i for part in _tiktoken_parts(text) for i in self._encoding.encode_ordinary(part)]
@@ -103,10 +124,11 @@ class TiktokenTokenizer(Tokenizer):
 
 
 def load(path_or_name):
-    """-> Tokenizer, from 'bytes', a tokenizer.json, Meta's tokenizer.model, or a folder with one of them."""
+    """-> Tokenizer, from 'bytes', 'llama3' (Meta's own, out of the installed package llama-models), a
+    tokenizer.json, Meta's tokenizer.model, or a folder with one of them."""
     if str(path_or_name) == 'bytes':
         return BytesTokenizer()
-    path = Path(path_or_name)
+    path = installed_llama3() if str(path_or_name) == 'llama3' else Path(path_or_name)
     if path.is_dir():
         names = ('tokenizer.json', 'tokenizer.model', 'original/tokenizer.model')
         found = [path / name for name in names if (path / name).is_file()]
@@ -118,6 +140,15 @@ def load(path_or_name):
         raise FileNotFoundError(f"tokenizer {path} does not exist; give a tokenizer.json, Meta's "
                                 "tokenizer.model, a folder that holds one, or 'bytes'")
     return JsonTokenizer(path) if path.suffix == '.json' else TiktokenTokenizer(path)
+
+
+def installed_llama3():
+    """Path of Meta's tokenizer.model in the installed package llama-models."""
+    package = importlib.util.find_spec('llama_models')  # found, not imported
+    if package is None or package.origin is None:
+        raise FileNotFoundError("the tokenizer 'llama3' comes with the package llama-models, under the Llama "
+                                "3 Community License; pip install 'lct[llama3-tokenizer]'")
+    return Path(package.origin).parent / 'llama3' / 'tokenizer.model'
 
 
 def check_vocab(tokenizer, vocab_size):
@@ -189,7 +220,8 @@ def _special_id(folder, kind, common_names, id_of):
     return next((id_of(name) for name in common_names if id_of(name) is not None), None)
 
 
-def _read_ranks(path, content):
+def read_ranks(path, content):
+    """{token bytes: rank} of the content of Meta's tokenizer.model at path."""
     ranks = {}
     for number, line in enumerate(content.splitlines(), 1):
         try:

@@ -104,6 +104,37 @@ def loss_figure(curves, native, path):
     _save(figure, path)
 
 
+def shots_figure(curves, path, references=None, title='learning in context'):
+    """Accuracy over the number of shots on a log axis, with 95% bands.
+
+    curves: {name: icl.curve(...)}; references: {learner: {shots: accuracy}}, dashed.
+    """
+    figure = _new_figure(7.5, 4.5)
+    axis = figure.subplots()
+    for i, (name, curve) in enumerate(curves.items()):
+        color = LINE_COLORS[(i + 1) % len(LINE_COLORS)]
+        shots, cells = list(curve), list(curve.values())
+        axis.plot(shots, [cell['accuracy'] for cell in cells], color=color, marker='o', markersize=4, linewidth=2,
+                  label=name)
+        low, high = zip(*(cell['interval'] for cell in cells), strict=True)
+        axis.fill_between(shots, low, high, color=color, alpha=0.18, linewidth=0)
+    for i, (learner, curve) in enumerate((references or {}).items()):
+        axis.plot(list(curve), list(curve.values()), color=LINE_COLORS[0], linewidth=1.4,
+                  linestyle=('--', ':', '-.')[i % 3], label=learner)
+    axis.set_xscale('log', base=2)
+    counts = sorted({shots for curve in (*curves.values(), *(references or {}).values()) for shots in curve})
+    axis.set_xticks(counts, [short(count) for count in counts], rotation=45 if len(counts) > 10 else 0)
+    axis.minorticks_off()
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_xlabel('shots')
+    axis.set_ylabel('accuracy')
+    axis.set_title(title)
+    axis.grid(alpha=0.25, linewidth=0.6)
+    axis.spines[['top', 'right']].set_visible(False)
+    axis.legend(frameon=False)
+    _save(figure, path)
+
+
 def _middles(edges):
     """The geometric middle of every bin; of the first, which starts at 0, the arithmetic one."""
     low, high = np.array(edges[:-1], float), np.array(edges[1:], float)

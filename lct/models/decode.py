@@ -23,7 +23,6 @@ from lct import sharding
 from lct.models import llama
 from lct.ops import rope
 from lct.ops.blockwise_attention import NOTHING
-from lct.ops.blockwise_ffn import blockwise_ffn
 from lct.ops.norms import rms_norm
 
 CACHE = sharding.spec('LBSKH')
@@ -54,9 +53,9 @@ def prefill(params, config, tokens, positions, segment_ids, last, tables, memory
 
     def block(x, layer):
         q, k, v = llama.project_qkv(x, layer, angles, config)
-        out = llama.attention(q, k, v, positions, segment_ids, memory.chunks)
+        out = llama.attention(q, k, v, positions, segment_ids, memory.attention)
         x = x + sharding.einsum('BTNH,NHD->BTD', out, layer.wo)
-        return x + blockwise_ffn(lambda y: llama.mlp(y, layer, config), x, memory.ffn_chunks), (k, v)
+        return x + llama.ffn(x, layer, config, memory.ffn_chunks), (k, v)
 
     x, (k, v) = lax.scan(block, llama.embed_tokens(params.embed, tokens), params.layers)
     # One row of x each, wherever it lies: a masked sum is exact and leaves 'sequence' where it is.

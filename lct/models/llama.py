@@ -18,13 +18,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from lct import sharding
-from lct.ops import rope
-from lct.ops.blockwise_attention import Chunks
+from lct.ops import rope, strategies
 from lct.ops.blockwise_ffn import blockwise_ffn
-from lct.ops.cross_entropy import cross_entropy
+from lct.ops.cross_entropy import cross_entropy_sum
 from lct.ops.norms import rms_norm
-from lct.ops.ring_attention import ring_attention
 from lct.ops.rope import RopeConfig
+from lct.ops.strategies import Attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,17 +73,22 @@ class Memory:
     remat: 'none' keeps every activation; 'dots' keeps matmul outputs; 'attention' keeps only what the
       attention backward needs (q, k, v, out, lse); 'full' keeps only each layer's input; 'offload'
       is 'full' with that input in host memory.
-    chunks: query and key chunk of attention, in tokens.
+    attention: how attention is split over the sequence axis and into tiles.
     ffn_chunks: number of chunks the sequence is cut into inside the FFN.
     loss_chunk: tokens of a device whose logits exist at one time.
+    dtype: of activations and of weights in use; None is that of the stored parameters. Gradients, their sums over
+      devices and the stored parameters are not affected.
     """
 
     remat: str = 'full'
-    chunks: Chunks = Chunks()
+    attention: Attention = Attention()
     ffn_chunks: int = 1
     loss_chunk: int = 512
+    dtype: str | None = None
 
     def __post_init__(self):
+        if self.dtype not in (None, 'float32', 'bfloat16'):
+            raise ValueError(f"dtype {self.dtype!r} of activations must be 'float32', 'bfloat16' or None")
         if self.remat not in REMAT:
             raise ValueError(f'remat {self.remat!r} is not one of {sorted(REMAT)}')
         if min(self.ffn_chunks, self.loss_chunk) < 1:
@@ -247,14 +251,21 @@ def mlp(x, layer, config):
     return sharding.einsum('BTF,FD->BTD', jax.nn.silu(gate) * up, layer.w_down)
 
 
-def attention(q, k, v, positions, segment_ids, chunks):
-    """Causal attention within documents, the sequence split over the ring of the current mesh."""
+def ffn(x, layer, config, num_chunks):
+    """mlp in chunks of the sequence, its weights gathered once for all of them."""
+    letters = {'w_gate': 'DF', 'w_up': 'DF', 'w_down': 'FD'}
+    layer = layer.replace(**{name: sharding.gather(getattr(layer, name), letters[name], x.dtype) for name in letters})
+    return blockwise_ffn(lambda y: mlp(y, layer, config), x, num_chunks)
+
+
+def attention(q, k, v, positions, segment_ids, how):
+    """Causal attention within documents, the sequence split over the current mesh as how, an Attention, says."""
     if sharding.current_mesh() is None:
-        return ring_attention(q, k, v, positions, segment_ids, axis_name=None, chunks=chunks)
+        return strategies.attend(q, k, v, positions, segment_ids, None, how)
     heads, kv, tokens = (sharding.spec(letters) for letters in ('BTNH', 'BTKH', 'BT'))
-    ring = functools.partial(ring_attention, axis_name='sequence', chunks=chunks)
+    local = functools.partial(strategies.attend, axis_name='sequence', attention=how)
     return jax.shard_map(
-        ring, in_specs=(heads, kv, kv, tokens, tokens), out_specs=heads
+        local, in_specs=(heads, kv, kv, tokens, tokens), out_specs=heads
     )(q, k, v, positions, segment_ids)
 
 
@@ -262,9 +273,9 @@ def block(x, layer, angles, positions, segment_ids, config, memory):
     """One transformer layer: x [B, T, D] -> [B, T, D]."""
     x = checkpoint_name(x, 'layer_input')
     q, k, v = project_qkv(x, layer, angles, config)
-    out = attention(q, k, v, positions, segment_ids, memory.chunks)
+    out = attention(q, k, v, positions, segment_ids, memory.attention)
     x = x + sharding.einsum('BTNH,NHD->BTD', out, layer.wo)
-    return x + blockwise_ffn(lambda y: mlp(y, layer, config), x, memory.ffn_chunks)
+    return x + ffn(x, layer, config, memory.ffn_chunks)
 
 
 REMAT = {
@@ -293,7 +304,8 @@ def hidden_states(params, config, tokens, positions, segment_ids, tables, memory
     policy = REMAT[memory.remat]
     if memory.remat != 'none':
         step = jax.checkpoint(step, policy=policy, prevent_cse=False)
-    x, _ = lax.scan(step, embed_tokens(params.embed, tokens), params.layers)
+    x = embed_tokens(params.embed, tokens)
+    x, _ = lax.scan(step, x.astype(memory.dtype or x.dtype), params.layers)
     return rms_norm(x, params.final_norm, config.norm_eps)
 
 
@@ -334,4 +346,4 @@ def loss_sum(params, config, batch, tables, memory):
     x = hidden_states(
         params, config, batch['tokens'], batch['positions'], batch['segment_ids'], tables, memory
     )
-    return cross_entropy(x, head(params), batch['targets'], batch['loss_mask'], memory.loss_chunk).sum()
+    return cross_entropy_sum(x, head(params), batch['targets'], batch['loss_mask'], memory.loss_chunk)

@@ -3,7 +3,18 @@
 Sources: widths, layers and heads from meta-llama/llama-models (models/sku_list.py, the params.json of
 each size); the MLP width is its multiple_of * ceil(int(ffn_dim_multiplier * int(8 D / 3)) / multiple_of);
 positions and RoPE scaling from the config.json that Hugging Face distributes with each checkpoint.
-All share vocab 128256, theta 500000, norm eps 1e-5 and 8 key/value heads.
+All share vocab 128256, theta 500000, norm eps 1e-5 and 8 key/value heads. An instruct model has the size of
+its base model; Llama-3.2's head is its embedding, counted once.
+
+    name           layers  embed_dim    mlp_dim  heads       parameters
+    llama3-8b          32       4096      14336     32    8,030,261,248
+    llama3-70b         80       8192      28672     64   70,553,706,496
+    llama3.1-8b        32       4096      14336     32    8,030,261,248
+    llama3.1-70b       80       8192      28672     64   70,553,706,496
+    llama3.1-405b     126      16384      53248    128  405,853,388,800
+    llama3.2-1b        16       2048       8192     32    1,235,814,400
+    llama3.2-3b        28       3072       8192     24    3,212,749,824
+    llama3.3-70b       80       8192      28672     64   70,553,706,496
 """
 
 from lct.models.llama import LlamaConfig
@@ -48,6 +59,7 @@ LLAMA32_3B = LlamaConfig(  # meta-llama/Llama-3.2-3B; ffn_dim_multiplier 1.0, mu
     vocab_size=128256, embed_dim=3072, mlp_dim=8192, num_layers=28, num_heads=24, num_kv_heads=8,
     head_dim=128, norm_eps=1e-5, tie_embeddings=True, max_position_embeddings=131072, rope=_ROPE_32,
 )
+LLAMA33_70B = LLAMA31_70B  # meta-llama/Llama-3.3-70B-Instruct: trained further, the same model
 
 SIZES = {
     'llama3-8b': LLAMA3_8B,
@@ -57,4 +69,5 @@ SIZES = {
     'llama3.1-405b': LLAMA31_405B,
     'llama3.2-1b': LLAMA32_1B,
     'llama3.2-3b': LLAMA32_3B,
+    'llama3.3-70b': LLAMA33_70B,
 }

@@ -1,8 +1,9 @@
 """Blockwise attention on one device (Rabe & Staats 2021; Liu & Abbeel 2023; Dao 2023 for the backward).
 
 The contract of every inner block: (q, k, v, positions, segments) -> (out, lse), float32 and un-rounded,
-lse the natural log-sum-exp. Nothing larger than one chunk pair of scores exists, pairs that cannot see
-each other are skipped, and pairs that see each other whole build no mask.
+lse the natural log-sum-exp. attend goes on from the result over earlier blocks of keys, attend_grad from the
+gradients of earlier blocks. Nothing larger than one chunk pair of scores exists, pairs that cannot see each
+other are skipped, and pairs that see each other whole build no mask.
 
 A tile holds one key/value head: the G query heads that share it lie in the rows, so that one chunk of
 keys serves G * query_chunk rows and the scores stay in the cache of a core.
@@ -14,7 +15,7 @@ import math
 import jax.numpy as jnp
 from jax import lax
 
-from lct.ops.masks import chunk_classes, visible
+from lct.ops.masks import EMPTY, chunk_classes, visible
 
 NOTHING = -1e30  # lse of a row that has seen no key: finite, so that merging needs no guard
 LOG2E = math.log2(math.e)
@@ -52,189 +53,177 @@ def merge(left, right):
     return out, top + jnp.log(total)
 
 
+def nothing(q):
+    """(out, lse) over no keys at all, float32: where attend begins. q [B, T, K, G, H] -> [B, T, K, G, H] and
+    [B, T, K, G]."""
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    return jnp.zeros_like(q, dtype), jnp.full_like(q[..., 0], NOTHING, dtype)
+
+
 class _Tiles:
     """Slicing of one attention call into (batch row, key/value head, chunk) tiles."""
 
-    def __init__(self, q, k, q_positions, k_positions, q_segments, k_segments, chunks):
-        self.batch, self.q_len, heads, self.head_dim = q.shape
-        self.k_len, self.kv_heads = k.shape[1:3]
-        self.group = heads // self.kv_heads
+    def __init__(self, q, k, q_positions, k_positions, q_segments, k_segments, chunks, window):
+        self.batch, self.q_len, self.kv_heads, self.group, self.head_dim = q.shape
+        self.k_len = k.shape[2]
         self.cq, self.ck = fit(chunks.query, self.q_len), fit(chunks.key, self.k_len)
         self.nq, self.nk = self.q_len // self.cq, self.k_len // self.ck
         self.rows = self.cq * self.group
         self.dtype = jnp.promote_types(q.dtype, jnp.float32)
         # float32 means float32 on every device; rounded inputs gain nothing from it
         self.precision = lax.Precision.HIGHEST if q.dtype == self.dtype else lax.Precision.DEFAULT
-        self.where = (q_positions, k_positions, q_segments, k_segments)
-        self.classes = chunk_classes(*self.where, self.cq, self.ck)
+        self.where, self.window = (q_positions, k_positions, q_segments, k_segments), window
+        self.classes = chunk_classes(*self.where, self.cq, self.ck, window)
+        busy = self.classes > EMPTY
+        self.first = jnp.argmax(busy, 2)  # of the key chunks that a query chunk sees, and one past the last
+        self.last = jnp.where(busy.any(2), self.nk - jnp.argmax(jnp.flip(busy, 2), 2), self.first)
 
-    def grouped(self, x):
-        """[B, T, N, ...] -> [B, T, K, G, ...]."""
-        return x.reshape(*x.shape[:2], self.kv_heads, self.group, *x.shape[3:])
+    def each_row(self, row, results):
+        """row(b, h, i, results) -> results, over batch rows, key/value heads and query chunks."""
+        def step(n, results):
+            b, rest = n // (self.kv_heads * self.nq), n % (self.kv_heads * self.nq)
+            return row(b, rest // self.nq, rest % self.nq, results)
 
-    def query(self, x, b, h, i):
-        """Chunk i of grouped x [B, T, K, G, ...] as [rows, ...]."""
-        start = (b, i * self.cq, h) + (0,) * (x.ndim - 3)
-        tile = lax.dynamic_slice(x, start, (1, self.cq, 1, self.group, *x.shape[4:]))
-        return tile.reshape(self.rows, *x.shape[4:]).astype(self.dtype)
+        return lax.fori_loop(0, self.batch * self.kv_heads * self.nq, step, results)
 
-    def key(self, x, b, h, j):
-        """Chunk j of x [B, S, K, H] as [key_chunk, H]."""
-        tile = lax.dynamic_slice(x, (b, j * self.ck, h, 0), (1, self.ck, 1, self.head_dim))
-        return tile[0, :, 0].astype(self.dtype)
+    def each_key(self, b, i, step, carry):
+        """step(carry, j, tile_of) over the key chunks that query chunk i sees. tile_of(f, blank) is f(mask), f(None)
+        where nothing is hidden, or blank where nothing is seen: a tile's share alone, because what goes through a
+        conditional is copied."""
+        def column(j, carry):
+            def tile_of(f, blank):
+                branches = (lambda: blank, lambda: f(self.mask(b, i, j)), lambda: f(None))
+                return lax.switch(self.classes[b, i, j], branches)
+
+            return step(carry, j, tile_of)
+
+        return lax.fori_loop(self.first[b, i], self.last[b, i], column, carry)
 
     def mask(self, b, i, j):
         """Boolean [rows, key_chunk]."""
         q_pos, k_pos, q_seg, k_seg = self.where
         cut = lambda x, n, size: lax.dynamic_slice(x, (b, n * size), (1, size))[0]
         seen = visible(cut(q_pos, i, self.cq), cut(k_pos, j, self.ck), cut(q_seg, i, self.cq),
-                       cut(k_seg, j, self.ck))
+                       cut(k_seg, j, self.ck), self.window)
         return jnp.repeat(seen, self.group, axis=0)
+
+    def query(self, x, b, h, i):
+        """Chunk i of x [B, T, K, G, ...] as [rows, ...]."""
+        start = (b, i * self.cq, h) + (0,) * (x.ndim - 3)
+        tile = lax.dynamic_slice(x, start, (1, self.cq, 1, self.group, *x.shape[4:]))
+        return tile.reshape(self.rows, *x.shape[4:]).astype(self.dtype)
+
+    def put_query(self, x, tile, b, h, i):
+        """x with its chunk i replaced by tile [rows, ...]."""
+        tile = tile.reshape(1, self.cq, 1, self.group, *tile.shape[1:])
+        return lax.dynamic_update_slice(x, tile, (b, i * self.cq, h) + (0,) * (x.ndim - 3))
+
+    def key(self, x, b, h, j):
+        """Chunk j of x [B, K, S, H] as [key_chunk, H]."""
+        return lax.dynamic_slice(x, (b, h, j * self.ck, 0), (1, 1, self.ck, self.head_dim))[0, 0].astype(self.dtype)
+
+    def add_key(self, x, tile, b, h, j):
+        """x [B, K, S, H] with tile [key_chunk, H] added to its chunk j."""
+        tile = tile + self.key(x, b, h, j)
+        return lax.dynamic_update_slice(x, tile[None, None], (b, h, j * self.ck, 0))
 
     def dot(self, x, y, contract):
         """Matmul of two tiles over one dim of each, accumulated in float32."""
         return lax.dot_general(x, y, (contract, ((), ())), self.precision, preferred_element_type=self.dtype)
 
-    def spans(self, axis):
-        """First and one past the last non-empty chunk along an axis of classes [B, nq, nk]."""
-        busy = self.classes > 0
-        count = busy.shape[axis]
-        first = jnp.argmax(busy, axis)
-        last = count - jnp.argmax(jnp.flip(busy, axis), axis)
-        return first, jnp.where(busy.any(axis), last, first)
 
-
-def _by_class(kind, mask, carry, tile):
-    """tile(carry, mask or None) as the class of the chunk pair asks: skipped, masked or whole."""
-    return lax.switch(
-        kind, (lambda c: c, lambda c: tile(c, mask()), lambda c: tile(c, None)), carry
-    )
-
-
-def attend(q, k, v, q_positions, k_positions, q_segments, k_segments, chunks):
-    """Attention of q to one block of keys and values.
+def attend(total, q, k, v, q_positions, k_positions, q_segments, k_segments, chunks, window=None):
+    """Attention of q to one more block of keys and values.
 
     Args:
-      q: [B, T, N, H]; k, v: [B, S, K, H]; positions and segments int32 [B, T] and [B, S].
-      chunks: Chunks.
+      total: (out, lse) over the blocks before, or nothing(q).
+      q: [B, T, K, G, H], query heads by the key/value head that they share; k, v: [B, K, S, H], so that a chunk of
+        one head is one piece of memory. Reshaping here, in the loop of a ring, would copy q at every hop.
+      positions and segments: int32 [B, T] of q, [B, S] of k.
+      chunks: Chunks; window: tokens that a query sees, itself included, or None for all before it.
     Returns:
-      out [B, T, N, H] and lse [B, T, N] in float32; lse is NOTHING where no key is visible.
+      out [B, T, K, G, H] and lse [B, T, K, G] in float32; out is 0 and lse NOTHING where no key was visible.
     """
-    tiles = _Tiles(q, k, q_positions, k_positions, q_segments, k_segments, chunks)
-    grouped = tiles.grouped(q)
+    tiles = _Tiles(q, k, q_positions, k_positions, q_segments, k_segments, chunks, window)
     scale = tiles.head_dim**-0.5 * LOG2E
-    first, last = tiles.spans(2)
 
-    def row(n, results):
-        b, rest = n // (tiles.kv_heads * tiles.nq), n % (tiles.kv_heads * tiles.nq)
-        h, i = rest // tiles.nq, rest % tiles.nq
-        q_tile = tiles.query(grouped, b, h, i) * scale
-
-        def column(j, carry):
-            def tile(carry, mask):
-                acc, top, total = carry
-                scores = tiles.dot(q_tile, tiles.key(k, b, h, j), ((1,), (1,)))
-                if mask is not None:
-                    scores = jnp.where(mask, scores, NOTHING)
-                new_top = jnp.maximum(top, scores.max(1))
-                weights = jnp.exp2(scores - new_top[:, None])
-                if mask is not None:  # a row without any visible key has new_top == NOTHING
-                    weights = jnp.where(mask, weights, 0.0)
-                shrink = jnp.exp2(top - new_top)
-                acc = acc * shrink[:, None] + tiles.dot(weights, tiles.key(v, b, h, j), ((1,), (0,)))
-                return acc, new_top, total * shrink + weights.sum(1)
-
-            return _by_class(tiles.classes[b, i, j], lambda: tiles.mask(b, i, j), carry, tile)
-
-        start = (jnp.zeros_like(q_tile), jnp.full_like(q_tile[:, 0], NOTHING), jnp.zeros_like(q_tile[:, 0]))
-        acc, top, total = lax.fori_loop(first[b, i], last[b, i], column, start)
-        seen = total > 0
-        out_tile = acc / jnp.where(seen, total, 1.0)[:, None]
-        lse_tile = jnp.where(seen, (top + jnp.log2(jnp.where(seen, total, 1.0))) / LOG2E, NOTHING)
+    def row(b, h, i, results):
         out, lse = results
-        shape = (1, tiles.cq, 1, tiles.group)
-        out = lax.dynamic_update_slice(out, out_tile.reshape(*shape, -1), (b, i * tiles.cq, h, 0, 0))
-        lse = lax.dynamic_update_slice(lse, lse_tile.reshape(shape), (b, i * tiles.cq, h, 0))
-        return out, lse
+        q_tile, lse_tile = tiles.query(q, b, h, i) * scale, tiles.query(lse, b, h, i)
 
-    results = (jnp.zeros_like(grouped, tiles.dtype), jnp.zeros_like(grouped[..., 0], tiles.dtype))
-    out, lse = lax.fori_loop(0, tiles.batch * tiles.kv_heads * tiles.nq, row, results)
-    return out.reshape(q.shape), lse.reshape(q.shape[:3])
+        def step(carry, j, tile_of):
+            acc, top, total = carry
 
+            def tile(mask):
+                scores = tiles.dot(q_tile, tiles.key(k, b, h, j), ((1,), (1,)))
+                if mask is not None:  # far below NOTHING: an unseen key weighs 0 in every row
+                    scores = jnp.where(mask, scores, 2 * NOTHING)
+                top = scores.max(1)
+                weights = jnp.exp2(scores - top[:, None])
+                return tiles.dot(weights, tiles.key(v, b, h, j), ((1,), (0,))), top, weights.sum(1)
 
-def grad_buffers(q, k):
-    """Zeroed float32 accumulators for attend_grad: dq [B, N, H, T] (see there), dk and dv [B, S, K, H]."""
-    dtype = jnp.promote_types(q.dtype, jnp.float32)
-    dq = jnp.zeros_like(jnp.moveaxis(q, 1, 3), dtype)
-    return dq, jnp.zeros_like(k, dtype), jnp.zeros_like(k, dtype)
+            tile_acc, tile_top, tile_total = tile_of(tile, (jnp.zeros_like(acc), jnp.full_like(top, 2 * NOTHING), jnp.zeros_like(total)))
+            new_top = jnp.maximum(top, tile_top)
+            old, new = jnp.exp2(top - new_top), jnp.exp2(tile_top - new_top)
+            return acc * old[:, None] + tile_acc * new[:, None], new_top, total * old + tile_total * new
 
+        seen = lse_tile > NOTHING
+        start = tiles.query(out, b, h, i), jnp.where(seen, lse_tile * LOG2E, NOTHING), seen.astype(tiles.dtype)
+        acc, top, total = tiles.each_key(b, i, step, start)
+        seen = total > 0
+        total = jnp.where(seen, total, 1.0)
+        lse_tile = jnp.where(seen, (top + jnp.log2(total)) / LOG2E, NOTHING)
+        return tiles.put_query(out, acc / total[:, None], b, h, i), tiles.put_query(lse, lse_tile, b, h, i)
 
-def dq_of(buffer):
-    """The dq accumulator [B, N, H, T] as [B, T, N, H]."""
-    return jnp.moveaxis(buffer, 3, 1)
+    return tiles.each_row(row, total)
 
 
 def attend_grad(
-    buffers, q, k, v, dout, lse, delta, q_positions, k_positions, q_segments, k_segments, chunks
+    grads, q, k, v, dout, lse, delta, q_positions, k_positions, q_segments, k_segments, chunks, window=None
 ):
-    """Add the gradients of one block to buffers (dq, dk, dv), given the *global* lse.
+    """Gradients of one more block, given the *global* lse.
 
     With p = exp(s - lse): dv = p^T dout, ds = p * (dout v^T - delta), dk = ds^T q, dq = ds k, where
     delta = rowsum(dout * out) (Dao 2023, section 3.1). Tiles are [key, row]: on CPUs a large transposed
-    left operand halves the speed of a matmul, so the small key tile is the one transposed, and dq is
-    accumulated with tokens last.
+    left operand halves the speed of a matmul, so only small tiles are transposed.
+
+    Args:
+      grads: (dq, dk, dv) so far, float32 of the shapes of q, k, v.
+    Returns:
+      grads with the block's share added.
     """
-    tiles = _Tiles(q, k, q_positions, k_positions, q_segments, k_segments, chunks)
-    q, dout, lse, delta = (tiles.grouped(x) for x in (q, dout, lse, delta))
+    tiles = _Tiles(q, k, q_positions, k_positions, q_segments, k_segments, chunks, window)
     scale = tiles.head_dim**-0.5
-    first, last = tiles.spans(1)
-    dq, dk, dv = buffers
-    # [B, N, H, T] -> [B, K, G, H, T]: a tile of it is [G, H, query_chunk]
-    dq = dq.reshape(tiles.batch, tiles.kv_heads, tiles.group, tiles.head_dim, tiles.q_len)
 
-    def column(n, buffers):
-        b, rest = n // (tiles.kv_heads * tiles.nk), n % (tiles.kv_heads * tiles.nk)
-        h, j = rest // tiles.nk, rest % tiles.nk
-        dq, dk, dv = buffers
-        k_tile, v_tile = tiles.key(k, b, h, j), tiles.key(v, b, h, j)
-        k_scaled = k_tile * scale
+    def row(b, h, i, grads):
+        dq, dk, dv = grads
+        q_tile, dout_tile = tiles.query(q, b, h, i) * scale, tiles.query(dout, b, h, i)
+        lse_tile, delta_tile = tiles.query(lse, b, h, i) * LOG2E, tiles.query(delta, b, h, i)
 
-        def row(i, carry):
-            dq, dk_tile, dv_tile = carry
+        def step(carry, j, tile_of):
+            dq_tile, dk, dv = carry
 
-            def tile(carry, mask):
-                dq_tile, dk_tile, dv_tile = carry
-                q_tile, g_tile = tiles.query(q, b, h, i), tiles.query(dout, b, h, i)
-                lse_tile, delta_tile = tiles.query(lse, b, h, i), tiles.query(delta, b, h, i)
-                scores = tiles.dot(k_scaled * LOG2E, q_tile, ((1,), (1,)))
-                weights = jnp.exp2(scores - lse_tile * LOG2E)
+            def tile(mask):
+                k_tile, v_tile = tiles.key(k, b, h, j), tiles.key(v, b, h, j)
+                scores = tiles.dot(k_tile * LOG2E, q_tile, ((1,), (1,)))
+                weights = jnp.exp2(scores - lse_tile)
                 if mask is not None:
                     weights = jnp.where(mask.T, weights, 0.0)
-                dv_tile = dv_tile + tiles.dot(weights, g_tile, ((1,), (0,)))
-                ds = weights * (tiles.dot(v_tile, g_tile, ((1,), (1,))) - delta_tile)
-                dk_tile = dk_tile + tiles.dot(ds, q_tile, ((1,), (0,)))
-                added = tiles.dot(k_scaled.T, ds, ((1,), (0,)))  # [H, rows], rows = (query_chunk, G)
-                added = jnp.moveaxis(added.reshape(tiles.head_dim, tiles.cq, tiles.group), 2, 0)
-                return dq_tile + added, dk_tile, dv_tile
+                ds = weights * (tiles.dot(v_tile, dout_tile, ((1,), (1,))) - delta_tile)
+                return (tiles.dot(k_tile.T, ds, ((1,), (0,))), tiles.dot(ds, q_tile, ((1,), (0,))),
+                        tiles.dot(weights, dout_tile, ((1,), (0,))))
 
-            where = (b, h, 0, 0, i * tiles.cq)
-            dq_tile = lax.dynamic_slice(dq, where, (1, 1, tiles.group, tiles.head_dim, tiles.cq))[0, 0]
-            dq_tile, dk_tile, dv_tile = _by_class(
-                tiles.classes[b, i, j], lambda: tiles.mask(b, i, j), (dq_tile, dk_tile, dv_tile), tile
-            )
-            return lax.dynamic_update_slice(dq, dq_tile[None, None], where), dk_tile, dv_tile
+            blank = jnp.zeros_like(tiles.key(k, b, h, j))
+            more_dq, more_dk, more_dv = tile_of(tile, (jnp.zeros_like(dq_tile), blank, blank))
+            return dq_tile + more_dq, tiles.add_key(dk, more_dk, b, h, j), tiles.add_key(dv, more_dv, b, h, j)
 
-        dq, dk_tile, dv_tile = lax.fori_loop(
-            first[b, j], last[b, j], row, (dq, jnp.zeros_like(k_tile), jnp.zeros_like(v_tile))
-        )
-        return dq, _add_tile(dk, dk_tile * scale, b, h, j), _add_tile(dv, dv_tile, b, h, j)
+        start = jnp.zeros_like(q_tile.T), dk, dv
+        dq_tile, dk, dv = tiles.each_key(b, i, step, start)
+        return tiles.put_query(dq, tiles.query(dq, b, h, i) + dq_tile.T * scale, b, h, i), dk, dv
 
-    dq, dk, dv = lax.fori_loop(0, tiles.batch * tiles.kv_heads * tiles.nk, column, (dq, dk, dv))
-    return dq.reshape(buffers[0].shape), dk, dv
+    return tiles.each_row(row, grads)
 
 
-def _add_tile(x, tile, b, h, j):
-    """x [B, S, K, H] with tile [key_chunk, H] added to chunk j."""
-    start = (b, j * tile.shape[0], h, 0)
-    old = lax.dynamic_slice(x, start, (1, tile.shape[0], 1, tile.shape[1]))
-    return lax.dynamic_update_slice(x, old + tile[None, :, None], start)
+def zero_grads(*inputs):
+    """Zeros in float32 like the inputs: the gradients that attend_grad begins with."""
+    return tuple(jnp.zeros_like(x, jnp.promote_types(x.dtype, jnp.float32)) for x in inputs)

@@ -1,22 +1,37 @@
 """Blockwise cross-entropy: the output projection and the loss, a chunk of tokens at a time.
 
 The logits [B, T, V] never exist. The vocabulary may be split over 'tensor' and the sequence over
-'sequence'; each device walks its own tokens.
+'sequence'; each device walks its own tokens. The loss is the root of the graph: its gradient is known up
+to one scalar as soon as the logits are, so the training form makes it in the same pass, with three
+products by the head where a recomputing backward needs four.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+
+class Axes(NamedTuple):
+    """Mesh axes, () without a mesh: over which tokens are split, D of the stored head, copies of it, V."""
+
+    tokens: tuple = ()
+    rows: tuple = ()
+    copies: tuple = ()
+    vocab: tuple = ()
+
+
+MESH = Axes(('data', 'fsdp', 'sequence'), ('fsdp', 'sequence'), ('data',), ('tensor',))
+X = P(('data', 'fsdp'), 'sequence', None)
 TOKENS = P(('data', 'fsdp'), 'sequence')
-TOKEN_AXES = ('data', 'fsdp', 'sequence')
+HEAD = P(MESH.rows, 'tensor')
 
 
 def cross_entropy(x, head, targets, mask, chunk):
-    """mask * -log softmax(x @ head)[targets], per token.
+    """mask * -log softmax(x @ head)[targets], per token, for evaluation.
 
     Args:
       x: [B, T, D] hidden states; head: [D, V]; targets: int32 [B, T]; mask: float32 [B, T].
@@ -24,52 +39,111 @@ def cross_entropy(x, head, targets, mask, chunk):
     Returns:
       float32 [B, T].
     """
-    if jax.sharding.get_abstract_mesh().empty:
-        return _local(x, head, targets, mask, chunk, axis_name=None)
-    head = jax.reshard(head, P(None, 'tensor'))
-
-    def shard(x, head, targets, mask):
-        # One cast for the whole shard: its transpose sums the gradient of head over devices once.
-        head = lax.pcast(head, TOKEN_AXES, to='varying')
-        return _local(x, head, targets, mask, chunk, axis_name='tensor')
-
-    return jax.shard_map(
-        shard, in_specs=(P(('data', 'fsdp'), 'sequence', None), P(None, 'tensor'), TOKENS, TOKENS),
-        out_specs=TOKENS,
-    )(x, head, targets, mask)
+    return _over_mesh(_losses, TOKENS, chunk, x, _stored(head), targets, mask)
 
 
-def _local(x, head, targets, mask, chunk, axis_name):
-    """The loss of one device's tokens, through a scan over chunks of them."""
-    batch, length, dim = x.shape
-    total = batch * length
-    size = min(chunk, total)
-    while total % size:  # the largest chunk that divides: shards are powers of two in practice
-        size -= 1
-    cut = lambda a: a.reshape(total // size, size, *a.shape[2:])
-    chunk_loss = functools.partial(_chunk_loss, axis_name=axis_name)
+def cross_entropy_sum(x, head, targets, mask, chunk):
+    """The sum of cross_entropy over the whole mesh, float32, for training. mask is a constant: its gradient
+    is zero.
+
+    Where it is differentiated, the gradients for x and head come with the loss, summed in float32 and kept
+    in their own dtypes; the backward only scales them. Otherwise it is cross_entropy(...).sum().
+    """
+    return _sum(x, _stored(head), targets, mask, chunk)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _sum(x, head, targets, mask, chunk):
+    return cross_entropy(x, head, targets, mask, chunk).sum()
+
+
+def _sum_forward(x, head, targets, mask, chunk):
+    loss, *grads = _over_mesh(_loss_and_grads, (P(), X, HEAD), chunk, x, head, targets, mask)
+    return loss, grads
+
+
+def _sum_backward(chunk, grads, scale):
+    dx, dhead = ((scale * grad).astype(grad.dtype) for grad in grads)
+    return dx, dhead, None, None
+
+
+_sum.defvjp(_sum_forward, _sum_backward)
+
+
+def _no_mesh():
+    return jax.sharding.get_abstract_mesh().empty
+
+
+def _stored(head):
+    """head where the parameter table keeps it: nothing moves unless it was elsewhere."""
+    return head if _no_mesh() else jax.reshard(head, HEAD)
+
+
+def _over_mesh(function, out_specs, chunk, x, head, targets, mask):
+    """function on every device's own tokens and its part of the vocabulary."""
+    if _no_mesh():
+        return function(x, head, targets, mask, chunk, Axes())
+    local = functools.partial(function, chunk=chunk, axes=MESH)
+    return jax.shard_map(local, in_specs=(X, HEAD, TOKENS, TOKENS), out_specs=out_specs)(x, head, targets, mask)
+
+
+def _losses(x, head, targets, mask, chunk, axes):
+    """The losses of one device's tokens [B, T]."""
+    head = _gather(head, x.dtype, axes)
 
     def step(_, piece):
-        return None, jax.checkpoint(chunk_loss)(*piece[:1], head, *piece[1:])
+        x, targets, mask = piece
+        return None, mask * _forward(x, head, targets, axes)[0]
 
-    _, losses = lax.scan(step, None, (cut(x), cut(targets), cut(mask)))
-    return losses.reshape(batch, length)
+    return lax.scan(step, None, _cut(chunk, x, targets, mask))[1].reshape(mask.shape)
 
 
-def _chunk_loss(x, head, targets, mask, axis_name):
-    """x [C, D], head [D, local V] -> [C]."""
-    precision = 'highest' if x.dtype == jnp.float32 else None
-    logits = jnp.einsum(
-        'CD,DV->CV', x, head.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32
-    )
-    first = 0 if axis_name is None else lax.axis_index(axis_name) * head.shape[1]
-    top = lax.stop_gradient(logits.max(-1))
-    words = first + jnp.arange(head.shape[1], dtype=targets.dtype)
-    picked = jnp.where(words == targets[:, None], logits, 0.0).sum(-1)
-    if axis_name is not None:
-        top = lax.pmax(top, axis_name)
-        picked = lax.psum(picked, axis_name)
+def _loss_and_grads(x, head, targets, mask, chunk, axes):
+    """Sum of the losses of all tokens, dx [B, T, D] of one device's tokens, dhead of its stored part."""
+    full = _gather(head, x.dtype, axes)
+
+    def step(dhead, piece):
+        x, targets, mask = piece
+        losses, logits, lse, hit = _forward(x, full, targets, axes)
+        dlogits = (mask[:, None] * (jnp.exp(logits - lse[:, None]) - hit)).astype(x.dtype)
+        dx = lax.psum(_product('CV,DV->CD', dlogits, full), axes.vocab)
+        dhead += _product('CD,CV->DV', x, dlogits)
+        return dhead, ((mask * losses).sum(), dx.astype(x.dtype))
+
+    start = lax.pcast(jnp.zeros(full.shape, jnp.float32), axes.tokens + axes.vocab, to='varying')
+    dhead, (loss, dx) = lax.scan(step, start, _cut(chunk, x, targets, mask))
+    # Once, in float32: summed over the tokens of all devices and scattered to where the head is stored.
+    dhead = lax.psum(lax.psum_scatter(dhead, axes.rows, scatter_dimension=0, tiled=True), axes.copies)
+    return lax.psum(loss.sum(), axes.tokens), dx.reshape(x.shape), dhead.astype(head.dtype)
+
+
+def _gather(head, dtype, axes):
+    """head [D, local V] in the dtype of x, from the parts that the devices store."""
+    return lax.all_gather(head.astype(dtype), axes.rows, axis=0, tiled=True)
+
+
+def _cut(chunk, *arrays):
+    """Arrays [B, T, ...] as chunks [n, C, ...]; C is the largest size up to chunk that divides B * T, chunk
+    itself wherever it divides: shards are powers of two in practice."""
+    total = arrays[0].shape[0] * arrays[0].shape[1]
+    size = next(size for size in range(min(chunk, total), 0, -1) if total % size == 0)
+    return [a.reshape(total // size, size, *a.shape[2:]) for a in arrays]
+
+
+def _forward(x, head, targets, axes):
+    """x [C, D], head [D, local V] -> losses [C], logits [C, local V], lse [C], hit: where the target is."""
+    logits = _product('CD,DV->CV', x, head)
+    words = lax.axis_index(axes.vocab) * head.shape[1] + jnp.arange(head.shape[1], dtype=targets.dtype)
+    hit = words == targets[:, None]
+    top = lax.pmax(logits.max(-1), axes.vocab)
     total = jnp.exp(logits - top[:, None]).sum(-1)
-    if axis_name is not None:
-        total = lax.psum(total, axis_name)
-    return mask * (jnp.log(total) + top - picked)
+    picked = jnp.where(hit, logits, 0.0).sum(-1)
+    total, picked = lax.psum((total, picked), axes.vocab)
+    lse = top + jnp.log(total)
+    return lse - picked, logits, lse, hit
+
+
+def _product(equation, a, b):
+    """Sums in float32; float32 factors exactly, TF32 and bfloat16 passes are for bfloat16 models."""
+    precision = 'highest' if a.dtype == jnp.float32 else None
+    return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)

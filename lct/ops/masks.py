@@ -1,7 +1,7 @@
 """Who may see whom: the one rule behind every attention op, from positions and segment_ids.
 
-A query sees the keys of its own document at its own position or before. Segment 0 is padding: it
-sees nothing and nobody sees it.
+A query sees the keys of its own document at its own position or before, with a sliding window only the last
+`window` of them, itself included. Segment 0 is padding: it sees nothing and nobody sees it.
 """
 
 import jax.numpy as jnp
@@ -9,14 +9,16 @@ import jax.numpy as jnp
 EMPTY, MIXED, FULL = 0, 1, 2
 
 
-def visible(q_positions, k_positions, q_segments, k_segments):
+def visible(q_positions, k_positions, q_segments, k_segments, window=None):
     """Boolean mask [..., T, S] from positions and segments [..., T] and [..., S]."""
-    causal = q_positions[..., :, None] >= k_positions[..., None, :]
-    same = q_segments[..., :, None] == k_segments[..., None, :]
-    return causal & same & (k_segments[..., None, :] > 0)
+    distance = q_positions[..., :, None] - k_positions[..., None, :]
+    seen = (distance >= 0) & (q_segments[..., :, None] == k_segments[..., None, :])
+    if window is not None:
+        seen &= distance < window
+    return seen & (k_segments[..., None, :] > 0)
 
 
-def chunk_classes(q_positions, k_positions, q_segments, k_segments, query_chunk, key_chunk):
+def chunk_classes(q_positions, k_positions, q_segments, k_segments, query_chunk, key_chunk, window=None):
     """Class of every chunk pair from the ranges of their positions and segments alone.
 
     Args:
@@ -33,7 +35,10 @@ def chunk_classes(q_positions, k_positions, q_segments, k_segments, query_chunk,
     ks_min, ks_max = k_seg.min(-1)[:, None, :], k_seg.max(-1)[:, None, :]
     empty = (q_max < k_min) | (qs_max < ks_min) | (ks_max < qs_min) | (qs_max == 0) | (ks_max == 0)
     one_document = (qs_min == qs_max) & (ks_min == ks_max) & (qs_min == ks_min)
-    full = one_document & (q_min >= k_max) & ~empty
+    full = one_document & (q_min >= k_max)
+    if window is not None:
+        empty |= q_min - k_max >= window
+        full &= q_max - k_min < window
     return jnp.where(empty, EMPTY, jnp.where(full, FULL, MIXED)).astype(jnp.int32)
 
 

@@ -6,25 +6,15 @@ present one. Positions and segments travel with the block: the mask needs nothin
 zigzag and striped layouts are one and the same ring.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
-from lct.ops.blockwise_attention import NOTHING, Chunks, attend, attend_grad, dq_of, grad_buffers, merge
-
-
-def rotate(block, axis_name):
-    """Send a block to the next device of the ring and receive the previous one's."""
-    size = lax.axis_size(axis_name)
-    return jax.tree.map(
-        lambda x: lax.ppermute(x, axis_name, [(i, (i + 1) % size) for i in range(size)]), block
-    )
+from lct.ops.blockwise_attention import Chunks, fit, nothing, zero_grads
+from lct.ops.split_attention import Split, see, see_grad, split_attention
 
 
-def ring_attention(q, k, v, positions, segment_ids, axis_name, chunks=Chunks()):  # noqa: B008
+def ring_attention(q, k, v, positions, segment_ids, axis_name, chunks=Chunks(), window=None):  # noqa: B008
     """Causal attention within documents over a sequence split on axis_name; call inside shard_map.
 
     Forward: ring_size - 1 rotations of the un-repeated key/value heads in their own dtype. Backward: from
@@ -35,67 +25,89 @@ def ring_attention(q, k, v, positions, segment_ids, axis_name, chunks=Chunks()):
       positions, segment_ids: int32 [B, T]; segment 0 is padding.
       axis_name: mesh axis of the ring, or None on a single device.
       chunks: Chunks of one tile.
+      window: tokens that a query sees, itself included; None for all before it.
     Returns:
       [B, T, N, H] in q's dtype.
     Raises:
       ValueError: if N is not a multiple of K.
     """
-    if q.shape[2] % k.shape[2]:
-        raise ValueError(f'num_heads {q.shape[2]} is not a multiple of num_kv_heads {k.shape[2]}')
-    return _ring(q, k, v, positions, segment_ids, axis_name, chunks)
+    return _attention(q, k, v, positions, segment_ids, Split(axis_name, 1, chunks, window))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _ring(q, k, v, positions, segment_ids, axis_name, chunks):
-    return _forward(q, k, v, positions, segment_ids, axis_name, chunks)[0]
-
-
-def _forward(q, k, v, positions, segment_ids, axis_name, chunks):
-    def attend_block(block):
-        k, v, k_positions, k_segments = block
-        return attend(q, k, v, positions, k_positions, segment_ids, k_segments, chunks)
-
+def turn(total, keys, see, rotate, size):
+    """(out, lse) after the blocks of a whole ring: see(total, keys) -> total, while the next block arrives."""
     def hop(carry, _):
-        block, total = carry
-        arriving = rotate(block, axis_name)
-        return (arriving, merge(total, attend_block(block))), None
+        keys, total = carry
+        arriving = rotate(keys)
+        return lax.optimization_barrier((arriving, see(total, keys))), None
 
-    block = (k, v, positions, segment_ids)
-    if axis_name is None or lax.axis_size(axis_name) == 1:
-        out, lse = attend_block(block)
-    else:
-        total = (jnp.zeros_like(q, jnp.float32), jnp.full_like(q[..., 0], NOTHING, jnp.float32))
-        (block, total), _ = lax.scan(hop, (block, total), length=lax.axis_size(axis_name) - 1)
-        out, lse = merge(total, attend_block(block))
-    out, lse = checkpoint_name((out.astype(q.dtype), lse), 'attention')
-    kept = checkpoint_name((q, k, v), 'attention')
-    return out, (*kept, positions, segment_ids, out, lse)
+    if size > 1:
+        (keys, total), _ = lax.scan(hop, (keys, total), length=size - 1)
+    return see(total, keys)
 
 
-def _backward(axis_name, chunks, kept, dout):
-    q, k, v, positions, segment_ids, out, lse = kept
-    delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), -1)
+def turn_grad(dq, keys, add, rotate, size, chunk):
+    """dq and the device's own dk, dv after a whole ring: add((dq, dk, dv), keys) -> (dq, dk, dv).
 
-    def add_block(grads, block):
-        k, v, k_positions, k_segments = block
-        return attend_grad(
-            grads, q, k, v, dout, lse, delta, positions, k_positions, segment_ids, k_segments, chunks
-        )
+    A block travels as two halves, alternate chunks of it: while one is worked on, the other and its dk, dv are
+    on their way. The device's own block comes in two as well: its late half first, behind which the first early
+    half arrives, its early half last, behind which the gradients of the late one come home. So no transfer is
+    without work to hide behind, and none needs a second accumulator.
+    """
+    zero = lambda keys: zero_grads(keys.k, keys.v)
+    if size == 1:
+        return add((dq, *zero(keys)), keys)
 
-    def hop(carry, _):
-        block, grads = carry
-        arriving = rotate(block, axis_name)
-        dq, dk, dv = add_block(grads, block)
-        return (arriving, (dq, *rotate((dk, dv), axis_name))), None
+    def work(dq, half):
+        keys, grads = half
+        dq, *grads = add((dq, *grads), keys)
+        return dq, (keys, tuple(grads))
 
-    block, grads = (k, v, positions, segment_ids), grad_buffers(q, k)
-    if axis_name is None or lax.axis_size(axis_name) == 1:
-        dq, dk, dv = add_block(grads, block)
-    else:
-        (block, grads), _ = lax.scan(hop, (block, grads), length=lax.axis_size(axis_name) - 1)
-        dq, dk, dv = add_block(grads, block)
-        dk, dv = rotate((dk, dv), axis_name)
-    return dq_of(dq).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+    def half_hop(carry, _):
+        dq, here, away = carry
+        arriving = rotate(away)
+        dq, here = work(dq, here)
+        # nothing that follows may be drawn forward into this half hop: it would wait for the transfer
+        return lax.optimization_barrier((dq, arriving, here)), None
+
+    early, late = _halves(keys, chunk)
+    arriving = rotate(early)
+    dq, late = work(dq, (late, zero(late)))
+    carry, _ = lax.scan(half_hop, (dq, (arriving, zero(early)), late), length=2 * (size - 1))
+    dq, early, (_, late_grads) = carry
+    late_grads = rotate(late_grads)
+    dq, (_, early_grads) = work(dq, early)
+    return dq, *(_joined(a, b, keys.k.shape[2], chunk) for a, b in zip(early_grads, late_grads))
 
 
-_ring.defvjp(_forward, _backward)
+def _halves(keys, chunk):
+    """Even and odd chunks of a block; of an odd S with one key more, padding that nobody sees."""
+    odd = keys.k.shape[2] % 2
+    size = fit(chunk, keys.k.shape[2] + odd)
+
+    def cut(x, i):
+        batch, rows, length, *rest = x.shape
+        x = jnp.pad(x, [(0, odd * (dim == 2)) for dim in range(x.ndim)])
+        return x.reshape(batch, rows, -1, 2, size, *rest)[:, :, :, i].reshape(batch, rows, -1, *rest)
+
+    return jax.tree.map(lambda x: cut(x, 0), keys), jax.tree.map(lambda x: cut(x, 1), keys)
+
+
+def _joined(even, odd, length, chunk):
+    """The inverse of _halves for dk or dv [B, K, S / 2, H]."""
+    batch, heads, half, dim = even.shape
+    size = fit(chunk, 2 * half)
+    pair = [x.reshape(batch, heads, -1, size, dim) for x in (even, odd)]
+    return jnp.stack(pair, 3).reshape(batch, heads, 2 * half, dim)[:, :, :length]
+
+
+def _forward(queries, keys, how):
+    return turn(nothing(queries.q), keys, lambda total, keys: see(total, queries, keys, how), how.to_next, how.size)
+
+
+def _backward(queries, keys, cotangent, how):
+    add = lambda grads, keys: see_grad(grads, queries, keys, cotangent, how)
+    return turn_grad(*zero_grads(queries.q), keys, add, how.to_next, how.size, how.chunks.key)
+
+
+_attention = split_attention(_forward, _backward)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from lct.models.llama import Memory, check_mesh
-from lct.ops import rope
+from lct.ops import rope, strategies
 
 LAYOUTS = ('contiguous', 'zigzag', 'striped')
 
@@ -99,6 +99,8 @@ def configs(stages, config):
     out = []
     for stage in stages:
         check_mesh(config, stage.mesh)
+        _, _, ring_size, tensor = stage.mesh
+        strategies.check(stage.memory.attention, ring_size, config.num_heads // tensor, config.num_kv_heads // tensor)
         if out and stage.seq_len < stages[len(out) - 1].seq_len:
             raise ValueError(
                 f'stage {stage.name}: seq_len {stage.seq_len} is shorter than the stage before it '

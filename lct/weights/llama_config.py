@@ -7,6 +7,9 @@ read, and both are written.
 
 from lct.models.llama import LlamaConfig
 from lct.ops.rope import TYPES, RopeConfig
+from lct.weights.json_files import shown
+
+MAX_LAYERS, MAX_SIZE = 10_000, 2**31 - 1  # sizes beyond these are mistakes, and would be work before they are found
 
 REQUIRED = {  # config.json field -> LlamaConfig field
     'vocab_size': 'vocab_size',
@@ -73,39 +76,39 @@ def config_from_json(values, path='config.json'):
       ValueError: naming path and field, for whatever this model would not compute as described.
     """
     if values.get('model_type') != 'llama':
-        raise ValueError(f"{path}: model_type is {values.get('model_type')!r}; only 'llama' is supported")
+        raise ValueError(f"{path}: model_type is {shown(values.get('model_type'))}; only 'llama' is supported")
     architectures = values.get('architectures')
     if architectures not in (None, ['LlamaForCausalLM']):
-        raise ValueError(f"{path}: architectures is {architectures!r}; it must be ['LlamaForCausalLM']")
+        raise ValueError(f"{path}: architectures is {shown(architectures)}; it must be ['LlamaForCausalLM']")
     for field, only in FIXED.items():
         if field in values and values[field] not in (only, None):
-            raise ValueError(f'{path}: {field} is {values[field]!r}; only {only!r} is supported')
+            raise ValueError(f'{path}: {field} is {shown(values[field])}; only {only!r} is supported')
     known = HARMLESS | OPTIONAL | set(REQUIRED) | set(FIXED)
     for field, value in values.items():
         if field not in known and value is not None:
             raise ValueError(
-                f'{path}: field {field!r} is not known and might change the result; remove it if it does not')
+                f'{path}: field {shown(field)} is not known and might change the result; remove it if it does not')
     fields = {}
     for field, ours in REQUIRED.items():
         if values.get(field) is None:
             raise ValueError(f'{path}: {field} is missing')
         fields[ours] = values[field]
-    if not _is_count(fields['embed_dim']) or not _is_count(fields['num_heads']):
-        raise ValueError(f'{path}: hidden_size and num_attention_heads must be positive integers')
-    head_dim = values.get('head_dim')
+    kv_heads, head_dim = values.get('num_key_value_heads'), values.get('head_dim')
+    optional = {'num_key_value_heads': kv_heads, 'head_dim': head_dim}
+    check_sizes({field: values[field] for field in REQUIRED}, path)
+    check_sizes({field: value for field, value in optional.items() if value is not None}, path)
     if head_dim is None:
         if fields['embed_dim'] % fields['num_heads']:
             raise ValueError(
                 f"{path}: hidden_size {fields['embed_dim']} is not a multiple of num_attention_heads "
                 f"{fields['num_heads']}; give head_dim")
         head_dim = fields['embed_dim'] // fields['num_heads']
-    kv_heads = values.get('num_key_value_heads')
     eps = _get(values, 'rms_norm_eps', 1e-6)
     tied = _get(values, 'tie_word_embeddings', False)
     if not isinstance(tied, bool):
-        raise ValueError(f'{path}: tie_word_embeddings is {tied!r}; it must be true or false')
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
-        raise ValueError(f'{path}: rms_norm_eps is {eps!r}; it must be a number between 0 and 1')
+        raise ValueError(f'{path}: tie_word_embeddings is {shown(tied)}; it must be true or false')
+    if not _is_number(eps) or not 0 < eps < 1:
+        raise ValueError(f'{path}: rms_norm_eps is {shown(eps)}; it must be a number between 0 and 1')
     try:
         return LlamaConfig(
             **fields, head_dim=head_dim, norm_eps=float(eps), tie_embeddings=tied,
@@ -116,8 +119,21 @@ def config_from_json(values, path='config.json'):
         raise error if str(error).startswith(path) else ValueError(f'{path}: {error}') from None
 
 
+def check_sizes(sizes, path):
+    """Refuse {field: value} that are not positive integers of a sane size, before any work is done with them."""
+    for field, value in sizes.items():
+        most = MAX_LAYERS if field in ('n_layers', 'num_hidden_layers') else MAX_SIZE
+        if not _is_count(value) or value > most:
+            raise ValueError(f'{path}: {field} is {shown(value)}; it must be a positive integer up to {most}')
+
+
 def _is_count(x):
     return isinstance(x, int) and not isinstance(x, bool) and x > 0
+
+
+def _is_number(x):
+    """A number that float() takes: JSON may hold integers beyond it."""
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e300
 
 
 def _get(values, field, default):
@@ -144,14 +160,14 @@ def _read_rope(values, max_position, head_dim, path):
 
 def _read_rope_dict(values, theta, max_position, head_dim, where):
     if not isinstance(values, dict):
-        raise ValueError(f'{where} is {values!r}; it must be a JSON object')
+        raise ValueError(f'{where} is {shown(values)}; it must be a JSON object')
     values = {key: value for key, value in values.items() if value is not None}
     names = {values.pop(key) for key in ('rope_type', 'type') if isinstance(values.get(key), str)}
     if len(names) > 1:
         raise ValueError(f'{where} gives both rope_type and type, and they disagree')
     kind = names.pop() if names else 'default'
     if kind not in TYPES:
-        raise ValueError(f'{where} has rope_type {kind!r}; known are {", ".join(TYPES)}')
+        raise ValueError(f'{where} has rope_type {shown(kind)}; known are {", ".join(TYPES)}')
     inner = values.pop('rope_theta', None)
     if None not in (inner, theta) and inner != theta:
         raise ValueError(f'{where} has rope_theta {inner} but the top level says {theta}; keep one')
@@ -165,27 +181,29 @@ def _read_rope_dict(values, theta, max_position, head_dim, where):
     for key, value in values.items():
         if key not in ROPE_FIELDS[kind]:
             raise ValueError(
-                f'{where} has {key!r}, which type {kind!r} does not use; it takes '
+                f'{where} has {shown(key)}, which type {kind!r} does not use; it takes '
                 f'{sorted(ROPE_FIELDS[kind])}')
         if key in ('long_factor', 'short_factor'):
             if not isinstance(value, list) or len(value) * 2 != head_dim:
-                raise ValueError(f'{where} has {key} {value!r}; it must be a list of head_dim/2 numbers')
+                raise ValueError(f'{where} has {key} {shown(value)}; it must be a list of head_dim/2 numbers')
             value = tuple(value)
         elif key == 'truncate' and not isinstance(value, bool):
-            raise ValueError(f'{where} has truncate {value!r}; it must be true or false')
-        elif key != 'truncate' and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise ValueError(f'{where} has {key} {value!r}; it must be a number')
-        elif key not in ('original_max_position_embeddings', 'truncate'):
+            raise ValueError(f'{where} has truncate {shown(value)}; it must be true or false')
+        elif key not in ('original_max_position_embeddings', 'truncate') and not _is_number(value):
+            raise ValueError(f'{where} has {key} {shown(value)}; it must be a number')
+        elif key == 'original_max_position_embeddings':
+            check_sizes({key: value}, where)
+        elif key != 'truncate':
             value = float(value)
         fields[ROPE_FIELDS[kind][key]] = value
     if kind in ('yarn', 'longrope', 'llama3'):
         original = fields.setdefault('original_max_position', max_position)
-        if 'factor' not in fields and _is_count(original):
+        if 'factor' not in fields:
             fields['factor'] = max_position / original
     if kind == 'dynamic':
         fields['max_position'] = max_position
-    if isinstance(theta, bool) or not isinstance(theta, (int, float)):
-        raise ValueError(f'{where}: rope_theta is {theta!r}; it must be a number')
+    if not _is_number(theta):
+        raise ValueError(f'{where}: rope_theta is {shown(theta)}; it must be a number')
     return RopeConfig(theta=float(theta), type=kind, **fields)
 
 

@@ -1,0 +1,91 @@
+"""Write RULER's 13 tasks as JSONL for a tokenizer: DIR/LENGTH/TASK/validation.jsonl, a sample a line.
+
+    python experiments/make_ruler.py DIR --tokenizer FOLDER_OR_FILE --lengths 4096,131072 --samples 500
+    python experiments/make_ruler.py DIR --tokenizer bytes --tasks vt,cwe --words wonderwords --placement ruler
+    python experiments/make_ruler.py DIR --tokenizer llama3 --read oracle     also predict, score and count
+
+With --read the samples are checked: every text is encoded as a whole, a reader answers from the prompt alone,
+its predictions are written to DIR/LENGTH/pred/TASK.jsonl, where RULER's evaluate.py scores them, and
+DIR/check.json keeps scores, fill and seconds. DIR/made_from.json says what the texts are made of.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import time
+
+from lct.data import documents, tokenizer
+from lct.eval import placement, questions, readers, ruler, ruler_text, samples, scoring
+
+READERS = {'oracle': readers.oracle, 'half': readers.half, 'mute': readers.mute}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('folder', type=pathlib.Path)
+    parser.add_argument('--tokenizer', required=True, help="that of the model, or 'bytes'")
+    parser.add_argument('--tasks', default=','.join(ruler.TASKS))
+    parser.add_argument('--lengths', default=','.join(map(str, ruler.LENGTHS)))
+    parser.add_argument('--samples', type=int, default=500)
+    parser.add_argument('--seed', type=int, default=42)
+    parser.add_argument('--overhead', type=int, default=0, help='tokens that a chat template adds')
+    parser.add_argument('--haystack', default='embedded', help='folder, glob, .jsonl or text file')
+    parser.add_argument('--words', default='generated', help="'generated', 'wonderwords' or a file of words")
+    parser.add_argument('--placement', choices=('stratified', 'ruler'), default='stratified')
+    parser.add_argument('--squad', type=pathlib.Path, help='JSON file for qa_1')
+    parser.add_argument('--hotpotqa', type=pathlib.Path, help='JSON file for qa_2')
+    parser.add_argument('--read', choices=READERS)
+    args = parser.parse_args()
+    if args.samples < 1:
+        parser.error(f'--samples {args.samples} must be at least 1')
+    configs = [ruler.task(name) for name in args.tasks.split(',')]
+    lengths = [int(length) for length in args.lengths.split(',')]
+    sources = {}
+    if args.squad:
+        sources['one_hop'] = questions.read_squad(args.squad)
+    if args.hotpotqa:
+        sources['two_hop'] = questions.read_hotpotqa(args.hotpotqa)
+    placed = placement.RulerFixed(args.seed) if args.placement == 'ruler' else placement.Stratified(args.seed)
+    material = ruler.Material(
+        tokenizer.load(args.tokenizer), documents.read(args.haystack), text_source=args.haystack,
+        words=ruler_text.words_of(args.words, args.seed), sources=sources, seed=args.seed,
+        placement=placed, overhead=args.overhead)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    args.folder.joinpath('made_from.json').write_text(json.dumps(material.provenance(), indent=1) + '\n')
+    report = []
+    for length in lengths:
+        for config in configs:
+            wall, busy = time.perf_counter(), time.process_time()
+            made = [material.sample(config, length, index) for index in range(args.samples)]
+            wall, busy = time.perf_counter() - wall, time.process_time() - busy
+            folder = args.folder / str(length)
+            samples.write(folder / config.task / 'validation.jsonl', map(samples.to_ruler, made))
+            row = {'length': length, 'task': config.task, 'samples': len(made), 'seconds': round(wall, 2),
+                   'cpu_seconds': round(busy, 2),
+                   'fill': round(statistics.median(sample.meta['tokens'] for sample in made) / length, 4)}
+            if args.read:
+                row |= check(material, made, READERS[args.read], folder / 'pred' / f'{config.task}.jsonl')
+            report.append(row)
+            print(json.dumps(row), flush=True)
+    if args.read:
+        args.folder.joinpath('check.json').write_text(json.dumps(report, indent=1) + '\n')
+
+
+def check(material, made, read, path):
+    """Count whole texts, predict and score: what the generators promise, measured."""
+    counter = material.counter
+    used = [material.overhead + counter.bos + counter.text(sample.text) + sample.max_new_tokens
+            for sample in made]
+    texts = [read(sample.text) for sample in made]
+    samples.write(path, map(samples.prediction, made, texts))
+    score = scoring.task_score(
+        [scoring.score(sample.task, text, sample.outputs) for sample, text in zip(made, texts, strict=True)], texts)
+    return {'over': sum(size > sample.length for size, sample in zip(used, made, strict=True)),
+            'counted_fill': round(statistics.median(used) / made[0].length, 4),
+            'lowest_fill': round(min(used) / made[0].length, 4),
+            'score': score.mean, 'interval': [round(x, 2) for x in score.interval], 'nulls': score.nulls}
+
+
+if __name__ == '__main__':
+    main()

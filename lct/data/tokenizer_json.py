@@ -1,0 +1,99 @@
+"""A tokenizer.json (the format of the Hugging Face tokenizers library) for a byte-level BPE that came in
+another form: the lists of a GGUF file, or Meta's tokenizer.model."""
+
+from pathlib import Path
+
+from lct.data.tokenizer import LLAMA3_PATTERN, LLAMA3_SPECIALS, read_ranks
+
+BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True}
+LLAMA3 = [{'type': 'Split', 'pattern': {'Regex': LLAMA3_PATTERN}, 'behavior': 'Isolated', 'invert': False},
+          {**BYTE_LEVEL, 'use_regex': False}]
+PRE_TOKENIZERS = {  # llama.cpp's name -> how text is cut into words
+    'llama-bpe': LLAMA3, 'llama3': LLAMA3, 'llama-v3': LLAMA3,
+    'smollm': [{'type': 'Digits', 'individual_digits': True}, {**BYTE_LEVEL, 'use_regex': True}],
+    'gpt-2': [{**BYTE_LEVEL, 'use_regex': True}],
+}
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # token types of GGUF
+
+
+def from_gguf(tokens, types, merges, pre, bos=None):
+    """tokenizer.json of the lists in a GGUF file's metadata.
+
+    Args:
+      tokens: strings by id, spelled in GPT-2's byte alphabet; special tokens as plain text.
+      types: their GGUF types.
+      merges: 'left right' by priority.
+      pre: llama.cpp's name of the pre-tokenizer.
+      bos: id that is put before every text, or None.
+    Returns:
+      The JSON object.
+    """
+    if pre not in PRE_TOKENIZERS:
+        raise ValueError(f'pre-tokenizer {pre!r} is unknown; known are {", ".join(PRE_TOKENIZERS)}')
+    odd = {kind for kind in types if kind not in (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED)}
+    if odd:
+        raise ValueError(f'tokens of the types {sorted(odd)} have no place in a byte-level BPE')
+    vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, types)) if kind != UNUSED}
+    if len(vocab) + types.count(UNUSED) != len(tokens):
+        raise ValueError('the vocabulary names a token twice')
+    for merge in merges:
+        left, _, right = merge.partition(' ')
+        if left not in vocab or right not in vocab or left + right not in vocab:
+            raise ValueError(f'the merge {merge!r} is not of two tokens into a third')
+    added = [(i, token, kind != USER_DEFINED) for i, (token, kind) in enumerate(zip(tokens, types))
+             if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
+    return _definition(vocab, merges, added, PRE_TOKENIZERS[pre], bos)
+
+
+def from_tiktoken(path):
+    """tokenizer.json of Meta's Llama-3 tokenizer.model, with the special tokens of Llama-3.1.
+
+    Ranks say which token wins and not how it was made; every split of a token into two others is a merge
+    that may make it.
+    """
+    path = Path(path)
+    ranks = read_ranks(path, path.read_bytes())
+    merges = sorted((rank, ranks[token[:cut]], ranks[token[cut:]])
+                    for token, rank in ranks.items() for cut in range(1, len(token))
+                    if token[:cut] in ranks and token[cut:] in ranks)
+    letters = byte_alphabet()
+    spelled = {rank: ''.join(letters[byte] for byte in token) for token, rank in ranks.items()}
+    added = [(len(ranks) + i, name, True) for i, name in enumerate(LLAMA3_SPECIALS)]
+    return _definition({spelled[rank]: rank for rank in range(len(ranks))},
+                       [f'{spelled[left]} {spelled[right]}' for _, left, right in merges],
+                       added, LLAMA3, bos=len(ranks))
+
+
+def byte_alphabet():
+    """The 256 letters that GPT-2 writes bytes with: printable Latin-1 as itself, the rest from U+0100 on."""
+    printable = {*range(ord('!'), ord('~') + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _definition(vocab, merges, added, pre_tokenizers, bos):
+    """The JSON object; added: (id, text, whether special) of the tokens that are found before any other."""
+    post = None
+    if bos is not None:
+        text = next(text for i, text, _ in added if i == bos)
+        first, second = (
+            [{'SpecialToken': {'id': text, 'type_id': i}}, {'Sequence': {'id': name, 'type_id': i}}]
+            for i, name in enumerate('AB'))
+        post = {'type': 'TemplateProcessing', 'single': first, 'pair': first + second,
+                'special_tokens': {text: {'id': text, 'ids': [bos], 'tokens': [text]}}}
+    flags = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
+    return {
+        'version': '1.0', 'truncation': None, 'padding': None,
+        'added_tokens': [
+            {'id': i, 'content': text, **flags, 'special': special} for i, text, special in added],
+        'normalizer': None,
+        'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': pre_tokenizers},
+        'post_processor': post,
+        'decoder': {**BYTE_LEVEL, 'use_regex': True},
+        'model': {
+            'type': 'BPE', 'dropout': None, 'unk_token': None, 'continuing_subword_prefix': None,
+            'end_of_word_suffix': None, 'fuse_unk': False, 'byte_fallback': False,
+            'ignore_merges': pre_tokenizers is LLAMA3,  # as tiktoken: a word that is a token is that token
+            'vocab': vocab, 'merges': merges,
+        },
+    }

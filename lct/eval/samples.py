@@ -1,0 +1,133 @@
+"""One prompt with what counts as its answer, in memory and in the JSONL files of RULER."""
+
+import dataclasses
+import json
+import pathlib
+import random
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A question over a long text.
+
+    length: the budget in tokens: special tokens, prompt, answer_prefix and max_new_tokens fit in it.
+    index: the number of the sample within (task, length); the two and a seed determine all the rest.
+    prompt, answer_prefix: the model reads both; in a chat the prefix begins the assistant's turn.
+    outputs: references. meta: what the generator knows, as JSON: 'tokens' used of the budget, depths, ...
+    """
+
+    task: str
+    length: int
+    index: int
+    prompt: str
+    answer_prefix: str
+    outputs: list
+    max_new_tokens: int
+    meta: dict
+
+    @property
+    def text(self):
+        """What a model without a chat template reads."""
+        return self.prompt + self.answer_prefix
+
+    @property
+    def answer(self):
+        """The expected continuation of text, for teacher-forced scoring."""
+        return ' ' + ', '.join(self.outputs)
+
+
+def rng(*parts):
+    """random.Random of a seed and names: equal parts give equal draws, on every machine."""
+    return random.Random('/'.join(map(str, parts)))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------
+
+
+def to_ruler(sample):
+    """A line of RULER's data files; task, max_new_tokens and meta are ours and disturb no reader of theirs."""
+    tokens = sample.meta.get('tokens', sample.length)
+    return {
+        'index': sample.index, 'input': sample.prompt, 'outputs': list(sample.outputs), 'length': tokens,
+        'length_w_model_temp': tokens, 'answer_prefix': sample.answer_prefix, 'task': sample.task,
+        'budget': sample.length, 'max_new_tokens': sample.max_new_tokens, 'meta': sample.meta,
+    }
+
+
+def from_ruler(fields, number, task, max_new_tokens):
+    """Sample of a line of RULER's data files, old or new.
+
+    number: the line's, which becomes the index: that of niah files is a character offset and may repeat.
+    Files from before 2025 have no answer_prefix: there it is the end of the input.
+    """
+    missing = [name for name in ('input', 'outputs') if name not in fields]
+    if missing == ['outputs'] and 'output' in fields:
+        fields = {**fields, 'outputs': [fields['output']]}
+    elif missing:
+        raise ValueError(f"has no field {' and no field '.join(missing)}")
+    outputs = fields['outputs']
+    if not (isinstance(fields['input'], str) and isinstance(outputs, list) and outputs
+            and all(isinstance(x, str) for x in outputs)):
+        raise ValueError("needs text in 'input' and at least one text in 'outputs'")
+    used = fields.get('length')
+    return Sample(
+        fields.get('task', task), fields.get('budget', used), number, fields['input'],
+        fields.get('answer_prefix', ''), outputs, fields.get('max_new_tokens', max_new_tokens),
+        fields.get('meta', {'tokens': used, 'source': 'RULER file'}),
+    )
+
+
+def prediction(sample, text):
+    """A line of a prediction file that RULER's evaluate.py scores: it needs others and index both."""
+    return {
+        'index': sample.index, 'pred': text, 'input': sample.prompt, 'outputs': list(sample.outputs),
+        'others': {'id': sample.index}, 'truncation': -1, 'length': sample.meta.get('tokens', sample.length),
+    }
+
+
+def write(path, rows):
+    """JSON objects as ASCII lines: the file appears whole or not at all."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + '.part')
+    with part.open('w', encoding='ascii', newline='\n') as file:
+        for row in rows:
+            file.write(json.dumps(row) + '\n')
+    part.replace(path)
+
+
+def read(path):
+    """-> ([(line number from 0, dict)], [one sentence for each line that is no JSON object])."""
+    rows, problems = [], []
+    with pathlib.Path(path).open('rb') as lines:
+        for number, line in enumerate(lines):
+            if not line.strip():
+                continue
+            try:
+                fields = json.loads(line)
+            except ValueError as error:  # UnicodeDecodeError is one too
+                problems.append(f'{path} line {number + 1} is not valid JSON ({error}); make that sample again')
+                continue
+            if isinstance(fields, dict):
+                rows.append((number, fields))
+            else:
+                problems.append(f'{path} line {number + 1} is not an object; make that sample again')
+    return rows, problems
+
+
+def read_ruler(path, max_new_tokens, task=None):
+    """-> ([Sample], [one sentence for each line left out]) of a data file <task>/validation.jsonl.
+
+    max_new_tokens: for lines that do not say it, which only ours do.
+    """
+    path = pathlib.Path(path)
+    rows, problems = read(path)
+    samples = []
+    for number, fields in rows:
+        try:
+            samples.append(from_ruler(fields, number, task or path.parent.name, max_new_tokens))
+        except ValueError as error:
+            problems.append(f'{path} line {number + 1} {error}; correct or remove it')
+    return samples, problems

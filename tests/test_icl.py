@@ -1,0 +1,129 @@
+"""Learning in context: nested sets, reference learners at their known levels, curves."""
+
+import numpy as np
+import pytest
+
+from lct.data import tokenizer as tokenizers
+from lct.eval import icl, icl_learners, report
+
+BYTES = tokenizers.load('bytes')
+
+
+@pytest.mark.parametrize('config', icl.TASKS.values(), ids=lambda config: config.task)
+def test_sets_are_nested_and_samples_pure(config):
+    few, many = (icl.sample(config, shots, 3, 0, BYTES) for shots in (4, 64))
+    shown = few.prompt.rpartition('Input: ')[0]
+    assert many.prompt.startswith(shown) and shown.count('\n') == 8
+    if config.task != 'lookup':  # whose queries are among the shots
+        assert few.outputs == many.outputs and few.prompt.splitlines()[-1] == many.prompt.splitlines()[-1]
+    assert icl.sample(config, 4, 3, 0, BYTES) == few
+    assert icl.sample(config, 4, 3, 1, BYTES).prompt != few.prompt
+    assert icl.sample(config, 4, 3 + icl.QUERIES, 0, BYTES).prompt != few.prompt
+    used = 1 + len(BYTES.encode(few.text)) + few.max_new_tokens
+    assert few.length == used and max(len(BYTES.encode(f' {x}')) for x in few.outputs) < few.max_new_tokens
+    assert {icl.score(f' {output}\nInput: 3', few.outputs) for output in few.outputs} == {1.0}
+    assert icl.score('', few.outputs) == icl.score('x', few.outputs) == 0.0
+
+
+# Measured independently with other code, 12 rules x 300 queries each.
+@pytest.mark.parametrize(('dims', 'shots', 'logistic', 'nearest'), [
+    (16, 16, .73, .64), (16, 64, .88, .74), (16, 256, .96, .78), (64, 64, .72, .60)])
+def test_learners_of_planes_reach_their_known_levels(dims, shots, logistic, nearest):
+    got = icl.references(icl.Linear(dims=dims), 0, shots, 24)
+    assert got == pytest.approx({'logistic regression': logistic, '5 nearest': nearest}, abs=0.05)
+
+
+@pytest.mark.parametrize(('task', 'shots', 'low', 'high'), [
+    ('topics', 1, .05, .3), ('topics', 256, .99, 1), ('topics_16', 512, .99, 1),
+    ('sentiment_flipped', 1, .4, .75), ('sentiment_flipped', 256, 1, 1), ('sentiment', 256, 1, 1),
+    ('cipher', 1, 0, .1), ('cipher', 128, 1, 1), ('parity', 8, .4, .7), ('parity', 64, 1, 1),
+    ('parity_running', 1, 1, 1), ('lookup', 1, 1, 1), ('lookup', 2048, 1, 1), ('chain', 1, 0, .7),
+    ('chain', 128, 1, 1), ('regression', 2, 0, .4), ('regression', 8, 1, 1)])
+def test_learners_go_from_ignorance_to_certainty(task, shots, low, high):
+    (accuracy,) = icl.references(icl.task(task), 0, shots, 8).values()
+    assert low <= accuracy <= high
+
+
+def test_labels_alone_do_not_tell_the_class():
+    labels = [[example.label for example in icl.episode(icl.task('topics'), 0, number, 64)[0]] for number in (0, 1)]
+    assert not set(labels[0]) & set(labels[1])
+    shots, _ = icl.episode(icl.task('sentiment_flipped'), 0, 0, 64)
+    assert {example.label for example in shots if 'awful' in example.text} == {'positive'}
+
+
+def test_orders_show_the_same_examples_in_another_order():
+    config = icl.task('topics')
+    balanced, queries = icl.episode(config, 0, 0, 64, 'balanced')
+    for start in range(0, 64, 8):
+        assert len({example.label for example in balanced[start:start + 8]}) == 8
+    assert balanced[:24] == icl.episode(config, 0, 0, 24, 'balanced')[0]
+    grouped, same = icl.episode(config, 0, 0, 64, 'grouped')
+    drawn, _ = icl.episode(config, 0, 0, 64)
+    assert [e.label for e in grouped] == sorted(e.label for e in drawn)
+    assert sorted(e.text for e in grouped) == sorted(e.text for e in drawn)
+    assert [q.text for q in queries] == [q.text for q in same]
+
+
+def test_every_lookup_can_be_found():
+    for index in range(40):
+        sample = icl.sample(icl.task('lookup'), 300, index, 0, BYTES)
+        asked = sample.prompt.splitlines()[-1]
+        assert sample.prompt.count(f'{asked}\nOutput: {sample.outputs[0]}\n') == 1
+        assert sample.prompt.count(f'{asked}\n') == 2
+
+
+def test_curves():
+    pairs = []
+    for shots in (1, 4):
+        for index in range(64):
+            sample = icl.sample(icl.task('sentiment'), shots, index, 0, BYTES)
+            pairs.append((sample, sample.answer if shots == 4 or sample.outputs[0] == 'positive' else 'no'))
+    got = icl.curve(pairs)
+    assert list(got) == [1, 4]
+    assert got[4]['accuracy'] == got[4]['macro'] == 1.0 and got[4]['count'] == 64
+    assert got[1]['macro'] == 0.5 and 0.3 < got[1]['accuracy'] < 0.7
+    assert got[1]['interval'][0] < got[1]['accuracy'] < got[1]['interval'][1]
+    assert got[4]['tokens'] > 3 * got[1]['tokens'] / 2
+
+
+def test_the_figure_is_written(tmp_path):
+    curve = {shots: {'accuracy': 0.5, 'interval': [0.4, 0.6]} for shots in (1, 2, 1024)}
+    report.shots_figure({'model': curve}, tmp_path / 'shots.png', {'table': {1: 0.2, 1024: 1.0}})
+    assert (tmp_path / 'shots.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_shot_counts_fit_the_length():
+    config = icl.task('regression')
+    counts = icl.shot_counts(config, 0, BYTES, 2048)
+    assert counts[:3] == (1, 2, 4)
+    assert icl.sample(config, counts[-1], 0, 0, BYTES).length <= 2048
+    assert icl.sample(config, 2 * counts[-1], 0, 0, BYTES).length > 2048
+    with pytest.raises(ValueError, match='length 20 is too small for one shot of regression'):
+        icl.shot_counts(config, 0, BYTES, 20)
+
+
+def test_elimination_agrees_with_all_rules_tried():
+    rng = np.random.default_rng(0)
+    xs = rng.integers(0, 2, (7, 6))
+    hidden = rng.integers(0, 2, 6)
+    labels = [str(x @ hidden % 2) for x in xs]
+    queries = rng.integers(0, 2, (30, 6))
+    rules = [np.array([i >> j & 1 for j in range(6)]) for i in range(64)]
+    agreeing = [rule for rule in rules if all(str(x @ rule % 2) == y for x, y in zip(xs, labels, strict=True))]
+    got = icl_learners.parity(list(xs), labels, list(queries))
+    assert got in [[str(query @ rule % 2) for query in queries] for rule in agreeing]
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="unknown task 'banking'; the tasks in context are linear, "):
+        icl.task('banking')
+    with pytest.raises(ValueError, match="unknown order 'sorted'"):
+        icl.episode(icl.task('linear'), 0, 0, 4, 'sorted')
+    with pytest.raises(ValueError, match='0 shots must be at least 1'):
+        icl.episode(icl.task('linear'), 0, 0, 0)
+    with pytest.raises(ValueError, match='labels or more are too many'):
+        icl.episode(icl.task('cipher'), 0, 0, 4, 'balanced')
+    with pytest.raises(ValueError, match='30 hidden positions of 20 bits'):
+        icl.episode(icl.Parity(hidden=30), 0, 0, 4)
+    with pytest.raises(ValueError, match='100 classes must be 2 to 16'):
+        icl.episode(icl.Topics(classes=100), 0, 0, 4)
