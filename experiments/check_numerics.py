@@ -25,7 +25,7 @@ import setup_run
 def flags():
     from lct.data.layout import LAYOUTS
     from lct.models.llama_sizes import SIZES
-    from lct.ops.strategies import CAPABILITIES
+    from lct.ops.strategies import CAPABILITIES, KERNELS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_mutually_exclusive_group()
@@ -40,6 +40,7 @@ def flags():
     parser.add_argument('--tensor', type=int, default=1, help='degree of tensor parallelism')
     parser.add_argument('--node-size', type=int, help='of two-level strategies; default: half the ring')
     parser.add_argument('--strategies', nargs='+', choices=CAPABILITIES, default=list(CAPABILITIES))
+    parser.add_argument('--kernels', nargs='+', choices=KERNELS, default=list(KERNELS))
     parser.add_argument('--layouts', nargs='+', choices=LAYOUTS, default=LAYOUTS)
     parser.add_argument('--json', type=pathlib.Path, help='also write everything into this file')
     return parser.parse_args()
@@ -73,18 +74,18 @@ def model_of(args):
     return f'random {args.random}', config, jax.device_get(llama.init(config, jax.random.key(0)))
 
 
-def row(cells, widths=(16, 5, 11, 5, 7, 8, 8, 9, 26, 7)):
-    return ' '.join(f'{cell:<{width}}' if i in (0, 2, 4, 8) else f'{cell:>{width}}'
+def row(cells, widths=(16, 4, 11, 4, 7, 8, 8, 8, 8, 26, 4)):
+    return ' '.join(f'{cell:<{width}}' if i in (0, 2, 4, 9) else f'{cell:>{width}}'
                     for i, (cell, width) in enumerate(zip(cells, widths)))
 
 
 def cells_of(setting, record, allowed):
     """A record as a line of the table; of the parameter kinds the one nearest to, or farthest above, its limit."""
-    split = (setting.strategy, setting.ring_size, setting.layout, setting.node_size, setting.kernel or '-')
+    split = (setting.strategy, setting.ring_size, setting.layout, setting.node_size, setting.kernel)
     if 'error' in record:
-        return *split, '-', '-', '-', record['error'].splitlines()[0][:26], 'FAIL'
+        return *split, '-', '-', '-', '-', record['error'].splitlines()[0][:26], 'FAIL'
     found = record['errors']
-    whole = ('logits', 'loss', 'gradient norm')
+    whole = ('logits', 'loss', 'gradient norm', 'gradient')
     excess = lambda name: float('inf') if found[name] != found[name] else found[name] / allowed[name]
     worst = max((name for name in found if name not in whole), key=excess)
     return *split, *(f'{found[name]:.1e}' for name in whole), f'{found[worst]:.1e} {worst}', \
@@ -97,9 +98,21 @@ def show_limits(dtype, allowed):
     if dtype == 'float32':
         print(f'limits: logits {numerics.FLOAT32_LOGITS:.0e}, all else {numerics.FLOAT32_LIMIT:.0e}')
     else:
-        print(f'limits: {numerics.BFLOAT16_MODEL} x the error of one device against float32, or '
-              f'{numerics.BFLOAT16_ROUNDING:.1e} where that is more:')
+        print(f'limits: {numerics.BFLOAT16_MODEL} x the error of one device against float32 for logits and the whole '
+              f'gradient,\n  {numerics.BFLOAT16_KIND} x for one kind of parameter, {numerics.BFLOAT16_ROUNDING:.1e} for '
+              'loss and gradient norm:')
         print('  ' + ', '.join(f'{name} {limit:.1e}' for name, limit in allowed.items()))
+
+
+def show_refused(refused, layouts):
+    """What is not run, with its reason; layouts are named where only some of them cannot be."""
+    reasons = collections.defaultdict(lambda: collections.defaultdict(list))
+    for setting, reason in refused.items():
+        which = f'{setting.strategy} on {setting.ring_size} {setting.kernel}'
+        reasons[reason][which].append(setting.layout)
+    for reason, settings in reasons.items():
+        print(f'not run: {reason}\n  ' + ', '.join(
+            which if len(some) == len(layouts) else f'{which} {"/".join(some)}' for which, some in settings.items()))
 
 
 def check_attention(params, config, batch, dtype, kernels):
@@ -110,7 +123,7 @@ def check_attention(params, config, batch, dtype, kernels):
     for kernel in kernels:
         found, allowed = numerics.attention_errors(params, config, batch, dtype, kernel)
         records.append({'kernel': kernel, 'errors': found, 'limits': allowed, 'passed': numerics.within(found, allowed)})
-        print(f'attention on one device{f", kernel {kernel}" if kernel else ""}, first '
+        print(f'attention on one device, kernel {kernel}, first '
               f'{min(numerics.ORACLE_LENGTH, batch["tokens"].shape[1])} tokens, against dense float64: '
               + ', '.join(f'{name} {found[name]:.1e} of {allowed[name]:.1e}' for name in found)
               + (': pass' if records[-1]['passed'] else ': FAIL'), flush=True)
@@ -148,7 +161,7 @@ def run():
 
     todo, refused = [], {}
     for setting in numerics.settings(
-            sizes, args.tensor, args.layouts, args.strategies, numerics.kernels(), args.node_size):
+            sizes, args.tensor, args.layouts, args.strategies, args.kernels, args.node_size):
         reason = numerics.refusal(config, args.length, args.dtype, setting)
         refused |= {setting: reason} if reason else {}
         todo += [] if reason else [setting]
@@ -159,8 +172,8 @@ def run():
     one = reference if args.dtype == 'float32' else numerics.run(params, config, batch, args.dtype)
     allowed = numerics.limits(args.dtype, numerics.errors(one, reference))
     show_limits(args.dtype, allowed)
-    heading = ('strategy', 'ring', 'layout', 'node', 'kernel', 'logits', 'loss', '|grad|', 'worst gradient', '')
-    print(row(heading), flush=True)
+    print(row(('strategy', 'ring', 'layout', 'node', 'kernel', 'logits', 'loss', '|grad|', 'grad',
+               'worst kind of parameter', '')), flush=True)
     records = []
     for number, setting in enumerate(todo):
         print(f'[{number + 1}/{len(todo)}] {setting.strategy} on {setting.ring_size}, {setting.layout}: compiling, '
@@ -169,12 +182,7 @@ def run():
         print(' ' * 79, file=sys.stderr, end='\r', flush=True)
         print(row(cells_of(setting, records[-1], allowed)), flush=True)
 
-    reasons = collections.defaultdict(list)
-    for setting, reason in refused.items():
-        reasons[reason].append(f'{setting.strategy} on {setting.ring_size} {setting.layout}'
-                               f'{f" {setting.kernel}" if setting.kernel else ""}')
-    for reason, which in reasons.items():
-        print(f'not run: {reason}\n  {", ".join(which)}')
+    show_refused(refused, args.layouts)
     for record in records:
         if 'error' in record:
             print(f'{record["strategy"]} on {record["ring_size"]} {record["layout"]}: {record["error"]}')

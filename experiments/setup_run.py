@@ -154,7 +154,8 @@ def run_of(config):
         fields.pop('published', None)  # a recipe's figures that are results, not settings
         memory = fields.pop('memory')
         chunks = Chunks(memory.pop('query_chunk'), memory.pop('key_chunk'))
-        how = Attention(memory.pop('strategy', 'ring'), memory.pop('node_size', 1), chunks)
+        how = Attention(memory.pop('strategy', 'ring'), memory.pop('node_size', 1), chunks,
+                        kernel=memory.pop('kernel', 'xla'))
         return Stage(**{**fields, 'mesh': tuple(fields['mesh']), 'mixture': tuple(fields['mixture'].items()),
                         'memory': Memory(attention=how, **memory)})
 

@@ -10,7 +10,7 @@ import pytest
 
 from lct import sharding
 from lct.data import layout
-from lct.models import decode, llama
+from lct.models import decode, kv_cache, llama
 from lct.ops import rope
 from lct.ops.blockwise_attention import Chunks
 from lct.ops.strategies import Attention
@@ -118,8 +118,8 @@ def test_the_cache_never_moves():
         tables = rope.make_tables(CONFIG.rope, CONFIG.head_dim, SEQ_LEN)
         batch = decode.arrange(random_prompts()[:2], SEQ_LEN)
         filled = [sharding.put(batch[name], sharding.spec('BS')) for name in ('positions', 'segment_ids')]
-        empty = np.zeros((CONFIG.num_layers, 2, SEQ_LEN, CONFIG.num_kv_heads, CONFIG.head_dim), np.float32)
-        cache = decode.KVCache(*[sharding.put(empty, decode.CACHE)] * 2, *filled)
+        empty = np.zeros((CONFIG.num_layers, 2, CONFIG.num_kv_heads, SEQ_LEN, CONFIG.head_dim), np.float32)
+        cache = kv_cache.KVCache(*[sharding.put(empty, kv_cache.CACHE)] * 2, *filled)
         row = sharding.put(batch['last'], sharding.spec('B'))
         step = jax.jit(decode.decode_step, static_argnums=1).lower(params, CONFIG, cache, row, row, row, tables)
         program = step.compile().as_text()

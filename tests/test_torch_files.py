@@ -83,11 +83,11 @@ def archive(path, table, data=bytes(24), compression=zipfile.ZIP_STORED, **membe
 
 
 def refusal(path):
-    start = time.process_time()
+    start = time.thread_time()
     with pytest.raises(ValueError) as error:
         torch_files.read_header(path)
     message = str(error.value)
-    assert time.process_time() - start < 1
+    assert time.thread_time() - start < 5  # what grows with the square of the file takes minutes
     assert message.startswith(str(path)) and '\n' not in message and len(message) < 600
     return message
 

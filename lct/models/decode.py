@@ -1,7 +1,8 @@
 """Generation from long prompts: ring prefill straight into a sharded key/value cache, then decode.
 
 The cache is split over 'sequence' and never moves: every device attends to its own part with each new
-query, and one log-sum-exp merge per layer puts the parts together.
+query, and one log-sum-exp merge per layer puts the parts together. A prompt that is too long for one forward is
+read in pieces, and a text that was read once serves any number of questions (extend).
 
 Letters: B batch, S cache slots, N query heads, K key/value heads, G = N / K, H head_dim, D embed_dim,
 F mlp_dim, V vocab, L layers.
@@ -10,32 +11,18 @@ F mlp_dim, V vocab, L layers.
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from lct import sharding
 from lct.models import llama
+from lct.models.kv_cache import KVCache, attend_cache, attend_piece, write
 from lct.ops import rope
-from lct.ops.blockwise_attention import NOTHING
 from lct.ops.norms import rms_norm
-
-CACHE = sharding.spec('LBSKH')
-
-
-class KVCache(struct.PyTreeNode):
-    """Keys (rotated) and values of every slot. A slot's logical position is fixed by the layout from the
-    start; segment 1 says that it is filled, segment 0 that nobody sees it."""
-
-    k: Any  # [L, B, S, K, H] in the model's dtype
-    v: Any  # [L, B, S, K, H]
-    positions: Any  # int32 [B, S]
-    segment_ids: Any  # int32 [B, S]
 
 
 def prefill(params, config, tokens, positions, segment_ids, last, tables, memory):
@@ -55,12 +42,17 @@ def prefill(params, config, tokens, positions, segment_ids, last, tables, memory
         q, k, v = llama.project_qkv(x, layer, angles, config)
         out = llama.attention(q, k, v, positions, segment_ids, memory.attention)
         x = x + sharding.einsum('BTNH,NHD->BTD', out, layer.wo)
-        return x + llama.ffn(x, layer, config, memory.ffn_chunks), (k, v)
+        return x + llama.ffn(x, layer, config, memory.ffn_chunks), (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
     x, (k, v) = lax.scan(block, llama.embed_tokens(params.embed, tokens), params.layers)
+    return KVCache(k, v, positions, segment_ids), _logits_after(params, config, x, positions, last)
+
+
+def _logits_after(params, config, x, positions, last):
+    """Float32 logits [B, V] after the position last [B] of x [B, T, D]."""
     # One row of x each, wherever it lies: a masked sum is exact and leaves 'sequence' where it is.
     x = jnp.where((positions == last[:, None])[:, :, None], x, 0).sum(1)
-    return KVCache(k, v, positions, segment_ids), _next_logits(params, config, x)
+    return _next_logits(params, config, x)
 
 
 def _next_logits(params, config, x):
@@ -99,7 +91,7 @@ def decode_step(params, config, cache, tokens, positions, slots, tables):
     # The cache is only read inside the scan over layers and written once after it: as a carry or an
     # output of the scan it would be copied whole for every token.
     x, (k, v) = lax.scan(block, x, (params.layers, cache.k, cache.v))
-    return write(cache, k, v, slots), _next_logits(params, config, x)
+    return write(cache, k[:, :, :, None], v[:, :, :, None], slots[:, None]), _next_logits(params, config, x)
 
 
 def _embed(embed, tokens):
@@ -116,69 +108,130 @@ def _mlp(x, layer, config):
     return sharding.einsum('BF,FD->BD', jax.nn.silu(gate) * up, layer.w_down)
 
 
-def attend_cache(q, k, v, cached_k, cached_v, seen):
-    """Attention of one query per row to its own key and to every cached key that it sees.
+# ---------------------------------------------------------------------------------------------------
+# More tokens at once
+# ---------------------------------------------------------------------------------------------------
+
+
+def extend(params, config, cache, tokens, positions, segment_ids, slots, last, logits, tables, memory):
+    """A piece of T more tokens per row: of a prompt that is read in pieces, or a question about what was read.
+
+    The queries visit the cache instead of the other way round, so that the cost of the network grows with the
+    piece and not with the context (Yang et al. 2024, "Context Parallelism for Scalable Million-Token Inference").
 
     Args:
-      q: [B, N, H]; k, v: [B, K, H] of the same token; cached_k, cached_v: [B, S, K, H]; seen: bool [B, S].
+      tokens, positions, segment_ids: int32 [B, T] with segment 0 for padding; T is a multiple of length_unit.
+      slots: int32 [B, T], where the layout puts the positions; for padding a number past the cache.
+      last, logits: int32 [B] and float32 [B, V]: rows whose position last is in this piece get new logits.
     Returns:
-      [B, N, H] in q's dtype.
+      the cache with the piece in it, and logits.
     """
+    angles = rope.angles(tables, positions)
+
+    def block(x, inputs):
+        layer, cached_k, cached_v = inputs
+        q, k, v = llama.project_qkv(x, layer, angles, config)
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        own = k, v, positions, segment_ids
+        cached = cached_k, cached_v, cache.positions, cache.segment_ids
+        out = attend_piece(q, own, cached, memory.attention)
+        x = x + sharding.einsum('BTNH,NHD->BTD', out, layer.wo)
+        return x + llama.ffn(x, layer, config, memory.ffn_chunks), (k, v)
+
+    x, (k, v) = lax.scan(block, llama.embed_tokens(params.embed, tokens), (params.layers, cache.k, cache.v))
+    here = ((positions == last[:, None]) & (segment_ids > 0)).any(1)
+    new = _logits_after(params, config, x, positions, last)
+    k, v = (sharding.reshard(x, P(None, sharding.BATCH_AXES, 'tensor')) for x in (k, v))
+    return write(cache, k, v, slots), jnp.where(here[:, None], new, logits)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Many tokens
+# ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """Tokens drawn at a temperature from the likeliest words whose probabilities together reach top_p."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.temperature <= 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f'temperature {self.temperature} must be above 0 and top_p {self.top_p} in (0, 1]; for '
+                             'the likeliest token every time use no Sampling')
+
+
+def decode(params, config, cache, logits, last, slot_of, limits, stop, tables, max_new_tokens, sampling=None,
+           key=None):
+    """Tokens until every row has met its limit or a token that stops it.
+
+    Args:
+      logits: float32 [B, V], what follows the position last [B] of every row.
+      slot_of: int32 [S], the slot of each position.
+      limits: int32 [B], new tokens of each row, up to max_new_tokens; 0 for a row that nobody asked for.
+      stop: bool [V], the tokens that end a row; the one that did is its last.
+      sampling, key: a Sampling and its jax.random key; None for the likeliest token.
+    Returns:
+      the cache, tokens int32 [B, max_new_tokens] (0 where a row has ended) and their numbers [B].
+    """
+    # Weights that are split over the ring come together once and not for every token.
+    params = gathered(params, config)
+
+    def choose(logits, i):
+        # The vocabulary is gathered: one row per prompt is small.
+        logits = sharding.reshard(logits, sharding.spec('BD'))
+        if sampling is None:
+            return jnp.argmax(logits, -1).astype(jnp.int32)
+        return draw(logits, jax.random.fold_in(key, i), sampling)
+
+    def take(i, token, tokens, counts, active):
+        tokens = lax.dynamic_update_slice_in_dim(tokens, jnp.where(active, token, 0)[:, None], i, 1)
+        counts += active
+        return tokens, counts, active & ~rows_at(stop, token) & (counts < limits)
+
+    def step(carry):
+        i, cache, token, *rest = carry
+        positions = last + i
+        cache, logits = decode_step(params, config, cache, token, positions, rows_at(slot_of, positions), tables)
+        token = choose(logits, i)
+        return i + 1, cache, token, *take(i, token, *rest)
+
+    tokens = jnp.tile(jnp.zeros_like(last)[:, None], (1, max_new_tokens))
+    token = choose(logits, 0)
+    start = 1, cache, token, *take(0, token, tokens, jnp.zeros_like(last), limits > 0)
+    _, cache, _, tokens, counts, _ = lax.while_loop(lambda carry: carry[-1].any(), step, start)
+    return cache, tokens, counts
+
+
+def draw(logits, key, sampling):
+    """Words [B] drawn from logits [B, V] (nucleus sampling, Holtzman et al. 2020)."""
+    logits = logits / sampling.temperature
+    ordered = jnp.sort(logits, -1, descending=True)
+    before = jnp.cumsum(jax.nn.softmax(ordered, -1), -1) - jax.nn.softmax(ordered, -1)
+    least = jnp.where(before < sampling.top_p, ordered, jnp.inf).min(-1, keepdims=True)
+    return jax.random.categorical(key, jnp.where(logits < least, -jnp.inf, logits)).astype(jnp.int32)
+
+
+def gathered(params, config):
+    """The weights as decode_step uses them, whole on every device but for 'tensor'."""
     if sharding.current_mesh() is None:
-        return _attend_local(q, k, v, cached_k, cached_v, seen, axis_name=None)
-    heads, own, cached, slots = (sharding.spec(letters) for letters in ('BNH', 'BKH', 'BSKH', 'BS'))
-    return jax.shard_map(
-        functools.partial(_attend_local, axis_name='sequence'),
-        in_specs=(heads, own, own, cached, cached, slots), out_specs=heads,
-    )(q, k, v, cached_k, cached_v, seen)
+        return params
+    rules = {**sharding.WEIGHT_RULES, 'D': None}
+
+    def whole(entry, w):
+        return jax.reshard(w, P(*map(rules.get, entry.letters)))
+
+    params = jax.tree.map(whole, llama.table(config), params, is_leaf=lambda x: isinstance(x, llama.Entry))
+    return params.replace(embed=jax.reshard(params.embed, P(None, None)))
 
 
-def _attend_local(q, k, v, cached_k, cached_v, seen, axis_name):
-    """The device's own slots, then one merge over axis_name. The token's own key is added on every device
-    after the merge, so that no row is ever empty."""
-    batch, heads, head_dim = q.shape
-    kv_heads, dtype = k.shape[1], q.dtype
-    q = q.astype(jnp.float32).reshape(batch, kv_heads, heads // kv_heads, head_dim) * head_dim**-0.5
-    k, v = k.astype(jnp.float32), v.astype(jnp.float32)
-    einsum = functools.partial(jnp.einsum, precision='highest')
-    scores = einsum('BKGH,BSKH->BKGS', q, cached_k.astype(jnp.float32))
-    scores = jnp.where(seen[:, None, None, :], scores, NOTHING)
-    own = einsum('BKGH,BKH->BKG', q, k)
-    top = scores.max(-1)
-    if axis_name is not None:
-        top = lax.pmax(top, axis_name)
-    top = jnp.maximum(top, own)
-    weights = jnp.exp(scores - top[..., None])
-    part = einsum('BKGS,BSKH->BKGH', weights, cached_v.astype(jnp.float32)), weights.sum(-1)
-    out, total = part if axis_name is None else lax.psum(part, axis_name)
-    own = jnp.exp(own - top)
-    out = (out + own[..., None] * v[:, :, None, :]) / (total + own)[..., None]
-    return out.reshape(batch, heads, head_dim).astype(dtype)
-
-
-def write(cache, k, v, slots):
-    """The cache with k and v [L, B, K, H] in the slots [B], now filled. Each device tests whether a slot
-    is its own."""
+def rows_at(x, indices):
+    """x [n] at indices [B], split as rows are: the stop flag of each token, the slot of each position."""
     if sharding.current_mesh() is None:
-        arrays = _write_local(cache.k, cache.v, cache.segment_ids, k, v, slots, axis_name=None)
-    else:
-        filled, new, rows = sharding.spec('BS'), sharding.spec('LBKH'), sharding.spec('B')
-        arrays = jax.shard_map(
-            functools.partial(_write_local, axis_name='sequence'),
-            in_specs=(CACHE, CACHE, filled, new, new, rows), out_specs=(CACHE, CACHE, filled),
-        )(cache.k, cache.v, cache.segment_ids, k, v, slots)
-    return cache.replace(k=arrays[0], v=arrays[1], segment_ids=arrays[2])
-
-
-def _write_local(cached_k, cached_v, segment_ids, k, v, slots, axis_name):
-    length = segment_ids.shape[1]
-    first = 0 if axis_name is None else lax.axis_index(axis_name) * length
-    # A slot of another device is out of range here and its write is dropped; -1 would count from the end.
-    local = jnp.where(slots >= first, slots - first, length)
-    rows = jnp.arange(slots.shape[0])
-    cached_k = cached_k.at[:, rows, local].set(k.astype(cached_k.dtype), mode='drop')
-    cached_v = cached_v.at[:, rows, local].set(v.astype(cached_v.dtype), mode='drop')
-    return cached_k, cached_v, segment_ids.at[rows, local].set(1, mode='drop')
+        return x[indices]
+    return x.at[indices].get(out_sharding=sharding.spec('B'))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -256,6 +309,23 @@ def arrange(prompts, seq_len, indices=None):
     }
 
 
+def place(batch):
+    """The arrays of arrange on the current mesh."""
+    specs = {'last': sharding.spec('B'), 'slot_of': P(None)}
+    return {name: sharding.put(x, specs.get(name, sharding.spec('BS'))) for name, x in batch.items()}
+
+
+def check_prompts(prompts, max_new_tokens, vocab_size):
+    """Refuse what cannot be continued."""
+    lengths = [len(prompt) for prompt in prompts]
+    if not lengths or min(lengths) < 1 or max_new_tokens < 1:
+        raise ValueError(
+            f'generate needs prompts of at least one token and max_new_tokens of at least 1, got lengths '
+            f'{lengths[:8]} and max_new_tokens {max_new_tokens}; give an empty prompt its BOS'
+        )
+    check_ids(prompts, vocab_size)
+
+
 def generate(params, config, prompts, max_new_tokens, *, seq_len=None, indices=None, memory=None,
              stop_id=None, batch_size=None):
     """Greedy continuations, prefill and all decode steps in one compiled program.
@@ -274,13 +344,9 @@ def generate(params, config, prompts, max_new_tokens, *, seq_len=None, indices=N
       numpy int32 [B, max_new_tokens].
     """
     memory = memory or llama.Memory()
-    lengths = [len(prompt) for prompt in prompts]
-    if not lengths or min(lengths) < 1 or max_new_tokens < 1:
-        raise ValueError(
-            f'generate needs prompts of at least one token and max_new_tokens of at least 1, got lengths '
-            f'{lengths[:8]} and max_new_tokens {max_new_tokens}; give an empty prompt its BOS'
-        )
-    needed = max(lengths) + max_new_tokens - 1  # the last new token is never fed back
+    check_prompts(prompts, max_new_tokens, config.vocab_size)
+    longest = max(map(len, prompts))
+    needed = longest + max_new_tokens - 1  # the last new token is never fed back
     ring_size = sharding.axis_size('sequence')
     multiple = length_unit(ring_size, memory.ffn_chunks)
     if seq_len is None:
@@ -288,54 +354,37 @@ def generate(params, config, prompts, max_new_tokens, *, seq_len=None, indices=N
     if seq_len < needed or seq_len % multiple:
         raise ValueError(
             f'seq_len {seq_len} must be a multiple of {multiple} (ring_size {ring_size}, ffn_chunks '
-            f'{memory.ffn_chunks}) and hold the longest prompt {max(lengths)} + max_new_tokens '
+            f'{memory.ffn_chunks}) and hold the longest prompt {longest} + max_new_tokens '
             f'{max_new_tokens} - 1 = {needed}; use {-(-needed // multiple) * multiple} or more'
         )
-    check_ids(prompts, config.vocab_size)
     rows = sharding.axis_size('data') * sharding.axis_size('fsdp')
     batch_size = -(-(batch_size or len(prompts)) // rows) * rows
     tables = rope.make_tables(rope_at(config.rope, config.head_dim, needed), config.head_dim, seq_len)
+    stop = np.zeros(config.vocab_size, bool)
+    if stop_id is not None:
+        stop[stop_id] = True
     groups = []
     for start in range(0, len(prompts), batch_size):
         group = prompts[start:start + batch_size]
-        filled = [*group, *[[0]] * (batch_size - len(group))]
-        batch = arrange(filled, seq_len, indices)
-        placed = {
-            name: sharding.put(x, sharding.spec({1: 'B', 2: 'BS'}[x.ndim])) if name != 'slot_of'
-            else sharding.put(x, P(None)) for name, x in batch.items()
-        }
-        new = _generate(params, config.architecture(), placed, tables, memory, max_new_tokens)
-        groups.append(np.asarray(new)[:len(group)])
-    out = np.concatenate(groups)
-    if stop_id is not None:
-        stopped = np.cumsum(out == stop_id, axis=1) > 0
-        out = np.where(stopped, stop_id, out)
-    return out.astype(np.int32)
+        limits = np.zeros(batch_size, np.int32)
+        limits[:len(group)] = max_new_tokens
+        batch = place(arrange([*group, *[[0]] * (batch_size - len(group))], seq_len, indices))
+        new, counts = _generate(params, config.architecture(), batch, *place_limits(limits, stop), tables, memory,
+                                max_new_tokens)
+        new, counts = np.asarray(new)[:len(group)], np.asarray(counts)[:len(group), None]
+        # A row that has stopped ends in the token that stopped it.
+        groups.append(np.where(np.arange(max_new_tokens) < counts, new, -1 if stop_id is None else stop_id))
+    return np.concatenate(groups).astype(np.int32)
+
+
+def place_limits(limits, stop):
+    """limits [B] and stop [V] on the current mesh."""
+    return sharding.put(limits, sharding.spec('B')), sharding.put(stop, P(None))
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'memory', 'max_new_tokens'))
-def _generate(params, config, batch, tables, memory, max_new_tokens):
-    last = batch['last']
-    cache, logits = prefill(
-        params, config, batch['tokens'], batch['positions'], batch['segment_ids'], last, tables, memory
-    )
-    slot_of = batch['slot_of']
-
-    def slots_of(positions):
-        if sharding.current_mesh() is None:
-            return slot_of[positions]
-        return slot_of.at[positions].get(out_sharding=sharding.spec('B'))
-
-    def step(carry, _):
-        cache, token, position = carry
-        cache, logits = decode_step(params, config, cache, token, position, slots_of(position), tables)
-        return (cache, _argmax(logits), position + 1), token
-
-    first = (cache, _argmax(logits), last + 1)
-    (_, token, _), tokens = lax.scan(step, first, length=max_new_tokens - 1)
-    return jnp.concatenate([tokens, token[None]]).T
-
-
-def _argmax(logits):
-    """The likeliest word [B] of logits [B, V]; the vocabulary is gathered, one row per prompt is small."""
-    return jnp.argmax(sharding.reshard(logits, sharding.spec('BD')), -1).astype(jnp.int32)
+def _generate(params, config, batch, limits, stop, tables, memory, max_new_tokens):
+    cache, logits = prefill(params, config, batch['tokens'], batch['positions'], batch['segment_ids'],
+                            batch['last'], tables, memory)
+    return decode(params, config, cache, logits, batch['last'], batch['slot_of'], limits, stop, tables,
+                  max_new_tokens)[1:]

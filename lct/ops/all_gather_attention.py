@@ -14,10 +14,10 @@ from lct.ops.split_attention import Split, see, see_grad, split_attention
 
 
 def all_gather_attention(
-    q, k, v, positions, segment_ids, axis_name, node_size, chunks=Chunks(), window=None  # noqa: B008
+    q, k, v, positions, segment_ids, axis_name, node_size, chunks=Chunks(), window=None, kernel='xla'  # noqa: B008
 ):
     """As ring_attention, but gathers inside nodes of node_size neighbours and rings across them."""
-    return _attention(q, k, v, positions, segment_ids, Split(axis_name, node_size, chunks, window))
+    return _attention(q, k, v, positions, segment_ids, Split(axis_name, node_size, chunks, window, kernel))
 
 
 def _gathered(keys, how):

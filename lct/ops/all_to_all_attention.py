@@ -14,7 +14,7 @@ from lct.ops.split_attention import Cotangent, Keys, Queries, Split, see, see_gr
 
 
 def all_to_all_attention(
-    q, k, v, positions, segment_ids, axis_name, node_size, chunks=Chunks(), window=None  # noqa: B008
+    q, k, v, positions, segment_ids, axis_name, node_size, chunks=Chunks(), window=None, kernel='xla'  # noqa: B008
 ):
     """As ring_attention, but all-to-all inside nodes of node_size neighbours and a ring across them.
 
@@ -26,7 +26,7 @@ def all_to_all_attention(
         raise ValueError(
             f'all_to_all over {node_size} devices needs num_heads {heads} to be a multiple of it and num_kv_heads '
             f'{kv_heads} to be a multiple or a divisor of it (heads of one tensor shard); use a smaller node_size')
-    return _attention(q, k, v, positions, segment_ids, Split(axis_name, node_size, chunks, window))
+    return _attention(q, k, v, positions, segment_ids, Split(axis_name, node_size, chunks, window, kernel))
 
 
 def _exchange(x, how, split_dim, join_dim):

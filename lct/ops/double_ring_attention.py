@@ -11,10 +11,10 @@ from lct.ops.split_attention import Split, see, see_grad, split_attention
 
 
 def double_ring_attention(
-    q, k, v, positions, segment_ids, axis_name, node_size, chunks=Chunks(), window=None  # noqa: B008
+    q, k, v, positions, segment_ids, axis_name, node_size, chunks=Chunks(), window=None, kernel='xla'  # noqa: B008
 ):
     """As ring_attention, with nodes of node_size neighbours on axis_name."""
-    return _attention(q, k, v, positions, segment_ids, Split(axis_name, node_size, chunks, window))
+    return _attention(q, k, v, positions, segment_ids, Split(axis_name, node_size, chunks, window, kernel))
 
 
 def _forward(queries, keys, how):

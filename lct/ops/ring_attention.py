@@ -14,7 +14,9 @@ from lct.ops.blockwise_attention import Chunks, fit, nothing, zero_grads
 from lct.ops.split_attention import Split, see, see_grad, split_attention
 
 
-def ring_attention(q, k, v, positions, segment_ids, axis_name, chunks=Chunks(), window=None):  # noqa: B008
+def ring_attention(
+    q, k, v, positions, segment_ids, axis_name, chunks=Chunks(), window=None, kernel='xla'  # noqa: B008
+):
     """Causal attention within documents over a sequence split on axis_name; call inside shard_map.
 
     Forward: ring_size - 1 rotations of the un-repeated key/value heads in their own dtype. Backward: from
@@ -26,12 +28,13 @@ def ring_attention(q, k, v, positions, segment_ids, axis_name, chunks=Chunks(), 
       axis_name: mesh axis of the ring, or None on a single device.
       chunks: Chunks of one tile.
       window: tokens that a query sees, itself included; None for all before it.
+      kernel: the inner block, a key of split_attention.KERNELS.
     Returns:
       [B, T, N, H] in q's dtype.
     Raises:
       ValueError: if N is not a multiple of K.
     """
-    return _attention(q, k, v, positions, segment_ids, Split(axis_name, 1, chunks, window))
+    return _attention(q, k, v, positions, segment_ids, Split(axis_name, 1, chunks, window, kernel))
 
 
 def turn(total, keys, see, rotate, size):

@@ -16,6 +16,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lct.ops import blockwise_attention
 from lct.ops.blockwise_attention import Chunks, fit, nothing, zero_grads
+from lct.ops.kernels import triton_attention
+
+# the inner block by name: plain XLA, the reference, or fused for GPUs
+KERNELS = {'xla': blockwise_attention, 'triton': triton_attention}
 
 
 class Queries(NamedTuple):
@@ -48,13 +52,14 @@ class Cotangent(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """How one call is split: the mesh axis (None on one device), neighbours of it that share a node, tiles and
-    the sliding window."""
+    """How one call is split: the mesh axis (None on one device), neighbours of it that share a node, tiles,
+    the sliding window and the inner block."""
 
     axis_name: Any
     node_size: int
     chunks: Chunks
     window: int | None
+    kernel: str
 
     @property
     def size(self):
@@ -86,15 +91,15 @@ class Split:
 
 
 def see(total, queries, keys, how):
-    """(out, lse) after one more block of keys: blockwise_attention.attend."""
-    return blockwise_attention.attend(
+    """(out, lse) after one more block of keys: attend of the inner block."""
+    return KERNELS[how.kernel].attend(
         total, queries.q, keys.k, keys.v, queries.positions, keys.tokens[:, 0], queries.segments, keys.tokens[:, 1],
         how.chunks, how.window)
 
 
 def see_grad(grads, queries, keys, cotangent, how):
-    """(dq, dk, dv) after one more block of keys: blockwise_attention.attend_grad."""
-    return blockwise_attention.attend_grad(
+    """(dq, dk, dv) after one more block of keys: attend_grad of the inner block."""
+    return KERNELS[how.kernel].attend_grad(
         grads, queries.q, keys.k, keys.v, *cotangent, queries.positions, keys.tokens[:, 0], queries.segments,
         keys.tokens[:, 1], how.chunks, how.window)
 
@@ -141,4 +146,4 @@ def split_attention(forward, backward):
     return call
 
 
-__all__ = ['Cotangent', 'Keys', 'Queries', 'Split', 'nothing', 'see', 'see_grad', 'split_attention', 'zero_grads']
+__all__ = ['KERNELS', 'Cotangent', 'Keys', 'Queries', 'Split', 'nothing', 'see', 'see_grad', 'split_attention', 'zero_grads']

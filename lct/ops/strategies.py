@@ -5,13 +5,16 @@
 
 import dataclasses
 
+import jax
 from jax import lax
 
 from lct.ops.all_gather_attention import all_gather_attention
 from lct.ops.all_to_all_attention import all_to_all_attention
 from lct.ops.blockwise_attention import Chunks
 from lct.ops.double_ring_attention import double_ring_attention
+from lct.ops.kernels import triton_attention
 from lct.ops.ring_attention import ring_attention
+from lct.ops.split_attention import KERNELS
 
 # strategy: (how a shard meets the others, what it needs, what waits for the network)
 CAPABILITIES = {
@@ -26,7 +29,8 @@ CAPABILITIES = {
 }
 TWO_LEVEL = ('all_gather_ring', 'all_to_all_ring', 'double_ring')
 EVERYWHERE = ('layouts contiguous, zigzag, striped; causal, packed documents, sliding window; MHA, GQA, MQA; any '
-              'head_dim; dk and dv in float32 on the wire. None has bias or dropout.')
+              'head_dim; dk and dv in float32 on the wire; kernel xla anywhere, or triton on GPUs with head_dim '
+              '16, 32, 64, 128, 256. None has bias or dropout.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,16 +40,20 @@ class Attention:
     strategy: a key of CAPABILITIES.
     node_size: neighbours on the sequence axis with fast links between them, for the two-level strategies.
     chunks: tokens of one tile. window: tokens that a query sees, itself included; None for all before it.
+    kernel: the inner block, xla or, on GPUs, triton.
     """
 
     strategy: str = 'ring'
     node_size: int = 1
     chunks: Chunks = Chunks()
     window: int | None = None
+    kernel: str = 'xla'
 
     def __post_init__(self):
         if self.strategy not in CAPABILITIES:
             raise ValueError(f'attention strategy {self.strategy!r} is not one of {", ".join(CAPABILITIES)}')
+        if self.kernel not in KERNELS:
+            raise ValueError(f'attention kernel {self.kernel!r} is not one of {", ".join(KERNELS)}')
         if self.node_size < 1:
             raise ValueError(f'node_size {self.node_size} must be at least 1')
         if self.strategy in TWO_LEVEL and self.node_size == 1:
@@ -61,6 +69,9 @@ def check(attention, ring_size, num_heads, num_kv_heads):
     Raises:
       ValueError: with the reason.
     """
+    platform = _platform()
+    if attention.kernel == 'triton' and platform != 'gpu' and not triton_attention.INTERPRET:
+        raise ValueError(f"kernel triton runs on GPUs and the devices are {platform}; use kernel 'xla'")
     if attention.strategy in TWO_LEVEL and ring_size % attention.node_size:
         raise ValueError(f'strategy {attention.strategy}: the sequence axis has {ring_size} devices, not a multiple of '
                          f'node_size {attention.node_size}')
@@ -73,10 +84,16 @@ def check(attention, ring_size, num_heads, num_kv_heads):
                 'all_to_all_ring, or ring')
 
 
+def _platform():
+    """Of the current mesh, which may be one to compile for, or of the devices at hand."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def attend(q, k, v, positions, segment_ids, axis_name, attention):
     """Attention by the chosen strategy; call inside shard_map. Arguments as ring_attention's."""
     ring_size = 1 if axis_name is None else lax.axis_size(axis_name)
-    args, how = (q, k, v, positions, segment_ids, axis_name), (attention.chunks, attention.window)
+    args, how = (q, k, v, positions, segment_ids, axis_name), (attention.chunks, attention.window, attention.kernel)
     if attention.strategy == 'ring' or ring_size == 1:
         return ring_attention(*args, *how)
     if attention.strategy == 'double_ring':

@@ -1,0 +1,256 @@
+"""What a suite asks, as items for the runner, and what its answers are worth, as plain values for JSON."""
+
+import copy
+import dataclasses
+import functools
+import time
+
+import numpy as np
+
+from lct import sharding
+from lct.eval import adversarial_needles, icl, perplexity, ruler, runner, samples, scoring
+from lct.eval import placement as placements
+from lct.models import decode
+
+DEPTHS = tuple(i / 10 for i in range(11))
+NEEDLE = ruler.Niah('needle', 'text', max_new_tokens=32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid(placements.Stratified):
+    """Sample i has its needle at depths[i % len(depths)]."""
+
+    depths: tuple = DEPTHS
+    name: str = 'grid'
+
+    def depth(self, task, length, index):
+        return self.depths[index % len(self.depths)]
+
+    def needle_depths(self, rng, first, gold, in_text):
+        return [first if asked else rng.random() for asked in gold]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to run. lengths: tokens with the answer; counts: {length: samples of each task there, of each cell for
+    needles, of each number of shots in context}; tasks: names out of all suites, None for all of them."""
+
+    material: ruler.Material
+    lengths: tuple
+    counts: dict
+    tasks: tuple | None = None
+    depths: tuple = DEPTHS
+
+    @property
+    def tokenizer(self):
+        return self.material.counter.tokenizer
+
+    def chosen(self, known):
+        """The names of known that are wanted."""
+        return [name for name in known if self.tasks is None or name in self.tasks]
+
+
+def check_tasks(suites, tasks):
+    """Refuse names that no chosen suite knows, or a suite without any of the tasks."""
+    for suite in suites:
+        if suite not in SUITES:
+            raise ValueError(f"unknown suite {suite!r}; the suites are {', '.join(SUITES)} and loss")
+    known = {task: suite for suite in suites for task in SUITES[suite].tasks}
+    for task in tasks or ():
+        if task not in known:
+            raise ValueError(f"unknown task {task!r}; the tasks of {', '.join(suites)} are {', '.join(known)}")
+    for suite in suites:
+        if tasks and not set(tasks) & set(SUITES[suite].tasks):
+            raise ValueError(f"suite {suite} has none of the tasks {', '.join(tasks)}; leave it out or name one of "
+                             f"{', '.join(SUITES[suite].tasks)}")
+
+
+# ---------------------------------------------------------------------------------------------------
+# RULER
+# ---------------------------------------------------------------------------------------------------
+
+
+def _items(plan, configs, length, group=None):
+    """Items of configs at a length, all tasks of an index before the next index."""
+    return [
+        runner.Item(config.task, length, i, functools.partial(plan.material.sample, config, length, i),
+                    group and group(config, length, i))
+        for i in range(plan.counts[length]) for config in configs
+    ]
+
+
+def ruler_items(plan):
+    configs = [ruler.task(name) for name in plan.chosen(ruler.TASKS)]
+    return [item for length in plan.lengths for item in _items(plan, configs, length)]
+
+
+def ruler_scores(plan, rows):
+    lengths = scoring.by_length((runner.sample_of(row), row['text']) for row in rows)
+    tasks = {task: {length: dataclasses.asdict(lengths[length].tasks[task]) for length in lengths}
+             for task in next(iter(lengths.values())).tasks}
+    return {**scoring.summary(lengths), 'intervals': [lengths[length].interval for length in lengths],
+            'tasks': tasks}
+
+
+# ---------------------------------------------------------------------------------------------------
+# Needles
+# ---------------------------------------------------------------------------------------------------
+
+
+def needle_items(plan):
+    """A grid over length and depth, counts[length] samples a cell."""
+    placed = copy.copy(plan.material)
+    placed.placement = Grid(plan.material.seed, depths=plan.depths)
+    return [
+        runner.Item('needle', length, i, functools.partial(placed.sample, NEEDLE, length, i))
+        for length in plan.lengths for i in range(plan.counts[length] * len(plan.depths))
+    ]
+
+
+def needle_scores(plan, rows):
+    """The fields of needle.NeedleResult, with intervals beside the scores."""
+    cells, records = {}, []
+    for row in rows:
+        depth = plan.depths[row['index'] % len(plan.depths)]
+        correct = scoring.score('needle', row['text'], row['outputs'])
+        cells.setdefault((depth, row['length']), []).append(correct)
+        records.append({'length': row['length'], 'depth': depth, 'sample': row['index'] // len(plan.depths),
+                        'answer': row['outputs'][0], 'got': row['text'], 'correct': correct == 1})
+    scores = [[float(np.mean(cells[depth, length])) for length in plan.lengths] for depth in plan.depths]
+    every = [record['correct'] for record in records]
+    return {'lengths': list(plan.lengths), 'depths': list(plan.depths), 'scores': scores,
+            'samples': len(next(iter(cells.values()))), 'mean': float(np.mean(every)),
+            'interval': list(scoring.wilson(float(np.mean(every)), len(every))), 'records': records}
+
+
+def adversarial_items(plan):
+    """Of 'several', counts[length] texts with all their questions each."""
+    items = []
+    for length in plan.lengths:
+        ring_size = sharding.axis_size('sequence')
+        configs = [adversarial_needles.DEFAULTS[name] for name in plan.chosen(adversarial_needles.DEFAULTS)]
+        configs = [
+            dataclasses.replace(config, shards=2 * max(ring_size, 4), seq_len=decode.cache_len(length, ring_size))
+            if isinstance(config, adversarial_needles.Straddling) else config for config in configs
+        ]
+
+        def group(config, length, i):
+            asked = getattr(config, 'asked', 1)
+            return (config.task, length, i // asked) if asked > 1 else None
+
+        items += _items(plan, configs, length, group)
+    return items
+
+
+def adversarial_scores(plan, rows):
+    """{task: {length: adversarial_needles.rates}}."""
+    out = {}
+    for task, length in dict.fromkeys((row['task'], row['length']) for row in rows):
+        out.setdefault(task, {})[length] = adversarial_needles.rates(
+            (runner.sample_of(row), row['text']) for row in rows if (row['task'], row['length']) == (task, length))
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------
+# Learning in context
+# ---------------------------------------------------------------------------------------------------
+
+
+def icl_items(plan):
+    """Powers of two of shots, as many as fit into the longest length; queries of one set share their shots."""
+    items, length, seed = [], max(plan.lengths), plan.material.seed
+    spare = plan.material.overhead
+    for name in plan.chosen(icl.TASKS):
+        config = icl.task(name)
+        for shots in icl.shot_counts(config, seed, plan.tokenizer, length - spare - length // 16):
+            for i in range(plan.counts[length]):
+                one = icl.sample(config, shots, i, seed, plan.tokenizer)
+                one = dataclasses.replace(one, length=one.length + spare)
+                group = (name, shots, i // icl.QUERIES) if plan.counts[length] > 1 else None
+                items.append(runner.Item(name, one.length, shots * 10**6 + i, functools.partial(_indexed, one, shots),
+                                         group, one_line=True))
+    return items
+
+
+def _indexed(one, shots):
+    """The sample under a number that says its shots too: two samples may be equally long."""
+    return dataclasses.replace(one, index=shots * 10**6 + one.index)
+
+
+def icl_scores(plan, rows):
+    """{task: {'curve': icl.curve, 'references': {learner: {shots: accuracy}}}}."""
+    out = {}
+    for task in dict.fromkeys(row['task'] for row in rows):
+        mine = [row for row in rows if row['task'] == task]
+        curve = icl.curve((runner.sample_of(row), row['text']) for row in mine)
+        sets = 1 + max(row['meta']['set'] for row in mine)
+        references = {}
+        for shots in curve:
+            for learner, accuracy in icl.references(icl.task(task), plan.material.seed, shots, sets).items():
+                references.setdefault(learner, {})[shots] = accuracy
+        out[task] = {'curve': curve, 'references': references}
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    items: object
+    scores: object
+    tasks: tuple
+
+
+SUITES = {
+    'ruler': Suite(ruler_items, ruler_scores, tuple(ruler.TASKS)),
+    'needle': Suite(needle_items, needle_scores, ('needle',)),
+    'adversarial': Suite(adversarial_items, adversarial_scores, tuple(adversarial_needles.DEFAULTS)),
+    'icl': Suite(icl_items, icl_scores, tuple(icl.TASKS)),
+}
+
+
+def write_predictions(folder, rows):
+    """folder/LENGTH/TASK.jsonl, as RULER's evaluate.py reads them."""
+    for length, task in dict.fromkeys((row['length'], row['task']) for row in rows):
+        samples.write(folder / str(length) / f'{task}.jsonl', [
+            samples.prediction(runner.sample_of(row), row['text']) for row in rows
+            if (row['length'], row['task']) == (length, task)])
+
+
+# ---------------------------------------------------------------------------------------------------
+# Loss
+# ---------------------------------------------------------------------------------------------------
+
+
+def run_loss(model, plan, documents, path, progress=None):
+    """Loss by position over counts[longest] windows of documents (lists of token ids), a line a window.
+
+    Returns:
+      (rows, problems) as runner.run does.
+    """
+    ring_size = sharding.axis_size('sequence')
+    unit = decode.length_unit(ring_size, model.memory.ffn_chunks)
+    seq_len = max(plan.lengths) // unit * unit
+    count = plan.counts[max(plan.lengths)]
+    found, problems = runner.read(path)
+    windows = perplexity.windows(documents, seq_len, count, plan.material.seed, plan.tokenizer.bos_id)
+    edges = perplexity.doubling_edges(seq_len)
+    start, before = time.monotonic(), len(found)
+    for i, window in enumerate(windows):
+        if ('loss', seq_len, i) not in found:
+            losses = perplexity.loss_by_position(
+                model.params, model.config, window[None], layout=model.layout, memory=model.memory)[0]
+            means = [float(losses[low:high].mean(dtype=np.float64))
+                     for low, high in zip(edges[:-1], edges[1:], strict=True)]
+            found['loss', seq_len, i] = {'task': 'loss', 'length': seq_len, 'index': i, 'text': '', 'outputs': [],
+                                         'meta': {'edges': list(edges), 'means': means}}
+            runner.write(path, found)
+        if progress is not None:
+            each = (time.monotonic() - start) / max(len(found) - before, 1)
+            progress(i + 1, count, each * (count - i - 1))
+    return [found['loss', seq_len, i] for i in range(count)], problems
+
+
+def loss_scores(plan, rows):
+    """perplexity.Bins as a dict."""
+    means = np.array([row['meta']['means'] for row in rows])
+    error = means.std(0, ddof=1) / len(rows)**0.5 if len(rows) > 1 else np.full(means.shape[1], np.nan)
+    return perplexity.Bins(tuple(rows[0]['meta']['edges']), means.mean(0), error, len(rows)).to_dict()

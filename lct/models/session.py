@@ -1,0 +1,140 @@
+"""Texts that are read once and asked about many times; prompts that are read in pieces.
+
+The text stays in the cache; a question is written behind it, answered, and forgotten again.
+
+Letters: B batch (one text a row), T tokens of a piece, S cache slots, V vocab.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lct import sharding
+from lct.models import decode, llama
+from lct.models.kv_cache import empty_cache
+from lct.ops import rope
+
+SMALLEST_PIECE = 32  # shorter questions share one compiled program
+
+
+class Session:
+    """A model with a cache of seq_len slots for each of `rows` texts, on the current mesh.
+
+    longest: tokens of the longest text with question and answer, which 'dynamic' and 'longrope' scale by;
+    default seq_len.
+    """
+
+    def __init__(self, params, config, rows, seq_len, indices=None, memory=None, longest=None):
+        ring_size, replicas = sharding.axis_size('sequence'), sharding.axis_size('data') * sharding.axis_size('fsdp')
+        memory = memory or llama.Memory()
+        self.unit = decode.length_unit(ring_size, memory.ffn_chunks)
+        if seq_len % self.unit or rows % replicas:
+            raise ValueError(f'seq_len {seq_len} must be a multiple of {self.unit} and rows {rows} one of {replicas}; '
+                             f'use {-(-seq_len // self.unit) * self.unit} and {-(-rows // replicas) * replicas}')
+        self.params, self.config, self.memory = params, config, memory
+        self.rows, self.seq_len, self.indices = rows, seq_len, indices
+        self.tables = rope.make_tables(decode.rope_at(config.rope, config.head_dim, longest or seq_len),
+                                       config.head_dim, seq_len)
+        self.lengths = np.zeros(rows, np.int32)
+
+    def read(self, texts, piece=None):
+        """Fill the cache anew with up to `rows` texts, lists of token ids.
+
+        piece: tokens of one forward, a multiple of length_unit; None for all at once.
+        """
+        decode.check_ids(texts, self.config.vocab_size)
+        texts = [*texts, *[[0]] * (self.rows - len(texts))]
+        self._check_room(texts, 0)
+        batch = decode.arrange(texts, self.seq_len, self.indices)
+        placed = decode.place(batch)
+        self._slot_of, self.slot_of = batch['slot_of'], placed['slot_of']
+        self.lengths = np.zeros(self.rows, np.int32)
+        if piece is None:
+            self.cache, self.logits = _prefill(self.params, self.config.architecture(), placed, self.tables,
+                                               self.memory)
+            self.lengths = batch['last'] + 1
+        else:
+            if piece < 1 or piece % self.unit:
+                raise ValueError(f'piece {piece} is not a multiple of {self.unit}; use {max(piece // self.unit, 1) * self.unit}')
+            dtype = self.params.layers.wk.dtype
+            self.cache = jax.jit(empty_cache, static_argnums=(0, 2))(
+                self.config.architecture(), placed['positions'], dtype)
+            zeros = np.zeros((self.rows, self.config.vocab_size), np.float32)
+            self.logits = sharding.put(zeros, sharding.spec('BV'))
+            for start in range(0, max(map(len, texts)), piece):
+                self.logits = self._extend([text[start:start + piece] for text in texts], piece)
+
+    def ask(self, questions, limits, max_new_tokens, stop=None, sampling=None, key=None):
+        """[token ids] of the answer to each question, which follows the text of its row; the cache holds the texts
+        alone again afterwards.
+
+        Args:
+          questions: lists of token ids, one for each row from the first; all empty to go on from the texts.
+          limits: new tokens of each; max_new_tokens: their bound, of which the compiled program knows.
+          stop: bool [V], tokens that end an answer and are left out of it.
+          sampling, key: as in decode.decode.
+        """
+        lengths, logits = self.lengths, self.logits
+        count = len(questions)
+        questions = [*questions, *[[]] * (self.rows - count)]
+        limits = np.array([*limits, *[0] * (self.rows - count)], np.int32)
+        self._check_room(questions, np.maximum(limits - 1, 0))
+        if any(questions):
+            decode.check_ids(questions, self.config.vocab_size)
+            if not all(questions[:count]):
+                raise ValueError('a question is empty and others are not; give every row its own')
+            logits = self._extend(questions, self._piece(max(map(len, questions))))
+        stop = np.zeros(self.config.vocab_size, bool) if stop is None else stop
+        self.cache, tokens, counts = _decode(
+            self.params, self.config.architecture(), self.cache, logits,
+            sharding.put(self.lengths - 1, sharding.spec('B')), self.slot_of, *decode.place_limits(limits, stop),
+            self.tables, max_new_tokens, sampling, key)
+        self.lengths = lengths
+        self.cache = _forget(self.cache, sharding.put(lengths, sharding.spec('B')))
+        answers = [row[:n].tolist() for row, n in zip(np.asarray(tokens), np.asarray(counts), strict=True)]
+        return [ids[:-1] if ids and stop[ids[-1]] else ids for ids in answers[:count]]
+
+    def _piece(self, length):
+        size = -(-SMALLEST_PIECE // self.unit) * self.unit
+        while size < length:
+            size *= 2
+        return size
+
+    def _check_room(self, texts, new):
+        needed = int((self.lengths + [len(text) for text in texts] + new).max())
+        if needed > self.seq_len or len(texts) > self.rows:
+            raise ValueError(f'{len(texts)} texts of up to {needed} tokens with answers do not fit into {self.rows} '
+                             f'rows of {self.seq_len} slots; use fewer, or a longer cache')
+
+    def _extend(self, texts, piece):
+        """Write a piece of each text behind what the rows hold -> the logits that follow."""
+        sizes = np.array([len(text) for text in texts])
+        columns = np.arange(piece)
+        positions = np.minimum(self.lengths[:, None] + columns, self.seq_len - 1)
+        filled = columns < sizes[:, None]
+        tokens = np.array([[*text, *[0] * (piece - len(text))] for text in texts], np.int32)
+        slots = np.where(filled, self._slot_of[positions], self.seq_len)
+        self.lengths = (self.lengths + sizes).astype(np.int32)
+        put = lambda x, letters: sharding.put(x.astype(np.int32), sharding.spec(letters))
+        self.cache, logits = _extend(
+            self.params, self.config.architecture(), self.cache, put(tokens, 'BT'), put(positions, 'BT'),
+            put(filled, 'BT'), put(slots, 'B'), put(self.lengths - 1, 'B'), self.logits, self.tables, self.memory)
+        return logits
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'memory'))
+def _prefill(params, config, batch, tables, memory):
+    return decode.prefill(params, config, batch['tokens'], batch['positions'], batch['segment_ids'],
+                          batch['last'], tables, memory)
+
+
+_extend = jax.jit(decode.extend, static_argnames=('config', 'memory'), donate_argnames='cache')
+_decode = jax.jit(decode.decode, static_argnames=('config', 'max_new_tokens', 'sampling'), donate_argnames='cache')
+
+
+@functools.partial(jax.jit, donate_argnames='cache')
+def _forget(cache, lengths):
+    """The cache with everything from the positions lengths [B] on unseen."""
+    return cache.replace(segment_ids=jnp.where(cache.positions < lengths[:, None], cache.segment_ids, 0))

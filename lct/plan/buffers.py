@@ -1,0 +1,150 @@
+"""What one training step keeps in the memory of a device, by name. Predictions, made without a compiler.
+
+A device holds its share of weights and moments all the time, what the remat policy saves from forward to backward,
+and the buffers of the phase that it is in: the loss, which needs the whole head, or the backward of a layer, which
+needs that layer's weights and work space, or the update. The peak is the largest phase on top of what stays.
+
+Sizes follow from the program, but for the constants below, which were counted once on compiled programs:
+experiments/check_plan_memory.py names them and those that were held out.
+"""
+
+from typing import NamedTuple
+
+from lct.plan.cost import FLOAT32, layer_params, num_params
+
+# Counted on programs compiled for CUDA, in float32 arrays of [tokens, D]: what the backward of a layer works on, that is
+# the residual stream, q, k, v, out and their gradients.
+WORK = 9
+# In bytes per element of [tokens of a chunk, F]: gate, up, their product and the gradients of the three.
+WORK_FFN = 14
+# Elements per token that a layer keeps without remat: times D (norms in float32, residuals, out), times F.
+KEPT_D, KEPT_F = 16, 5
+# Counted on programs compiled for TPU: what their heap takes besides, in parts of what is saved for the backward.
+FRAGMENTS = 0.75
+BATCH = 20  # bytes of a token in the batch: five arrays of 32 bits
+
+
+class Buffers(NamedTuple):
+    """Bytes by name: stays (held all the time), saved (from forward to backward), phases {phase: {name: bytes}},
+    host (in the memory of the host)."""
+
+    stays: dict
+    saved: dict
+    phases: dict
+    host: dict
+
+    @property
+    def phase(self):
+        """The phase that needs most: its name."""
+        return max(self.phases, key=self._in_phase)
+
+    def _in_phase(self, name):
+        kept = 0 if name == 'update' else sum(self.saved.values())
+        return kept + sum(self.phases[name].values())
+
+    @property
+    def peak(self):
+        return sum(self.stays.values()) + self._in_phase(self.phase)
+
+    def at_peak(self):
+        """{name: bytes} of all that is there at the peak."""
+        kept = {} if self.phase == 'update' else self.saved
+        return {**self.stays, **kept, **self.phases[self.phase]}
+
+
+def buffers(step, platform='gpu'):
+    """The Buffers of a Step; platform: Hardware.platform."""
+    config = step.config
+    _, fsdp, ring, tensor = step.mesh
+    norms = config.embed_dim * (2 * config.num_layers + 1)
+    share = (num_params(config) - norms) / (fsdp * ring * tensor) + norms  # parameters of one device
+    stays = {
+        'weights': share * step.stored_width,
+        'moments of AdamW': 2 * share * step.stored_width,
+        'batch': BATCH * step.local * step.accumulation,
+    }
+    if step.stored_width < FLOAT32:  # a moment leaves the step in float32 and so finds no place in the one that came in
+        stays['second moment, float32'] = share * FLOAT32
+    if step.accumulation > 1:
+        stays['gradients so far, float32'] = share * FLOAT32
+    if step.width < step.stored_width:  # the embedding is looked up as it is stored; a loop keeps the head as it is used
+        table = config.vocab_size * config.embed_dim
+        stays['embedding, gathered'] = table * step.stored_width
+        if step.accumulation > 1:
+            stays['head, cast for all micro-batches'] = table * step.width / tensor
+    saved, host = _saved(step)
+    if platform == 'tpu' and step.memory.remat != 'offload':
+        saved['fragments'] = FRAGMENTS * sum(saved.values())
+    phases = {
+        'loss': _loss(step, platform),
+        'backward of a layer': {'gradients': _gradients(step, share), **_layer(step)},
+        'update': {'gradients, float32': share * FLOAT32},
+    }
+    return Buffers(stays, saved, phases, host)
+
+
+def _gradients(step, share):
+    """Of all layers, in the dtype of the weights. They fit where the new moment will be, if that is apart."""
+    return share * FLOAT32 if step.stored_width == FLOAT32 else 0
+
+
+def _saved(step):
+    """What the remat policy keeps, on the device and on the host."""
+    config = step.config
+    remat, tensor = step.memory.remat, step.mesh[3]
+    every = step.local * config.num_layers
+    inputs = every * config.embed_dim * step.width
+    heads, kv_heads = config.num_heads / tensor * config.head_dim, config.num_kv_heads / tensor * config.head_dim
+    if remat == 'offload':
+        passing = 2 * step.local * config.embed_dim * step.width
+        return {'layer inputs on their way': passing}, {'layer inputs': inputs}
+    if remat == 'full':
+        return {'layer inputs': inputs}, {}
+    if remat == 'attention':
+        lse = config.num_heads / tensor * FLOAT32
+        return {'layer inputs': inputs, 'q, k, v, out, lse': every * (2 * (heads + kv_heads) * step.width + lse)}, {}
+    if remat == 'dots':
+        results = heads + 2 * kv_heads + config.embed_dim
+        if step.memory.ffn_chunks == 1:
+            results += 2 * config.mlp_dim / tensor
+        return {'layer inputs': inputs, 'results of products, float32': every * results * FLOAT32}, {}
+    kept = KEPT_D * config.embed_dim + 2 * (heads + kv_heads)
+    if step.memory.ffn_chunks == 1:
+        kept += KEPT_F * config.mlp_dim / tensor
+    return {'activations of all layers': every * kept * step.width}, {}
+
+
+def _loss(step, platform):
+    """The head gathered, its gradient over all chunks and over one, and the hidden states."""
+    config, tensor = step.config, step.mesh[3]
+    head = config.vocab_size * config.embed_dim / tensor
+    chunk = min(step.memory.loss_chunk, step.local) * config.vocab_size / tensor
+    out = {
+        'head, gathered': head * step.width,
+        'gradient of the head, float32': head * FLOAT32,
+        'gradient of the head, one chunk': head * FLOAT32,
+        'logits': chunk * (step.width if step.width < FLOAT32 else 2 * FLOAT32),
+        'hidden states and their gradient': 2 * step.local * config.embed_dim * step.width,
+    }
+    if step.width == FLOAT32 or (platform == 'tpu' and config.tie_embeddings):
+        out['head, transposed'] = head * step.width
+    return out
+
+
+def _layer(step):
+    """The backward of one layer: weights whole, their gradients, work space, keys of a node."""
+    config, tensor = step.config, step.mesh[3]
+    weights = sum(layer_params(config)) / tensor
+    chunk = step.rows * step.shard / step.memory.ffn_chunks
+    strategy = step.memory.attention.strategy
+    node, _ = step.node
+    out = {
+        'weights of a layer, gathered': 2 * weights * step.width,
+        'gradients of a layer, float32': weights * FLOAT32,
+        'work on a layer': WORK * step.local * config.embed_dim * FLOAT32,
+        'work on a chunk of the FFN': WORK_FFN / 2 * step.width * chunk * config.mlp_dim / tensor,
+    }
+    if strategy.startswith('all_gather'):
+        keys = 2 * node * step.local * config.num_kv_heads / tensor * config.head_dim
+        out['keys and values of a node, their gradients'] = keys * (step.width + FLOAT32)
+    return out

@@ -1,0 +1,142 @@
+"""experiments/evaluate.py from end to end on the base model that the project ships."""
+
+import json
+import pathlib
+import re
+import sys
+import types
+from xml.etree import ElementTree
+
+import pytest
+
+HERE = pathlib.Path(__file__).parents[1] / 'experiments'
+sys.path.insert(0, str(HERE))
+
+import evaluate  # noqa: E402
+
+from lct.data import tokenizer  # noqa: E402
+from lct.eval import html_report, runner  # noqa: E402
+
+
+def run(workdir, **changes):
+    flags = {
+        'model': 'base', 'suite': 'ruler,needle', 'lengths': '512', 'samples': '1', 'tasks': 'niah_single_1,vt,needle',
+        'workdir': workdir, 'mesh': '1,1,1,1', 'dtype': None, 'plain': False,
+        'haystack': str(pathlib.Path(__file__).parent / 'golden' / 'page.txt'), 'trained': None, 'seed': 42,
+        'batch_tokens': 65536, 'piece': None, **changes,
+    }
+    evaluate.evaluate(types.SimpleNamespace(**flags))
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('finished')
+    run(workdir)
+    return workdir
+
+
+def test_results_are_written(finished):
+    report = json.loads((finished / 'results.json').read_text())
+    assert report['results']['ruler']['lengths'] == [512] and report['results']['ruler']['count'] == 2
+    assert len(report['results']['needle']['scores']) == 11
+    assert {'weights_sha256', 'tokenizer_sha256', 'template', 'seed', 'mesh', 'versions'} <= set(report['about'])
+    lines = (finished / 'results.csv').read_text().splitlines()
+    assert lines[0] == 'suite,task,at,score,low,high,count' and len(lines) == 1 + 2 + 11
+    page = (finished / 'report.html').read_text()
+    assert page.count('<svg') == 3 and 'trained to 512' in page and report['about']['weights_sha256'] in page
+    assert 'http' not in page.replace('http://www.w3.org', '')
+    prediction = json.loads((finished / 'predictions' / '512' / 'vt.jsonl').read_text().splitlines()[0])
+    assert {'index', 'pred', 'input', 'outputs', 'others'} <= set(prediction)
+
+
+def test_killed_and_started_again_it_ends_with_the_same_files(finished, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.Progress, '__call__', killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    assert (tmp_path / 'ruler.jsonl').stat().st_size and not (tmp_path / 'needle.jsonl').exists()
+    answered = []
+    answer = runner.answer
+    monkeypatch.setattr(runner, 'answer', lambda model, batch, rows: answered.append(batch) or answer(model, batch, rows))
+    run(tmp_path)
+    assert len(answered) == 1  # the needles' batch alone
+    for name in ('ruler.jsonl', 'needle.jsonl', 'results.json', 'results.csv', 'report.html'):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_the_other_suites_run_on_a_mesh_and_share_their_texts(tmp_path, monkeypatch):
+    read = []
+    answer = runner.answer
+    monkeypatch.setattr(runner, 'answer', lambda model, batch, rows: read.append(batch) or answer(model, batch, rows))
+    run(tmp_path, suite='adversarial,icl,loss', tasks='several,lookup', samples='4', mesh='1,1,2,1')
+    report = json.loads((tmp_path / 'results.json').read_text())['results']
+    assert report['adversarial']['tasks']['several']['512']['count'] == 4
+    several = [group for batch in read for group in batch.groups if group[0].task == 'several']
+    assert [len(group) for group in several] == [4]  # a text for four questions
+    curve = report['icl']['tasks']['lookup']['curve']
+    assert list(curve) == [str(2**i) for i in range(len(curve))] and all(x['count'] == 4 for x in curve.values())
+    assert report['icl']['tasks']['lookup']['references']['table'] == dict.fromkeys(curve, 1.0)
+    assert report['loss']['num_windows'] == 4 and len(report['loss']['mean']) == 4
+    before = len(read)
+    run(tmp_path, suite='adversarial,icl,loss', tasks='several,lookup', samples='4', mesh='1,1,2,1')
+    assert len(read) == before
+    assert json.loads((tmp_path / 'results.json').read_text())['results'] == report
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'suite': 'rulers'}, "unknown suite 'rulers'; the suites are ruler, needle, adversarial, icl and loss"),
+    ({'tasks': 'niah_single_9'}, "unknown task 'niah_single_9'; the tasks of ruler, needle are niah_single_1"),
+    ({'tasks': 'needle'}, 'suite ruler has none of the tasks needle; leave it out'),
+    ({'lengths': '1024'}, 'length 1024 is more than the 512 positions of the model; use'),
+    ({'lengths': '64'}, 'length 64'),
+    ({'lengths': '512,x'}, '--lengths 512,x must be whole numbers'),
+    ({'samples': '1,2'}, '--samples 1,2 has 2 numbers for 1 lengths'),
+    ({'mesh': '1,1'}, 'must be four degrees'),
+])
+def test_bad_input_is_one_sentence(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, **changes)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer.Tokenizer, 'vocab_size', 10**6, raising=False)
+    words = tokenizer.load('bytes')
+    words.vocab_size = 10**6
+    monkeypatch.setattr(tokenizer, 'load', lambda folder: words)
+    with pytest.raises(ValueError, match='the tokenizer has 1000000 ids but the model has vocab_size'):
+        run(tmp_path)
+
+
+def test_answers_of_other_models_are_not_mixed(finished):
+    with pytest.raises(ValueError, match='holds answers made with other samples_from, seed .*use another --workdir'):
+        run(finished, seed=7)
+
+
+REPORT = {
+    'about': {'model': 'm'}, 'trained': 1024, 'samples': {'1024': 2}, 'results': {
+        'adversarial': {'tasks': {'latest': {'1024': {
+            'target': 0.5, 'stale': 0.25, 'mixed': 0.25, 'none': 0, 'interval': [0.2, 0.8], 'count': 4}}}},
+        'icl': {'tasks': {'parity': {
+            'curve': {str(n): {'accuracy': 0.5, 'interval': [0.3, 0.7], 'count': 8} for n in (1, 2, 4)},
+            'references': {'elimination': {'1': 0.5, '2': 0.75, '4': 1.0}}}}},
+        'loss': {'edges': [0, 64, 128], 'mean': [3.0, 2.5], 'stderr': [None, None], 'num_windows': 1},
+    },
+}
+
+
+def test_every_suite_has_its_figure_table_and_cells():
+    page = html_report.page(REPORT)
+    for svg in re.findall('<svg.*?</svg>', page):
+        ElementTree.fromstring(svg)
+    assert page.count('<svg') == 3 and '50 right, 25 misled' in page
+    assert 'elimination' in page and '3.000' in page
+    assert [cell[0] for cell in html_report.cells(REPORT)] == ['adversarial', *['icl'] * 3, *['loss'] * 2]
+    assert '50 right, 25 misled' in html_report.terminal(REPORT)
+
+
+def test_the_colour_scale_is_fixed():
+    low, high = (html_report.heat_map([1024], ['0%'], [[score]], 1024, '') for score in (0.0, 1.0))
+    assert '#f0496e' in low and '#0cd79f' in high

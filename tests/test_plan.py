@@ -1,0 +1,192 @@
+"""The planner as its users meet it: plans in order, a config that trains, the published table, mistakes."""
+
+import dataclasses
+import pathlib
+import re
+import sys
+import time
+
+import pytest
+
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
+sys.path.insert(0, str(EXPERIMENTS))
+import plan as planner  # noqa: E402
+import setup_run  # noqa: E402
+
+from lct.models.llama_sizes import LLAMA3_8B, LLAMA3_70B, SIZES  # noqa: E402
+from lct.plan import cost, hardware, search, timing  # noqa: E402
+from lct.plan.buffers import buffers  # noqa: E402
+from lct.train import stages  # noqa: E402
+
+M = 2**20
+L40S = hardware.find('l40s')
+GRADIENT = {'gradient_llama3_8b': LLAMA3_8B, 'gradient_llama3_70b': LLAMA3_70B}
+
+
+@pytest.fixture(scope='module')
+def found():
+    start = time.perf_counter()
+    result = search.search(search.Job(LLAMA3_8B, M, 8), L40S, 512)
+    return result, time.perf_counter() - start
+
+
+def test_a_search_for_512_devices_takes_seconds(found):
+    assert found[1] < 5
+
+
+def test_plans_fit_are_whole_and_come_best_first(found):
+    plans = found[0].plans
+    assert [p.seconds for p in plans] == sorted(p.seconds for p in plans)
+    for plan in plans:
+        plan.step.check()
+        assert plan.step.devices == 512 and plan.step.tokens == 8 * M
+        assert plan.buffers.peak == buffers(plan.step).peak <= search.USABLE * L40S.memory
+    assert {p.step.memory.attention.strategy for p in plans} >= {'ring', 'double_ring', 'all_to_all_ring'}
+
+
+def test_what_was_refused_says_why(found):
+    result = found[0]
+    reasons = result.reasons()
+    assert sum(count for count, _, _ in reasons) == len(result.refusals)
+    text = ' '.join(reason for _, reason, _ in reasons)
+    assert 'largest buffer' in text and 'rings side by side' in text and 'all_to_all gives each' in text
+    for refusal in result.refusals:
+        assert refusal.beyond is None or refusal.beyond > 0
+
+
+def test_the_best_plan_beats_the_recipes_own_mesh(found):
+    step = recipe_steps('gradient_llama3_8b')[3][0]
+    assert step.tokens == 8 * M and found[0].plans[0].seconds <= sum(timing.seconds(step, L40S).values())
+
+
+# ---------------------------------------------------------------------------------------------------
+# Gradient's tables
+# ---------------------------------------------------------------------------------------------------
+
+
+def recipe_steps(name):
+    """[(Step, number of steps, published minutes)] of a recipe."""
+    config = setup_run.load_config(EXPERIMENTS / 'configs' / f'{name}.py')
+    return [
+        (cost.Step(GRADIENT[name], stage.mesh, stage.seq_len, stage.batch_size, stage.accumulation,
+                   dataclasses.replace(stage.memory, dtype='bfloat16')),
+         stage.num_steps, raw.published.minutes)
+        for stage, raw in zip(setup_run.run_of(config).stages, config.stages)]
+
+
+def minutes(name):
+    """[(predicted, published)] of every stage."""
+    return [(sum(timing.seconds(step, L40S).values()) * steps / 60, published)
+            for step, steps, published in recipe_steps(name)]
+
+
+@pytest.mark.parametrize('name', GRADIENT)
+def test_published_minutes_within_a_factor_of_two(name):
+    for predicted, published in minutes(name):
+        assert 0.5 <= predicted / published <= 2
+
+
+@pytest.mark.parametrize('name', GRADIENT)
+def test_stages_in_the_published_order_but_for_one_pair(name):
+    """A ring of 32 GPUs took Gradient longer than anything of one network constant explains: the 8B model's 262K and
+    4194K change places, and the 70B model's 524K and 1048K."""
+    rows = minutes(name)
+    pairs = [(a, b) for i, a in enumerate(rows) for b in rows[i + 1:]]
+    assert sum((a[0] - b[0]) * (a[1] - b[1]) < 0 for a, b in pairs) <= 1
+
+
+@pytest.mark.parametrize('name', GRADIENT)
+def test_the_table_of_a_recipe(name, capsys):
+    planner.run(['--recipe', str(EXPERIMENTS / 'configs' / f'{name}.py'), '--price-per-hour', '2'])
+    text = capsys.readouterr().out
+    for predicted, published in minutes(name):
+        assert re.search(rf' {predicted:.0f} +{published} +{predicted / published:.2f} ', text)
+    assert 'matmul 0.5' in text and 'device-hours' in text and 'published order' in text
+
+
+# ---------------------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------------------
+
+
+ONE = ['--model', 'llama3-8b', '--context', '1M', '--hardware', 'l40s', '--devices', '512']
+
+
+def test_a_plan_is_printed_and_its_config_trains_what_was_planned(tmp_path, capsys):
+    path = tmp_path / 'planned.py'
+    planner.run([*ONE, '--rows', '8', '--price-per-hour', '1.5', '--out', str(path)])
+    text = capsys.readouterr().out
+    for word in ('PREDICTED', 'moments of AdamW', 'attention', 'tokens/s', 'utilisation', 'days', 'per device and hour'):
+        assert word in text
+    best = search.best(search.Job(LLAMA3_8B, M, 8), L40S, 512).plans[0]
+    run = setup_run.run_of(setup_run.load_config(path))
+    (stage,) = run.stages
+    assert (run.param_dtype, stage.memory.dtype) == (best.step.dtype, best.step.memory.dtype) == ('float32', 'bfloat16')
+    assert (stage.mesh, stage.seq_len, stage.batch_size, stage.accumulation, stage.memory) == (
+        best.step.mesh, M, best.step.batch_size, best.step.accumulation, best.step.memory)
+    assert stage.num_steps * stage.tokens_per_step == pytest.approx(planner.DEFAULT_TOKENS, rel=0.02)
+    assert stages.configs(run.stages, LLAMA3_8B)[0].rope_theta == 3_580_165_449  # the critical base at 1M
+    recipe = setup_run.load_config(EXPERIMENTS / 'configs' / 'gradient_llama3_8b.py')
+    assert set(setup_run.load_config(path)) == {*recipe, 'param_dtype'}  # all that extend.py reads
+
+
+def test_a_recipe_planned_for_other_devices(tmp_path, capsys):
+    path = tmp_path / 'planned.py'
+    recipe = EXPERIMENTS / 'configs' / 'gradient_llama3_8b.py'
+    planner.run(['--recipe', str(recipe), '--hardware', 'h200', '--devices', '64', '--out', str(path)])
+    theirs, ours = (setup_run.run_of(setup_run.load_config(p)).stages for p in (recipe, path))
+    assert [s.tokens_per_step for s in ours] == [s.tokens_per_step for s in theirs]
+    assert all(s.mesh[0] * s.mesh[1] * s.mesh[2] * s.mesh[3] == 64 for s in ours)
+    assert [c.rope_theta for c in stages.configs(ours, LLAMA3_8B)] == [
+        c.rope_theta for c in stages.configs(theirs, LLAMA3_8B)]
+    assert '64 x h200' in capsys.readouterr().out
+
+
+def test_a_faster_network_makes_a_faster_plan():
+    slow, fast = (planner.machine(planner.flags([*ONE, *more])) for more in ([], ['--network', '50']))
+    job = search.Job(LLAMA3_8B, M, 8)
+    times = [search.best(job, kind, 512).plans[0].seconds for kind in (slow, fast)]
+    assert fast.network == 50e9 and times[1] < times[0]
+
+
+def changed(**flags):
+    words = dict(zip(ONE[::2], ONE[1::2])) | {f'--{key}': value for key, value in flags.items()}
+    return [word for pair in words.items() for word in pair]
+
+
+@pytest.mark.parametrize(('argv', 'expected'), [
+    (changed(hardware='l40'), r"hardware 'l40' is not in the table; nearest are l40s"),
+    (changed(model='llama3-9b'), r"model 'llama3-9b' is not in the table; nearest are llama3-8b"),
+    (changed(context='1X'), r"'1X' is not a number of tokens"),
+    (changed(devices='0'), r'--devices 0 must be at least 1'),
+    (changed(devices='100'), r'embed_dim 4096 is not a multiple .* remedies'),
+    (changed(theta='5e8'), r'context 1048576 is beyond the 359,277 tokens that theta 500,000,000 reaches .* --theta 3580165450'),
+    (ONE[:6], r'--devices is needed'),
+    (['--recipe', str(EXPERIMENTS / 'configs' / 'gradient_llama3_8b.py'), '--context', '8M'],
+     r'context 8M is beyond the 4194304 tokens .* theta 45,218,125,209'),
+    (['--recipe', str(EXPERIMENTS / 'configs' / 'laptop.py'), '--hardware', 'h100'], r"model 'laptop' is not in the table"),
+    (['--recipe', str(EXPERIMENTS / 'configs' / 'gradient_llama3_8b.py'), '--rows', '3'], r'--rows is set by the recipe'),
+])
+def test_mistakes(argv, expected):
+    with pytest.raises(ValueError, match=expected):
+        planner.run(argv)
+
+
+def test_nothing_feasible_names_the_buffer_and_three_remedies():
+    with pytest.raises(ValueError) as error:
+        planner.run(['--model', 'llama3-70b', '--context', '1M', '--hardware', 'l40s', '--devices', '8'])
+    text = str(error.value)
+    assert re.search(r"largest buffer is '[\w ]+' with [\d.]+ GiB, [\d.]+ GiB too much", text)
+    remedies = re.findall(r'(\d+) x (\w+)', text.partition('remedies, cheapest first: ')[2])
+    assert len(remedies) == 3
+    for count, name in remedies:
+        assert search.search(search.Job(SIZES['llama3-70b'], M, 4), hardware.find(name), int(count)).plans
+
+
+def test_the_nearest_remedy_is_a_shorter_context():
+    job = search.Job(LLAMA3_8B, 2**22)
+    with pytest.raises(ValueError, match='cheapest first: a context of ([0-9]+) tokens') as error:
+        search.best(job, L40S, 16)
+    shorter = int(re.search(r'a context of (\d+) tokens', str(error.value))[1])
+    fits = [search.feasible(search.Job(LLAMA3_8B, length), L40S, 16) for length in (shorter, 2 * shorter)]
+    assert fits == [True, False]

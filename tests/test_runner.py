@@ -1,0 +1,121 @@
+"""The runner's answers are those of plain generation, and a file that was interrupted ends like one that was not."""
+
+import contextlib
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from lct import sharding
+from lct.data import chat, tokenizer
+from lct.eval import runner, samples
+from lct.models import decode, llama
+from lct.ops import rope
+
+CONFIG = llama.LlamaConfig(
+    vocab_size=258, embed_dim=16, mlp_dim=32, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8,
+    max_position_embeddings=256, rope=rope.RopeConfig(theta=1000.0),
+)
+NEW = 5
+
+
+@pytest.fixture(scope='module')
+def model():
+    params = jax.tree.map(np.asarray, llama.init(CONFIG, jax.random.key(1)))
+    return runner.Model(params, CONFIG, tokenizer.BytesTokenizer(), batch_tokens=512)
+
+
+def item(index, length=100, group=None, one_line=False):
+    text = f'{"x" * (11 if group is None else 40)} {index}'
+    make = lambda: samples.Sample('copy', length, index, text, ' =', [str(index)], NEW, {'index': index})
+    return runner.Item('copy', length, index, make, group, one_line)
+
+
+ITEMS = [item(0), item(1), item(2, 200), *[item(i, group=i // 3) for i in range(3, 8)]]
+
+
+def expected(model, one):
+    ids = model.prompt_ids(one.make())
+    new = decode.generate(model.params, CONFIG, [ids], NEW)[0].tolist()
+    return model.tokenizer.decode(new[:new.index(257)] if 257 in new else new)
+
+
+@pytest.mark.parametrize('degrees', [None, (2, 1, 4, 1)])
+def test_answers_are_those_of_generation(model, tmp_path, degrees):
+    texts = [expected(model, one) for one in ITEMS]
+    with contextlib.nullcontext() if degrees is None else jax.set_mesh(sharding.make_mesh(degrees)):
+        rows, problems = runner.run(model, ITEMS, tmp_path / 'a.jsonl')
+    assert [row['text'] for row in rows] == texts and problems == []
+    assert [row['index'] for row in rows] == list(range(8))
+
+
+class Killed(Exception):
+    pass
+
+
+def stop_after(count):
+    def progress(done, total, seconds):
+        assert seconds >= 0
+        if done >= count:
+            raise Killed
+    return progress
+
+
+def test_an_interrupted_file_ends_the_same(model, tmp_path, monkeypatch):
+    whole, broken = tmp_path / 'whole.jsonl', tmp_path / 'broken.jsonl'
+    runner.run(model, ITEMS, whole)
+    made = []
+    row_of = runner.row_of
+    monkeypatch.setattr(runner, 'row_of', lambda sample, *rest: made.append(sample.index) or row_of(sample, *rest))
+    for count in (1, 3):
+        with pytest.raises(Killed):
+            runner.run(model, ITEMS, broken, stop_after(count))
+    assert runner.run(model, ITEMS, broken)[1] == []
+    assert broken.read_bytes() == whole.read_bytes()
+    assert sorted(made) == list(range(8))  # none twice
+    runner.run(model, ITEMS, broken)
+    assert len(made) == 8 and broken.read_bytes() == whole.read_bytes()
+
+
+def test_a_corrupt_line_is_named_and_its_sample_made_again(model, tmp_path):
+    path = tmp_path / 'a.jsonl'
+    runner.run(model, ITEMS, path)
+    good = path.read_bytes()
+    lines = good.splitlines()
+    fields = json.loads(lines[5])
+    del fields['text']
+    path.write_bytes(b'\n'.join([lines[0][:20], *lines[1:5], json.dumps(fields).encode(), *lines[6:]]) + b'\n{"ta')
+    problems = runner.run(model, ITEMS, path)[1]
+    assert [problem.split(' line ')[1].split(' ')[0] for problem in problems] == ['1', '9', '6']
+    assert 'has no text' in problems[2] and path.read_bytes() == good
+
+
+def test_a_smaller_run_keeps_the_answers_of_a_larger_one(model, tmp_path):
+    path = tmp_path / 'a.jsonl'
+    runner.run(model, ITEMS, path)
+    good = path.read_bytes()
+    assert len(runner.run(model, ITEMS[:2], path)[0]) == 2 and path.read_bytes() == good
+
+
+def test_a_one_line_answer_ends_with_its_line(model):
+    assert np.flatnonzero(model.stop(one_line=True)).tolist() == [10, 257]
+    assert np.flatnonzero(model.stop(one_line=False)).tolist() == [257]
+
+
+def test_a_template_frames_the_prompt(model):
+    template = chat.ChatTemplate("{% for m in messages %}<{{ m.content }}>{% endfor %}"
+                                 "{% if add_generation_prompt %}!{% endif %}")
+    framed = runner.Model(model.params, CONFIG, model.tokenizer, template)
+    assert framed.tokenizer.decode(framed.prompt_ids(ITEMS[0].make())) == f'<{"x" * 11} 0>! ='
+    assert framed.overhead() == 2 + runner.JOINTS  # three characters, and no BOS
+
+
+def test_bad_input(model, tmp_path):
+    with pytest.raises(ValueError, match='length 300 is more than the 256 positions of the model; use'):
+        runner.run(model, [item(0, 300)], tmp_path / 'a.jsonl')
+    with pytest.raises(ValueError, match="the tokenizer has 258 ids but the model has vocab_size 64; use"):
+        runner.Model(model.params, llama.LlamaConfig(64, 16, 32, 2, 2, 2, 8), model.tokenizer)
+    long = samples.Sample('copy', 100, 0, 'x' * 300, '', [''], NEW, {})
+    with pytest.raises(ValueError, match='copy 0 takes 301 tokens and 5 for its answer, more than the 256'):
+        runner.run(model, [runner.Item('copy', 100, 0, lambda: long)], tmp_path / 'b.jsonl')

@@ -1,0 +1,97 @@
+"""What a session answers is what plain generation over the whole text answers, on every mesh."""
+
+import jax
+import numpy as np
+import pytest
+from test_decode import CONFIG, MEMORY, SEQ_LEN, forward, host_params, on, placed_params
+
+from lct import sharding
+from lct.data import layout
+from lct.models import decode
+from lct.models.session import Session
+from lct.plan import hlo
+
+TEXTS = [list(range(1, 40)), list(range(20, 31))]
+QUESTIONS = [[[5, 6, 7], [9, 8, 7, 6, 5]], [[1], [2, 3]]]  # two rounds, a question for each text
+NEW = 4
+
+
+def logits_after(row):
+    return forward((tuple(row),))[0, len(row) - 1]
+
+
+def greedy(row):
+    row = list(row)
+    for _ in range(NEW):
+        row.append(int(logits_after(row).argmax()))
+    return row[-NEW:]
+
+
+@pytest.mark.parametrize('degrees', [None, (1, 1, 8, 1), (2, 1, 4, 1), (1, 1, 4, 2)])
+@pytest.mark.parametrize('piece', [None, 16])
+def test_questions_about_one_text_are_answered_as_if_each_were_alone(degrees, piece):
+    with on(degrees):
+        indices = layout.permutation('striped', SEQ_LEN, sharding.axis_size('sequence'))
+        session = Session(placed_params(), CONFIG, 2, SEQ_LEN, indices, MEMORY)
+        session.read(TEXTS, piece)
+        np.testing.assert_allclose(session.logits, [logits_after(text) for text in TEXTS], atol=1e-5)
+        for questions in QUESTIONS:
+            answers = session.ask(questions, [NEW, NEW - 1], NEW)
+            expected = [greedy(text + question) for text, question in zip(TEXTS, questions, strict=True)]
+            assert answers == [expected[0], expected[1][:NEW - 1]]
+        assert session.ask([[], []], [NEW] * 2, NEW) == [greedy(text) for text in TEXTS]
+
+
+def test_an_answer_ends_before_the_token_that_stops_it():
+    expected = greedy(TEXTS[0])
+    stop = np.zeros(CONFIG.vocab_size, bool)
+    stop[expected[2]] = True
+    session = Session(host_params(), CONFIG, 1, SEQ_LEN, memory=MEMORY)
+    session.read(TEXTS[:1])
+    assert session.ask([[]], [NEW], NEW, stop) == [expected[:expected.index(expected[2])]]
+
+
+def test_sampling_keeps_to_the_likeliest_words():
+    session = Session(host_params(), CONFIG, 1, SEQ_LEN, memory=MEMORY)
+    session.read(TEXTS[:1])
+    certain = decode.Sampling(top_p=1e-6)
+    key = jax.random.key(0)
+    assert session.ask([[]], [NEW], NEW, sampling=certain, key=key) == [greedy(TEXTS[0])]
+    drawn = decode.draw(np.log(np.tile([[0.5, 0.3, 0.15, 0.05]], (4000, 1))), key, decode.Sampling(top_p=0.7))
+    share = np.bincount(drawn, minlength=4) / 4000
+    np.testing.assert_allclose(share, [0.625, 0.375, 0, 0], atol=0.03)
+    with pytest.raises(ValueError, match='temperature 0 must be above 0'):
+        decode.Sampling(temperature=0)
+
+
+def test_errors_name_the_remedy():
+    session = Session(host_params(), CONFIG, 1, SEQ_LEN, memory=MEMORY)
+    with pytest.raises(ValueError, match='use fewer, or a longer cache'):
+        session.read([[1] * (SEQ_LEN + 1)])
+    with pytest.raises(ValueError, match='piece 3 is not a multiple of 2; use 2'):
+        session.read([[1]], piece=3)
+    session.read(TEXTS[:1])
+    with pytest.raises(ValueError, match='use fewer, or a longer cache'):
+        session.ask([[1]], [SEQ_LEN], SEQ_LEN)
+    with pytest.raises(ValueError, match='token id 64'):
+        session.ask([[64]], [1], 1)
+
+
+def test_a_token_costs_the_network_the_same_whatever_the_context():
+    """Weights split over the ring come together once, before the loop over tokens."""
+    in_loop = []
+    for seq_len in (64, 256):
+        with on((1, 1, 8, 1)):
+            indices = layout.permutation('striped', seq_len, 8)
+            session = Session(placed_params(), CONFIG, 2, seq_len, indices, MEMORY)
+            session.read(TEXTS)
+            limits = decode.place_limits(np.array([NEW, NEW], np.int32), np.zeros(CONFIG.vocab_size, bool))
+            last = sharding.put(session.lengths - 1, sharding.spec('B'))
+            run = jax.jit(decode.decode, static_argnames=('config', 'max_new_tokens'))
+            compiled = run.lower(placed_params(), CONFIG, session.cache, session.logits, last, session.slot_of, *limits,
+                                 session.tables, NEW).compile()
+        transfers = hlo.Program(compiled.as_text()).transfers({'data': 1, 'fsdp': 1, 'sequence': 8, 'tensor': 1})
+        assert sum(x.kind == 'all-gather' and x.exact for x in transfers) >= 7  # the matrices, outside the loop
+        in_loop.append(sorted((x.kind, x.size) for x in transfers if not x.exact))
+    assert in_loop[0] == in_loop[1]
+    assert [kind for kind, _ in in_loop[0]] == ['all-reduce'] * 2  # one merge per layer: max, then sum
