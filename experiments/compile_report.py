@@ -114,14 +114,16 @@ def report(compiled, degrees):
 
 def show(title, record):
     """Print one record; transfers that are alike share a line."""
+    from lct.plan import hlo
+
     memory = '  '.join(f'{name} {size / 2**20:,.1f}' for name, size in record['memory'].items() if size)
     largest = record['largest']
     print(f'\n{title}: compiled in {record["seconds"]:.1f} s')
     print(f'  memory of a device, MiB: {memory}')
     if record['device_memory']:
-        taken = record['memory']['peak'] / record['device_memory']
+        taken = hlo.device_bytes(record['memory']) / record['device_memory']
         room = record['device_memory'] / 2**20
-        print(f'  {"fits" if taken < 1 else "DOES NOT FIT"}: the peak is {taken:.0%} of the {room:,.0f} MiB of a device')
+        print(f'  {"fits" if taken < 1 else "DOES NOT FIT"}: it takes {taken:.0%} of the {room:,.0f} MiB of a device')
     print(f'  largest tensor: {largest["tensor"]} {largest["bytes"] / 2**20:,.1f} MiB ({largest["name"]})')
     alike, total = collections.Counter(), collections.Counter()
     for t in record['transfers']:

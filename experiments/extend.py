@@ -17,6 +17,8 @@ import zlib
 
 import setup_run
 
+SHORT_WINDOWS = 32  # of the native length, for the gates of stages
+
 
 def run():
     config, args = setup_run.parse(__doc__, setup_run.HERE / 'configs' / 'laptop.py', 'runs/laptop')
@@ -24,11 +26,10 @@ def run():
     import jax
     import numpy as np
 
-    from lct import sharding
-    from lct.data import documents, tokenizer
-    from lct.data.mixture import Mixture
+    from lct import processes, sharding
+    from lct.data import tokenizer
     from lct.eval import needle, perplexity, report
-    from lct.models import llama
+    from lct.models import llama, lora
     from lct.train import loop, stages
     from lct.train.checkpoint import claim
     from lct.weights import llama_hf
@@ -47,53 +48,67 @@ def run():
     words = tokenizer.load(folder)
     tokenizer.check_vocab(words, base_config.vocab_size)
     plan = stages.configs(run_config.stages, base_config)
+    for doubt in stages.doubts(run_config.stages, base_config):
+        loop.say(f'WARNING: {doubt}')
     native = base_config.max_position_embeddings
-    training, held_out = documents.split(documents.read(config.corpus, config.corpus_bytes), config.held_out)
-    mixture = Mixture(setup_run.encode(words, training), words, seed=config.seed)
+    mixture, unseen = setup_run.stream(config, words)
     for stage in run_config.stages:
         mixture.weights = dict(stage.mixture)
         mixture.check_length(stage.seq_len)
-    unseen = setup_run.encode(words, held_out)
     if not unseen:
         raise ValueError(f'held_out {config.held_out} leaves no document to evaluate on; use for example 0.1')
     haystack = np.concatenate(unseen)
     needle.check(config.needle.lengths, config.needle.depths, config.needle.samples, len(haystack))
     perplexity.check(config.loss.seq_len, last.mesh[2], last.memory.ffn_chunks)
+    gated = [stage for stage in run_config.stages if stage.gate]
+    for stage in gated:
+        needle.check((stage.seq_len,), config.needle.depths, config.needle.samples, len(haystack))
+        perplexity.check(native, stage.mesh[2], stage.memory.ffn_chunks)
     windows = perplexity.windows(
         unseen, config.loss.seq_len, config.loss.windows, config.seed, words.bos_id, config.loss.rotations
     )
+    short = perplexity.windows(unseen, native, SHORT_WINDOWS, config.seed, words.bos_id) if gated else None
+    size = trained = llama.num_params(base_config)
+    if run_config.adapter:
+        trained = lora.num_trained(base_config, run_config.adapter)
     # float32 weights and two moments in each checkpoint, one more than are kept; then the model itself
-    nbytes = (12 * (run_config.keep_checkpoints + 1) + 4) * llama.num_params(base_config)
+    nbytes = 12 * (run_config.keep_checkpoints + 1) * trained + 4 * size
     workdir.mkdir(parents=True, exist_ok=True)
     llama_hf.check_writable(workdir / 'model', nbytes, overwrite=True)
     lock = claim(workdir, {  # noqa: F841  held while the process lives
-        **setup_run.plain(config), 'inputs': {
+        **setup_run.without_gates(config), 'inputs': {
             'model': setup_run.fingerprint(folder), 'tokenizer': words.fingerprint, 'tokens': mixture.num_tokens,
             'held_out': zlib.crc32(haystack.tobytes()),
         },
     })
     loop.say(
-        f'{folder.name}: {llama.num_params(base_config):,} parameters, native context {native:,} -> '
-        f'{last.seq_len:,}; {mixture.num_tokens:,} training tokens, {len(unseen)} held-out documents; '
-        f'{jax.default_backend()}, mesh {dict(mesh.shape)}'
+        f'{folder.name}: {size:,} parameters, {trained:,} of them trained ({trained / size:.2%}), native context '
+        f'{native:,} -> {last.seq_len:,}; {mixture.num_tokens:,} training tokens, {len(unseen)} held-out documents; '
+        f'{jax.default_backend()}, {jax.process_count()} process(es), mesh {dict(mesh.shape)}'
     )
 
     def load():
         return llama_hf.load(folder, dtype=run_config.param_dtype)[1]
 
     def evaluate(name, model_config, load_params):
-        """Needle grid and loss by position of one model, each kept in a file once done."""
+        """Needle grid and loss by position of one model, and for gates its loss on short text, each kept in a file
+        once done."""
         params = None
         results = []
         for kind, compute, read in (
             ('needle', needle_grid, needle.NeedleResult.from_json),
             ('loss', loss_curve, perplexity.Bins.from_json),
+            *([('short', short_loss, perplexity.Bins.from_json)] if gated else []),
         ):
             path = workdir / f'{kind}_{name}.json'
-            if not path.exists():
+            if processes.from_first(path.exists()):
+                text = path.read_text()
+            else:
                 params = load_params() if params is None else params
-                write(path, compute(name, model_config, params).to_json())
-            results.append(read(path.read_text()))
+                text = compute(name, model_config, params).to_json()
+                if processes.is_first():
+                    write(path, text)
+            results.append(read(text))
         return results
 
     def needle_grid(name, model_config, params):
@@ -124,27 +139,49 @@ def run():
         )
         return perplexity.bins(losses)
 
+    def short_loss(name, model_config, params, stage=last):
+        """One bin: the mean loss over held-out text of the native length."""
+        losses = perplexity.loss_by_position(
+            params, model_config, short, layout=stage.layout, memory=stage.memory, batch_size=8,
+            progress=lambda done, total: loop.check(asked))
+        return perplexity.bins(losses, (0, native))
+
+    def gate_scores(stage, stage_config, params):
+        """What a gate looks at (lct.train.gates); its needles are not those of the grid that is reported."""
+        found = needle.run(
+            params, stage_config, words, haystack, (stage.seq_len,), config.needle.depths, config.needle.samples,
+            layout=stage.layout, memory=stage.memory, seed=config.seed + 1,
+            progress=lambda done, total, length: loop.check(asked))
+        loss = short_loss(stage.name, stage_config, params, stage)
+        return {'needle': found.scores.mean(), 'short_loss_rise': loss.mean[0] - base_short[0].mean[0]}
+
     with loop.stop_requests() as asked:
         try:
             with jax.set_mesh(mesh):
-                base_needle, base_loss = evaluate('base', base_config, load)
+                base_needle, base_loss, *base_short = evaluate('base', base_config, load)
             extended_config, params, summary = loop.train(
-                run_config, base_config, load, mixture, workdir, asked
+                run_config, base_config, load, mixture, workdir, asked, gate_scores
             )
             with jax.set_mesh(mesh):
-                needle_result, loss_result = evaluate('extended', extended_config, lambda: params)
+                needle_result, loss_result, *_ = evaluate('extended', extended_config, lambda: params)
         except loop.Interrupted as stop:
             loop.say(str(stop))
             sys.exit(130)
+
+    params = sharding.collect(params)
+    if not processes.is_first():  # it has given its part of the model; the first process writes
+        processes.wait_for_all()
+        return
 
     # -- pictures, numbers, and the model ----------------------------------------------------------------
     report.needle_figure(base_needle, needle_result, native, workdir / 'needle.png')
     report.loss_figure({'base': base_loss, 'extended': loss_result}, native, workdir / 'loss.png')
     stage_rows = [
-        {'length': s.seq_len, 'theta': c.rope.theta, 'rule': rule(s), 'steps': s.num_steps,
-         'tokens': s.num_steps * s.tokens_per_step}
-        for s, c in zip(run_config.stages, plan)
+        {'length': s.seq_len, 'theta': c.rope.theta, 'rule': rule(s), 'steps': steps,
+         'tokens': steps * s.tokens_per_step}
+        for s, c, steps in zip(run_config.stages, plan, summary['stage_steps'])
     ]
+    summary |= {'trained': trained, 'parameters': size}
     summary |= {name: needle.summary(result, native)
                 for name, result in (('base', base_needle), ('extended', needle_result))}
     command = 'python ' + ' '.join(map(shlex.quote, sys.argv))
@@ -154,7 +191,7 @@ def run():
         'loss_by_position': {'base': base_loss.to_dict(), 'extended': loss_result.to_dict()},
         'config': setup_run.plain(config), 'command': command,
         'versions': {'jax': jax.__version__, 'python': platform.python_version()},
-        'device': jax.devices()[0].device_kind, 'num_devices': mesh.size,
+        'device': jax.devices()[0].device_kind, 'num_devices': mesh.size, 'num_processes': jax.process_count(),
         'seconds_of_this_call': time.monotonic() - began,
     }, indent=1))
     kinds = ', '.join(sorted({kind for stage in run_config.stages for kind, share in stage.mixture if share}))
@@ -177,13 +214,15 @@ def run():
             f'{one["beyond"][0]}/{one["beyond"][1]} beyond {2 * native:,}; worst length '
             f'{one["worst_length"]:,} with {one["worst_mean"]:.0%}'
         )
+    processes.wait_for_all()
     loop.say(f'{native:,} -> {last.seq_len:,} tokens; this call took {loop.clock(time.monotonic() - began)}')
 
 
 def rule(stage):
     """Where a stage's theta comes from, in words."""
-    return {'dynamic_ntk': f'dynamic NTK, alpha {stage.alpha:g}', 'critical_base': 'critical base',
-            'keep': 'unchanged'}.get(stage.theta, 'given')
+    theta = {'dynamic_ntk': f'dynamic NTK, alpha {stage.alpha:g}', 'critical_base': 'critical base',
+             'keep': 'unchanged'}.get(stage.theta, 'given')
+    return f'{theta}, scaled by {dict(stage.scaling)["type"]}' if stage.scaling else theta
 
 
 def write(path, text):

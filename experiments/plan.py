@@ -28,6 +28,7 @@ from lct.ops import rope  # noqa: E402
 from lct.plan import hardware, search, serving, timing  # noqa: E402
 from lct.plan.buffers import buffers  # noqa: E402
 from lct.plan.cost import Step  # noqa: E402
+from lct.plan.hlo import device_bytes  # noqa: E402
 from lct.train import stages  # noqa: E402
 
 GiB = 2**30
@@ -142,11 +143,6 @@ def by_buffer(needed, kind):
 
 def money(hours, devices, price):
     return f', {hours * devices * price:,.0f} at {price} per device and hour' if price else ''
-
-
-def device_bytes(memory):
-    """What a compiled program takes of a device: hlo.memory_of, added up. (Its peak counts host memory as well.)"""
-    return memory['arguments'] + memory['outputs'] - memory['aliased'] + memory['temporaries']
 
 
 def program(name, step):

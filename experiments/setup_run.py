@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import sys
+import traceback
 import zlib
 
 RUN_FIELDS = ('param_dtype', 'checkpoint_every', 'keep_checkpoints', 'max_skips_in_row')
@@ -108,6 +109,14 @@ def plain(config):
     return config
 
 
+def without_gates(config):
+    """plain(config) less the gates of its stages: a run may go on with other thresholds."""
+    values = plain(config)
+    for stage in values['stages']:
+        stage.pop('gate', None)
+    return values
+
+
 def encode(words, documents):
     """Token ids, one int32 array a document; in slices, so that a large corpus is never held as Python ints."""
     import numpy as np
@@ -119,15 +128,48 @@ def encode(words, documents):
     return ids
 
 
+def stream(config, words):
+    """The rows of config.corpus to train on, and its held-out documents as [ids int32 [n]].
+
+    The folder of a token store (experiments/tokenize_corpus.py) is read as it is trained on, each process its
+    part; config.sequences names a mode of lct.data.sequences (default: packed), config.upsample gives at_least
+    and keep of lct.data.upsample, config.chat_template = True puts chats into the model's own template. Anything
+    else is tokenized here and kept in memory.
+    """
+    from lct.data import chat, documents, sequences, store
+    from lct.data.mixture import Mixture
+    from lct.data.stream import Stream
+    from lct.data.upsample import Upsample
+    from lct.train.metrics import say
+
+    if not (pathlib.Path(config.corpus) / 'index.json').is_file():
+        training, held_out = documents.split(documents.read(config.corpus, config.corpus_bytes), config.held_out)
+        return Mixture(encode(words, training), words, seed=config.seed), encode(words, held_out)
+    mode = config.get('sequences', 'packed')
+    if mode not in sequences.MODES:
+        raise ValueError(f'config.sequences {mode!r} is not one of {", ".join(sequences.MODES)}')
+    upsample = Upsample(**config.upsample) if config.get('upsample') else None
+    template = chat.read(model_folder(config.model_folder)) if config.get('chat_template') else None
+    rows = Stream(store.Store(config.corpus), words, seed=config.seed, mode=getattr(sequences, mode),
+                  upsample=upsample, held_out=config.held_out, template=template)
+    say(', '.join(f'{count:,} {what}' for what, count in rows.census().items()) + f' in the store {config.corpus}')
+    # enough for the loss windows and the haystack, not a hundredth of a terabyte
+    wanted = 2 * max(config.loss.seq_len * config.loss.windows, *config.needle.lengths)
+    return rows, rows.held_out(wanted) if config.held_out else []
+
+
 def devices(config):
-    """Make the devices that the meshes need: on a machine without accelerators as many virtual CPU devices,
-    elsewhere the real ones, the ring fitted to their number if config.fit_ring says so. Must run before jax
-    computes anything."""
+    """Meet the other processes, if there are any, and make the devices that the meshes need: on a machine without
+    accelerators as many virtual CPU devices, elsewhere the real ones, the ring fitted to their number if
+    config.fit_ring says so. Must run before jax computes anything."""
     import jax
 
+    from lct import processes
+
+    count = processes.join()
     needed = max(math.prod(stage.mesh) for stage in config.stages)
     if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-        jax.config.update('jax_num_cpu_devices', needed)
+        jax.config.update('jax_num_cpu_devices', -(-needed // count))
     if jax.default_backend() != 'cpu' and config.get('fit_ring', False):
         fit_ring(config, jax.device_count())
 
@@ -143,8 +185,10 @@ def fit_ring(config, count):
 def run_of(config):
     """The train.loop.Run of a ConfigDict."""
     from lct.models.llama import Memory
+    from lct.models.lora import Adapter
     from lct.ops.blockwise_attention import Chunks
     from lct.ops.strategies import Attention
+    from lct.train.gates import Gate
     from lct.train.loop import Run
     from lct.train.optimizer import OptimizerConfig
     from lct.train.stages import Stage
@@ -156,22 +200,32 @@ def run_of(config):
         chunks = Chunks(memory.pop('query_chunk'), memory.pop('key_chunk'))
         how = Attention(memory.pop('strategy', 'ring'), memory.pop('node_size', 1), chunks,
                         kernel=memory.pop('kernel', 'xla'))
+        gate = fields.pop('gate', None)
         return Stage(**{**fields, 'mesh': tuple(fields['mesh']), 'mixture': tuple(fields['mixture'].items()),
+                        'scaling': tuple(fields.get('scaling', {}).items()), 'gate': gate and Gate(**gate),
                         'memory': Memory(attention=how, **memory)})
 
-    return Run(stages=tuple(stage(s) for s in config.stages), optimizer=OptimizerConfig(**config.optimizer),
+    stages = tuple(stage(s) for s in config.stages)
+    adapter = None
+    if config.get('adapter'):
+        adapter = Adapter(**{'frozen_dtype': stages[0].memory.dtype, **config.adapter})
+    return Run(stages=stages, optimizer=OptimizerConfig(**config.optimizer), adapter=adapter,
                **{name: config[name] for name in RUN_FIELDS if name in config})
 
 
 def main(function):
     """Run a script; what the user can mend ends in one sentence, LCT_TRACEBACK=1 shows where it came from."""
+    from lct import processes
+
     try:
         function()
-    except (ValueError, FileNotFoundError, PermissionError, FloatingPointError, OSError) as error:
-        if os.environ.get('LCT_TRACEBACK'):
-            raise
-        print('error:', ' '.join(str(error).split()), file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
         print('stopped; the same command continues from the last checkpoint', file=sys.stderr)
-        sys.exit(130)
+        processes.leave(130)
+    except Exception as error:
+        mendable = isinstance(error, (ValueError, FloatingPointError, OSError))
+        if mendable and not os.environ.get('LCT_TRACEBACK'):
+            print('error:', ' '.join(str(error).split()), file=sys.stderr)
+        else:
+            traceback.print_exc()
+        processes.leave(1)

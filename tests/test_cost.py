@@ -14,7 +14,7 @@ from lct.models.llama import Memory
 from lct.models.llama_sizes import LLAMA3_8B, LLAMA3_70B
 from lct.ops.blockwise_attention import Chunks
 from lct.ops.strategies import Attention
-from lct.plan import cost, hardware, serving, targets, timing
+from lct.plan import cost, hardware, hlo, serving, targets, timing
 from lct.plan.buffers import buffers
 from lct.plan.cost import Step
 
@@ -221,14 +221,14 @@ MISSED = [p for p in POINTS if p[0] == 'l40s:128']
 
 def test_what_was_missed_was_taken_for_larger():
     for point in MISSED:
-        compiled = planner.device_bytes(COMPILED[check_plan_memory.key(point)])
+        compiled = hlo.device_bytes(COMPILED[check_plan_memory.key(point)])
         assert 1.15 < buffers(check_plan_memory.step_of(point)).peak / compiled < 1.3
 
 
 @pytest.mark.parametrize('point', [p for p in POINTS if p not in MISSED], ids=check_plan_memory.key)
 def test_memory_is_within_15_percent_of_the_compilers(point):
     predicted = buffers(check_plan_memory.step_of(point), hardware.find(point[0].split(':')[0]).platform).peak
-    assert predicted == pytest.approx(planner.device_bytes(COMPILED[check_plan_memory.key(point)]), rel=0.15)
+    assert predicted == pytest.approx(hlo.device_bytes(COMPILED[check_plan_memory.key(point)]), rel=0.15)
 
 
 def test_enough_programs_were_compiled():

@@ -5,6 +5,7 @@ import pathlib
 import re
 import sys
 import types
+from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
@@ -23,7 +24,7 @@ def run(workdir, **changes):
         'model': 'base', 'suite': 'ruler,needle', 'lengths': '512', 'samples': '1', 'tasks': 'niah_single_1,vt,needle',
         'workdir': workdir, 'mesh': '1,1,1,1', 'dtype': None, 'plain': False,
         'haystack': str(pathlib.Path(__file__).parent / 'golden' / 'page.txt'), 'trained': None, 'seed': 42,
-        'batch_tokens': 65536, 'piece': None, **changes,
+        'batch_tokens': 65536, 'piece': None, 'base': None, **changes,
     }
     evaluate.evaluate(types.SimpleNamespace(**flags))
 
@@ -71,7 +72,7 @@ def test_the_other_suites_run_on_a_mesh_and_share_their_texts(tmp_path, monkeypa
     read = []
     answer = runner.answer
     monkeypatch.setattr(runner, 'answer', lambda model, batch, rows: read.append(batch) or answer(model, batch, rows))
-    run(tmp_path, suite='adversarial,icl,loss', tasks='several,lookup', samples='4', mesh='1,1,2,1')
+    run(tmp_path, suite='adversarial,icl', tasks='several,lookup', samples='4', mesh='1,1,2,1')
     report = json.loads((tmp_path / 'results.json').read_text())['results']
     assert report['adversarial']['tasks']['several']['512']['count'] == 4
     several = [group for batch in read for group in batch.groups if group[0].task == 'several']
@@ -79,15 +80,39 @@ def test_the_other_suites_run_on_a_mesh_and_share_their_texts(tmp_path, monkeypa
     curve = report['icl']['tasks']['lookup']['curve']
     assert list(curve) == [str(2**i) for i in range(len(curve))] and all(x['count'] == 4 for x in curve.values())
     assert report['icl']['tasks']['lookup']['references']['table'] == dict.fromkeys(curve, 1.0)
-    assert report['loss']['num_windows'] == 4 and len(report['loss']['mean']) == 4
     before = len(read)
-    run(tmp_path, suite='adversarial,icl,loss', tasks='several,lookup', samples='4', mesh='1,1,2,1')
+    run(tmp_path, suite='adversarial,icl', tasks='several,lookup', samples='4', mesh='1,1,2,1')
     assert len(read) == before
     assert json.loads((tmp_path / 'results.json').read_text())['results'] == report
 
 
+def test_losses_of_a_repository_beside_a_base_model(tmp_path):
+    (tmp_path / 'repo').mkdir()
+    for i in range(9):
+        lines = [f'def part_{i}_{j}(value, other=part_{j}):\n    return value + other\n' for j in range(24)]
+        (tmp_path / 'repo' / f'{i}.py').write_text('\n'.join(lines))
+    run(tmp_path, suite='loss', tasks=None, samples='2', haystack=str(tmp_path / 'repo'), base='base')
+    loss = json.loads((tmp_path / 'results.json').read_text())['results']['loss']
+    assert loss['short']['difference'] == 0 and loss['short']['num_windows'] == 2  # the same model
+    assert loss['growing']['contexts'] == [64, 128, 256, 480] and loss['long_ppl']['context'] == 128
+    counts, means = loss['identifiers']['counts'], loss['identifiers']['mean']
+    assert sum(counts) > 50 and min(mean for mean in means if mean) > 0
+    assert {'loss', 'identifiers'} == {json.loads(line)['task'] for line in (tmp_path / 'loss.jsonl').open()}
+    page = (tmp_path / 'report.html').read_text()
+    assert page.count('<svg') == 3 and 'LongPPL' in page and 'the base model' in page
+
+
+def test_a_base_model_with_another_tokenizer_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, 'weights_hash', lambda folder: '')
+    first = tokenizer.load
+    monkeypatch.setattr(tokenizer, 'load', lambda folder: first('bytes' if str(folder) == str(tmp_path) else folder))
+    with pytest.raises(ValueError, match='--base .* has another tokenizer than base, so their losses do not compare'):
+        run(tmp_path / 'work', suite='loss', tasks=None, base=str(tmp_path))
+
+
 @pytest.mark.parametrize('changes, message', [
-    ({'suite': 'rulers'}, "unknown suite 'rulers'; the suites are ruler, needle, adversarial, icl and loss"),
+    ({'suite': 'repository', 'tasks': None}, 'the documents hold no Python file; give a repository, such as'),
+    ({'suite': 'rulers'}, "unknown suite 'rulers'; the suites are ruler, needle, adversarial, icl, repository and loss"),
     ({'tasks': 'niah_single_9'}, "unknown task 'niah_single_9'; the tasks of ruler, needle are niah_single_1"),
     ({'tasks': 'needle'}, 'suite ruler has none of the tasks needle; leave it out'),
     ({'lengths': '1024'}, 'length 1024 is more than the 512 positions of the model; use'),
@@ -122,7 +147,16 @@ REPORT = {
         'icl': {'tasks': {'parity': {
             'curve': {str(n): {'accuracy': 0.5, 'interval': [0.3, 0.7], 'count': 8} for n in (1, 2, 4)},
             'references': {'elimination': {'1': 0.5, '2': 0.75, '4': 1.0}}}}},
-        'loss': {'edges': [0, 64, 128], 'mean': [3.0, 2.5], 'stderr': [None, None], 'num_windows': 1},
+        'repository': {'tasks': {'defines': {'1024': {'mean': 50.0, 'interval': [20.0, 80.0], 'count': 4}}}},
+        'loss': {
+            'edges': [0, 64, 128], 'mean': [3.0, 2.5], 'stderr': [None, None], 'num_windows': 1,
+            'growing': {'contexts': [64, 112], 'targets': 16, 'mean': [2.75, 2.25], 'stderr': [0.5, None],
+                        'effective_context': 112},
+            'identifiers': {'edges': [1, 64, 128, 256], 'mean': [1.25, None, 4.5], 'counts': [8, 0, 1000]},
+            'border': {'edges': [0, 1, 2], 'mean': [2.5, 2.625], 'stderr': [None, None], 'num_windows': 1},
+            'long_ppl': {'key_tokens': 5, 'of': 128, 'context': 32, 'value': 4.25},
+            'short': {'length': 64, 'extended': 2.5, 'base': 2.25, 'difference': 0.25, 'stderr': 0.125, 'num_windows': 2},
+        },
     },
 }
 
@@ -131,10 +165,40 @@ def test_every_suite_has_its_figure_table_and_cells():
     page = html_report.page(REPORT)
     for svg in re.findall('<svg.*?</svg>', page):
         ElementTree.fromstring(svg)
-    assert page.count('<svg') == 3 and '50 right, 25 misled' in page
+    assert page.count('<svg') == 6 and '50 right, 25 misled' in page
     assert 'elimination' in page and '3.000' in page
-    assert [cell[0] for cell in html_report.cells(REPORT)] == ['adversarial', *['icl'] * 3, *['loss'] * 2]
-    assert '50 right, 25 misled' in html_report.terminal(REPORT)
+    assert [cell[:2] for cell in html_report.cells(REPORT)] == [
+        ('adversarial', 'latest'), *[('icl', 'parity')] * 3, ('repository', 'defines'), *[('loss', 'loss')] * 2,
+        *[('loss', 'growing')] * 2, *[('loss', 'border')] * 2, *[('loss', 'identifiers')] * 2, ('loss', 'long_ppl'),
+        ('loss', 'short')]
+    text = html_report.terminal(REPORT)
+    for said in ('50 right, 25 misled', 'nats per token, the same 16  2.750  2.250', '1,000',
+                 'within 1% of the loss with the longest context: 112 tokens', 'perplexity 4.25 on 5 of 128 tokens',
+                 '2.5000 nats, the base model 2.2500, difference +0.2500 ± 0.1250'):
+        assert said in text and said.partition('  ')[0] in page
+
+
+class Balanced(HTMLParser):
+    """Every element that is opened is closed, in order."""
+
+    open = ()
+
+    def handle_starttag(self, tag, attrs):
+        self.open = (*self.open, tag) if tag != 'meta' else self.open
+
+    def handle_startendtag(self, tag, attrs):
+        assert 'svg' in self.open  # HTML itself knows no such tags
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag
+        self.open = self.open[:-1]
+
+
+def test_the_page_is_sound_html(finished):
+    for page in (html_report.page(REPORT), (finished / 'report.html').read_text()):
+        parser = Balanced()
+        parser.feed(page)
+        assert parser.open == () and page.startswith('<!doctype html>')
 
 
 def test_the_colour_scale_is_fixed():

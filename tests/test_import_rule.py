@@ -10,9 +10,10 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'lct').rglo
 MAX_LINES = 400
 
 # What a module of the package may import from the package, besides its own folder.
-BELOW = ('ops', 'models', 'data', 'sharding')
+BELOW = ('ops', 'models', 'data', 'sharding', 'processes')
 MAY_IMPORT = {
     'sharding': (),
+    'processes': (),
     'data': (),
     'ops': (),
     'models': ('ops', 'sharding'),

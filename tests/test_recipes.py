@@ -27,7 +27,8 @@ BASES = {
     'lwm_text_7b': LLAMA2_7B,
     'easycontext_llama2_7b': LLAMA2_7B,
 }
-OWN = {'base', 'laptop', 'smoke'}  # not of anyone else: nothing published to compare with
+OWN = {  # nothing published to compare with
+    'base', 'laptop', 'laptop_gated', 'laptop_lora', 'laptop_one_shot', 'smoke', 'theta_4k', 'theta_4k_chosen'}
 CONFIGS = sorted(path.stem for path in (EXPERIMENTS / 'configs').glob('*.py'))
 
 # (seq_len, theta) of every stage. Integers: the 70B card, and what the 8B card rounds to 15.3M .. 45.2B.

@@ -1,5 +1,7 @@
-"""Frequencies against transformers, angles against float64, thetas against the published integers."""
+"""Frequencies against transformers, angles against float64. Rules for theta: test_rope_theta.py."""
 
+import collections
+import json
 import math
 import pathlib
 
@@ -15,6 +17,7 @@ from lct.weights.llama_config import config_from_json
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 MILLION = 1 << 20
+SCALINGS = json.loads((GOLDEN / 'rope_scalings.json').read_text())['cases']  # experiments/make_golden_rope.py
 
 
 @pytest.mark.parametrize('name', tiny_hf.ROPE_CASES)
@@ -26,6 +29,25 @@ def test_frequencies_match_transformers(name):
     # transformers computes them in float32: a few roundings of a power
     np.testing.assert_allclose(inv_freq, golden[f'{name}/inv_freq'], rtol=1e-6)
     assert math.isclose(attention_factor, golden[f'{name}/attention_factor'], rel_tol=1e-12)
+
+
+@pytest.mark.parametrize('i', range(len(SCALINGS)))
+def test_scalings_match_transformers(i):
+    case = SCALINGS[i]
+    plain = {name: value for name, value in tiny_hf.BASE.items() if name not in ('rope_theta', 'rope_scaling')}
+    asked = {name: case[name] for name in ('rope_parameters', 'max_position_embeddings', 'head_dim')}
+    config = config_from_json(plain | asked)
+    inv_freq, attention_factor = rope.inverse_frequencies(config, case['seq_len'])
+    np.testing.assert_allclose(inv_freq, case['inv_freq'], rtol=1e-6)
+    assert math.isclose(attention_factor, case['attention_factor'], rel_tol=1e-6)
+
+
+def test_every_scaling_is_compared_in_ten_settings_and_more():
+    counts = collections.Counter(case['rope_parameters']['rope_type'] for case in SCALINGS)
+    assert set(counts) == set(rope.TYPES) - {'default'}
+    assert min(counts.values()) > 10
+    asked = {json.dumps([case[x] for x in case if x not in ('inv_freq', 'attention_factor')]) for case in SCALINGS}
+    assert len(asked) == len(SCALINGS)
 
 
 @pytest.mark.parametrize('head_dim', [64, 128])
@@ -95,35 +117,6 @@ def test_rotation_is_the_half_split_one_and_depends_on_distance_alone():
     assert abs(near - far) < 1e-5
     half = jnp.asarray(x, jnp.bfloat16)
     assert rope.rotate(half, rope.angles(tables, jnp.array([[5]]))).dtype == jnp.bfloat16
-
-
-def test_gradient_stages_of_llama3_8b():
-    """Thetas of gradientai/Llama-3-8B-Instruct-Gradient-1048k and the 70B card, stage to stage."""
-    for theta, old_len, new_len, expected in (
-        (500_000, 8192, 65536, 15_296_098),
-        (15_296_098, 65536, 262144, 207_112_184),
-        (207_112_184, 262144, 524288, 1_062_356_830),
-        (207_112_184, 262144, MILLION, 2_804_339_835),
-    ):
-        assert int(rope.dynamic_ntk_theta(theta, old_len, new_len, alpha=4, head_dim=128)) == expected
-
-
-def test_published_critical_bases():
-    assert int(rope.critical_base(500000, 8192, MILLION)) == 3_580_165_449  # Gradient 70B 1048k card
-    assert math.isclose(rope.critical_base(500000, 8192, 4 * MILLION), 4.5218e10, rel_tol=1e-5)  # 8B 4194k
-    assert int(rope.critical_base(10000, 4096, 65536)) == 514_640  # AMD Instella-Long
-    assert int(rope.critical_base(10000, 4096, 262144)) == 3_691_949
-    assert round(rope.critical_base(10000, 4096, 16384)) == 71_738  # the paper's Llama-2 case
-
-
-@pytest.mark.parametrize(('theta_new', 'tokens'), [
-    (15_296_098, 53.4e3), (207_112_184, 221.9e3), (1_062_356_830, 542.5e3), (3_580_165_449, 1.054e6)])
-def test_extrapolation_bounds(theta_new, tokens):
-    assert math.isclose(rope.extrapolation_bound(theta_new, 500000, 8192, 128), tokens, rel_tol=1e-3)
-
-
-def test_ntk_is_dynamic_ntk_with_alpha_one():
-    assert rope.ntk_theta(5e5, 8.0, head_dim=128) == rope.dynamic_ntk_theta(5e5, 1, 8, alpha=1, head_dim=128)
 
 
 @pytest.mark.parametrize(('fields', 'message'), [

@@ -108,7 +108,7 @@ def test_a_template_frames_the_prompt(model):
                                  "{% if add_generation_prompt %}!{% endif %}")
     framed = runner.Model(model.params, CONFIG, model.tokenizer, template)
     assert framed.tokenizer.decode(framed.prompt_ids(ITEMS[0].make())) == f'<{"x" * 11} 0>! ='
-    assert framed.overhead() == 2 + runner.JOINTS  # three characters, and no BOS
+    assert framed.overhead() == 2  # three characters, and no BOS
 
 
 def test_bad_input(model, tmp_path):

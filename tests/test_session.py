@@ -7,7 +7,7 @@ from test_decode import CONFIG, MEMORY, SEQ_LEN, forward, host_params, on, place
 
 from lct import sharding
 from lct.data import layout
-from lct.models import decode
+from lct.models import decode, sampling
 from lct.models.session import Session
 from lct.plan import hlo
 
@@ -51,17 +51,43 @@ def test_an_answer_ends_before_the_token_that_stops_it():
     assert session.ask([[]], [NEW], NEW, stop) == [expected[:expected.index(expected[2])]]
 
 
-def test_sampling_keeps_to_the_likeliest_words():
+def test_drawing_keeps_to_the_likeliest_words():
     session = Session(host_params(), CONFIG, 1, SEQ_LEN, memory=MEMORY)
     session.read(TEXTS[:1])
-    certain = decode.Sampling(top_p=1e-6)
+    certain = sampling.Sampling(top_p=1e-6)
     key = jax.random.key(0)
     assert session.ask([[]], [NEW], NEW, sampling=certain, key=key) == [greedy(TEXTS[0])]
-    drawn = decode.draw(np.log(np.tile([[0.5, 0.3, 0.15, 0.05]], (4000, 1))), key, decode.Sampling(top_p=0.7))
+    drawn = sampling.draw(np.log(np.tile([[0.5, 0.3, 0.15, 0.05]], (4000, 1))), key, sampling.Sampling(top_p=0.7))
     share = np.bincount(drawn, minlength=4) / 4000
     np.testing.assert_allclose(share, [0.625, 0.375, 0, 0], atol=0.03)
     with pytest.raises(ValueError, match='temperature 0 must be above 0'):
-        decode.Sampling(temperature=0)
+        sampling.Sampling(temperature=0)
+
+
+@pytest.mark.parametrize('degrees', [None, (2, 1, 4, 1)])
+def test_a_stream_gives_the_tokens_of_an_answer_one_by_one(degrees):
+    with on(degrees):
+        indices = layout.permutation('striped', SEQ_LEN, sharding.axis_size('sequence'))
+        session = Session(placed_params(), CONFIG, 2, SEQ_LEN, indices, MEMORY)
+        seen = []
+        session.read(TEXTS, 16, lambda *at: seen.append(at))
+        assert seen == [(16, 39), (32, 39), (39, 39)]
+        answers = session.ask(QUESTIONS[0], [NEW] * 2, NEW)
+        assert np.stack(list(session.stream(QUESTIONS[0], NEW))).T.tolist() == answers
+        stream = session.stream(QUESTIONS[1], SEQ_LEN - 45)
+        assert next(stream).shape == (2,)
+        stream.close()  # an answer that nobody wants to hear the end of leaves nothing behind
+        assert session.ask(QUESTIONS[0], [NEW] * 2, NEW) == answers
+        key, drawn = jax.random.key(3), sampling.Sampling(0.8, 0.9)
+        answers = session.ask(QUESTIONS[0], [NEW] * 2, NEW, sampling=drawn, key=key)
+        assert np.stack(list(session.stream(QUESTIONS[0], NEW, drawn, key))).T.tolist() == answers
+
+
+def test_a_text_is_cut_and_asked_about_from_there():
+    session = Session(host_params(), CONFIG, 1, SEQ_LEN, memory=MEMORY)
+    session.read(TEXTS[:1])
+    session.rewind([30])
+    assert session.ask([[5, 6]], [NEW], NEW) == [greedy(TEXTS[0][:30] + [5, 6])]
 
 
 def test_errors_name_the_remedy():

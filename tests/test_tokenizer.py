@@ -98,6 +98,46 @@ def test_long_runs_are_cut_and_nothing_is_lost(text):
     assert all(len(run) <= 25_000 for part in parts for run in re.findall(r'\s+|\S+', part))
 
 
+def test_tiktoken_cuts_long_text_between_words(tiktoken_path):
+    tok = tokenizers.load(tiktoken_path)
+    text = 'some words\n\nor  more,\nit wor 12345\n' * 300 + 'wor ' * 500
+    parts = list(tokenizers._tiktoken_parts(text, max_part=777))
+    assert ''.join(parts) == text and all(len(part) <= 777 for part in parts) and len(parts) > 10
+    ids = [i for part in parts for i in tok._encoding.encode_ordinary(part)]
+    assert ids == tok._encoding.encode_ordinary(text)
+
+
+PIECES = ('one two\nthree  four\n\nfive,\tsix 7890 12\r\nseven "x" naïve 北京\n🙂 end\n', 'a b ', 'x z\r\ny w\r\n')
+
+
+@pytest.mark.parametrize('text', PIECES)
+def test_pieces_leave_ids_as_they_are(trained, tiktoken_path, text):
+    gpt2 = library.Tokenizer.from_str(trained[0]._tokenizer.to_str())
+    gpt2.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    gpt2.save(str(trained[1].parent / 'gpt2.json'))
+    text = text * (20_000 // len(text))
+    for tok in (tokenizers.load('bytes'), trained[0], tokenizers.load(trained[1].parent / 'gpt2.json'),
+                tokenizers.load(tiktoken_path)):
+        for chunks in ([text], [text[i:i + 77] for i in range(0, len(text), 77)]):
+            pieces = list(tok.pieces(chunks, size=1000))
+            assert ''.join(piece for piece, _ in pieces) == text and all(exact for _, exact in pieces)
+            assert len(pieces) > 15 and max(len(piece) for piece, _ in pieces) <= 1000
+            assert [i for ids in tok.encode_batch(piece for piece, _ in pieces) for i in ids] == tok.encode(text)
+
+
+def test_pieces_that_cannot_be_exact_say_so(trained):
+    tok = trained[0]
+    assert list(tok.pieces([])) == list(tok.pieces([''])) == [('', True)]
+    assert list(tok.pieces(['x' * 50], size=10, longest=20)) == [('x' * 20, False), ('x' * 20, False), ('x' * 10, True)]
+    assert list(tok.pieces(['x' * 15 + ' y' * 9], size=10, longest=20))[0] == ('x' * 15 + ' y' * 2, True)
+
+    class Marked(tokenizers.BytesTokenizer):  # writes a mark before every text, as SentencePiece's do
+        def encode(self, text):
+            return [0, *super().encode(text)]
+
+    assert [exact for _, exact in Marked().pieces(['a b\n' * 30], size=20, longest=100)] == [False, True]
+
+
 def test_errors_say_what_to_do(tmp_path, trained):
     with pytest.raises(FileNotFoundError, match='does not exist; give a tokenizer.json'):
         tokenizers.load(tmp_path / 'nowhere')

@@ -18,7 +18,7 @@ from lct import sharding
 from lct.data.loader import Loader
 from lct.models import llama
 from lct.train import checkpoint, loop, optimizer, stages, state
-from lct.train.metrics import Metrics, Pace, matmul_params, step_flops
+from lct.train.metrics import Metrics, Pace, matmul_params, train_flops
 from lct.train.step import loss_and_grads, train_step
 
 STAGE = stages.Stage(name='only', seq_len=32, num_steps=40, batch_size=4, learning_rate=1e-2,
@@ -224,7 +224,8 @@ def test_flops_count_the_visible_pairs_of_packed_documents():
     positions = np.array([[0, 1, 2, 0, 1, 2]])
     pairs, tokens = 1 + 2 + 3 + 1 + 2, 5
     expected = 6 * matmul_params(tiny.CONFIG) * tokens + 12 * 2 * 4 * 8 * pairs
-    assert step_flops(tiny.CONFIG, {'segment_ids': segments, 'positions': positions}) == expected
+    counts = Loader.counts(None, {'segment_ids': segments, 'positions': positions})
+    assert train_flops(tiny.CONFIG, *counts) == expected
     assert matmul_params(tiny.CONFIG) == llama.num_params(tiny.CONFIG) - 5 * 32
     assert matmul_params(tiny.UNTIED) == matmul_params(tiny.CONFIG)
 

@@ -1,6 +1,4 @@
 """Documents from what is at hand: the standard library's sources, a folder, a glob, a .jsonl, a text file."""
-import glob
-import json
 import os
 import sysconfig
 import tokenize
@@ -8,9 +6,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-# What a folder is searched for. A file that is named, or matched by a glob, may have any suffix.
-TEXT_SUFFIXES = frozenset('.txt .text .md .rst .tex .html .xml .csv .py .pyi .ipynb .c .h .cc .cpp .hpp .cu '
-                          '.rs .go .java .js .ts .rb .sh .sql .toml .yaml .yml .json .jsonl'.split())
+from lct.data.sources import TEXT_SUFFIXES, find, record_of, text_of
 
 
 class Document(NamedTuple):
@@ -74,25 +70,8 @@ def _documents(source):
     if source is None or str(source) == 'embedded':
         yield from _standard_library()
         return
-    path = Path(source)
-    if path.is_dir():
-        for file in sorted(path.rglob('*')):
-            name = file.relative_to(path).as_posix()
-            hidden = any(part.startswith('.') for part in name.split('/'))
-            if file.is_file() and file.suffix.lower() in TEXT_SUFFIXES and not hidden:
-                yield from _file(file, name)
-    elif path.is_file():
-        yield from _file(path, path.name)
-    else:
-        files = sorted(file for file in glob.glob(str(source), recursive=True) if Path(file).is_file())
-        if not files:
-            raise FileNotFoundError(f"corpus {source} does not exist and matches no file; give a folder, "
-                                    "a glob, a .jsonl, a text file, or 'embedded'")
-        # Names count from the part of the pattern that is no pattern: they, and so the split, do not
-        # depend on where the corpus is mounted.
-        fixed = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
-        for file in files:
-            yield from _file(Path(file), Path(file).relative_to(fixed).as_posix())
+    for file in find(source, TEXT_SUFFIXES):
+        yield from _file(Path(file.path), file.name)
 
 
 def _file(path, name):
@@ -106,23 +85,10 @@ def _file(path, name):
         return
     for number, line in enumerate(text.split('\n'), 1):
         if line.strip():
-            yield Document(f'{name}:{number}', _jsonl_text(path, number, line))
-
-
-def _jsonl_text(path, number, line):
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f'{path} line {number} is not valid JSON ({error}); correct or remove it') from error
-    if not isinstance(record, dict) or not isinstance(record.get('text'), str):
-        raise ValueError(f"{path} line {number} is not an object with a string field 'text'; "
-                         'correct or remove it')
-    try:
-        record['text'].encode('utf-8')
-    except UnicodeEncodeError as error:
-        raise ValueError(f'{path} line {number} has half a surrogate pair at character {error.start}, '
-                         'which is no text; correct or remove it') from error
-    return record['text']
+            try:
+                yield Document(f'{name}:{number}', text_of(record_of(line), 'text'))
+            except ValueError as error:
+                raise ValueError(f'{path} line {number} {error}; correct or remove it') from error
 
 
 def _standard_library():

@@ -8,22 +8,20 @@ import numpy as np
 from lct.data.layout import permutation, permute
 
 
-class Loader:
-    """mixture -> batches: dicts of [B, T] arrays (see packing), permuted by layout over ring_size devices.
+class Prefetch:
+    """mixture -> (batch, state) after (batch, state), as _make makes them.
 
     A single thread makes up to two batches ahead, in order. While it runs the mixture belongs to it; close()
     gives the mixture back at the batch that next() returned last, so that the next stage can go on from it.
-    vocab_size: that of the model; by default the tokenizer's. waited_s: seconds that next() has waited.
+    waited_s: seconds that next() has waited.
     """
     PREFETCH = 2
 
-    def __init__(self, mixture, batch_size, seq_len, layout='zigzag', ring_size=1, vocab_size=None):
+    def __init__(self, mixture, batch_size):
         if batch_size < 1:
             raise ValueError(f'batch_size {batch_size} must be at least 1')
         self.waited_s = 0.0
-        self._mixture, self._batch_size, self._seq_len = mixture, batch_size, seq_len
-        self._vocab_size = mixture.tokenizer.vocab_size if vocab_size is None else vocab_size
-        self._indices = permutation(layout, seq_len, ring_size)
+        self._mixture, self._batch_size = mixture, batch_size
         self._delivered = mixture.state
         self._executor, self._ahead, self._error = None, deque(), None
 
@@ -68,6 +66,28 @@ class Loader:
             self._executor = None
             self._ahead.clear()
             self._mixture.state = self._delivered
+
+    def _make(self):
+        """-> (batch, the state after it)"""
+        raise NotImplementedError
+
+
+class Loader(Prefetch):
+    """mixture -> batches: dicts of whole [B, T] arrays (see packing), permuted by layout over ring_size devices.
+
+    vocab_size: that of the model; by default the tokenizer's.
+    """
+
+    def __init__(self, mixture, batch_size, seq_len, layout='zigzag', ring_size=1, vocab_size=None):
+        super().__init__(mixture, batch_size)
+        self._seq_len = seq_len
+        self._vocab_size = mixture.tokenizer.vocab_size if vocab_size is None else vocab_size
+        self._indices = permutation(layout, seq_len, ring_size)
+
+    def counts(self, batch):
+        """-> (tokens, query-key pairs that are visible) of a batch."""
+        inside = batch['segment_ids'] > 0
+        return int(inside.sum()), int((batch['positions'].astype(np.int64) + 1)[inside].sum())
 
     def _make(self):
         rows = [self._mixture.next_row(self._seq_len) for _ in range(self._batch_size)]

@@ -6,8 +6,9 @@ on is a cursor. The two together are the state: four integers, from which the st
 """
 import numpy as np
 
+from lct.data.loader import Loader
 from lct.data.packing import pack, piece, take
-from lct.data.recall import RecallWords, copy_row, exam_row, recall_row
+from lct.data.recall import RecallWords, copy_row, recall_documents
 
 KINDS = ('text', 'recall', 'copy', 'long')
 
@@ -89,6 +90,10 @@ class Mixture:
         self._state['row'] += 1
         return pack(pieces, seq_len)
 
+    def loader(self, batch_size, seq_len, layout, ring_size, vocab_size, held):
+        """-> Loader of whole batches, whatever part of them this process holds: the corpus is in its memory."""
+        return Loader(self, batch_size, seq_len, layout, ring_size, vocab_size)
+
     def check_length(self, seq_len):
         """Refuses a corpus shorter than one sequence, or without a long document where rows ask for one."""
         if self.num_tokens < seq_len:
@@ -140,19 +145,9 @@ class Mixture:
         return [piece(ids, None, self.tokenizer.bos_id)]
 
     def _recall_row(self, rng, seq_len):
-        """Half of the rows are one document of facts, half hold many, of log-uniform lengths; half of the
-        documents ask at the end, half as they go."""
         self._words = self._words or RecallWords(self.tokenizer)
-        shortest = 4 * self._words.statement_len
-        single = rng.random() < 0.5 or seq_len <= shortest
-        pieces, left = [], seq_len
-        while left:
-            n = left if single else min(left, int(np.exp(rng.uniform(np.log(shortest), np.log(seq_len)))))
-            make = exam_row if n >= shortest and rng.random() < 0.5 else recall_row
-            ids, weights = make(rng, self._words, self._text, n - len(self._bos))
-            pieces.append(piece(ids, weights, self.tokenizer.bos_id))
-            left -= n
-        return pieces
+        return [piece(ids, weights, self.tokenizer.bos_id)
+                for ids, weights in recall_documents(rng, self._words, self._text, seq_len)]
 
     def _copy_row(self, rng, seq_len):
         ids, weights = copy_row(rng, self._text, seq_len - len(self._bos), vocabulary=self._vocabulary)

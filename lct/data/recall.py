@@ -145,6 +145,20 @@ def exam_row(rng, words, haystack, length, *, max_facts=64, text_weight=1.0, ans
     return _lay_out(_text(rng, haystack, left), cuts, statements, text_weight)
 
 
+def recall_documents(rng, words, haystack, seq_len):
+    """-> [(ids, weights)] that fill a row of seq_len tokens, each with a bos before it: half of the rows are one
+    document of facts, half hold many, of log-uniform lengths; half of the documents ask at the end, half as they go."""
+    shortest = 4 * words.statement_len
+    single = rng.random() < 0.5 or seq_len <= shortest
+    rows, left = [], seq_len
+    while left:
+        n = left if single else min(left, int(np.exp(rng.uniform(np.log(shortest), np.log(seq_len)))))
+        make = exam_row if n >= shortest and rng.random() < 0.5 else recall_row
+        rows.append(make(rng, words, haystack, n - len(words.bos)))
+        left -= n
+    return rows
+
+
 def _weighed(words, fact, frame, value):
     """(ids, weights) of a statement: frame for all but the value."""
     question, end = words.question(fact), words.after_value

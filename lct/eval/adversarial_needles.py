@@ -182,7 +182,7 @@ class Straddling:
         fit = material.fit(self, length, head, tail + prefix, value)
         size = int(counter.pieces([line])[0])
         room = fit.room(size)
-        start_of_text = material.overhead + counter.bos + counter.text(head)
+        start_of_text = material.overhead + counter.bos + counter.before(head)
         stretch = (self.seq_len or length) / self.shards
         boundaries = [round(i * stretch) for i in range(1, self.shards)]
         boundaries = [place for place in boundaries if size < place - start_of_text <= room]

@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 
 FIRST_PIECES = 256
-LONG = 32768  # tokens: from here on a tokenizer may be one that takes long texts in blocks
+LONG = 32768  # tokens: from here on counting a text again would take longer than making it
 
 
 class Counter:
@@ -32,17 +32,22 @@ class Counter:
         ids = self.tokenizer.encode_batch(['\n' + piece for piece in pieces])
         return np.array([len(x) for x in ids], np.int64) - self._line_end
 
+    def before(self, head):
+        """Tokens of a text where a piece follows: line ends at the end of a text may be one token, and two where a
+        word comes next."""
+        return self.text(head + 'Word') - int(self.pieces(['Word'])[0])
+
     def check(self, pieces):
         """Count the pieces together and alone; one difference and adds_up is False from then on."""
         together = self.text('\n' + ''.join(pieces)) - self._line_end
         self.adds_up &= bool(together == self.pieces(pieces).sum())
 
-    def exact(self, length):
-        """Whether sums of pieces are exact for texts of length tokens."""
-        return self.adds_up and (length < LONG or self._exact_when_long)
+    def trusted(self, length):
+        """Whether sums of pieces are to be believed for texts of length tokens, instead of counting the whole."""
+        return length >= LONG and self.adds_up and self._exact_when_long
 
     def margin(self, length):
-        """Tokens to leave free at first, so that few texts turn out too long: 0 where sums are exact."""
+        """Tokens to leave free at first, so that few texts turn out too long."""
         return 0 if length < LONG or self._exact_when_long else 4 * length // LONG
 
     @functools.cached_property

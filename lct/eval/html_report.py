@@ -10,6 +10,8 @@ from lct.eval.report import LINE_COLORS, RAMP, short
 INK, FAINT = '#10241F', '#D5DAD8'
 CELL_WIDTH, CELL_HEIGHT = 58, 22
 PLOT_WIDTH, PLOT_HEIGHT = 560, 300
+TITLES = {'ruler': 'RULER', 'needle': 'Needles', 'adversarial': 'Adversarial needles', 'icl': 'Learning in context',
+          'repository': 'A repository in the prompt', 'loss': 'Loss'}
 STYLE = '''body{font:15px/1.5 system-ui,sans-serif;color:#10241F;max-width:62rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:14px}
 td,th{padding:.15rem .7rem;text-align:right;border-bottom:1px solid #D5DAD8}
@@ -24,14 +26,14 @@ def cells(report):
     """Iterator of (suite, task, at, score, low, high, count): at is tokens, tokens/depth, shots, or positions;
     scores are 0..1, of the loss nats."""
     for suite, result in report['results'].items():
-        if suite == 'ruler':
+        if suite in ('ruler', 'repository'):
             for task, by_length in result['tasks'].items():
                 for length, one in by_length.items():
                     yield suite, task, length, one['mean'] / 100, *(x / 100 for x in one['interval']), one['count']
         elif suite == 'needle':
             for depth, row in zip(result['depths'], result['scores'], strict=True):
-                for length, score in zip(result['lengths'], row, strict=True):
-                    yield suite, 'needle', f'{length}/{depth:g}', score, '', '', result['samples']
+                for length, score, count in zip(result['lengths'], row, result['samples'], strict=True):
+                    yield suite, 'needle', f'{length}/{depth:g}', score, '', '', count
         elif suite == 'adversarial':
             for task, by_length in result['tasks'].items():
                 for length, one in by_length.items():
@@ -41,49 +43,100 @@ def cells(report):
                 for shots, cell in one['curve'].items():
                     yield suite, task, shots, cell['accuracy'], *cell['interval'], cell['count']
         elif suite == 'loss':
-            for low, mean, error in zip(result['edges'], result['mean'], result['stderr'], strict=False):
-                ends = ('', '') if error is None else (mean - error, mean + error)
-                yield suite, 'loss', low, mean, *ends, result['num_windows']
+            yield from _loss_cells(result)
 
 
-def tables(report):
-    """Iterator of (suite, header, rows) of text: a line a task, a column a length."""
-    for suite, result in report['results'].items():
+def _loss_cells(result):
+    count = result['num_windows']
+    for task, at, name in (('loss', 'edges', None), ('growing', 'contexts', 'growing'), ('border', 'edges', 'border')):
+        one = result if name is None else result.get(name)
+        for place, mean, error in zip(one[at], one['mean'], one['stderr'], strict=False) if one else ():
+            yield 'loss', task, place, mean, *(('', '') if error is None else (mean - error, mean + error)), count
+    if one := result.get('identifiers'):
+        for place, mean, number in zip(one['edges'], one['mean'], one['counts'], strict=False):
+            if number:
+                yield 'loss', 'identifiers', place, mean, '', '', number
+    if (one := result.get('long_ppl')) and one['value']:
+        yield 'loss', 'long_ppl', one['context'], one['value'], '', '', one['key_tokens']
+    if one := result.get('short'):
+        error = one['stderr'] or 0
+        yield ('loss', 'short', one['length'], one['difference'], one['difference'] - error, one['difference'] + error,
+               one['num_windows'])
+
+
+def tables(suite, result):
+    """Iterator of (header, rows) of text: a line a task, a column a length."""
+    if suite in ('ruler', 'repository'):
+        lengths = sorted({length for one in result['tasks'].values() for length in one}, key=int)
+        rows = [[task, *(f"{one[length]['mean']:.1f}" for length in lengths)] for task, one in result['tasks'].items()]
         if suite == 'ruler':
-            lengths = [str(length) for length in result['lengths']]
-            rows = [[task, *(f"{one[length]['mean']:.1f}" for length in lengths)]
-                    for task, one in result['tasks'].items()]
             rows.append(['mean ± standard error', *(
                 f'{mean:.1f} ± {error:.1f}' if error is not None else f'{mean:.1f}'
                 for mean, error in zip(result['means'], result['stderr'], strict=True))])
-            counts = [next(iter(result['tasks'].values()))[length]['count'] for length in lengths]
-            rows.append(['samples a task', *map(str, counts)])
-            yield suite, ['task', *(short(int(length)) for length in lengths)], rows
-        elif suite == 'needle':
-            rows = [[f'depth {100 * depth:.0f}%', *(f'{100 * score:.0f}' for score in row)]
-                    for depth, row in zip(result['depths'], result['scores'], strict=True)]
-            yield suite, ['needle', *map(short, result['lengths'])], rows
-        elif suite == 'adversarial':
-            lengths = sorted({length for one in result['tasks'].values() for length in one}, key=int)
-            rows = [[task, *(f"{100 * one[length]['target']:.0f} right, {100 * one[length]['stale']:.0f} misled"
-                             for length in lengths)] for task, one in result['tasks'].items()]
-            yield suite, ['needle', *(short(int(length)) for length in lengths)], rows
-        elif suite == 'icl':
-            shots = sorted({n for one in result['tasks'].values() for n in one['curve']}, key=int)
-            rows = [[task, *(f"{100 * one['curve'][n]['accuracy']:.0f}" if n in one['curve'] else '' for n in shots)]
-                    for task, one in result['tasks'].items()]
-            yield suite, ['task', *(f'{n} shots' for n in shots)], rows
-        elif suite == 'loss':
-            spans = zip(result['edges'][:-1], result['edges'][1:], strict=True)
-            yield suite, ['positions', *(f'{short(low)}-{short(high)}' for low, high in spans)], [
-                ['nats per token', *(f'{mean:.3f}' for mean in result['mean'])]]
+        counts = [next(iter(result['tasks'].values()))[length]['count'] for length in lengths]
+        rows.append(['samples a task', *map(str, counts)])
+        yield ['task', *(short(int(length)) for length in lengths)], rows
+    elif suite == 'needle':
+        rows = [[f'depth {100 * depth:.0f}%', *(f'{100 * score:.0f}' for score in row)]
+                for depth, row in zip(result['depths'], result['scores'], strict=True)]
+        rows.append(['samples a cell', *map(str, result['samples'])])
+        yield ['needle', *map(short, result['lengths'])], rows
+    elif suite == 'adversarial':
+        lengths = sorted({length for one in result['tasks'].values() for length in one}, key=int)
+        rows = [[task, *(f"{100 * one[length]['target']:.0f} right, {100 * one[length]['stale']:.0f} misled"
+                         for length in lengths)] for task, one in result['tasks'].items()]
+        yield ['needle', *(short(int(length)) for length in lengths)], rows
+    elif suite == 'icl':
+        shots = sorted({n for one in result['tasks'].values() for n in one['curve']}, key=int)
+        rows = [[task, *(f"{100 * one['curve'][n]['accuracy']:.0f}" if n in one['curve'] else '' for n in shots)]
+                for task, one in result['tasks'].items()]
+        yield ['task', *(f'{n} shots' for n in shots)], rows
+    elif suite == 'loss':
+        yield ['positions', *_spans(result['edges'])], [['nats per token', *_nats(result['mean'])]]
+        if one := result.get('growing'):
+            yield (['context', *map(short, one['contexts'])],
+                   [[f"nats per token, the same {one['targets']}", *_nats(one['mean'])]])
+        if one := result.get('identifiers'):
+            yield (['tokens since the first use', *_spans(one['edges'])], [
+                ['nats per identifier', *_nats(one['mean'])], ['identifiers', *(f'{n:,}' for n in one['counts'])]])
+        if one := result.get('border'):
+            yield ['tokens to a border between devices', *_spans(one['edges'])], [['nats per token', *_nats(one['mean'])]]
+
+
+def _spans(edges):
+    return [f'{short(low)}-{short(high)}' for low, high in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def _nats(values):
+    return ['' if value is None else f'{value:.3f}' for value in values]
+
+
+def sentences(suite, result):
+    """What the numbers of a suite come to."""
+    if suite == 'ruler':
+        return effective(result)
+    out = []
+    if suite == 'loss' and (one := result.get('growing')):
+        out.append(f"within 1% of the loss with the longest context: {short(one['effective_context'])} tokens of it")
+    if suite == 'loss' and (one := result.get('long_ppl')):
+        value = f"perplexity {one['value']:.2f}" if one['value'] else 'no perplexity'
+        out.append(f"LongPPL: {value} on {one['key_tokens']:,} of {one['of']:,} tokens, those that {one['context']:,} tokens "
+                   'of context do not make known and the whole window does, as this model finds them')
+    if suite == 'loss' and (one := result.get('short')):
+        error = '' if one['stderr'] is None else f" ± {one['stderr']:.4f}"
+        out.append(f"on the same windows of {short(one['length'])} tokens: {one['extended']:.4f} nats, the base model "
+                   f"{one['base']:.4f}, difference {one['difference']:+.4f}{error}")
+    return out
 
 
 def terminal(report):
     """All tables as text."""
     out = []
-    for suite, header, rows in tables(report):
-        out += ['', suite, *_aligned(header, rows), *(effective(report['results'][suite]) if suite == 'ruler' else [])]
+    for suite, result in report['results'].items():
+        out += ['', TITLES[suite]]
+        for header, rows in tables(suite, result):
+            out += [*_aligned(header, rows), '']
+        out += sentences(suite, result)
     return '\n'.join(out)
 
 
@@ -151,18 +204,18 @@ def heat_map(columns, rows, scores, trained, side):
     return _svg(width, height, parts)
 
 
-def curves(series, label, side, trained=None, top=1.0):
-    """SVG of lines over a logarithmic axis. series: {name: ([x], [y], [(low, high)] or None)}, y from 0 to top."""
+def curves(series, label, side, trained=None, bottom=0.0, top=1.0):
+    """SVG of lines over a logarithmic axis, y from bottom to top. series: {name: ([x], [y], [(low, high)] or None)}."""
     left, right, above, below = 52, 150, 14, 44
     places = sorted({x for xs, _, _ in series.values() for x in xs} | ({trained} if trained else set()))
     first, last = math.log2(places[0]), max(math.log2(places[-1]), math.log2(places[0]) + 1e-9)
     at_x = lambda x: left + (math.log2(x) - first) / (last - first) * PLOT_WIDTH
-    at_y = lambda y: above + (1 - y / top) * PLOT_HEIGHT
+    at_y = lambda y: above + (top - y) / (top - bottom) * PLOT_HEIGHT
     parts = []
     for i in range(6):
-        y = top * i / 5
+        y = bottom + (top - bottom) * i / 5
         parts.append(f'<line x1="{left}" x2="{left + PLOT_WIDTH}" y1="{at_y(y):.1f}" y2="{at_y(y):.1f}" '
-                     f'stroke="{FAINT}"/>' + _text(left - 6, at_y(y) + 4, f'{y:.2g}', 'end'))
+                     f'stroke="{FAINT}"/>' + _text(left - 6, at_y(y) + 4, f'{y:.3g}', 'end'))
     for x in places:
         parts.append(_text(at_x(x), above + PLOT_HEIGHT + 16, short(x)))
     if trained:
@@ -200,9 +253,13 @@ def figures(suite, result, trained):
     elif suite == 'needle':
         depths = [f'{100 * depth:.0f}%' for depth in result['depths']]
         low, high = result['interval']
-        yield (f"Needles found, {result['samples']} a cell; {100 * result['mean']:.1f}% in all, 95% interval "
+        yield (f"Needles found; {100 * result['mean']:.1f}% in all, 95% interval "
                f'{100 * low:.1f} to {100 * high:.1f}',
                heat_map(result['lengths'], depths, result['scores'], trained, 'depth (0% = top)'))
+    elif suite == 'repository':
+        lengths = sorted({int(length) for one in result['tasks'].values() for length in one})
+        scores = [[one[str(length)]['mean'] / 100 for length in lengths] for one in result['tasks'].values()]
+        yield 'Right answers', heat_map(lengths, list(result['tasks']), scores, trained, 'task')
     elif suite == 'adversarial':
         lengths = sorted({int(length) for one in result['tasks'].values() for length in one})
         scores = [[one[str(length)]['target'] for length in lengths] for one in result['tasks'].values()]
@@ -216,13 +273,24 @@ def figures(suite, result, trained):
                 series[learner] = ([int(n) for n in curve], list(curve.values()), None)
             yield f'{task}: model with 95% band, reference learners dashed', curves(series, 'shots', 'accuracy')
     elif suite == 'loss':
-        edges = result['edges']
-        middles = [math.sqrt(max(low, 1) * high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
-        band = [(mean - (error or 0), mean + (error or 0))
-                for mean, error in zip(result['mean'], result['stderr'], strict=True)]
-        series = {'model': (middles, result['mean'], band)}
-        yield (f"Loss over {result['num_windows']} windows, band of one standard error",
-               curves(series, 'position (tokens)', 'nats', trained, top=math.ceil(max(result['mean']))))
+        yield (f"Loss over {result['num_windows']} windows, band of one standard error", _loss_curve(
+            _middles(result['edges']), result['mean'], result['stderr'], 'position (tokens)', trained))
+        if one := result.get('growing'):
+            yield (f"Loss of the same {one['targets']} tokens a window, with more and more context before them",
+                   _loss_curve(one['contexts'], one['mean'], one['stderr'], 'context (tokens)', trained))
+        one = result.get('identifiers', {'edges': [], 'mean': []})
+        if known := {x: y for x, y in zip(_middles(one['edges']), one['mean'], strict=True) if y is not None}:
+            yield ('Loss of whole identifiers by the distance to their first use',
+                   _loss_curve(list(known), list(known.values()), None, 'distance (tokens)', trained))
+
+
+def _middles(edges):
+    return [math.sqrt(max(low, 1) * high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def _loss_curve(places, means, errors, label, trained):
+    band = errors and [(mean - (error or 0), mean + (error or 0)) for mean, error in zip(means, errors, strict=True)]
+    return curves({'model': (places, means, band)}, label, 'nats', trained, math.floor(min(means)), math.floor(max(means)) + 1)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -237,13 +305,12 @@ def page(report):
     parts = [f'<h1>{html.escape(title)}</h1>',
              f'<p class="note">Scores are of our own wording of the tasks and of greedy answers; fixed colour scale from '
              f'0 to 1. Trained length: {short(trained)} tokens.</p>']
-    for suite, header, rows in tables(report):
-        result = report['results'][suite]
-        parts.append(f'<h2>{html.escape(suite)}</h2>')
+    for suite, result in report['results'].items():
+        parts.append(f'<h2>{html.escape(TITLES[suite])}</h2>')
         parts += [f'<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>'
                   for caption, svg in figures(suite, result, trained)]
-        parts.append(_table(header, rows))
-        parts += [f'<p>{html.escape(line)}</p>' for line in (effective(result) if suite == 'ruler' else [])]
+        parts += [_table(header, rows) for header, rows in tables(suite, result)]
+        parts += [f'<p>{html.escape(line)}</p>' for line in sentences(suite, result)]
     rows = [[name, value] for name, value in _flat({**about, 'samples': report['samples']})]
     parts += ['<h2>Where the numbers come from</h2>', _table(['', ''], rows, wide=True)]
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'

@@ -128,7 +128,7 @@ def loss_by_position(params, config, windows, *, layout='zigzag', memory=None, b
         }
         batch = {name: sharding.put(x, sharding.spec('BT')) for name, x in batch.items()}
         got = _losses(params, config.architecture(), batch, tables, memory)
-        losses[start:start + real, indices] = np.asarray(got)[:real]
+        losses[start:start + real, indices] = sharding.fetch(got)[:real]
         if progress is not None:
             progress(start + real, num_windows)
     return losses

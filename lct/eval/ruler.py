@@ -58,7 +58,7 @@ class Material:
         self.sources = {'one_hop': questions.People(seed, 1), 'two_hop': questions.People(seed, 2),
                         **(sources or {})}
         self.placement = placement or placements.Stratified(seed)
-        self._documents, self._pools = documents, {}
+        self.documents, self._pools = documents, {}
         self._noise = self.counter.pieces([ruler_text.NOISE])
         self.counter.check([ruler_text.NOISE] * 64)
 
@@ -69,9 +69,9 @@ class Material:
             tighter = copy.copy(self)
             tighter.overhead = self.overhead + margin
             sample = config.generate(tighter, length, index)
-            if self.counter.exact(length):
+            if self.counter.trusted(length):
                 return sample
-            # Where pieces do not add up for this tokenizer, count the whole and take off what is over.
+            # Count the whole: where its pieces did not add up take off what is over.
             used = self.overhead + self.counter.bos + self.counter.text(sample.text) + sample.max_new_tokens
             if used <= length:
                 return dataclasses.replace(sample, meta={**sample.meta, 'tokens': used})
@@ -92,7 +92,7 @@ class Material:
         """Fit of a prompt that begins with head and ends in tail."""
         # RULER's allowance is for vocabularies of a hundred thousand; a smaller one may need more.
         new = max(config.max_new_tokens, int(self.counter.pieces([' ' + answer])[0]) + 2)
-        fixed = self.overhead + self.counter.bos + self.counter.text(head) + int(self.counter.pieces([tail])[0])
+        fixed = self.overhead + self.counter.bos + self.counter.before(head) + int(self.counter.pieces([tail])[0])
         return Fit(config.task, length, fixed, new)
 
     def noise(self, room):
@@ -104,7 +104,7 @@ class Material:
     @property
     def cycle(self):
         """fitting.Cycle of the documents."""
-        return self._once('text', lambda: fitting.Cycle(self.counter, ruler_text.text_lines(self._documents)))
+        return self.once('text', lambda: fitting.Cycle(self.counter, ruler_text.text_lines(self.documents)))
 
     def text(self, rng, room):
         """(lines, tokens) of the documents from any line on."""
@@ -122,9 +122,9 @@ class Material:
             self.counter.check(pool.first(fitting.FIRST_PIECES)[0])
             return pool, names
 
-        pool, names = self._once(('needles', name_kind, value_kind), make)
+        pool, names = self.once(('needles', name_kind, value_kind), make)
         lines, tokens = pool.up_to(3 * length // 2)
-        taken = self._once(('taken', name_kind, value_kind, len(lines)),
+        taken = self.once(('taken', name_kind, value_kind, len(lines)),
                            lambda: {text for pair in names[:len(lines)] for text in pair})
         return lines, tokens, taken
 
@@ -136,11 +136,11 @@ class Material:
             self.counter.check([piece for i, item in enumerate(items, 1) for piece in (f'{i}.', item)])
             return pool
 
-        return self._once('list', make).up_to(length)
+        return self.once('list', make).up_to(length)
 
     def number_tokens(self, length):
         """int [n + 1]: tokens of the numbers '1.' to 'i.' together, more than a list of length tokens has."""
-        return self._once(('numbers', length), lambda: np.concatenate([[0], np.cumsum(
+        return self.once(('numbers', length), lambda: np.concatenate([[0], np.cumsum(
             self.counter.pieces([f'{i}.' for i in range(1, length // 3 + 1)]))]))
 
     def document_pool(self, name, length):
@@ -155,10 +155,11 @@ class Material:
             self.counter.check([piece for i, text in enumerate(texts, 1) for piece in (f'Document {i}:\n', text)])
             return pool
 
-        pool = self._once(('documents', name), make)
+        pool = self.once(('documents', name), make)
         return source, *pool.up_to(3 * length // 2 if source.endless else float('inf'))
 
-    def _once(self, key, make):
+    def once(self, key, make):
+        """What make() gave the first time."""
         if key not in self._pools:
             self._pools[key] = make()
         return self._pools[key]

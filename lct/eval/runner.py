@@ -24,7 +24,7 @@ from lct.models import decode, llama
 from lct.models.session import Session
 
 SMALLEST_ANSWER = 128  # tokens; shorter limits share one compiled program
-JOINTS = 2  # tokens more than the sum of its parts that a text may take, where head, text and question meet
+QUESTIONS = (('A question.\nAnswer:', ' The answer is'), ('A question.\n', 'Answer:'))  # prompts and answers begun
 FIELDS = {'task': str, 'length': int, 'index': int, 'text': str, 'outputs': list, 'meta': dict}
 
 
@@ -60,9 +60,9 @@ class Model:
 
     def overhead(self):
         """Tokens that the template adds to a prompt, beyond the BOS of a plain one."""
-        sample = samples.Sample('', 0, 0, 'A question.\nAnswer:', ' The answer is', [''], 1, {})
-        plain = len(self.tokenizer.encode(sample.text)) + (self.tokenizer.bos_id is not None)
-        return len(self.prompt_ids(sample)) - plain + JOINTS
+        bos = int(self.tokenizer.bos_id is not None)
+        asked = [samples.Sample('', 0, 0, *question, [''], 1, {}) for question in QUESTIONS]
+        return max(len(self.prompt_ids(one)) - bos - len(self.tokenizer.encode(one.text)) for one in asked)
 
     @functools.cached_property
     def line_ends(self):

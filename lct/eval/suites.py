@@ -3,12 +3,11 @@
 import copy
 import dataclasses
 import functools
-import time
 
 import numpy as np
 
 from lct import sharding
-from lct.eval import adversarial_needles, icl, perplexity, ruler, runner, samples, scoring
+from lct.eval import adversarial_needles, icl, repository, ruler, runner, samples, scoring
 from lct.eval import placement as placements
 from lct.models import decode
 
@@ -108,7 +107,7 @@ def needle_items(plan):
 
 
 def needle_scores(plan, rows):
-    """The fields of needle.NeedleResult, with intervals beside the scores."""
+    """The fields of needle.NeedleResult, with the interval of the mean; samples: of a cell, for each length."""
     cells, records = {}, []
     for row in rows:
         depth = plan.depths[row['index'] % len(plan.depths)]
@@ -119,7 +118,7 @@ def needle_scores(plan, rows):
     scores = [[float(np.mean(cells[depth, length])) for length in plan.lengths] for depth in plan.depths]
     every = [record['correct'] for record in records]
     return {'lengths': list(plan.lengths), 'depths': list(plan.depths), 'scores': scores,
-            'samples': len(next(iter(cells.values()))), 'mean': float(np.mean(every)),
+            'samples': [len(cells[plan.depths[0], length]) for length in plan.lengths], 'mean': float(np.mean(every)),
             'interval': list(scoring.wilson(float(np.mean(every)), len(every))), 'records': records}
 
 
@@ -192,6 +191,29 @@ def icl_scores(plan, rows):
     return out
 
 
+# ---------------------------------------------------------------------------------------------------
+# Repositories
+# ---------------------------------------------------------------------------------------------------
+
+
+def repository_items(plan):
+    """The questions of all tasks about one text share it."""
+    configs = [repository.TASKS[name] for name in plan.chosen(repository.TASKS)]
+    group = lambda config, length, i: ('repository', length, i // repository.QUESTIONS)
+    return [item for length in plan.lengths for item in _items(plan, configs, length, group)]
+
+
+def repository_scores(plan, rows):
+    """{task: {length: scoring.TaskScore as a dict}}."""
+    out = {}
+    for task, length in dict.fromkeys((row['task'], row['length']) for row in rows):
+        mine = [row for row in rows if (row['task'], row['length']) == (task, length)]
+        scored = scoring.task_score([scoring.score(task, row['text'], row['outputs']) for row in mine],
+                                    [row['text'] for row in mine])
+        out.setdefault(task, {})[length] = dataclasses.asdict(scored)
+    return out
+
+
 @dataclasses.dataclass(frozen=True)
 class Suite:
     items: object
@@ -204,6 +226,7 @@ SUITES = {
     'needle': Suite(needle_items, needle_scores, ('needle',)),
     'adversarial': Suite(adversarial_items, adversarial_scores, tuple(adversarial_needles.DEFAULTS)),
     'icl': Suite(icl_items, icl_scores, tuple(icl.TASKS)),
+    'repository': Suite(repository_items, repository_scores, tuple(repository.TASKS)),
 }
 
 
@@ -213,44 +236,3 @@ def write_predictions(folder, rows):
         samples.write(folder / str(length) / f'{task}.jsonl', [
             samples.prediction(runner.sample_of(row), row['text']) for row in rows
             if (row['length'], row['task']) == (length, task)])
-
-
-# ---------------------------------------------------------------------------------------------------
-# Loss
-# ---------------------------------------------------------------------------------------------------
-
-
-def run_loss(model, plan, documents, path, progress=None):
-    """Loss by position over counts[longest] windows of documents (lists of token ids), a line a window.
-
-    Returns:
-      (rows, problems) as runner.run does.
-    """
-    ring_size = sharding.axis_size('sequence')
-    unit = decode.length_unit(ring_size, model.memory.ffn_chunks)
-    seq_len = max(plan.lengths) // unit * unit
-    count = plan.counts[max(plan.lengths)]
-    found, problems = runner.read(path)
-    windows = perplexity.windows(documents, seq_len, count, plan.material.seed, plan.tokenizer.bos_id)
-    edges = perplexity.doubling_edges(seq_len)
-    start, before = time.monotonic(), len(found)
-    for i, window in enumerate(windows):
-        if ('loss', seq_len, i) not in found:
-            losses = perplexity.loss_by_position(
-                model.params, model.config, window[None], layout=model.layout, memory=model.memory)[0]
-            means = [float(losses[low:high].mean(dtype=np.float64))
-                     for low, high in zip(edges[:-1], edges[1:], strict=True)]
-            found['loss', seq_len, i] = {'task': 'loss', 'length': seq_len, 'index': i, 'text': '', 'outputs': [],
-                                         'meta': {'edges': list(edges), 'means': means}}
-            runner.write(path, found)
-        if progress is not None:
-            each = (time.monotonic() - start) / max(len(found) - before, 1)
-            progress(i + 1, count, each * (count - i - 1))
-    return [found['loss', seq_len, i] for i in range(count)], problems
-
-
-def loss_scores(plan, rows):
-    """perplexity.Bins as a dict."""
-    means = np.array([row['meta']['means'] for row in rows])
-    error = means.std(0, ddof=1) / len(rows)**0.5 if len(rows) > 1 else np.full(means.shape[1], np.nan)
-    return perplexity.Bins(tuple(rows[0]['meta']['edges']), means.mean(0), error, len(rows)).to_dict()

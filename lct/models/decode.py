@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from lct import sharding
 from lct.models import llama
 from lct.models.kv_cache import KVCache, attend_cache, attend_piece, write
+from lct.models.sampling import choose
 from lct.ops import rope
 from lct.ops.norms import rms_norm
 
@@ -62,7 +63,7 @@ def _next_logits(params, config, x):
 
 
 # ---------------------------------------------------------------------------------------------------
-# One token
+# One token, a piece, many tokens
 # ---------------------------------------------------------------------------------------------------
 
 
@@ -108,11 +109,6 @@ def _mlp(x, layer, config):
     return sharding.einsum('BF,FD->BD', jax.nn.silu(gate) * up, layer.w_down)
 
 
-# ---------------------------------------------------------------------------------------------------
-# More tokens at once
-# ---------------------------------------------------------------------------------------------------
-
-
 def extend(params, config, cache, tokens, positions, segment_ids, slots, last, logits, tables, memory):
     """A piece of T more tokens per row: of a prompt that is read in pieces, or a question about what was read.
 
@@ -145,24 +141,6 @@ def extend(params, config, cache, tokens, positions, segment_ids, slots, last, l
     return write(cache, k, v, slots), jnp.where(here[:, None], new, logits)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Many tokens
-# ---------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """Tokens drawn at a temperature from the likeliest words whose probabilities together reach top_p."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-
-    def __post_init__(self):
-        if self.temperature <= 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f'temperature {self.temperature} must be above 0 and top_p {self.top_p} in (0, 1]; for '
-                             'the likeliest token every time use no Sampling')
-
-
 def decode(params, config, cache, logits, last, slot_of, limits, stop, tables, max_new_tokens, sampling=None,
            key=None):
     """Tokens until every row has met its limit or a token that stops it.
@@ -172,19 +150,12 @@ def decode(params, config, cache, logits, last, slot_of, limits, stop, tables, m
       slot_of: int32 [S], the slot of each position.
       limits: int32 [B], new tokens of each row, up to max_new_tokens; 0 for a row that nobody asked for.
       stop: bool [V], the tokens that end a row; the one that did is its last.
-      sampling, key: a Sampling and its jax.random key; None for the likeliest token.
+      sampling, key: as in sampling.choose.
     Returns:
       the cache, tokens int32 [B, max_new_tokens] (0 where a row has ended) and their numbers [B].
     """
     # Weights that are split over the ring come together once and not for every token.
     params = gathered(params, config)
-
-    def choose(logits, i):
-        # The vocabulary is gathered: one row per prompt is small.
-        logits = sharding.reshard(logits, sharding.spec('BD'))
-        if sampling is None:
-            return jnp.argmax(logits, -1).astype(jnp.int32)
-        return draw(logits, jax.random.fold_in(key, i), sampling)
 
     def take(i, token, tokens, counts, active):
         tokens = lax.dynamic_update_slice_in_dim(tokens, jnp.where(active, token, 0)[:, None], i, 1)
@@ -195,23 +166,14 @@ def decode(params, config, cache, logits, last, slot_of, limits, stop, tables, m
         i, cache, token, *rest = carry
         positions = last + i
         cache, logits = decode_step(params, config, cache, token, positions, rows_at(slot_of, positions), tables)
-        token = choose(logits, i)
+        token = choose(logits, i, sampling, key)
         return i + 1, cache, token, *take(i, token, *rest)
 
     tokens = jnp.tile(jnp.zeros_like(last)[:, None], (1, max_new_tokens))
-    token = choose(logits, 0)
+    token = choose(logits, 0, sampling, key)
     start = 1, cache, token, *take(0, token, tokens, jnp.zeros_like(last), limits > 0)
     _, cache, _, tokens, counts, _ = lax.while_loop(lambda carry: carry[-1].any(), step, start)
     return cache, tokens, counts
-
-
-def draw(logits, key, sampling):
-    """Words [B] drawn from logits [B, V] (nucleus sampling, Holtzman et al. 2020)."""
-    logits = logits / sampling.temperature
-    ordered = jnp.sort(logits, -1, descending=True)
-    before = jnp.cumsum(jax.nn.softmax(ordered, -1), -1) - jax.nn.softmax(ordered, -1)
-    least = jnp.where(before < sampling.top_p, ordered, jnp.inf).min(-1, keepdims=True)
-    return jax.random.categorical(key, jnp.where(logits < least, -jnp.inf, logits)).astype(jnp.int32)
 
 
 def gathered(params, config):
@@ -371,7 +333,7 @@ def generate(params, config, prompts, max_new_tokens, *, seq_len=None, indices=N
         batch = place(arrange([*group, *[[0]] * (batch_size - len(group))], seq_len, indices))
         new, counts = _generate(params, config.architecture(), batch, *place_limits(limits, stop), tables, memory,
                                 max_new_tokens)
-        new, counts = np.asarray(new)[:len(group)], np.asarray(counts)[:len(group), None]
+        new, counts = sharding.fetch(new)[:len(group)], sharding.fetch(counts)[:len(group), None]
         # A row that has stopped ends in the token that stopped it.
         groups.append(np.where(np.arange(max_new_tokens) < counts, new, -1 if stop_id is None else stop_id))
     return np.concatenate(groups).astype(np.int32)

@@ -14,6 +14,7 @@ import numpy as np
 from lct import sharding
 from lct.models import decode, llama
 from lct.models.kv_cache import empty_cache
+from lct.models.sampling import choose
 from lct.ops import rope
 
 SMALLEST_PIECE = 32  # shorter questions share one compiled program
@@ -39,10 +40,12 @@ class Session:
                                        config.head_dim, seq_len)
         self.lengths = np.zeros(rows, np.int32)
 
-    def read(self, texts, piece=None):
+    def read(self, texts, piece=None, progress=None):
         """Fill the cache anew with up to `rows` texts, lists of token ids.
 
-        piece: tokens of one forward, a multiple of length_unit; None for all at once.
+        Args:
+          piece: tokens of one forward, a multiple of length_unit; None for all at once.
+          progress: called as progress(done, total) with the tokens of the longest text after every piece.
         """
         decode.check_ids(texts, self.config.vocab_size)
         texts = [*texts, *[[0]] * (self.rows - len(texts))]
@@ -63,8 +66,12 @@ class Session:
                 self.config.architecture(), placed['positions'], dtype)
             zeros = np.zeros((self.rows, self.config.vocab_size), np.float32)
             self.logits = sharding.put(zeros, sharding.spec('BV'))
-            for start in range(0, max(map(len, texts)), piece):
+            longest = max(map(len, texts))
+            for start in range(0, longest, piece):
                 self.logits = self._extend([text[start:start + piece] for text in texts], piece)
+                if progress is not None:
+                    jax.block_until_ready(self.logits)
+                    progress(min(start + piece, longest), longest)
 
     def ask(self, questions, limits, max_new_tokens, stop=None, sampling=None, key=None):
         """[token ids] of the answer to each question, which follows the text of its row; the cache holds the texts
@@ -76,25 +83,55 @@ class Session:
           stop: bool [V], tokens that end an answer and are left out of it.
           sampling, key: as in decode.decode.
         """
-        lengths, logits = self.lengths, self.logits
-        count = len(questions)
-        questions = [*questions, *[[]] * (self.rows - count)]
+        lengths, count = self.lengths, len(questions)
         limits = np.array([*limits, *[0] * (self.rows - count)], np.int32)
-        self._check_room(questions, np.maximum(limits - 1, 0))
-        if any(questions):
-            decode.check_ids(questions, self.config.vocab_size)
-            if not all(questions[:count]):
-                raise ValueError('a question is empty and others are not; give every row its own')
-            logits = self._extend(questions, self._piece(max(map(len, questions))))
+        logits = self._put(questions, limits)
         stop = np.zeros(self.config.vocab_size, bool) if stop is None else stop
         self.cache, tokens, counts = _decode(
             self.params, self.config.architecture(), self.cache, logits,
             sharding.put(self.lengths - 1, sharding.spec('B')), self.slot_of, *decode.place_limits(limits, stop),
             self.tables, max_new_tokens, sampling, key)
-        self.lengths = lengths
-        self.cache = _forget(self.cache, sharding.put(lengths, sharding.spec('B')))
-        answers = [row[:n].tolist() for row, n in zip(np.asarray(tokens), np.asarray(counts), strict=True)]
+        self.rewind(lengths)
+        answers = [row[:n].tolist() for row, n in zip(sharding.fetch(tokens), sharding.fetch(counts), strict=True)]
         return [ids[:-1] if ids and stop[ids[-1]] else ids for ids in answers[:count]]
+
+    def stream(self, questions, limit, sampling=None, key=None):
+        """Iterator over the tokens of the answers as they are chosen, numpy int32 [questions] each, up to limit of
+        them. Whoever has heard enough closes it; the cache holds the texts alone again then.
+
+        questions, sampling, key: as in ask.
+        """
+        lengths, count, put = self.lengths, len(questions), lambda x: sharding.put(x, sharding.spec('B'))
+        logits = self._put(questions, np.full(self.rows, limit, np.int32))
+        params = self.params if sharding.current_mesh() is None else _gathered(self.params, self.config.architecture())
+        try:
+            for i in range(limit):
+                tokens = _choose(logits, i, sampling, key)
+                yield sharding.fetch(tokens)[:count]
+                if i + 1 < limit:  # the last one is never fed back
+                    at = self.lengths + np.int32(i)
+                    self.cache, logits = _step(params, self.config.architecture(), self.cache, tokens, put(at),
+                                               put(self._slot_of[at]), self.tables)
+        finally:
+            self.rewind(lengths)
+
+    def rewind(self, lengths):
+        """Forget what follows the first lengths [rows] tokens of the rows. What comes next must be a question: the
+        logits are those after the whole texts."""
+        self.lengths = np.asarray(lengths, np.int32)
+        self.cache = _forget(self.cache, sharding.put(self.lengths, sharding.spec('B')))
+
+    def _put(self, questions, limits):
+        """Write the questions behind the texts -> the logits that follow."""
+        count = len(questions)
+        questions = [*questions, *[[]] * (self.rows - count)]
+        self._check_room(questions, np.maximum(limits - 1, 0))
+        if not any(questions):
+            return self.logits
+        decode.check_ids(questions, self.config.vocab_size)
+        if not all(questions[:count]):
+            raise ValueError('a question is empty and others are not; give every row its own')
+        return self._extend(questions, self._piece(max(map(len, questions))))
 
     def _piece(self, length):
         size = -(-SMALLEST_PIECE // self.unit) * self.unit
@@ -132,6 +169,11 @@ def _prefill(params, config, batch, tables, memory):
 
 _extend = jax.jit(decode.extend, static_argnames=('config', 'memory'), donate_argnames='cache')
 _decode = jax.jit(decode.decode, static_argnames=('config', 'max_new_tokens', 'sampling'), donate_argnames='cache')
+
+
+_step = jax.jit(decode.decode_step, static_argnames='config', donate_argnames='cache')
+_choose = jax.jit(choose, static_argnames='sampling')
+_gathered = jax.jit(decode.gathered, static_argnames='config')
 
 
 @functools.partial(jax.jit, donate_argnames='cache')

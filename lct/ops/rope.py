@@ -1,5 +1,4 @@
-"""Rotary position embedding: frequencies of the six published scalings, exact angles at any length,
-and the theta schedules of long-context training.
+"""Rotary position embedding: frequencies of the six published scalings, and exact angles at any length.
 
 Letters: B batch, T sequence, N heads, H head_dim. Rotary dims are in the half-split order of
 Hugging Face: dim i is paired with dim i + H/2 (Su et al. 2021, arXiv 2104.09864, stores pairs
@@ -16,6 +15,9 @@ import numpy as np
 from flax import struct
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+
+# The rules for theta live in ops/theta.py; these are also names of this module.
+from lct.ops.theta import critical_base, dynamic_ntk_theta, extrapolation_bound, ntk_theta  # noqa: F401
 
 TYPES = ('default', 'linear', 'dynamic', 'yarn', 'longrope', 'llama3')
 NEED_ORIGINAL = ('yarn', 'longrope', 'llama3')
@@ -225,37 +227,3 @@ def rotate(x, angles):
     cos, sin = angles
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
-# ---------------------------------------------------------------------------------------------------
-# Theta schedules
-# ---------------------------------------------------------------------------------------------------
-
-
-def ntk_theta(theta, scale, *, head_dim):
-    """NTK-aware base (bloc97 2023): theta * scale^(H / (H - 2))."""
-    return theta * scale ** (head_dim / (head_dim - 2))
-
-
-def dynamic_ntk_theta(theta, old_len, new_len, *, alpha, head_dim):
-    """Dynamic-NTK base: theta * (alpha * new/old - (alpha - 1))^(H / (H - 2)).
-
-    Applied from stage to stage with alpha 4 it gives the thetas of Gradient's Llama-3 cards to the
-    integer; within a model it is Hugging Face's 'dynamic' scaling with factor alpha.
-    """
-    return ntk_theta(theta, alpha * new_len / old_len - (alpha - 1), head_dim=head_dim)
-
-
-def critical_base(theta, trained_len, target_len):
-    """Critical base of Liu et al. 2023 (Scaling Laws of RoPE-based Extrapolation, arXiv 2310.05209,
-    Theorem 3), with the model's own theta in place of 10000:
-    theta^(ln(target / 2 pi) / ln(trained / 2 pi))."""
-    return theta ** (math.log(target_len / (2 * math.pi)) / math.log(trained_len / (2 * math.pi)))
-
-
-def extrapolation_bound(theta_new, theta, trained_len, head_dim):
-    """Longest context (tokens, float) of a model trained at trained_len with theta and tuned with a
-    theta_new above the critical base (arXiv 2310.05209, Lemma 1 and Theorem 3): the period of the last
-    dim that saw a full turn in training, 2 pi * theta_new^(d_extra / H)."""
-    half = math.ceil(head_dim / 2 * math.log(trained_len / (2 * math.pi), theta))
-    return 2 * math.pi * theta_new ** (2 * half / head_dim)

@@ -317,3 +317,8 @@ def memory_of(compiled):
         'peak': stats.peak_memory_in_bytes, 'host_temporaries': stats.host_temp_size_in_bytes,
         'host_arguments': stats.host_argument_size_in_bytes, 'host_outputs': stats.host_output_size_in_bytes,
     }
+
+
+def device_bytes(memory):
+    """What a program takes of a device: memory_of, added up. (The compilers' own peak counts host memory as well.)"""
+    return memory['arguments'] + memory['outputs'] - memory['aliased'] + memory['temporaries']

@@ -5,7 +5,10 @@ import json
 import logging
 import pathlib
 
+import jax
 import orbax.checkpoint as ocp
+
+from lct import processes
 
 logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax reports every phase of every save
 
@@ -33,6 +36,8 @@ class Checkpoints:
 
         Returns:
           None, or in one line why a checkpoint was not written: a full disk must not end the training.
+        Raises:
+          OSError: instead, in one of several processes: the others cannot know of it, and would wait.
         """
         if step in self._manager.all_steps():
             return None
@@ -41,6 +46,7 @@ class Checkpoints:
             self._manager.save(step, args=items)
         except Exception as error:  # that of the save before this one, found in the background
             problem = _first_line(error)
+            _give_up_if_several(problem)
             try:
                 self._manager.save(step, args=items)
             except Exception as again:
@@ -73,6 +79,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
+            _give_up_if_several(_first_line(error))
             self._manager.reload()  # latest() must be what lies on the disk
             return f'the last checkpoint could not be written ({_first_line(error)}); those before are whole'
         return None
@@ -82,23 +89,35 @@ class Checkpoints:
         self._manager.close()
 
 
+def _give_up_if_several(problem):
+    if jax.process_count() > 1:
+        raise OSError(
+            f'process {jax.process_index()} could not write its part of a checkpoint ({problem}); the ones before it '
+            'are whole: mend this and run the same command to continue'
+        )
+
+
 def _first_line(error):
     """Orbax's messages run to thousands of lines; the first says what happened."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def claim(workdir, config):
-    """Make workdir this run's own, or continue in it if it holds the same config.
+    """Make workdir this run's own, or continue in it if it holds the same config. Of several processes the first
+    does it for all.
 
     Returns:
-      The open lock file; the folder is this process's while it lives.
+      The open lock file, None in the other processes; the folder is this process's while it lives.
     Raises:
-      ValueError: if workdir holds a run of another config (naming what differs), or another process is at
-        work in it.
+      ValueError: if workdir holds a run of another config (naming what differs), if another process is at work in
+        it, or if the processes of this run are not of one config.
     """
     workdir = pathlib.Path(workdir)
     path = workdir / 'config.json'
     text = json.dumps(config, indent=2, sort_keys=True)
+    processes.check_same(text, 'their config or the inputs that it names')
+    if not processes.is_first():
+        return None
     workdir.mkdir(parents=True, exist_ok=True)
     lock = (workdir / 'lock').open('w')
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import threading
@@ -9,16 +10,19 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lct import sharding
-from lct.data.loader import Loader
+from lct import processes, sharding
+from lct.models import lora
 from lct.ops import rope
+from lct.train import gates
 from lct.train import optimizer as optimizers
 from lct.train import stages as stage_plans
 from lct.train import state as states
 from lct.train.checkpoint import Checkpoints
-from lct.train.metrics import Metrics, Pace, clock, measured_peak, say, step_flops, whole_row_flops
+from lct.train.metrics import Metrics, Pace, clock, measured_peak, say, train_flops, whole_row_flops
 from lct.train.step import train_step
 
 
@@ -29,6 +33,7 @@ class Run:
     checkpoint_every: steps between checkpoints (one more is written at the end of each stage and on
       interruption). max_skips_in_row: non-finite steps in a row after which the run gives up.
       line_every_s: seconds between two progress lines, at least.
+    adapter: lora.Adapter to train in place of all weights, or None.
     """
 
     stages: tuple
@@ -38,6 +43,7 @@ class Run:
     keep_checkpoints: int = 2
     max_skips_in_row: int = 5
     line_every_s: float = 3.0
+    adapter: lora.Adapter | None = None
 
 
 class Interrupted(Exception):
@@ -73,33 +79,41 @@ def stop_requests():
 
 
 def check(asked):
-    """Raise Interrupted if a stop was asked for, where nothing is left to save."""
-    if asked:
-        raise Interrupted(f'{asked[0]}: stopped; what is finished is kept, run the same command to continue')
+    """Raise Interrupted if a stop was asked of any process, where nothing is left to save. All processes must come
+    here together."""
+    if processes.anyone(asked):
+        why = asked[0] if asked else 'a signal to another process'
+        raise Interrupted(f'{why}: stopped; what is finished is kept, run the same command to continue')
 
 
-def train(run, config, params, mixture, workdir, asked=()):
+def train(run, config, params, mixture, workdir, asked=(), gate_scores=None):
     """Train through all stages, continuing from the newest checkpoint under workdir if there is one.
 
     Args:
       run: Run; config: LlamaConfig of the start; params: callable () -> Params on the current mesh, called
-        only when there is no checkpoint.
-      mixture: data.mixture.Mixture, the stream of rows; its cursor is part of every checkpoint.
+        only when there is no checkpoint, or when the run has an adapter and so no frozen weights in checkpoints.
+      mixture: data.mixture.Mixture or data.stream.Stream, the rows; its cursor is part of every checkpoint.
       asked: list of stop_requests.
+      gate_scores: callable (Stage, LlamaConfig, Params) -> {needle, short_loss_rise}, see gates.Gate; called on the
+        stage's mesh.
     Returns:
-      (LlamaConfig, Params, summary dict), on the mesh of the last stage. The summary's seconds are those of
-      the stages, compilation included, over all the times that the run was continued.
+      (LlamaConfig, Params, summary dict), on the mesh of the last stage, adapters merged. The summary's seconds are
+      those of the stages, compilation included, over all the times that the run was continued.
     Raises:
       Interrupted: after saving, when a stop was asked for.
+      gates.Shut: after saving, when the gate of a stage did not open and is to stop the run.
       FloatingPointError: after max_skips_in_row non-finite steps in a row.
     """
+    if gate_scores is None and any(stage.gate for stage in run.stages):
+        raise ValueError('a stage has a gate but train() was given no gate_scores to measure it by; pass them')
     plan = stage_plans.configs(run.stages, config)
     tx, schedule = optimizers.make(run.optimizer), optimizers.schedule(run.stages)
     ends = [sum(s.num_steps for s in run.stages[: i + 1]) for i in range(len(run.stages))]
     checkpoints = Checkpoints(f'{workdir}/checkpoints', run.keep_checkpoints)
     dtype = jnp.dtype(run.param_dtype)
-    peak = measured_peak(dtype)
-    state, cursor, seconds, step = None, None, 0.0, checkpoints.latest() or 0
+    peak = measured_peak(jnp.dtype(run.stages[0].memory.dtype or dtype))
+    looks = gates.Looks(f'{workdir}/gates.json')
+    state, cursor, seconds, step = None, None, 0.0, processes.from_first(checkpoints.latest() or 0)
     if step:
         record = checkpoints.record(step)
         cursor, seconds = record['cursor'], record.get('seconds', 0.0)
@@ -109,37 +123,51 @@ def train(run, config, params, mixture, workdir, asked=()):
 
     try:
         for stage, stage_config, end in zip(run.stages, plan, ends):
-            if step >= end and end < ends[-1]:  # of a complete run the last stage still gives the mesh
+            start = end - stage.num_steps
+            complete = step >= end and _settled(looks, stage, end)
+            if complete and end < ends[-1]:  # of a complete run the last stage still gives the mesh
                 continue
             with jax.set_mesh(sharding.make_mesh(stage.mesh)):
                 # -- state: restored, fresh, or moved from the mesh of the stage before ----------------
-                target = states.abstract(config, tx, dtype)
-                if state is None:
-                    state = checkpoints.restore(step, target) if step else states.create(params(), tx)
-                else:
+                target = states.abstract(config, tx, dtype, run.adapter)
+                if state is not None:
                     state = states.move(state, target)
-                if step >= end:  # the run was already complete
+                elif not step:
+                    state = states.create(params(), tx, config, run.adapter)
+                else:
+                    state = checkpoints.restore(step, target.replace(frozen=None))
+                    if run.adapter:
+                        state = state.replace(frozen=lora.freeze(params(), run.adapter)[1])
+                if complete:
                     break
-                if asked:  # between two stages: the one before is saved
+                if processes.anyone(asked):  # between two stages: the one before is saved
                     raise Interrupted(_stopped(checkpoints, step, ends[-1]))
                 say(
                     f'stage {stage.name}: {stage.num_steps} steps of {stage.tokens_per_step:,} tokens, '
                     f'seq_len {stage.seq_len:,}, theta {stage_config.rope.theta:,.0f} ({stage.theta}), '
-                    f'mesh {"x".join(map(str, stage.mesh))} {stage.layout}'
+                    f'{stage_config.rope.type} rope, mesh {"x".join(map(str, stage.mesh))} {stage.layout}'
                 )
+                if step == start > 0 and not stage.carry_optimizer:
+                    state = state.replace(opt_state=states.fresh_moments(state.params, tx))
                 mixture.weights = dict(stage.mixture)
-                loader = Loader(mixture, stage.batch_size * stage.accumulation, stage.seq_len, stage.layout,
-                                stage.mesh[2], config.vocab_size)
+                loader = mixture.loader(stage.batch_size * stage.accumulation, stage.seq_len, stage.layout,
+                                        stage.mesh[2], config.vocab_size, _held(stage))
                 if cursor is not None:
                     loader.restore(cursor)
                 tables = rope.make_tables(stage_config.rope, config.head_dim, stage.seq_len)
                 # -- steps; metrics are read one step late so that the devices never wait --------------
-                pending, stage_start = None, time.monotonic()
+                pending, opened, stage_start = None, False, time.monotonic()
                 later = [s for s, after in zip(run.stages, ends) if after > end]
                 report = _Reports(run, config, stage, end, ends[-1], later, metrics, peak)
+                look = functools.partial(_look, looks, stage, stage_config, gate_scores)
                 try:
                     while step < end:
+                        if stage.gate and stage.gate.due(step - start):
+                            opened = look(step, step - start, state)
+                            if opened:
+                                break
                         host_batch, cursor = loader.next()
+                        stop_asked = processes.anyone(asked)  # ahead of the step, so as not to wait for it
                         state, device_metrics = train_step(
                             state, _placed(host_batch, stage), tables, config.architecture(), stage.memory,
                             tx, schedule,
@@ -147,44 +175,94 @@ def train(run, config, params, mixture, workdir, asked=()):
                         step += 1
                         if pending:
                             report(*pending)
-                        pending = (device_metrics, step, step_flops(config, host_batch))
+                        pending = (device_metrics, step, train_flops(config, *loader.counts(host_batch)))
                         spent_tokens += stage.tokens_per_step
-                        stopping = bool(asked)  # read once: a signal between two reads would stop unsaved
-                        if step % run.checkpoint_every == 0 or step == end or stopping:
+                        stopping = bool(stop_asked)  # read once: a signal between two reads would stop unsaved
+                        due = stage.gate and stage.gate.due(step - start)
+                        if step % run.checkpoint_every == 0 or step == end or stopping or due:
                             jax.block_until_ready(state)
                             report(*pending)
                             pending = None
                             metrics.flush()
                             passed = seconds + time.monotonic() - stage_start
-                            problem = checkpoints.save(step, state, {'cursor': cursor, 'seconds': passed})
-                            if problem:
-                                say(f'WARNING: {problem}')
+                            _save(checkpoints, step, state, cursor, passed)
                         if stopping:
                             raise Interrupted(_stopped(checkpoints, step, ends[-1]))
                 finally:
                     waited = loader.waited_s
                     loader.close()
+                # -- the end: all steps taken, or the gate open before --------------------------------
+                why = f'all {stage.num_steps} steps taken'
+                if opened:
+                    why = f'gate open after {step - start} of at most {stage.num_steps} steps'
+                    looks.add(stage.name, end, step - start, looks.at(stage.name, step))
+                    step, state = end, state.replace(step=states.scalar(end))
+                    _save(checkpoints, step, state, cursor, seconds + time.monotonic() - stage_start)
+                elif stage.gate and not look(end, stage.num_steps, state):
+                    if stage.gate.otherwise == 'stop':
+                        raise gates.Shut(gates.stopped(stage, looks.at(stage.name, end)))
+                    why += ', and on although the gate is shut'
                 seconds += time.monotonic() - stage_start
-                say(f'stage {stage.name}: done in {clock(time.monotonic() - stage_start)}, '
+                say(f'stage {stage.name}: done in {clock(time.monotonic() - stage_start)}, {why}, '
                     f'input waits {waited:.1f}s')
         problem = checkpoints.wait()
         if problem:
             say(f'WARNING: {problem}')
+        looked = [looks.at(stage.name, end) for stage, end in zip(run.stages, ends)]
+        taken = [row['steps'] if row else stage.num_steps for stage, row in zip(run.stages, looked)]
         summary = {
-            'steps': step, 'skipped': int(state.skipped), 'seconds': seconds,
+            'steps': sum(taken), 'stage_steps': taken, 'skipped': int(state.skipped), 'seconds': seconds,
             'tokens_of_this_call': spent_tokens, 'thetas': [c.rope.theta for c in plan],
         }
-        return plan[-1], state.params, summary
+        return plan[-1], states.model(state), summary
     finally:
         metrics.close()
         checkpoints.close()
 
 
-def _placed(batch, stage):
-    """The host batch [A * B, T] on the mesh as [A, B, T]."""
-    spec = P(None, *sharding.spec('BT'))
+def _where(stage):
+    """-> (sharding of a batch [A, B, T], its shape, the numbers [A, B] of its rows in a host batch [A * B, T])."""
     shape = (stage.accumulation, stage.batch_size, stage.seq_len)
-    return {name: sharding.put(x.reshape(shape), spec) for name, x in batch.items()}
+    where = NamedSharding(jax.sharding.get_mesh(), P(None, *sharding.spec('BT')))
+    return where, shape, np.arange(shape[0] * shape[1]).reshape(shape[:2])
+
+
+def _held(stage):
+    """[(rows [A, b], slice of columns)] of the host batch that the devices of this process hold."""
+    where, shape, rows = _where(stage)
+    return [(rows[index[:2]], index[2]) for index in where.addressable_devices_indices_map(shape).values()]
+
+
+def _placed(batch, stage):
+    """The host batch {name: [A * B, T]} on the mesh as [A, B, T]; asked for is only what this process holds."""
+    where, shape, rows = _where(stage)
+    return {
+        name: jax.make_array_from_callback(
+            shape, where, lambda index, x=x: x[rows[index[:2]], index[2]], dtype=x.dtype)
+        for name, x in batch.items()
+    }
+
+
+def _save(checkpoints, step, state, cursor, seconds):
+    problem = checkpoints.save(step, state.replace(frozen=None), {'cursor': cursor, 'seconds': seconds})
+    if problem:
+        say(f'WARNING: {problem}')
+
+
+def _look(looks, stage, config, gate_scores, step, steps, state):
+    """Whether the stage's gate is open after so many of its steps; what was measured before is not measured again."""
+    row = looks.at(stage.name, step)
+    if row is None:
+        row = looks.add(stage.name, step, steps, gate_scores(stage, config, states.model(state)))
+    opened = bool(processes.from_first(stage.gate.opens(row)))
+    say(f'stage {stage.name}: gate {"open" if opened else "shut"} after {row["steps"]} steps: {stage.gate.describe(row)}')
+    return opened
+
+
+def _settled(looks, stage, end):
+    """Whether a stage whose steps are taken leaves nothing to be looked at."""
+    row = looks.at(stage.name, end)
+    return not stage.gate or (row is not None and (stage.gate.opens(row) or stage.gate.otherwise == 'advance'))
 
 
 def _stopped(checkpoints, step, last):

@@ -2,14 +2,15 @@
 
 import collections
 import json
+import os
 import pathlib
 import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tensorboardX
 
+from lct import processes
 from lct.models import llama
 
 
@@ -27,13 +28,6 @@ def train_flops(config, tokens, pairs):
     return 6 * matmul_params(config) * tokens + attention * pairs
 
 
-def step_flops(config, batch):
-    """train_flops of one step, counted on the packed documents themselves."""
-    tokens = int((batch['segment_ids'] > 0).sum())
-    pairs = int((batch['positions'].astype(np.int64) + 1)[batch['segment_ids'] > 0].sum())
-    return train_flops(config, tokens, pairs)
-
-
 def whole_row_flops(config, stage):
     """train_flops of one step of a stage whose rows hold one document each: to compare stages by."""
     rows = stage.batch_size * stage.accumulation
@@ -42,7 +36,7 @@ def whole_row_flops(config, stage):
 
 def measured_peak(dtype):
     """FLOP/s of a large matmul on the devices of this process: what utilisation is a fraction of."""
-    size = 2048 if jax.default_backend() == 'cpu' else 8192
+    size = 1024 if jax.default_backend() == 'cpu' else 8192
     x = jnp.ones((size, size), dtype)
     multiply = jax.jit(jnp.dot)
     multiply(x, x).block_until_ready()
@@ -85,14 +79,16 @@ class Pace:
 
 
 class Metrics:
-    """Writes metrics.jsonl and TensorBoard events under a folder, and progress lines on stdout."""
+    """Writes metrics.jsonl and TensorBoard events under a folder, and progress lines on stdout; of several
+    processes the first does, the others throw theirs away."""
 
     def __init__(self, folder, first_step, line_every_s=3.0):
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._events = tensorboardX.SummaryWriter(str(folder), purge_step=first_step + 1)
-        self._path = folder / 'metrics.jsonl'
-        if self._path.exists():  # drop what a killed run wrote beyond its last checkpoint
+        first = processes.is_first()
+        self._events = tensorboardX.SummaryWriter(str(folder), purge_step=first_step + 1, write_to_disk=first)
+        self._path = folder / 'metrics.jsonl' if first else pathlib.Path(os.devnull)
+        if self._path.is_file():  # drop what a killed run wrote beyond its last checkpoint
             rows = [row for row in self._path.read_text().splitlines() if _step_of(row) <= first_step]
             part = self._path.with_suffix('.part')  # a kill in the middle must not cost the rows of before
             part.write_text(''.join(row + '\n' for row in rows))
@@ -134,5 +130,5 @@ def _step_of(row):
 
 def say(text):
     """One line on stdout from the first process only, visible at once."""
-    if jax.process_index() == 0:
+    if processes.is_first():
         print(text, flush=True)

@@ -1,8 +1,10 @@
 """AdamW (Loshchilov & Hutter 2019) through optax, one learning-rate schedule over all stages."""
 
 import dataclasses
+import functools
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -27,25 +29,35 @@ def stage_schedule(learning_rate, num_steps, warmup_steps, final_fraction):
 
 def schedule(stages):
     """Learning rate by global step: the stages' schedules one after the other."""
-    parts = [stage_schedule(s.learning_rate, s.num_steps, s.warmup_steps, s.final_fraction) for s in stages]
+    return _joined(tuple((s.learning_rate, s.num_steps, s.warmup_steps, s.final_fraction) for s in stages))
+
+
+@functools.cache  # a jitted step is compiled anew for every new schedule: equal ones must be the same
+def _joined(rows):
+    parts = [stage_schedule(*row) for row in rows]
     ends, total = [], 0
-    for stage in stages[:-1]:
-        total += stage.num_steps
+    for _, num_steps, *_ in rows[:-1]:
+        total += num_steps
         ends.append(total)
     return optax.join_schedules(parts, ends)
 
 
+@functools.cache
 def make(config):
     """Clipping by global norm, then AdamW up to its learning rate; norm vectors are not decayed.
 
     The step multiplies by -schedule(state.step) itself: optax.adamw would look the rate up by a counter of
     its own, which stands still whenever a non-finite step is skipped and so falls behind the stages.
+    The moments are float32 from the start, whatever the parameters are, as the gradients are: optax would begin
+    with the parameters' dtype and go on with the gradients'.
     """
-    return optax.chain(
+    chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
     )
+    return optax.GradientTransformation(
+        lambda params: chain.init(jax.tree.map(lambda p: p.astype(jnp.float32), params)), chain.update)
 
 
 def decayed(params):

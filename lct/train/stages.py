@@ -1,10 +1,12 @@
-"""The curriculum: each stage a length, a theta rule, a mesh, a mix and an optimizer schedule."""
+"""The curriculum: each stage a length, a theta rule, a RoPE scaling, a mesh, a mix, an optimizer schedule, a gate."""
 
 import dataclasses
 import math
 
 from lct.models.llama import Memory, check_mesh
 from lct.ops import rope, strategies
+from lct.ops import theta as laws
+from lct.train.gates import Gate
 
 LAYOUTS = ('contiguous', 'zigzag', 'striped')
 
@@ -14,11 +16,17 @@ class Stage:
     """One stage of progressive context extension.
 
     seq_len: tokens of one row. batch_size: rows of one micro-batch. accumulation: micro-batches a step.
+    num_steps: steps of the stage, the most of them if it has a gate, which may end it earlier.
     theta: how this stage's RoPE base follows from the one before: 'keep', 'dynamic_ntk' (with alpha),
       'critical_base' (from the base model's theta and length), or a number.
+    scaling: fields of rope.RopeConfig as pairs, such as (('type', 'yarn'),); () keeps that of the stage before.
+      original_max_position is by default what the model had before any scaling, factor how many times longer
+      seq_len is.
     mesh: degrees of ('data', 'fsdp', 'sequence', 'tensor'); layout: of the sequence over the ring.
     mixture: weights of the kinds of rows, as pairs.
     final_fraction: the learning rate falls to this fraction of itself by a cosine; 1.0 is constant.
+    carry_optimizer: whether the optimizer's moments go on from the stage before or start anew.
+    gate: what must hold for the next stage to begin; None is nothing but num_steps.
     """
 
     name: str
@@ -31,10 +39,13 @@ class Stage:
     final_fraction: float = 1.0
     theta: str | float = 'keep'
     alpha: float = 4.0
+    scaling: tuple = ()
     mesh: tuple = (1, 1, 1, 1)
     layout: str = 'zigzag'
     mixture: tuple = (('text', 1.0),)
     memory: Memory = Memory()
+    carry_optimizer: bool = True
+    gate: Gate | None = None
 
     def __post_init__(self):
         for field in ('seq_len', 'batch_size', 'accumulation', 'num_steps'):
@@ -88,15 +99,35 @@ def theta_of(stage, theta, seq_len, base, head_dim):
     )
 
 
+def rope_of(stage, before, theta, length, native, head_dim):
+    """RopeConfig of a stage of theta whose model reads length tokens, after one of RopeConfig before; native: the
+    length of the base model."""
+    if not stage.scaling:
+        return dataclasses.replace(before, theta=theta, max_position=length)
+    given = dict(stage.scaling)
+    kind = given.get('type')
+    if kind == 'dynamic':
+        raise ValueError(f"stage {stage.name}: scaling type 'dynamic' changes with what is read and cannot be trained "
+                         "at one length; use theta 'dynamic_ntk'")
+    original = given.get('original_max_position', before.original_max_position or native)
+    defaults = {} if kind == 'default' else {'original_max_position': original, 'factor': stage.seq_len / original}
+    try:
+        scaled = rope.RopeConfig(theta=theta, max_position=length, **{**defaults, **given})
+        rope.frequencies(scaled, head_dim, stage.seq_len)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'stage {stage.name}: scaling {given} is not possible: {error}') from error
+    return scaled
+
+
 def configs(stages, config):
-    """The LlamaConfig of every stage: theta by its rule, positions at least its length.
+    """The LlamaConfig of every stage: theta by its rule, its RoPE scaling, positions at least its length.
 
     Raises:
       ValueError: for a stage shorter than the one before, or weights that do not divide over its mesh.
     """
     base = (config.rope.theta, config.max_position_embeddings)
     theta, length = base
-    out = []
+    scaled, out = config.rope, []
     for stage in stages:
         check_mesh(config, stage.mesh)
         _, _, ring_size, tensor = stage.mesh
@@ -113,8 +144,28 @@ def configs(stages, config):
             )
         theta = theta_of(stage, theta, length, base, config.head_dim)
         length = max(length, stage.seq_len)
-        out.append(dataclasses.replace(
-            config, max_position_embeddings=length,
-            rope=dataclasses.replace(config.rope, theta=theta, max_position=length),
-        ))
+        scaled = rope_of(stage, scaled, theta, length, base[1], config.head_dim)
+        out.append(dataclasses.replace(config, max_position_embeddings=length, rope=scaled))
+    return out
+
+
+def doubts(stages, config):
+    """Sentences about stages that can run, but whose length their theta and scaling are not known to support.
+
+    The measure is the scaling law of arXiv 2310.05209: beyond the period of the first dim that made no full turn in
+    training, that dim meets angles that it never saw.
+    """
+    native, base, out = config.rope.original_max_position or config.max_position_embeddings, config.rope.theta, []
+    turned = laws.critical_dimension(base, native, config.head_dim) // 2
+    for stage, planned in zip(stages, configs(stages, config)):
+        inv_freq, _ = rope.frequencies(planned.rope, config.head_dim, stage.seq_len)
+        if stage.seq_len <= native or turned == len(inv_freq):
+            continue
+        bound = 2 * math.pi / inv_freq[turned]
+        if bound < stage.seq_len - 0.5:
+            out.append(
+                f'stage {stage.name}: seq_len {stage.seq_len:,} is beyond the {bound:,.0f} tokens that theta '
+                f'{planned.rope.theta:,.0f} ({planned.rope.type}) supports by the scaling law of RoPE; it takes a theta of '
+                f'{laws.theta_for_bound(stage.seq_len, base, native, config.head_dim):,.0f}, and to extrapolate further '
+                f'the critical base {laws.critical_base(base, native, stage.seq_len):,.0f}')
     return out

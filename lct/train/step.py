@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from lct.models import llama
+from lct.models import llama, lora
 
 
-def loss_and_grads(params, config, batch, tables, memory):
+def loss_and_grads(params, config, batch, tables, memory, frozen=None):
     """Mean loss per target token and its gradient, over all micro-batches together.
 
-    batch: dict of arrays [A, B, T], A the gradient accumulation. The sum of the losses is divided by the
+    params: llama.Params, or lora.Trained with the frozen rest. batch: dict of arrays [A, B, T], A the gradient accumulation. The sum of the losses is divided by the
     sum of loss_mask over the whole batch: a mean of means would weigh a token by the company it keeps.
 
     Returns:
@@ -22,7 +22,9 @@ def loss_and_grads(params, config, batch, tables, memory):
     total = jnp.maximum(batch['loss_mask'].sum(), 1.0)
 
     def micro_loss(params, micro):
-        return llama.loss_sum(params, config, micro, tables, memory) / total
+        if frozen is None:
+            return llama.loss_sum(params, config, micro, tables, memory) / total
+        return lora.loss_sum(params, frozen, config, micro, tables, memory) / total
 
     def accumulate(carry, micro):
         loss, grads = carry
@@ -45,7 +47,7 @@ def train_step(state, batch, tables, config, memory, tx, schedule):
     A step whose loss or gradient is not finite changes nothing but the counters: a guard with `where`, so
     that no NaN can reach the optimizer's moments.
     """
-    loss, grads = loss_and_grads(state.params, config, batch, tables, memory)
+    loss, grads = loss_and_grads(state.params, config, batch, tables, memory, state.frozen)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)

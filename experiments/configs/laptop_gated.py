@@ -1,0 +1,25 @@
+"""The main job with gates: a stage ends when needles are found at its length and short text reads as before.
+
+    python experiments/extend.py --config experiments/configs/laptop_gated.py --workdir runs/laptop_gated
+
+The rule of the Llama-3 report: go on to the next length when the short evaluations have recovered and the needles at
+this length are found. The numbers of steps of laptop.py are now the most that a stage may take; each look costs ten
+needles and 32 windows of 512 tokens.
+"""
+
+import importlib.util
+import pathlib
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    path = pathlib.Path(__file__).with_name('laptop.py')
+    spec = importlib.util.spec_from_file_location('laptop', path)
+    laptop = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(laptop)
+    config = laptop.get_config()
+    config.name = 'lct-base-8k-gated'
+    for stage in config.stages:
+        stage.gate = ConfigDict({'every': 10, 'needle': 0.9, 'short_loss_rise': 0.05, 'otherwise': 'advance'})
+    return config

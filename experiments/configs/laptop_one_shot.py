@@ -1,0 +1,23 @@
+"""One-shot extension: the main job's tokens and evaluations in a single stage, from 512 straight to 8,192.
+
+    python experiments/extend.py --config experiments/configs/laptop_one_shot.py --workdir runs/laptop_one_shot
+
+The stage of 8,192 tokens takes all 160 steps that laptop.py shares between 2,048 and 8,192; a step has as many tokens
+in both.
+"""
+
+import importlib.util
+import pathlib
+
+
+def get_config():
+    path = pathlib.Path(__file__).with_name('laptop.py')
+    spec = importlib.util.spec_from_file_location('laptop', path)
+    laptop = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(laptop)
+    config = laptop.get_config()
+    config.name = 'lct-base-8k-one-shot'
+    first, last = config.stages
+    last.num_steps += first.num_steps
+    config.stages = (last,)
+    return config

@@ -1,0 +1,94 @@
+"""What the scripts of this folder share: a paper's claim beside what came out here, and the files that say so."""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing here needs an accelerator, and a plan must not wait for one
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+RESULTS = pathlib.Path(__file__).resolve().parents[1] / 'results' / 'papers'
+KINDS = ('counted', 'predicted', 'compiled', 'measured')
+AGREES = ('yes', 'in part', 'no', 'not published')
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """text: what a paper says. kind: how it was tried here: counted from the program, predicted by lct.plan, compiled or
+    measured. published and found: the figures, as text. agrees: one of AGREES. why: what explains it."""
+
+    text: str
+    kind: str
+    published: str
+    found: str
+    agrees: str
+    why: str
+
+    def __post_init__(self):
+        if self.kind not in KINDS or self.agrees not in AGREES:
+            raise ValueError(f'claim {self.text!r}: kind {self.kind!r} must be one of {KINDS} and agrees {self.agrees!r} '
+                             f'one of {AGREES}')
+
+
+def flags(doc, argv, **more):
+    """The flags of a script: --out and those in more, {name: keywords of add_argument}."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', type=pathlib.Path, default=RESULTS, help='folder of the JSON and the figures')
+    for name, keywords in more.items():
+        parser.add_argument('--' + name, **keywords)
+    return parser.parse_args(argv)
+
+
+def within(pairs, factor):
+    """How many (found, published) lie within a factor of each other."""
+    return sum(max(a / b, b / a) <= factor for a, b in pairs)
+
+
+def ordered(pairs):
+    """(pairs of rows in the published order, pairs of rows) of [(found, published)]; rows published as equal count not."""
+    both = [(a, b) for i, a in enumerate(pairs) for b in pairs[i + 1:] if a[1] != b[1]]
+    return sum((a[0] - b[0]) * (a[1] - b[1]) > 0 for a, b in both), len(both)
+
+
+def earlier(out, name, table):
+    """A table of the results that are there already, [] if there is none: what takes long is not made again."""
+    path = out / f'{name}.json'
+    return json.loads(path.read_text())['tables'].get(table, []) if path.exists() else []
+
+
+def report(out, name, paper, tables, claims, **pictures):
+    """Print tables and claims, and write OUT/NAME.json and OUT/NAME_PICTURE.svg.
+
+    tables: {title: [row as a dict]}; pictures: lct.eval.figures.Picture by name.
+    """
+    from plan import table
+
+    for title, rows in tables.items():
+        heads = list(dict.fromkeys(key for row in rows for key in row))
+        print(f'\n{title}\n' + table([heads, *([_text(row.get(head)) for head in heads] for row in rows)]))
+    for claim in claims:
+        print(f'\n{claim.text}\n    published: {claim.published}\n    {claim.kind}: {claim.found}\n'
+              f'    agrees: {claim.agrees}. {claim.why}')
+    out.mkdir(parents=True, exist_ok=True)
+    result = {'paper': paper, 'command': f'python experiments/papers/{name}.py', 'tables': tables,
+              'claims': [dataclasses.asdict(claim) for claim in claims]}
+    (out / f'{name}.json').write_text(json.dumps(_plain(result), indent=1) + '\n')
+    for picture, drawing in pictures.items():
+        drawing.save(out / f'{name}_{picture}.svg')
+    print(f'\nwritten: {out}/{name}.json and {", ".join(f"{name}_{picture}.svg" for picture in pictures)}')
+
+
+def _text(value):
+    return '-' if value is None else f'{value:,.4g}' if isinstance(value, float) else str(value)
+
+
+def _plain(value):
+    """value with floats of five digits, so that another machine's last bits change no file."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return float(f'{value:.5g}') if isinstance(value, float) else value

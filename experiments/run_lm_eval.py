@@ -1,0 +1,72 @@
+"""Tasks of the lm-evaluation-harness on our mesh, and our own tasks under its hands.
+
+    pip install '.[lm-eval]'
+    python experiments/run_lm_eval.py --model DIR --mesh 1,1,8,1 --tasks hellaswag,gsm8k --limit 100
+    python experiments/run_lm_eval.py --model smollm2 --suite ruler,needle --lengths 2048,4096 --samples 5
+
+Tasks of your own are YAML files in --include-path, as the harness reads them. --suite names our own: every task and
+length is a task of the harness, scored 0..1. The table is printed; --output keeps all of the harness's results.
+"""
+
+import argparse
+import json
+import pathlib
+
+import evaluate
+import setup_model
+import setup_run
+
+OURS = ('ruler', 'needle')
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    setup_model.add_flags(parser)
+    parser.add_argument('--tasks', help='names of the harness, with commas')
+    parser.add_argument('--include-path', help='folder of YAML tasks')
+    parser.add_argument('--suite', help=f'of our own: {",".join(OURS)}')
+    parser.add_argument('--lengths', default='4096', help='tokens of our own tasks')
+    parser.add_argument('--samples', type=int, default=20, help='of our own tasks, each of a task and length')
+    parser.add_argument('--haystack', default='embedded', help='text of our own tasks')
+    parser.add_argument('--seed', type=int, default=42)
+    parser.add_argument('--num-fewshot', type=int)
+    parser.add_argument('--limit', type=int, help="documents of each of the harness's tasks")
+    parser.add_argument('--max-length', type=int, help='tokens that the model may read; default its positions')
+    parser.add_argument('--bos', action='store_true', help='begin texts with the BOS, as add_bos_token of the harness')
+    parser.add_argument('--output', type=pathlib.Path, help='JSON')
+    run(parser.parse_args())
+
+
+def run(args):
+    """Returns what the harness returns."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import make_table
+
+    from lct.eval import lm_eval_adapter, suites
+
+    names = args.suite.split(',') if args.suite else []
+    if unknown := [name for name in names if name not in OURS]:
+        raise ValueError(f"unknown suite {unknown[0]!r}; those of our own that the harness can score are "
+                         f"{', '.join(OURS)}")
+    if not (names or args.tasks):
+        raise ValueError('there is nothing to run; name --tasks of the harness or a --suite of our own')
+    with setup_model.mesh(args.mesh):
+        model, _ = setup_model.load(args)
+        tasks = args.tasks.split(',') if args.tasks else []
+        if names:
+            lengths = tuple(sorted(setup_model.numbers('--lengths', args.lengths)))
+            plan, _ = evaluate.plan_of(args, model, lengths, dict.fromkeys(lengths, args.samples), None)
+            tasks += lm_eval_adapter.tasks([item for name in names for item in suites.SUITES[name].items(plan)])
+        results = simple_evaluate(
+            model=lm_eval_adapter.ShardedLM(model, args.max_length, args.bos, args.seed), tasks=tasks,
+            task_manager=TaskManager(include_path=args.include_path, include_defaults=bool(args.tasks)),
+            num_fewshot=args.num_fewshot, limit=args.limit, apply_chat_template=model.template is not None)
+    print(make_table(results))
+    if args.output:
+        args.output.write_text(json.dumps(results, indent=1, default=str) + '\n')
+    return results
+
+
+if __name__ == '__main__':
+    setup_run.main(main)

@@ -1,0 +1,71 @@
+"""What the scripts that ask a trained model share: its flags, its mesh, and the model itself."""
+
+import contextlib
+import math
+import os
+import pathlib
+import sys
+
+import setup_run
+
+
+def add_flags(parser):
+    parser.add_argument('--model', required=True, help="a Hugging Face Llama folder, or 'smollm2'")
+    parser.add_argument('--mesh', default='1,1,1,1', help='degrees of data,fsdp,sequence,tensor')
+    parser.add_argument('--dtype', help="of the weights; default float32 on CPU, else the files'")
+    parser.add_argument('--plain', action='store_true', help='no chat template, as for a base model')
+    parser.add_argument('--batch-tokens', type=int, default=65536, help='cache slots of a batch')
+    parser.add_argument('--piece', type=int, help='tokens of one forward, where prompts need more memory than there is')
+
+
+def numbers(flag, text):
+    """(int, ...) of '1024,2048'."""
+    parts = text.split(',')
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise ValueError(f'{flag} {text} must be whole numbers above 0, such as 1024,2048')
+    return tuple(int(part) for part in parts)
+
+
+def mesh(text):
+    """The mesh of the flag --mesh as a context; none for one device. Makes virtual devices on a machine without
+    accelerators, so it must come before jax computes anything."""
+    import jax
+
+    from lct import sharding
+
+    degrees = numbers('--mesh', text)
+    if len(degrees) != 4:
+        raise ValueError(f'--mesh {text} must be four degrees data,fsdp,sequence,tensor, such as 1,1,8,1')
+    if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+        with contextlib.suppress(RuntimeError):  # too late where a notebook has computed already
+            jax.config.update('jax_num_cpu_devices', math.prod(degrees))
+    return contextlib.nullcontext() if set(degrees) == {1} else jax.set_mesh(sharding.make_mesh(degrees))
+
+
+def load(args):
+    """-> (eval.runner.Model on the current mesh, its folder)."""
+    import jax
+
+    from lct.data import chat, tokenizer
+    from lct.eval import runner
+    from lct.weights import json_files, llama_hf
+
+    folder = pathlib.Path(setup_run.model_folder(args.model))
+    words = tokenizer.load(folder)
+    tokenizer.check_vocab(words, llama_hf.read_config(folder).vocab_size)
+    template = None
+    if not args.plain:
+        try:
+            template = chat.read(folder)
+        except ValueError as error:  # a base model has none
+            print(f'note: prompts are plain text: {error}', file=sys.stderr)
+    eos = set()
+    for name in ('config.json', 'generation_config.json'):
+        if (folder / name).is_file():
+            found = json_files.read_json(folder / name).get('eos_token_id')
+            eos |= set(found if isinstance(found, list) else [found]) - {None}
+    on_cpu = jax.default_backend() == 'cpu'
+    config, params = llama_hf.load(folder, args.dtype or ('float32' if on_cpu else None))
+    model = runner.Model(params, config, words, template, tuple(sorted(eos)), piece=args.piece,
+                         batch_tokens=args.batch_tokens)
+    return model, folder

@@ -1,0 +1,107 @@
+"""experiments/ask.py on the base model that the project ships: right answers, honest sizes, one-sentence refusals."""
+
+import argparse
+import pathlib
+import sys
+
+import pytest
+
+HERE = pathlib.Path(__file__).parents[1] / 'experiments'
+sys.path.insert(0, str(HERE))
+
+import ask  # noqa: E402
+
+from lct.data import bundle, tokenizer  # noqa: E402
+from lct.data.documents import Document  # noqa: E402
+from lct.models import decode  # noqa: E402
+from lct.weights import llama_hf  # noqa: E402
+
+QUESTIONS = ['What does add return?', '0 or 1?']
+
+
+@pytest.fixture(scope='module')
+def repo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('repo')
+    (folder / 'b.py').write_text('def add(left, right):\n    return left + right\n')
+    (folder / 'a.py').write_text('def double(value):\n    return add(value, value)')
+    (folder / 'notes').mkdir()
+    (folder / 'notes' / 'c.md').write_text('Nothing of note.\n')
+    return folder
+
+
+def run(repo, **changes):
+    flags = {
+        'model': 'base', 'mesh': '1,1,1,1', 'dtype': None, 'plain': False, 'batch_tokens': 65536, 'piece': 32,
+        'files': [str(repo)], 'question': QUESTIONS, 'length': None, 'max_new_tokens': 8, 'temperature': 0.0, 'top_p': 1.0,
+        'stop': [], 'seed': 0, **changes}
+    return ask.ask(argparse.Namespace(**flags))
+
+
+@pytest.fixture(scope='module')
+def answers(repo):
+    return run(repo)
+
+
+def test_files_stand_under_their_paths_in_order(repo):
+    text = bundle.text(bundle.read([str(repo)]))
+    assert text.startswith('======== a.py ========\ndef double') and 'value)\n======== b.py ========\ndef add' in text
+    assert text.endswith('======== notes/c.md ========\nNothing of note.\n')
+    assert bundle.text(bundle.read([f'{repo}/*.py', f'{repo}/notes'])).count('========\n') == 3
+    with pytest.raises(ValueError, match="1 of 2 files have a name that another has too, the first is 'a.py'"):
+        bundle.read([f'{repo}/a.py', f'{repo}/*a.py'])
+
+
+def test_every_answer_is_that_of_the_whole_prompt_alone(repo, answers):
+    words = tokenizer.load(HERE / 'base')
+    config, params = llama_hf.load(HERE / 'base', 'float32')
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        text = f'{bundle.text(bundle.read([str(repo)]))}\nQuestion: {question}\nAnswer:'
+        new = decode.generate(params, config, [[words.bos_id, *words.encode(text)]], 8, stop_id=words.eos_id)[0]
+        assert answer == words.decode(new)
+
+
+def test_it_says_how_much_it_read(repo, answers, capsys):
+    assert run(repo, question=QUESTIONS[:1], mesh='1,1,2,1') == answers[:1]
+    out, said = capsys.readouterr()
+    assert QUESTIONS[0] in out and '3, ' in said and 'of 512: it fits' in said
+    assert 'tokens of question read in' in said and 'without the cache' in said and '8 tokens answered' in said
+
+
+def test_an_answer_ends_at_a_stop_string(repo, answers):
+    stop = answers[0][2:4]
+    assert run(repo, question=QUESTIONS[:1], stop=[stop]) == [answers[0][:answers[0].index(stop)]]
+
+
+def test_drawn_answers_follow_their_seed(repo):
+    drawn = [run(repo, question=QUESTIONS[:1], temperature=1.5, top_p=0.9, seed=seed)[0] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_questions_are_typed_until_an_empty_line(repo, answers, monkeypatch, capsys):
+    typed = iter([QUESTIONS[1], 'why ' * 400, QUESTIONS[0], ''])
+    monkeypatch.setattr('builtins.input', lambda prompt: next(typed))
+    assert run(repo, question=None) == answers[::-1]
+    assert 'leaves no room for an answer within 512; ask a shorter one' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'length': 64}, r'3 files with question and answer take \d+ tokens, \d+ more than the 64 that the model may read; '
+                     r'the largest are b.py \(\d+\), a.py \(\d+\), notes/c.md \(\d+\): leave some out'),
+    ({'length': 513}, '--length 513 is not within the 512 positions of the model; use 512'),
+    ({'max_new_tokens': 0}, '--max-new-tokens 0 must be at least 1'),
+    ({'temperature': -1.0}, 'temperature -1.0 must be above 0'),
+    ({'stop': ['']}, 'a stop string is empty'),
+    ({'mesh': '1'}, 'must be four degrees'),
+])
+def test_bad_input_is_one_sentence(repo, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(repo, **changes)
+
+
+def test_files_that_do_not_exist(repo):
+    with pytest.raises(FileNotFoundError, match='does not exist and matches no file'):
+        run(repo, files=[f'{repo}/none/*.py'])
+
+
+def test_a_file_without_a_last_line_end_gets_one():
+    assert bundle.part(Document('x', 'a')) == '======== x ========\na\n' == bundle.part(Document('x', 'a\n'))

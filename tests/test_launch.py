@@ -1,0 +1,237 @@
+"""Several processes: how they find each other, that they train like one, and how they stop and fail."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+import tiny_processes
+import yaml
+from jax.experimental import mesh_utils
+
+from lct import processes, sharding
+from lct.train import checkpoint
+
+ROOT = pathlib.Path(__file__).parents[1]
+LAUNCH = ROOT / 'experiments' / 'launch.py'
+LAUNCHERS = ROOT / 'experiments' / 'launchers'
+SLURM = {'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_NTASKS': '16', 'SLURM_PROCID': '3',
+         'SLURM_LOCALID': '3', 'SLURM_STEP_TASKS_PER_NODE': '8(x2)', 'SLURM_GPUS_ON_NODE': '8'}
+EXPLICIT = {'JAX_COORDINATOR_ADDRESS': 'here:1', 'JAX_NUM_PROCESSES': '4', 'JAX_PROCESS_ID': '3'}
+
+
+def launch(*arguments, **more):
+    environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+    return subprocess.Popen([sys.executable, LAUNCH, *map(str, arguments)], env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+
+
+def ended(process, timeout=200):
+    """(exit status, stdout, stderr) of a launched group."""
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+@pytest.fixture
+def script(tmp_path):
+    """A Python script of the given text, which finds its number in `index`."""
+    def make(text):
+        path = tmp_path / 'script.py'
+        path.write_text(f'import os, signal, sys, time\nindex = int(os.environ["JAX_PROCESS_ID"])\n{text}\n')
+        return path
+
+    return make
+
+
+# -- training ------------------------------------------------------------------------------------------
+
+
+def losses(workdir):
+    rows = (workdir / 'metrics' / 'metrics.jsonl').read_text().splitlines()
+    return {row['step']: row['loss'] for row in map(json.loads, rows)}
+
+
+def test_two_processes_train_like_one_stop_together_and_are_continued_by_one(tmp_path):
+    group = launch('--nprocs', 2, ROOT / 'tests' / 'tiny_processes.py', tmp_path / 'two', 2)
+    _, params, _ = tiny_processes.train(tmp_path / 'one')
+    status, out, err = ended(group)
+    assert status == 130, out + err
+    # the signal came to the second process alone, after it had reported step 2: both stop at one step and save
+    saved = int(re.search(r'saved step (\d+) of 6', out)[1])
+    assert 3 <= saved <= 4, out
+    assert f'weights {tiny_processes.initial_weights()}' in out
+    one, two = losses(tmp_path / 'one'), losses(tmp_path / 'two')
+    assert sorted(two) == list(range(1, saved + 1))
+    np.testing.assert_allclose([two[step] for step in two], [one[step] for step in two], atol=1e-5, rtol=0)
+
+    _, continued, _ = tiny_processes.train(tmp_path / 'two')
+    two = losses(tmp_path / 'two')
+    assert sorted(two) == sorted(one) == list(range(1, 7))
+    np.testing.assert_allclose([two[step] for step in one], [one[step] for step in one], atol=1e-5, rtol=0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), continued, params)
+
+
+# -- the launcher --------------------------------------------------------------------------------------
+
+
+def test_one_that_dies_ends_all_and_its_last_lines_are_shown(script):
+    begin = time.monotonic()
+    path = script('print("hello from", index)\nif index == 1:\n    print("no more memory")\n    sys.exit(3)\n'
+                  'time.sleep(60)')
+    status, out, err = ended(launch('--nprocs', 3, path))
+    assert status == 3 and time.monotonic() - begin < 20
+    assert out == 'hello from 0\n'
+    assert 'process 1 of 3 ended with exit status 3; the others were ended' in err and 'no more memory' in err
+
+
+def test_one_that_is_killed_is_named_with_its_signal_and_not_the_one_that_aborts_for_it(script):
+    path = script('if index == 0: os.abort()\nos.kill(os.getpid(), signal.SIGKILL)')
+    status, _, err = ended(launch('--nprocs', 2, path))
+    assert status == 128 + 9 and 'process 1 of 2 was ended by SIGKILL' in err
+
+
+def test_a_signal_reaches_every_process_once_and_all_may_finish(script):
+    path = script('got = []\nsignal.signal(signal.SIGINT, lambda *_: got.append(1))\nprint("ready", flush=True)\n'
+                  'end = time.monotonic() + 30\nwhile not got and time.monotonic() < end: time.sleep(.02)\n'
+                  'time.sleep(.4)\nprint("got", len(got))\nsys.exit(130)')
+    group = launch('--nprocs', 2, '--all', path, start_new_session=True)
+    ready = [group.stdout.readline(), group.stdout.readline()]
+    os.killpg(group.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+    status, out, _ = ended(group)
+    assert sorted(ready) == ['[0] ready\n', '[1] ready\n']
+    assert status == 130 and sorted(out.splitlines()) == ['[0] got 1', '[1] got 1']
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (('--nprocs', '0', LAUNCH), '--nprocs 0 must be at least 1'),
+    (('--nprocs', 'two', LAUNCH), "invalid int value: 'two'"),
+    (('--nprocs', '2', 'nowhere.py'), 'script nowhere.py does not exist'),
+    (('--nprocs', '2', '--port', '70000', LAUNCH), '--port 70000 cannot be used'),
+])
+def test_what_cannot_be_launched(arguments, message):
+    status, out, err = ended(launch(*arguments))
+    assert status != 0 and not out and message in err
+
+
+def test_a_port_in_use():
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        status, _, err = ended(launch('--nprocs', 2, '--port', port, LAUNCH))
+    assert status == 1 and f'--port {port} cannot be used' in err and 'leave it out' in err
+
+
+# -- clusters and meshes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('environment', 'expected'), [
+    ({}, None),
+    ({'JAX_COORDINATOR_ADDRESS': 'here:1'}, None),
+    ({**EXPLICIT, 'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'}, None),
+    ({name: value for name, value in SLURM.items() if name != 'SLURM_STEP_NODELIST'}, None),  # outside srun
+    ({**SLURM, 'SLURM_NTASKS': '1'}, None),
+    (SLURM, (16, {'cluster_detection_method': 'slurm'})),
+    ({**SLURM, 'SLURM_NTASKS': '2', 'SLURM_STEP_TASKS_PER_NODE': '1(x2)'},
+     (2, {'cluster_detection_method': 'slurm', 'local_device_ids': [0, 1, 2, 3, 4, 5, 6, 7]})),
+    ({'OMPI_MCA_orte_hnp_uri': 'x', 'OMPI_COMM_WORLD_SIZE': '2'}, (2, {'cluster_detection_method': 'ompi'})),
+    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b'}, (None, {})),
+    ({'LCT_CLUSTER': 'auto'}, (None, {})),
+    ({**SLURM, **EXPLICIT}, (4, {'coordinator_address': 'here:1', 'num_processes': 4, 'process_id': 3,
+                                 'cluster_detection_method': 'deactivate'})),
+])
+def test_how_a_process_was_started(environment, expected):
+    assert processes.cluster(environment) == expected
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'JAX_PROCESS_ID': '4'}, 'JAX_PROCESS_ID=4 of JAX_NUM_PROCESSES=4 must be'),
+    ({'JAX_COORDINATOR_ADDRESS': ''}, 'set without JAX_COORDINATOR_ADDRESS'),
+])
+def test_contradictions_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        processes.cluster({**EXPLICIT, **change})
+
+
+def test_alone_a_process_agrees_with_itself():
+    asked = []
+    answer = processes.anyone(asked)
+    asked.append('SIGTERM')
+    assert answer and processes.from_first(7) == 7 and processes.is_first()
+    processes.check_same('a', 'b')
+
+
+def test_processes_that_differ_are_refused_before_they_part(monkeypatch):
+    monkeypatch.setattr(processes, 'from_first', lambda number: number + 1)
+    with pytest.raises(ValueError, match='the processes differ in their config'):
+        processes.check_same('{}', 'their config')
+
+
+def test_a_checkpoint_that_one_of_several_cannot_write_ends_the_run(monkeypatch, tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+
+    def full(*args, **kwargs):
+        raise OSError('No space left on device')
+
+    monkeypatch.setattr(checkpoints._manager, 'save', full)
+    assert 'could not be written (No space left' in checkpoints.save(1, {}, {})
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    with pytest.raises(OSError, match=r'process 0 could not write its part of a checkpoint \(No space left'):
+        checkpoints.save(1, {}, {})
+
+
+def test_every_device_of_several_processes_must_be_in_the_mesh(monkeypatch):
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    with pytest.raises(ValueError, match=r'sequence 4 \* tensor 1 = 4 devices but the 2 processes have 8'):
+        sharding.make_mesh((1, 1, 4, 1))
+
+
+def chips(sides, slices=1):
+    """A stand-in for the devices of TPU v4 slices: what the arrangement of a mesh looks at."""
+    return [types.SimpleNamespace(platform='tpu', device_kind='TPU v4', coords=coords[::-1], core_on_chip=0,
+                                  slice_index=s, process_index=0, id=i)
+            for s in range(slices) for i, coords in enumerate(np.ndindex(*sides[::-1]))]
+
+
+def test_a_ring_may_be_half_a_side_of_a_torus_but_is_whole_sides_where_it_can():
+    devices = chips((4, 4, 4))
+    whole = sharding._arranged((1, 4, 16, 1), devices)
+    assert (whole == mesh_utils.create_device_mesh((1, 4, 16, 1), devices)).all()
+    with pytest.raises(NotImplementedError):
+        mesh_utils.create_device_mesh((1, 2, 32, 1), devices)
+    split = sharding._arranged((1, 2, 32, 1), devices)
+    assert split.shape == (1, 2, 32, 1) and len({d.coords for d in split.flat}) == 64
+
+
+def test_the_first_axes_go_between_slices():
+    mesh = sharding._arranged((2, 2, 16, 1), chips((4, 4, 1), slices=4))
+    assert [[len({d.slice_index for d in ring}) for ring in rings] for rings in mesh[..., 0]] == [[1, 1], [1, 1]]
+    assert len({d.slice_index for d in mesh[:, :, 0, 0].flat}) == 4
+    with pytest.raises(ValueError, match='does not divide over 3 TPU slices'):
+        sharding._arranged((2, 2, 4, 1), chips((4, 4, 1), slices=3))
+
+
+def test_the_templates_start_what_the_package_understands():
+    subprocess.run(['bash', '-n', LAUNCHERS / 'slurm.sh'], check=True)
+    jobset = yaml.safe_load((LAUNCHERS / 'jobset.yaml').read_text())
+    [workers] = jobset['spec']['replicatedJobs']
+    job = workers['template']['spec']
+    [container] = job['template']['spec']['containers']
+    variables = {one['name']: one.get('value', '0') for one in container['env']}
+    count, arguments = processes.cluster(variables)
+    assert count == job['parallelism'] == job['completions'] and arguments['process_id'] == 0
+    host = f'{jobset["metadata"]["name"]}-{workers["name"]}-0-0.{jobset["metadata"]["name"]}'
+    assert arguments['coordinator_address'].split(':')[0] == host
+    mesh = next(flag for flag in container['args'] if flag.startswith('--mesh=')).split('=')[1]
+    devices = count * container['resources']['limits']['nvidia.com/gpu']
+    assert np.prod([int(degree) for degree in mesh.split(',')]) == devices

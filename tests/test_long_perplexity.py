@@ -1,0 +1,109 @@
+"""Long-context losses against models of known behaviour: one that looks back so far and no further, and real ones."""
+
+import contextlib
+import types
+
+import jax
+import numpy as np
+import pytest
+from test_perplexity import CONFIG
+
+from lct import sharding
+from lct.eval import long_perplexity, loss_suite, perplexity
+from lct.models import llama
+
+FAR = 40  # tokens that the reader below looks back
+
+
+def reader(windows):
+    """Losses of a reader of text that repeats: 0.5 nats for a token that it has seen up to FAR tokens before, else 5."""
+    out = np.full((len(windows), windows.shape[1] - 1), 5.0, np.float32)
+    for row, ids in zip(out, windows, strict=True):
+        for p in range(len(row)):
+            if ids[p + 1] in ids[max(p + 1 - FAR, 1):p + 1]:
+                row[p] = 0.5
+    return out
+
+
+def texts(seq_len=256, period=30):
+    """Windows in which every token comes again after `period` tokens, and the BOS 0 before them."""
+    body = 1 + np.arange(seq_len) % period
+    return np.tile(np.concatenate([[0], body]), (3, 1)).astype(np.int32)
+
+
+def test_the_loss_falls_where_the_context_reaches_what_is_repeated():
+    sizes = long_perplexity.contexts(256, 16, first=8)
+    assert sizes == (8, 16, 32, 64, 128, 240)
+    got = long_perplexity.growing_context(reader, texts(), 16, sizes, bos_id=0)
+    # Behind 16 tokens and the BOS, the targets 30 tokens after their first use are the last ones alone.
+    expected = [5.0, 5.0 - 4.5 * 2 / 16, 0.5, 0.5, 0.5, 0.5]
+    np.testing.assert_allclose(got, np.array(expected)[:, None].repeat(3, 1), rtol=1e-6)
+    assert long_perplexity.effective_context(sizes, got.mean(1)) == 32
+    with pytest.raises(ValueError, match='windows of 64 tokens do not hold 16 targets behind 64'):
+        long_perplexity.contexts(64, 16)
+
+
+def test_key_tokens_are_those_that_only_the_long_context_makes_known():
+    windows = texts(period=30)
+    windows[0, 1:] = 100 + np.arange(256)  # a text that never repeats has none
+    full = reader(windows)
+    short = long_perplexity.short_losses(reader, windows, full, context=16, stride=8, bos_id=0)
+    for i, start in ((1, 16), (2, 248)):  # what a forward over those tokens alone says
+        cut = np.concatenate([windows[i, :1], windows[i, start - 15:start + 9]])[None]
+        np.testing.assert_array_equal(short[i, start:start + 8], reader(cut)[0, 16:])
+    key = long_perplexity.key_tokens(full, short)
+    assert key.sum(1).tolist() == [0, 256 - 30, 256 - 30]
+    assert long_perplexity.long_ppl(full, key) == pytest.approx(np.exp(0.5))
+    assert np.isnan(long_perplexity.long_ppl(full[:1], key[:1]))
+    uneven = long_perplexity.short_losses(reader, windows, full, context=16, stride=7, bos_id=0)
+    assert (uneven >= full).all() and not (uneven[:, :16] != full[:, :16]).any()
+    with pytest.raises(ValueError, match='does not fit into windows of 256'):
+        long_perplexity.short_losses(reader, windows, full, 200, 100)
+
+
+def test_borders_lie_between_devices():
+    distance = long_perplexity.border_distance('contiguous', 16, 4)
+    assert distance.tolist() == [3, 2, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 2, 3]
+    zigzag = long_perplexity.border_distance('zigzag', 16, 2)  # stretches of 4: devices 0, 1, 1, 0
+    assert zigzag.tolist() == [3, 2, 1, 0, 0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3]
+    losses = np.where(distance == 0, 3.0, 1.0)[None].repeat(2, 0)
+    bins = long_perplexity.by_distance(losses, distance)
+    assert bins.edges == (0, 1, 2, 4) and bins.mean.tolist() == [3, 1, 1] and bins.num_windows == 2
+    for layout, ring_size in (('striped', 4), ('zigzag', 1)):
+        with pytest.raises(ValueError, match='use contiguous or zigzag and two devices'):
+            long_perplexity.border_distance(layout, 16, ring_size)
+
+
+def test_a_regression_is_paired():
+    got = long_perplexity.regression([2.0, 3.0, 4.0], [1.9, 2.9, 3.9])
+    assert got['difference'] == pytest.approx(0.1) and got['stderr'] == pytest.approx(0, abs=1e-12)
+    assert got['base'] == pytest.approx(2.9) and got['num_windows'] == 3
+    assert np.isnan(long_perplexity.regression([2.0], [1.0])['stderr'])
+
+
+def test_the_suite_measures_the_same_on_a_mesh(tmp_path):
+    params = jax.tree.map(np.asarray, llama.init(CONFIG, jax.random.key(0)))
+    documents = [np.random.default_rng(0).integers(0, 32, 700).tolist()]
+    words = types.SimpleNamespace(bos_id=None)
+    plan = types.SimpleNamespace(
+        lengths=(256,), counts={256: 2}, tokenizer=words, material=types.SimpleNamespace(seed=0))
+    found = []
+    for degrees in (None, (1, 1, 2, 1)):
+        with contextlib.nullcontext() if degrees is None else jax.set_mesh(sharding.make_mesh(degrees)):
+            placed = jax.tree.map(sharding.put, params, llama.specs(CONFIG))
+            model = types.SimpleNamespace(params=placed, config=CONFIG, memory=llama.Memory(remat='none'), tokenizer=words)
+            path = tmp_path / f'{degrees}.jsonl'
+            rows, problems = loss_suite.run(model, plan, documents, path)
+            assert problems == []
+            if degrees is None:  # what the file holds is not measured again
+                again = types.SimpleNamespace(memory=model.memory, tokenizer=words)
+                assert loss_suite.run(again, plan, documents, path)[0] == rows
+            found.append(loss_suite.scores(rows))
+    one, two = found
+    assert 'border' not in one and two['border']['num_windows'] == 2
+    assert one['growing']['contexts'] == [64, 128, 240] and one['long_ppl'] == two['long_ppl']
+    for name in ('mean', 'stderr'):
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-4)
+        np.testing.assert_allclose(one['growing'][name], two['growing'][name], rtol=1e-4)
+    whole = perplexity.loss_by_position(params, CONFIG, perplexity.windows(documents, 256, 2, 0), layout='zigzag')
+    np.testing.assert_allclose(one['growing']['mean'][-1], whole[:, 240:].mean(), rtol=1e-5)

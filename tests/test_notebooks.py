@@ -1,0 +1,104 @@
+"""Every notebook runs from top to bottom, defines nothing of its own, and stays small.
+
+Its code cells are executed in order in one fresh namespace, in the folder that Jupyter would run them in; what stands
+last in a cell is shown as Jupyter would show it. That needs no kernel, so no further packages.
+"""
+
+import ast
+import json
+import pathlib
+
+import pytest
+
+FOLDER = pathlib.Path(__file__).parents[1] / 'notebooks'
+NOTEBOOKS = sorted(FOLDER.glob('*.ipynb'))
+MAX_BYTES = 100_000
+MAY_IMPORT = {'lct', 'jax', 'numpy', 'os', 'json', 'pathlib', 'functools', 'dataclasses'}
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+
+
+def cells(path, kind='code'):
+    """The sources of a notebook's cells of a kind."""
+    return [''.join(cell['source']) for cell in json.loads(path.read_text())['cells'] if cell['cell_type'] == kind]
+
+
+def show(value):
+    """What Jupyter would put under a cell: an SVG, or text; None for nothing."""
+    if value is None:
+        return None
+    return value._repr_svg_() if hasattr(value, '_repr_svg_') else repr(value)
+
+
+def run(source, names):
+    """Execute a cell and show its last expression."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, 'cell', 'exec'), names)
+    return show(eval(compile(ast.Expression(last.value), 'cell', 'eval'), names)) if last else None
+
+
+def test_there_are_enough():
+    assert 4 <= len(NOTEBOOKS) <= 6
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs(path, monkeypatch, capsys):
+    monkeypatch.chdir(FOLDER)
+    names, drawn = {'__name__': '__main__'}, []
+    for source in cells(path):
+        drawn.append(run(source, names))
+    drawn = [text for text in drawn if text and '<svg' in text]
+    assert drawn or path.stem == '6_load_and_ask'
+    assert capsys.readouterr().out
+    check_story(path.stem, names)
+
+
+def check_story(name, names):
+    """What the text around the cells says is so."""
+    if name == '1_online_softmax':
+        assert abs(names['weights'] @ names['values'] - names['weighted'] / names['total']) < 1e-12
+        dense, chunked = names['taken'].values()
+        assert dense[-1] / dense[0] > 10 and chunked[-1] / chunked[0] < 8
+    elif name == '2_ring':
+        assert abs(names['out'][:, names['layout'].inverse(names['order'])] - names['whole']).max() < 1e-5
+        ring = {layout: pairs.max(0).sum() / pairs.sum() * 8 for layout, pairs in names['pairs'].items()}
+        assert ring['contiguous'] == pytest.approx(1.875, abs=0.01) and max(ring['zigzag'], ring['striped']) < 1.01
+    elif name == '3_theta':
+        assert names['safe'] == 35
+        assert abs(names['ours'] - names['exact']).max() < 1e-6 < abs(names['naive'] - names['exact']).max()
+    elif name == '4_cost':
+        meet = next(n for n, a, b in zip(names['lengths'], names['attention'], names['matmul'], strict=True) if a > b)
+        assert meet == 2**16
+        assert all(plan.buffers.peak < names['h100'].memory for plan in names['plans'].values())
+    elif name == '5_reports':
+        assert names['after'].scores.mean() > names['before'].scores.mean()
+    elif name == '6_load_and_ask':
+        assert names['words'].decode(names['answer']).lstrip().startswith(names['fact'].value)
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_defines_no_logic_and_imports_the_package(path):
+    for source in cells(path):
+        for node in ast.walk(ast.parse(source)):
+            assert not isinstance(node, DEFINITIONS), f'line {node.lineno} of {source!r}'
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
+                [node.module] if isinstance(node, ast.ImportFrom) else [])
+            assert {module.split('.')[0] for module in modules} <= MAY_IMPORT
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_opens_in_jupyter_and_is_small(path):
+    """The fields that nbformat 4.5 asks for; outputs are stored, without errors."""
+    text = path.read_text()
+    notebook = json.loads(text)
+    assert len(text.encode()) <= MAX_BYTES
+    assert (notebook['nbformat'], notebook['nbformat_minor']) == (4, 5)
+    assert notebook['metadata']['kernelspec']['name'] == 'python3'
+    ids = [cell['id'] for cell in notebook['cells']]
+    assert len(set(ids)) == len(ids) and notebook['cells'][0]['cell_type'] == 'markdown'
+    for cell in notebook['cells']:
+        assert {'cell_type', 'id', 'metadata', 'source'} <= set(cell)
+        if cell['cell_type'] == 'code':
+            assert cell['source'] and {'outputs', 'execution_count'} <= set(cell)
+            assert all(output['output_type'] != 'error' for output in cell['outputs'])
+    assert any(cell.get('outputs') for cell in notebook['cells'])

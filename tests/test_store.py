@@ -1,0 +1,181 @@
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from lct.data import store_writer
+from lct.data.store import Store, fingerprint_of
+from lct.data.store_writer import Writer
+
+NUM = 40
+
+
+def corpus(vocab_size=300, seed=0):
+    """[(name, source, ids)]: some documents empty, some of one token, some longer than a shard."""
+    rng = np.random.default_rng(seed)
+    lengths = [0, 1, 250, *rng.integers(0, 30, NUM - 4), 0]
+    return [(f'döc {i}', 'ab'[i % 2], rng.integers(0, vocab_size, n).astype(np.int32))
+            for i, n in enumerate(lengths)]
+
+
+def write(folder, documents, vocab_size=300, shard_tokens=60, tokenizer_hash='t', finish=True):
+    """The documents as a store, in parts of 17 tokens; goes on where a stopped one was."""
+    ids = np.concatenate([ids for _, _, ids in documents])
+    ends = np.cumsum([len(ids) for _, _, ids in documents])
+    writer = Writer(folder, tokenizer_hash, vocab_size, {'seed': 0})
+    try:
+        at = writer.cursor or 0
+        written = sum(ends <= at) if writer.cursor else 0
+        while at < len(ids) or written < len(ends):
+            stop = min(at + 17, len(ids))
+            inside = [i for i in range(written, len(ends)) if ends[i] <= stop]
+            writer.append(ids[at:stop], [(*documents[i][:2], ends[i] - at) for i in inside])
+            at, written = stop, written + len(inside)
+            if writer.shard_tokens >= shard_tokens:
+                writer.close_shard(int(at))
+        return writer.finish(int(at)) if finish else None
+    finally:
+        writer._lock.close()  # what the system does when a process ends; no more, so nothing is tidied up
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize('vocab_size, dtype', [(2**16, '<u2'), (2**16 + 1, '<i4')])
+def test_documents_come_back_in_any_part(tmp_path, vocab_size, dtype):
+    documents = corpus(vocab_size)
+    store = write(tmp_path / 's', documents, vocab_size)
+    full = [(name, source, ids) for name, source, ids in documents if len(ids)]
+    assert store.counts == {'empty': NUM - len(full), 'bad': 0, 'inexact_cuts': 0}
+    assert list(store.names) == [name for name, _, _ in full] and len(store.names) == store.num_documents
+    assert [store.sources[i] for i in store.source_of] == [source for _, source, _ in full]
+    np.testing.assert_array_equal(store.lengths, [len(ids) for _, _, ids in full])
+    assert store.lengths.dtype == np.int64 and store.source_of.dtype == np.int32
+    rng = np.random.default_rng(1)
+    for number, (_, _, ids) in enumerate(full):
+        for start, stop in [(0, len(ids)), *np.sort(rng.integers(0, len(ids) + 1, (9, 2)), axis=1).tolist()]:
+            got = store.tokens(number, start, stop)
+            assert got.dtype == np.int32
+            np.testing.assert_array_equal(got, ids[start:stop])
+    # Any reader of .npy sees the same stream; the longest document lies in several shards.
+    shards = [np.load(path) for path in sorted((tmp_path / 's').glob('shard-*.npy'))]
+    assert len(shards) > 5 and {shard.dtype.str for shard in shards} == {dtype} and len(shards[0]) < 250
+    np.testing.assert_array_equal(np.concatenate(shards), np.concatenate([ids for _, _, ids in full]))
+    again = pickle.loads(pickle.dumps(store))
+    assert again.fingerprint == store.fingerprint and list(again.names) == list(store.names)
+    seen = []
+    again.verify(lambda *bytes_done: seen.append(bytes_done))
+    assert seen[-1][0] == seen[-1][1] == sum(map(len, contents(tmp_path / 's').values())) - os.path.getsize(
+        tmp_path / 's' / 'index.json')
+
+
+def test_stopped_at_any_rename_it_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+    documents = corpus()
+    whole = contents(write(tmp_path / 'whole', documents).folder)
+    monkeypatch.setattr(store_writer.os, 'fsync', lambda file: None)  # there are thousands of them here
+    replace = os.replace
+    stops = 0
+    while True:
+        left = [stops]
+
+        def stop(source, target, left=left):
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            replace(source, target)
+
+        monkeypatch.setattr(store_writer.os, 'replace', stop)
+        folder = tmp_path / f'stopped{stops}'
+        try:
+            write(folder, documents)
+            break
+        except KeyboardInterrupt:
+            assert not folder.exists()
+        monkeypatch.setattr(store_writer.os, 'replace', replace)
+        assert contents(write(folder, documents).folder) == whole
+        assert not folder.with_name(folder.name + '.partial').exists()
+        stops += 1
+    assert stops > 20  # three renames a shard, one a table
+
+
+def test_another_tokenizer_plan_or_process_is_refused(tmp_path):
+    folder = tmp_path / 's'
+    write(folder, corpus(), finish=False)
+    with pytest.raises(ValueError, match="begun with tokenizer 't', and this run has 'other'; a store is of one"):
+        write(folder, corpus(), tokenizer_hash='other')
+    with pytest.raises(ValueError, match='begun with vocab_size 300, and this run has 301'):
+        write(folder, corpus(), vocab_size=301)
+    with Writer(folder, 't', 300, {'seed': 0}), pytest.raises(ValueError, match='another process is writing'):
+        Writer(folder, 't', 300, {'seed': 0})
+    write(folder, corpus())
+    with pytest.raises(ValueError, match='s exists; remove it or give another name'):
+        write(folder, corpus())
+
+
+def test_a_corpus_without_text_and_a_wrong_vocabulary_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='holds no text; it had 1 empty documents'):
+        write(tmp_path / 'empty', [('a', 'a', np.zeros(0, np.int32))])
+    with pytest.raises(ValueError, match='ids from 0 to 300 are not all in a vocabulary of 300'):
+        write(tmp_path / 'large', [('a', 'a', np.array([0, 300]))])
+    one = write(tmp_path / 'one', [('a', 'a', np.array([7]))])
+    assert one.tokens(0, 0, 1).tolist() == [7] and one.tokens(0, 1, 1).tolist() == []
+    assert not (tmp_path / 'empty').exists() and not (tmp_path / 'large').exists()
+
+
+def change_index(folder, **values):
+    index = json.loads((folder / 'index.json').read_text()) | values
+    (folder / 'index.json').write_text(json.dumps({**index, 'sha256': fingerprint_of(index)}))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize('damage, message', [
+    (lambda s: (s / 'shard-00001.npy').write_bytes((s / 'shard-00001.npy').read_bytes()[:-1]),
+     r'shard-00001.npy has \d+ bytes where \d+ were written; copy it again'),
+    (lambda s: (s / 'shard-00002.npy').unlink(), 'shard-00002.npy is missing'),
+    (lambda s: (s / 'lengths.npy').write_bytes(b''), 'lengths.npy has 0 bytes'),
+    (lambda s: change_index(s, version=2), 'is a token store of version 2, and version 1 is read here'),
+    (lambda s: change_index(s, format='other'), 'is not the index of a token store'),
+    (lambda s: (s / 'index.json').write_text((s / 'index.json').read_text().replace('"vocab_size": 300', '"vocab_size": 301')),
+     'index.json is not what was written'),
+    (lambda s: (s / 'index.json').write_text('{'), 'is not valid JSON'),
+    (lambda s: (s / 'index.json').unlink(), 'is no token store: it has no index.json'),
+])
+def test_a_damaged_store_is_not_opened(tmp_path, damage, message):
+    write(tmp_path / 's', corpus())
+    damage(tmp_path / 's')
+    with pytest.raises(ValueError, match=message):
+        Store(tmp_path / 's')
+
+
+@pytest.mark.parametrize('name', ['shard-00003.npy', 'names.npy', 'source_of.npy'])
+def test_verify_names_the_altered_file(tmp_path, name):
+    store = write(tmp_path / 's', corpus())
+    store.verify()
+    flip(tmp_path / 's' / name)
+    with pytest.raises(ValueError, match=f'{name} is not what was written'):
+        Store(tmp_path / 's').verify()
+
+
+def test_a_shard_of_another_type_and_tokens_that_are_not_there(tmp_path):
+    store = write(tmp_path / 's', corpus())
+    for document, start, stop in [(-1, 0, 1), (store.num_documents, 0, 0), (1, 0, 251), (1, 3, 2), (1, -1, 2)]:
+        with pytest.raises(ValueError, match=f'tokens {start} to {stop} of document {document}: '):
+            store.tokens(document, start, stop)
+    path = tmp_path / 's' / 'shard-00000.npy'
+    np.save(path, np.load(path).astype('<i2'))  # as many bytes
+    with pytest.raises(ValueError, match=r'shard-00000.npy holds int16 \[\d+\] where the index says uint16'):
+        Store(tmp_path / 's').tokens(0, 0, 1)
+
+
+def test_the_fingerprint_follows_the_tokens(tmp_path):
+    prints = {write(tmp_path / str(seed), corpus(seed=seed)).fingerprint for seed in range(3)}
+    assert len(prints) == 3
+    assert write(tmp_path / 'again', corpus(seed=0)).fingerprint in prints

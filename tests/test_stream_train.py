@@ -1,0 +1,90 @@
+"""The training loop over a token store."""
+
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny_training
+from ml_collections import ConfigDict
+from tiny_store import BYTES, make_store
+
+from lct.data.mixture import Mixture
+from lct.data.store_writer import Writer
+from lct.data.stream import Stream
+from lct.models import llama
+from lct.train import loop
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'experiments'))
+import setup_run  # noqa: E402
+
+
+def test_the_loop_trains_on_a_store_and_keeps_its_state(tmp_path):
+    stage = loop.dataclasses.replace(tiny_training.stage('one', 128, (1, 1, 4, 1)), num_steps=3)
+    stream = Stream(make_store(count=40), BYTES, {'text': 1}, seed=4)
+    expected = Stream(make_store(count=40), BYTES, {'text': 1}, seed=4)
+    loop.train(loop.Run(stages=(stage,), line_every_s=0), tiny_training.CONFIG,
+               lambda: llama.init(tiny_training.CONFIG, jax.random.key(0)), stream, tmp_path)
+    rows = map(json.loads, (tmp_path / 'metrics' / 'metrics.jsonl').read_text().splitlines())
+    assert np.isfinite([row['loss'] for row in rows]).all()
+    for _ in range(6):
+        expected.next_sequence(128)
+    assert json.loads((tmp_path / 'checkpoints' / '3' / 'record' / 'metadata').read_text())['cursor'] == expected.state
+    assert stream.state == expected.state
+
+
+def write_store(folder, memory):
+    """A MemoryStore on the disk, two shards of it; documents without tokens are left out."""
+    names = [f'{i}.txt' for i in range(memory.num_documents)]
+    with Writer(folder, BYTES.fingerprint, BYTES.vocab_size, {}) as writer:
+        for some in np.array_split(np.arange(memory.num_documents), 2):
+            ends = np.cumsum(memory.lengths[some])
+            documents = [(names[i], memory.sources[memory.source_of[i]], int(end)) for i, end in zip(some, ends)]
+            writer.append(np.concatenate([memory.documents[i] for i in some]), documents)
+            writer.close_shard(int(some[-1]))
+        return writer.finish(memory.num_documents)
+
+
+def test_a_corpus_is_a_store_or_is_tokenized_on_the_spot(tmp_path):
+    memory = make_store(count=60, median=200)
+    write_store(tmp_path / 'store', memory)
+    config = ConfigDict({
+        'corpus': str(tmp_path / 'store'), 'corpus_bytes': 10**6, 'held_out': 0.2, 'seed': 3, 'sequences': 'joined',
+        'upsample': {'at_least': 100, 'keep': 0.5}, 'loss': {'seq_len': 64, 'windows': 8}, 'needle': {'lengths': (64, 128)}})
+    rows, held_out = setup_run.stream(config, BYTES)
+    assert isinstance(rows, Stream) and sum(map(len, held_out)) >= 2 * 8 * 64
+    row = rows.next_sequence(512)
+    assert (row.segment == 1).all() and len(row.segment) > 1
+    texts = {ids.tobytes() for ids in memory.documents}
+    assert all(ids.tobytes() in texts for ids in held_out)
+    config.sequences = 'shuffled'
+    with pytest.raises(ValueError, match="config.sequences 'shuffled' is not one of packed, alone, concatenated, joined"):
+        setup_run.stream(config, BYTES)
+    for i in range(30):
+        (tmp_path / f'{i}.txt').write_text(f'document {i} ' * (i + 1))
+    config.corpus = str(tmp_path / '*.txt')
+    rows, held_out = setup_run.stream(config, BYTES)
+    assert isinstance(rows, Mixture) and 0 < len(held_out) < 30
+
+
+def test_a_store_on_the_disk_streams_like_one_in_memory(tmp_path):
+    memory = make_store(count=60)
+    kept = [i for i in range(60) if memory.lengths[i]]
+    store = write_store(tmp_path / 'store', memory)
+    stream = Stream(store, BYTES, {'books': 1, 'chat': 0}, seed=1)
+    assert store.sources == tuple(dict.fromkeys(memory.sources[memory.source_of[i]] for i in kept))
+    loader = stream.loader(2, 256, 'zigzag', 4, None, None)
+    batch, _ = loader.next()
+    loader.close()
+    expected = Stream(store, BYTES, {'books': 1}, seed=1)
+    for r in range(2):
+        row = expected.next_sequence(256)
+        text = [np.concatenate([[256], memory.documents[kept[d]]])[a:b]
+                for d, a, b in zip(row.document, row.start, row.stop, strict=True)]
+        found = np.sort(batch['tokens'][np.array([r]), slice(None)][0])
+        np.testing.assert_array_equal(found, np.sort(np.concatenate([*text, np.zeros(256 - row.counts()[0], int)])))
+    with pytest.raises(ValueError, match='the store was made with the tokenizer'):
+        other = type('Other', (), {'fingerprint': 'x' * 64, 'bos_id': None, 'vocab_size': 258})()
+        Stream(store, other)

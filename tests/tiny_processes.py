@@ -1,0 +1,58 @@
+"""Train a tiny model on a ring of two devices, shared by however many processes there are.
+
+    python tests/tiny_processes.py WORKDIR [STEP]
+
+Prints the hash of the initial weights as the first process collects them. With STEP the last process sends itself a
+SIGTERM after that step.
+"""
+
+import os
+import sys
+
+import jax
+import tiny_training
+
+from lct import processes, sharding
+from lct.models import llama
+from lct.train import checkpoint, loop
+
+DEVICES = 2
+RUN = loop.Run(stages=(tiny_training.stage('ring', 64, (1, 1, DEVICES, 1)),), checkpoint_every=4, line_every_s=0)
+
+
+def train(workdir, asked=()):
+    config = tiny_training.CONFIG
+    lock = checkpoint.claim(workdir, {'what': 'tiny'})  # noqa: F841
+    return loop.train(RUN, config, lambda: llama.init(config, jax.random.key(0)), tiny_training.mixture(), workdir,
+                      asked)
+
+
+def initial_weights():
+    with jax.set_mesh(sharding.make_mesh(RUN.stages[0].mesh)):
+        return tiny_training.digest(sharding.collect(llama.init(tiny_training.CONFIG, jax.random.key(0))))
+
+
+def main(workdir, step=None):
+    count = processes.join()
+    jax.config.update('jax_num_cpu_devices', DEVICES // count)
+    weights = initial_weights()
+    loop.say(f'weights {weights}')
+    if step and jax.process_index() == count - 1:
+        report = loop._Reports.__call__
+
+        def then_signal(self, device_metrics, number, flops):
+            report(self, device_metrics, number, flops)
+            if number == int(step):
+                os.kill(os.getpid(), 15)
+
+        loop._Reports.__call__ = then_signal
+    with loop.stop_requests() as asked:
+        try:
+            train(workdir, asked)
+        except loop.Interrupted as stop:
+            loop.say(str(stop))
+            sys.exit(130)
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])
