@@ -202,6 +202,7 @@ def run():
              f'below. Kinds of rows: {kinds} (see `lct.data.mixture`).',
         command=command, needle={'base': base_needle, 'extended': needle_result},
         losses={'base': base_loss, 'extended': loss_result}, license=config.license or None,
+        trained='low-rank adapters, merged' if run_config.adapter else 'full training',
     )
     llama_hf.save(workdir / 'model', extended_config, params, dtype=config.save_dtype,
                   tokenizer_from=folder, card=card, overwrite=True)

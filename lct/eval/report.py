@@ -169,14 +169,14 @@ def markdown_table(header, rows):
 
 
 def model_card(*, name, base_model, native, stages, data, command, needle=None, losses=None, license=None,
-               figures=()):
+               figures=(), trained='full training'):
     """README.md of an exported folder.
 
     Args:
       base_model: the checkpoint that was extended; native: its trained length.
       stages: dicts with length, theta, rule (where the theta comes from), steps, tokens.
       data: one paragraph on what was trained on and what was held out.
-      command: what reproduces the model.
+      command: what reproduces the model. trained: 'full training', or which part of the weights.
       needle: name -> NeedleResult; losses: name -> perplexity.Bins. Before first, after second.
       license: the identifier of the base model's license, which the weights inherit.
       figures: (file name in the folder, caption) pairs.
@@ -188,7 +188,7 @@ def model_card(*, name, base_model, native, stages, data, command, needle=None, 
     tokens = sum(stage['tokens'] for stage in stages)
     parts = [
         f'---\n{matter}\n---', f'# {name}',
-        f'`{base_model}`, trained to {short(native)} tokens, extended to **{longest} tokens** by full training '
+        f'`{base_model}`, trained to {short(native)} tokens, extended to **{longest} tokens** by {trained} '
         f'on {tokens:,} tokens with `lct`.',
         '## Stages',
         markdown_table(['length', 'rope theta', 'theta from', 'steps', 'tokens'], [
