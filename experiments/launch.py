@@ -84,22 +84,23 @@ def run(nprocs, script, arguments, port, show_all):
         group.append(Process(index, [sys.executable, script, *arguments], environment, show))
     while any(process.status is None for process in group) and not any(process.failed for process in group):
         time.sleep(0.05)
-    # of those that die together, the one that jax aborted for want of another is not the cause
-    dead = min((process for process in group if process.failed), default=None,
-               key=lambda process: process.status == -signal.SIGABRT)
-    if dead is not None:
+    dead = [process for process in group if process.failed]
+    if dead:
         patience = time.monotonic() + PATIENCE_S
         while any(process.status is None for process in group) and time.monotonic() < patience:
             time.sleep(0.05)
+        # the first is the cause, unless jax aborted it for want of another whose death was seen a moment later
+        dead += [process for process in group if process.failed]
+        dead.sort(key=lambda process: process.status == -signal.SIGABRT)
         for process in group:  # SIGTERM would ask it to save, which it cannot do alone
             process.send(signal.SIGKILL)
     for process in group:
         process.finish()
-    if dead is None:
+    if not dead:
         return max(process.status for process in group)
-    if len(asked) > 2 or asked and dead.status in (-signal.SIGINT, -signal.SIGTERM):  # before it could listen
+    if len(asked) > 2 or asked and dead[0].status in (-signal.SIGINT, -signal.SIGTERM):  # before it could listen
         return STOPPED
-    return report(dead, nprocs)
+    return report(dead[0], nprocs)
 
 
 def report(dead, nprocs):

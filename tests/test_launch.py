@@ -93,8 +93,10 @@ def test_one_that_dies_ends_all_and_its_last_lines_are_shown(script):
     assert 'process 1 of 3 ended with exit status 3; the others were ended' in err and 'no more memory' in err
 
 
-def test_one_that_is_killed_is_named_with_its_signal_and_not_the_one_that_aborts_for_it(script):
-    path = script('if index == 0: os.abort()\nos.kill(os.getpid(), signal.SIGKILL)')
+def test_one_that_is_killed_is_named_with_its_signal_and_not_the_one_that_aborts_for_it(script, tmp_path):
+    path = script(f'dying = {str(tmp_path / "dying")!r}\n'
+                  'if index == 1:\n    open(dying, "w").close()\n    os.kill(os.getpid(), signal.SIGKILL)\n'
+                  'while not os.path.exists(dying): time.sleep(.001)\nos.abort()')
     status, _, err = ended(launch('--nprocs', 2, path))
     assert status == 128 + 9 and 'process 1 of 2 was ended by SIGKILL' in err
 
