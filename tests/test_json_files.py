@@ -46,20 +46,14 @@ def test_json_of_a_gigabyte(tmp_path, refused):
     assert 'missing' in refused(json_files.read_json, tmp_path / 'no.json')
 
 
-@pytest.mark.parametrize('value', [0, -4, 2.0, '4', True, [4], {}, 10**12, 10**30, 10**4000])
+@pytest.mark.parametrize('value', [0, -4, 2.0, '4', True, [4], {}, 10**12, 10**30, 10**499])
 @pytest.mark.parametrize('field', [
     'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads',
     'num_key_value_heads', 'head_dim', 'max_position_embeddings'])
 def test_sizes_that_are_absurd(field, value, tmp_path, refused):
     path = tmp_path / 'config.json'
-    write_long(path, tiny_hf.BASE | {field: value})
+    path.write_text(json.dumps(tiny_hf.BASE | {field: value}))
     assert f'{field} is' in refused(lambda path: llama_hf.read_config(path.parent), path)
-
-
-def write_long(path, values):
-    """JSON with numbers of any length."""
-    text = json.dumps({key: 'LONG' if value == 10**4000 else value for key, value in values.items()})
-    path.write_text(text.replace('"LONG"', '1' + '0' * 3990))
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
@@ -92,6 +86,8 @@ def test_sizes_that_the_files_do_not_have(tmp_path, refused):
     (json.dumps({'a': {'dtype': 'F32', 'shape': [2], 'data_offsets': [8, 16]}}).encode(), 'hole'),
     (json.dumps({'a': {'dtype': 'F32', 'shape': [2**40], 'data_offsets': [0, 2**42]}}).encode(), 'truncated'),
     (json.dumps({'a': {'dtype': 'F32', 'shape': [1] * 9, 'data_offsets': [0, 8]}}).encode(), 'at most 8'),
+    (json.dumps({'a': {'dtype': 'F32', 'shape': [10**600] * 8, 'data_offsets': [0, 8]}}).encode(), '601 digits'),
+    (json.dumps({'a': {'dtype': 'F32', 'shape': [10**499] * 8, 'data_offsets': [0, 8]}}).encode(), 'takes 4'),
     (json.dumps({'a': {'dtype': ['F32'], 'shape': [2], 'data_offsets': [0, 8]}}).encode(), 'dtype'),
     (json.dumps({'a' * 10_000: {'dtype': 'F32', 'shape': [3], 'data_offsets': [0, 8]}}).encode(), 'takes 12'),
     (json.dumps({'__metadata__': [], 'a': {}}).encode(), '__metadata__'),

@@ -31,7 +31,7 @@ def parse_object(text, path):
         return result
 
     def bounded(digits):
-        if len(digits) > 4000:  # Python itself gives up at 4300, without naming the file
+        if len(digits) > 500:  # Python shows no integer of 4300 digits, as the product of a shape might be
             raise ValueError(f'{path} has a number of {len(digits)} digits; copy it again')
         return int(digits)
 
