@@ -142,6 +142,7 @@ def show(title, record):
 def save(path, target, records):
     """Add records to the target's JSON; a program that is there already is replaced."""
     old = json.loads(path.read_text())['programs'] if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({'target': target.name, 'programs': {**old, **records}}, indent=1) + '\n')
     print(f'\nwritten to {path}')
 

@@ -2,7 +2,11 @@
 are not here makes of ring attention."""
 
 import functools
+import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -165,3 +169,17 @@ def test_every_transfer_of_the_ring_hides_behind_attention_on_gpus(target, direc
         assert sent == {'bf16': (ring - 1) * 2 * block * 2, 'f32': 0}
     memory = hlo.memory_of(compiled)
     assert 0 < memory['temporaries'] < memory['peak'] < 1 << 26
+
+
+def test_a_step_of_llama3_8b_at_a_million_tokens_on_512_l40s(tmp_path):
+    pytest.importorskip('jax_cuda12_plugin', reason="needs the extra 'aot-cuda'")
+    script = pathlib.Path(__file__).parent.parent / 'experiments' / 'compile_report.py'
+    environment = {name: value for name, value in os.environ.items()
+                   if name not in ('XLA_FLAGS', 'JAX_DISABLE_MOST_OPTIMIZATIONS')}
+    subprocess.run([sys.executable, script, '--target', 'l40s:512', '--stage', '3', '--results', tmp_path / 'new',
+                    '--step', script.parent / 'configs' / 'gradient_llama3_8b.py'], check=True, env=environment)
+    record, = json.loads((tmp_path / 'new' / 'compile_l40s_512.json').read_text())['programs'].values()
+    ring = [t for t in record['transfers'] if t['kind'] == 'collective-permute']
+    assert ring and all(t['hidden'] and t['axes'] == ['sequence'] for t in ring)
+    assert record['memory']['peak'] < 16e9 < record['device_memory']
+    assert record['largest']['bytes'] < 2.5e9  # no mask, no logits of all tokens
