@@ -31,7 +31,7 @@ def get_config():
     }),)
     config.search = ConfigDict({
         'thetas': ('keep', 652.0, 28_800.0, 'critical_base', 1_000_000.0, 20_000_000.0),
-        'seeds': (1, 2),  # of the training data and their order
+        'seeds': (1, 2, 3),  # of the training data and their order
     })
     config.needle = ConfigDict({
         'lengths': (512, 1024, 2048, 4096, 8192), 'depths': (0.0, 0.25, 0.5, 0.75, 1.0), 'samples': 3,
