@@ -14,6 +14,7 @@ from lct import sharding
 from lct.models import llama, lora
 from lct.models.llama_sizes import LLAMA3_8B
 from lct.train import loop, optimizer, stages, state
+from lct.train.metrics import matmul_params, train_flops
 from lct.train.step import loss_and_grads
 from lct.weights import llama_hf
 
@@ -83,6 +84,17 @@ def test_young_adapters_change_nothing():
     whole, frozen = lora.part(params, ADAPTER)
     merged = lora.merge(lora.Trained(lora.init(CONFIG, ADAPTER), whole), frozen)
     assert tiny_training.digest(merged) == tiny_training.digest(params)
+
+
+def test_a_frozen_weight_costs_two_thirds_of_a_trained_one():
+    size, rank, layers = CONFIG, ADAPTER.rank, CONFIG.num_layers
+    heads, kv_heads = size.num_heads * size.head_dim, size.num_kv_heads * size.head_dim
+    low_rank = layers * rank * (2 * (size.embed_dim + heads) + 2 * (size.embed_dim + kv_heads))
+    frozen, pairs = matmul_params(CONFIG), 12 * layers * heads * 55
+    assert train_flops(CONFIG, 10, 55, ADAPTER) == 10 * (4 * frozen + 6 * low_rank) + pairs
+    also = dataclasses.replace(ADAPTER, also_train=('embed', 'lm_head', 'w_up', 'final_norm'))
+    whole = size.embed_dim * (size.vocab_size + layers * size.mlp_dim)
+    assert train_flops(CONFIG, 10, 55, also) == 10 * (4 * frozen + 2 * whole + 6 * low_rank) + pairs
 
 
 def test_the_merged_export_is_the_adapter_model(full_grown, exported):

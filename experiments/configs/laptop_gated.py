@@ -7,18 +7,14 @@ this length are found. The numbers of steps of laptop.py are now the most that a
 needles and 32 windows of 512 tokens.
 """
 
-import importlib.util
 import pathlib
 
+import setup_run
 from ml_collections import ConfigDict
 
 
 def get_config():
-    path = pathlib.Path(__file__).with_name('laptop.py')
-    spec = importlib.util.spec_from_file_location('laptop', path)
-    laptop = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(laptop)
-    config = laptop.get_config()
+    config = setup_run.load_config(pathlib.Path(__file__).with_name('laptop.py'))
     config.name = 'lct-base-8k-gated'
     for stage in config.stages:
         stage.gate = ConfigDict({'every': 10, 'needle': 0.9, 'short_loss_rise': 0.05, 'otherwise': 'advance'})

@@ -6,18 +6,14 @@ Rank 4 on the attention projections and the norms whole, as LongLoRA without its
 small model. Adapters want a larger learning rate than weights do.
 """
 
-import importlib.util
 import pathlib
 
+import setup_run
 from ml_collections import ConfigDict
 
 
 def get_config():
-    path = pathlib.Path(__file__).with_name('laptop.py')
-    spec = importlib.util.spec_from_file_location('laptop', path)
-    laptop = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(laptop)
-    config = laptop.get_config()
+    config = setup_run.load_config(pathlib.Path(__file__).with_name('laptop.py'))
     config.name = 'lct-base-8k-lora'
     config.adapter = ConfigDict({
         'rank': 4, 'alpha': 16.0, 'also_train': ('attn_norm', 'mlp_norm', 'final_norm'),

@@ -6,16 +6,13 @@ The stage of 8,192 tokens takes all 160 steps that laptop.py shares between 2,04
 in both.
 """
 
-import importlib.util
 import pathlib
+
+import setup_run
 
 
 def get_config():
-    path = pathlib.Path(__file__).with_name('laptop.py')
-    spec = importlib.util.spec_from_file_location('laptop', path)
-    laptop = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(laptop)
-    config = laptop.get_config()
+    config = setup_run.load_config(pathlib.Path(__file__).with_name('laptop.py'))
     config.name = 'lct-base-8k-one-shot'
     first, last = config.stages
     last.num_steps += first.num_steps

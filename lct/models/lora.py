@@ -131,6 +131,11 @@ def num_trained(config, adapter):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract(config, adapter)[0]))
 
 
+def num_low_rank(config, adapter):
+    """Of these, the number in the adapters themselves."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract(config, adapter)[0].adapters))
+
+
 def init(config, adapter, dtype=jnp.float32):
     """Adapters that change nothing yet, on the current mesh: down normal, up zero."""
     target = abstract(config, adapter, dtype)[0].adapters

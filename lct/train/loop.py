@@ -175,7 +175,7 @@ def train(run, config, params, mixture, workdir, asked=(), gate_scores=None):
                         step += 1
                         if pending:
                             report(*pending)
-                        pending = (device_metrics, step, train_flops(config, *loader.counts(host_batch)))
+                        pending = (device_metrics, step, train_flops(config, *loader.counts(host_batch), run.adapter))
                         spent_tokens += stage.tokens_per_step
                         stopping = bool(stop_asked)  # read once: a signal between two reads would stop unsaved
                         due = stage.gate and stage.gate.due(step - start)
@@ -285,8 +285,8 @@ class _Reports:
         self._run, self._stage, self._end, self._last = run, stage, end, last
         self._metrics, self._peak, self._pace, self._start = metrics, peak, Pace(), time.monotonic()
         # what the later stages cost, in steps of this one: model FLOPs are what is known of them beforehand
-        cost = sum(s.num_steps * whole_row_flops(config, s) for s in later)
-        self._later_steps = cost / whole_row_flops(config, stage)
+        cost = sum(s.num_steps * whole_row_flops(config, s, run.adapter) for s in later)
+        self._later_steps = cost / whole_row_flops(config, stage, run.adapter)
 
     def __call__(self, device_metrics, step, flops):
         values = {name: x.item() for name, x in jax.device_get(device_metrics).items()}

@@ -13,8 +13,9 @@ from lct.models import llama, lora
 def loss_and_grads(params, config, batch, tables, memory, frozen=None):
     """Mean loss per target token and its gradient, over all micro-batches together.
 
-    params: llama.Params, or lora.Trained with the frozen rest. batch: dict of arrays [A, B, T], A the gradient accumulation. The sum of the losses is divided by the
-    sum of loss_mask over the whole batch: a mean of means would weigh a token by the company it keeps.
+    params: llama.Params, or lora.Trained with the frozen rest. batch: dict of arrays [A, B, T], A the gradient
+    accumulation. The sum of the losses is divided by the sum of loss_mask over the whole batch: a mean of means would
+    weigh a token by the company it keeps.
 
     Returns:
       loss (float32 scalar), grads in float32.
