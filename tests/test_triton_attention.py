@@ -41,7 +41,9 @@ def run(module, window, chunks, args, queries, keys, total, grads):
     where = queries[0], keys[0], queries[1], keys[1]
     out, lse = module.attend(total, q, k, v, *where, chunks, window)
     delta = jnp.sum(dout.astype(jnp.float32) * out, -1)
-    return out, lse, *module.attend_grad(grads, q, k, v, dout, lse, delta, *where, chunks, window)
+    dq, dk, dv = module.attend_grad(
+        (module.zero_dq(q), *grads[1:]), q, k, v, dout, lse, delta, *where, chunks, window)
+    return out, lse, grads[0] + module.finished_dq(dq, q), dk, dv
 
 
 triton = functools.partial(run, triton_attention, None, CHUNKS)

@@ -10,7 +10,7 @@ from jax import lax
 
 from lct.ops.blockwise_attention import Chunks, nothing, zero_grads
 from lct.ops.ring_attention import turn, turn_grad
-from lct.ops.split_attention import Split, see, see_grad, split_attention
+from lct.ops.split_attention import Split, finished_dq, see, see_grad, split_attention, zero_dq
 
 
 def all_gather_attention(
@@ -45,7 +45,8 @@ def _backward(queries, keys, cotangent, how):
         more_dk, more_dv = (_scattered(x, how) for x in more)
         return dq, dk + more_dk, dv + more_dv
 
-    return turn_grad(*zero_grads(queries.q), keys, add, how.to_next_node, how.num_nodes, how.chunks.key)
+    dq, dk, dv = turn_grad(zero_dq(queries, how), keys, add, how.to_next_node, how.num_nodes, how.chunks.key)
+    return finished_dq(dq, queries, how), dk, dv
 
 
 _attention = split_attention(_forward, _backward)

@@ -8,9 +8,19 @@ are repeated only where the node is larger than their number.
 import jax.numpy as jnp
 from jax import lax
 
-from lct.ops.blockwise_attention import Chunks, nothing, zero_grads
+from lct.ops.blockwise_attention import Chunks, nothing
 from lct.ops.ring_attention import turn, turn_grad
-from lct.ops.split_attention import Cotangent, Keys, Queries, Split, see, see_grad, split_attention
+from lct.ops.split_attention import (
+    Cotangent,
+    Keys,
+    Queries,
+    Split,
+    finished_dq,
+    see,
+    see_grad,
+    split_attention,
+    zero_dq,
+)
 
 
 def all_to_all_attention(
@@ -83,7 +93,8 @@ def _backward(queries, keys, cotangent, how):
     cotangent = Cotangent(*(_to_heads(x, how) for x in cotangent))
     add = lambda grads, keys: see_grad(grads, queries, keys, cotangent, how)
     dq, dk, dv = turn_grad(
-        *zero_grads(queries.q), keys, add, how.to_next_node, how.num_nodes, how.chunks.key)
+        zero_dq(queries, how), keys, add, how.to_next_node, how.num_nodes, how.chunks.key)
+    dq = finished_dq(dq, queries, how)
     return _to_tokens(dq, how, kv_heads), _own_grad(dk, how, kv_heads), _own_grad(dv, how, kv_heads)
 
 

@@ -2,7 +2,8 @@
 
 The contract of every inner block: (q, k, v, positions, segments) -> (out, lse), float32 and un-rounded,
 lse the natural log-sum-exp. attend goes on from the result over earlier blocks of keys, attend_grad from the
-gradients of earlier blocks. Nothing larger than one chunk pair of scores exists, pairs that cannot see each
+gradients of earlier blocks, dq in a layout of its own between zero_dq and finished_dq. Nothing larger than one
+chunk pair of scores exists, pairs that cannot see each
 other are skipped, and pairs that see each other whole build no mask.
 
 A tile holds one key/value head: the G query heads that share it lie in the rows, so that one chunk of
@@ -60,6 +61,12 @@ def nothing(q):
     return jnp.zeros_like(q, dtype), jnp.full_like(q[..., 0], NOTHING, dtype)
 
 
+def _span(busy):
+    """Of the last dim of busy, the first that is set and one past the last."""
+    first = jnp.argmax(busy, -1)
+    return first, jnp.where(busy.any(-1), busy.shape[-1] - jnp.argmax(jnp.flip(busy, -1), -1), first)
+
+
 class _Tiles:
     """Slicing of one attention call into (batch row, key/value head, chunk) tiles."""
 
@@ -70,34 +77,38 @@ class _Tiles:
         self.nq, self.nk = self.q_len // self.cq, self.k_len // self.ck
         self.rows = self.cq * self.group
         self.dtype = jnp.promote_types(q.dtype, jnp.float32)
-        # float32 means float32 on every device; rounded inputs gain nothing from it
+        # float32 means float32 on every device; products of bf16 inputs are exact in float32 as they are
         self.precision = lax.Precision.HIGHEST if q.dtype == self.dtype else lax.Precision.DEFAULT
         self.where, self.window = (q_positions, k_positions, q_segments, k_segments), window
         self.classes = chunk_classes(*self.where, self.cq, self.ck, window)
-        busy = self.classes > EMPTY
-        self.first = jnp.argmax(busy, 2)  # of the key chunks that a query chunk sees, and one past the last
-        self.last = jnp.where(busy.any(2), self.nk - jnp.argmax(jnp.flip(busy, 2), 2), self.first)
+        self.keys_of, self.queries_of = _span(self.classes > EMPTY), _span(self.classes.swapaxes(1, 2) > EMPTY)
 
-    def each_row(self, row, results):
-        """row(b, h, i, results) -> results, over batch rows, key/value heads and query chunks."""
+    def each(self, count, body, results):
+        """body(b, h, n, results) -> results, over batch rows, key/value heads and count chunks."""
         def step(n, results):
-            b, rest = n // (self.kv_heads * self.nq), n % (self.kv_heads * self.nq)
-            return row(b, rest // self.nq, rest % self.nq, results)
+            b, rest = n // (self.kv_heads * count), n % (self.kv_heads * count)
+            return body(b, rest // count, rest % count, results)
 
-        return lax.fori_loop(0, self.batch * self.kv_heads * self.nq, step, results)
+        return lax.fori_loop(0, self.batch * self.kv_heads * count, step, results)
 
-    def each_key(self, b, i, step, carry):
-        """step(carry, j, tile_of) over the key chunks that query chunk i sees. tile_of(f, blank) is f(mask), f(None)
-        where nothing is hidden, or blank where nothing is seen: a tile's share alone, because what goes through a
-        conditional is copied."""
-        def column(j, carry):
-            def tile_of(f, blank):
-                branches = (lambda: blank, lambda: f(self.mask(b, i, j)), lambda: f(None))
-                return lax.switch(self.classes[b, i, j], branches)
+    def keys_seen(self, b, i, step, carry):
+        """step(carry, j, tile_of) over the key chunks that query chunk i sees."""
+        first, last = self.keys_of
+        return lax.fori_loop(first[b, i], last[b, i], lambda j, carry: step(carry, j, self._tile(b, i, j)), carry)
 
-            return step(carry, j, tile_of)
+    def queries_seeing(self, b, j, step, carry):
+        """step(carry, i, tile_of) over the query chunks that see key chunk j."""
+        first, last = self.queries_of
+        return lax.fori_loop(first[b, j], last[b, j], lambda i, carry: step(carry, i, self._tile(b, i, j)), carry)
 
-        return lax.fori_loop(self.first[b, i], self.last[b, i], column, carry)
+    def _tile(self, b, i, j):
+        """tile_of(f, blank) is f(mask), f(None) where nothing is hidden, or blank where nothing is seen: a tile's
+        share alone, because what goes through a conditional is copied."""
+        def tile_of(f, blank):
+            branches = (lambda: blank, lambda: f(self.mask(b, i, j)), lambda: f(None))
+            return lax.switch(self.classes[b, i, j], branches)
+
+        return tile_of
 
     def mask(self, b, i, j):
         """Boolean [rows, key_chunk]."""
@@ -111,21 +122,34 @@ class _Tiles:
         """Chunk i of x [B, T, K, G, ...] as [rows, ...]."""
         start = (b, i * self.cq, h) + (0,) * (x.ndim - 3)
         tile = lax.dynamic_slice(x, start, (1, self.cq, 1, self.group, *x.shape[4:]))
-        return tile.reshape(self.rows, *x.shape[4:]).astype(self.dtype)
+        return tile.reshape(self.rows, *x.shape[4:])
 
     def put_query(self, x, tile, b, h, i):
         """x with its chunk i replaced by tile [rows, ...]."""
         tile = tile.reshape(1, self.cq, 1, self.group, *tile.shape[1:])
         return lax.dynamic_update_slice(x, tile, (b, i * self.cq, h) + (0,) * (x.ndim - 3))
 
+    def row(self, x, b, h, i):
+        """Chunk i of x [B, K, T * G] as [rows]."""
+        return lax.dynamic_slice(x, (b, h, i * self.rows), (1, 1, self.rows))[0, 0]
+
+    def add_row(self, x, tile, b, h, i):
+        """x [B, K, H, T * G] with tile [H, rows] added to its chunk i."""
+        start, shape = (b, h, 0, i * self.rows), (1, 1, self.head_dim, self.rows)
+        return lax.dynamic_update_slice(x, lax.dynamic_slice(x, start, shape) + tile[None, None], start)
+
     def key(self, x, b, h, j):
         """Chunk j of x [B, K, S, H] as [key_chunk, H]."""
-        return lax.dynamic_slice(x, (b, h, j * self.ck, 0), (1, 1, self.ck, self.head_dim))[0, 0].astype(self.dtype)
+        return lax.dynamic_slice(x, (b, h, j * self.ck, 0), (1, 1, self.ck, self.head_dim))[0, 0]
 
     def add_key(self, x, tile, b, h, j):
         """x [B, K, S, H] with tile [key_chunk, H] added to its chunk j."""
         tile = tile + self.key(x, b, h, j)
         return lax.dynamic_update_slice(x, tile[None, None], (b, h, j * self.ck, 0))
+
+    def wide(self, tile):
+        """A tile of inputs for a matmul with weights or ds, which are never rounded to bf16."""
+        return tile.astype(self.dtype)
 
     def dot(self, x, y, contract):
         """Matmul of two tiles over one dim of each, accumulated in float32."""
@@ -149,33 +173,34 @@ def attend(total, q, k, v, q_positions, k_positions, q_segments, k_segments, chu
 
     def row(b, h, i, results):
         out, lse = results
-        q_tile, lse_tile = tiles.query(q, b, h, i) * scale, tiles.query(lse, b, h, i)
+        q_tile, lse_tile = tiles.query(q, b, h, i), tiles.query(lse, b, h, i)
 
         def step(carry, j, tile_of):
             acc, top, total = carry
 
             def tile(mask):
-                scores = tiles.dot(q_tile, tiles.key(k, b, h, j), ((1,), (1,)))
+                scores = tiles.dot(q_tile, tiles.key(k, b, h, j), ((1,), (1,))) * scale
                 if mask is not None:  # far below NOTHING: an unseen key weighs 0 in every row
                     scores = jnp.where(mask, scores, 2 * NOTHING)
                 top = scores.max(1)
                 weights = jnp.exp2(scores - top[:, None])
-                return tiles.dot(weights, tiles.key(v, b, h, j), ((1,), (0,))), top, weights.sum(1)
+                return tiles.dot(weights, tiles.wide(tiles.key(v, b, h, j)), ((1,), (0,))), top, weights.sum(1)
 
-            tile_acc, tile_top, tile_total = tile_of(tile, (jnp.zeros_like(acc), jnp.full_like(top, 2 * NOTHING), jnp.zeros_like(total)))
+            blank = jnp.zeros_like(acc), jnp.full_like(top, 2 * NOTHING), jnp.zeros_like(total)
+            tile_acc, tile_top, tile_total = tile_of(tile, blank)
             new_top = jnp.maximum(top, tile_top)
             old, new = jnp.exp2(top - new_top), jnp.exp2(tile_top - new_top)
             return acc * old[:, None] + tile_acc * new[:, None], new_top, total * old + tile_total * new
 
         seen = lse_tile > NOTHING
         start = tiles.query(out, b, h, i), jnp.where(seen, lse_tile * LOG2E, NOTHING), seen.astype(tiles.dtype)
-        acc, top, total = tiles.each_key(b, i, step, start)
+        acc, top, total = tiles.keys_seen(b, i, step, start)
         seen = total > 0
         total = jnp.where(seen, total, 1.0)
         lse_tile = jnp.where(seen, (top + jnp.log2(total)) / LOG2E, NOTHING)
         return tiles.put_query(out, acc / total[:, None], b, h, i), tiles.put_query(lse, lse_tile, b, h, i)
 
-    return tiles.each_row(row, total)
+    return tiles.each(tiles.nq, row, total)
 
 
 def attend_grad(
@@ -185,45 +210,61 @@ def attend_grad(
 
     With p = exp(s - lse): dv = p^T dout, ds = p * (dout v^T - delta), dk = ds^T q, dq = ds k, where
     delta = rowsum(dout * out) (Dao 2023, section 3.1). Tiles are [key, row]: on CPUs a large transposed
-    left operand halves the speed of a matmul, so only small tiles are transposed.
+    left operand halves the speed of a matmul, so only k is transposed, once for all queries that see it,
+    and dq grows transposed.
 
     Args:
-      grads: (dq, dk, dv) so far, float32 of the shapes of q, k, v.
+      grads: (dq, dk, dv) so far, float32: dq from zero_dq, to be turned by finished_dq; dk, dv like k, v.
     Returns:
       grads with the block's share added.
     """
     tiles = _Tiles(q, k, q_positions, k_positions, q_segments, k_segments, chunks, window)
     scale = tiles.head_dim**-0.5
+    # [B, K, T * G]: the rows of a tile side by side, or no loop over it is vectorised
+    lse, delta = (x.swapaxes(1, 2).reshape(tiles.batch, tiles.kv_heads, -1) for x in (lse * LOG2E, delta))
 
-    def row(b, h, i, grads):
+    def column(b, h, j, grads):
         dq, dk, dv = grads
-        q_tile, dout_tile = tiles.query(q, b, h, i) * scale, tiles.query(dout, b, h, i)
-        lse_tile, delta_tile = tiles.query(lse, b, h, i) * LOG2E, tiles.query(delta, b, h, i)
+        k_tile, v_tile = tiles.key(k, b, h, j), tiles.key(v, b, h, j)
+        k_across, blank = tiles.wide(k_tile).T, jnp.zeros_like(k_tile, tiles.dtype)
 
-        def step(carry, j, tile_of):
-            dq_tile, dk, dv = carry
+        def step(carry, i, tile_of):
+            dq, dk_tile, dv_tile = carry
 
             def tile(mask):
-                k_tile, v_tile = tiles.key(k, b, h, j), tiles.key(v, b, h, j)
-                scores = tiles.dot(k_tile * LOG2E, q_tile, ((1,), (1,)))
-                weights = jnp.exp2(scores - lse_tile)
+                q_tile, dout_tile = tiles.query(q, b, h, i), tiles.query(dout, b, h, i)
+                lse_tile, delta_tile = tiles.row(lse, b, h, i), tiles.row(delta, b, h, i)
+                scores = tiles.dot(k_tile, q_tile, ((1,), (1,)))
+                weights = jnp.exp2(scores * (scale * LOG2E) - lse_tile)
                 if mask is not None:
                     weights = jnp.where(mask.T, weights, 0.0)
-                ds = weights * (tiles.dot(v_tile, dout_tile, ((1,), (1,))) - delta_tile)
-                return (tiles.dot(k_tile.T, ds, ((1,), (0,))), tiles.dot(ds, q_tile, ((1,), (0,))),
-                        tiles.dot(weights, dout_tile, ((1,), (0,))))
+                ds = weights * (tiles.dot(v_tile, dout_tile, ((1,), (1,))) - delta_tile) * scale
+                return (tiles.dot(k_across, ds, ((1,), (0,))), tiles.dot(ds, tiles.wide(q_tile), ((1,), (0,))),
+                        tiles.dot(weights, tiles.wide(dout_tile), ((1,), (0,))))
 
-            blank = jnp.zeros_like(tiles.key(k, b, h, j))
-            more_dq, more_dk, more_dv = tile_of(tile, (jnp.zeros_like(dq_tile), blank, blank))
-            return dq_tile + more_dq, tiles.add_key(dk, more_dk, b, h, j), tiles.add_key(dv, more_dv, b, h, j)
+            blank_dq = jnp.zeros_like(k_across, shape=(tiles.head_dim, tiles.rows))
+            more_dq, more_dk, more_dv = tile_of(tile, (blank_dq, blank, blank))
+            return tiles.add_row(dq, more_dq, b, h, i), dk_tile + more_dk, dv_tile + more_dv
 
-        start = jnp.zeros_like(q_tile.T), dk, dv
-        dq_tile, dk, dv = tiles.each_key(b, i, step, start)
-        return tiles.put_query(dq, tiles.query(dq, b, h, i) + dq_tile.T * scale, b, h, i), dk, dv
+        dq, dk_tile, dv_tile = tiles.queries_seeing(b, j, step, (dq, blank, blank))
+        return dq, tiles.add_key(dk, dk_tile, b, h, j), tiles.add_key(dv, dv_tile, b, h, j)
 
-    return tiles.each_row(row, grads)
+    return tiles.each(tiles.nk, column, grads)
 
 
 def zero_grads(*inputs):
-    """Zeros in float32 like the inputs: the gradients that attend_grad begins with."""
+    """Zeros in float32 like the inputs: the dk and dv that attend_grad begins with."""
     return tuple(jnp.zeros_like(x, jnp.promote_types(x.dtype, jnp.float32)) for x in inputs)
+
+
+def zero_dq(q):
+    """The dq that attend_grad begins with: float32 [B, K, H, T * G], as its matmul leaves it. q [B, T, K, G, H]."""
+    batch, length, kv_heads, group, head_dim = q.shape
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    return jnp.zeros_like(q, dtype, shape=(batch, kv_heads, head_dim, length * group))
+
+
+def finished_dq(dq, q):
+    """dq of the last block, [B, K, H, T * G], in the shape of q [B, T, K, G, H]."""
+    batch, length, kv_heads, group, head_dim = q.shape
+    return dq.reshape(batch, kv_heads, head_dim, length, group).transpose(0, 3, 1, 4, 2)

@@ -5,9 +5,9 @@ it makes a whole turn of its present one, so the slow transfer has node_size hop
 single ring leaves it one.
 """
 
-from lct.ops.blockwise_attention import Chunks, nothing, zero_grads
+from lct.ops.blockwise_attention import Chunks, nothing
 from lct.ops.ring_attention import turn, turn_grad
-from lct.ops.split_attention import Split, see, see_grad, split_attention
+from lct.ops.split_attention import Split, finished_dq, see, see_grad, split_attention, zero_dq
 
 
 def double_ring_attention(
@@ -31,7 +31,8 @@ def _backward(queries, keys, cotangent, how):
         dq, more_dk, more_dv = turn_grad(dq, keys, add, how.to_next_in_node, how.node_size, how.chunks.key)
         return dq, dk + more_dk, dv + more_dv
 
-    return turn_grad(*zero_grads(queries.q), keys, inner, how.to_next_node, how.num_nodes, how.chunks.key)
+    dq, dk, dv = turn_grad(zero_dq(queries, how), keys, inner, how.to_next_node, how.num_nodes, how.chunks.key)
+    return finished_dq(dq, queries, how), dk, dv
 
 
 _attention = split_attention(_forward, _backward)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lct.ops.blockwise_attention import Chunks, fit, nothing, zero_grads
-from lct.ops.split_attention import Split, see, see_grad, split_attention
+from lct.ops.split_attention import Split, finished_dq, see, see_grad, split_attention, zero_dq
 
 
 def ring_attention(
@@ -66,18 +66,21 @@ def turn_grad(dq, keys, add, rotate, size, chunk):
         dq, *grads = add((dq, *grads), keys)
         return dq, (keys, tuple(grads))
 
-    def half_hop(carry, _):
-        dq, here, away = carry
-        arriving = rotate(away)
-        dq, here = work(dq, here)
+    def hop(carry, _):
+        dq, early, late = carry
+        arriving = rotate(late)
+        dq, early = work(dq, early)
         # nothing that follows may be drawn forward into this half hop: it would wait for the transfer
-        return lax.optimization_barrier((dq, arriving, here)), None
+        dq, early, late = lax.optimization_barrier((dq, early, arriving))
+        arriving = rotate(early)
+        dq, late = work(dq, late)
+        return lax.optimization_barrier((dq, arriving, late)), None
 
     early, late = _halves(keys, chunk)
     arriving = rotate(early)
     dq, late = work(dq, (late, zero(late)))
-    carry, _ = lax.scan(half_hop, (dq, (arriving, zero(early)), late), length=2 * (size - 1))
-    dq, early, (_, late_grads) = carry
+    carry = dq, (arriving, zero(early)), late
+    (dq, early, (_, late_grads)), _ = lax.scan(hop, carry, length=size - 1)
     late_grads = rotate(late_grads)
     dq, (_, early_grads) = work(dq, early)
     return dq, *(_joined(a, b, keys.k.shape[2], chunk) for a, b in zip(early_grads, late_grads))
@@ -110,7 +113,8 @@ def _forward(queries, keys, how):
 
 def _backward(queries, keys, cotangent, how):
     add = lambda grads, keys: see_grad(grads, queries, keys, cotangent, how)
-    return turn_grad(*zero_grads(queries.q), keys, add, how.to_next, how.size, how.chunks.key)
+    dq, dk, dv = turn_grad(zero_dq(queries, how), keys, add, how.to_next, how.size, how.chunks.key)
+    return finished_dq(dq, queries, how), dk, dv
 
 
 _attention = split_attention(_forward, _backward)

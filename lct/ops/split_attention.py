@@ -104,6 +104,16 @@ def see_grad(grads, queries, keys, cotangent, how):
         keys.tokens[:, 1], how.chunks, how.window)
 
 
+def zero_dq(queries, how):
+    """The dq that see_grad begins with, in the inner block's own layout."""
+    return KERNELS[how.kernel].zero_dq(queries.q)
+
+
+def finished_dq(dq, queries, how):
+    """dq [B, T, K, G, H] after all blocks."""
+    return KERNELS[how.kernel].finished_dq(dq, queries.q)
+
+
 def split_attention(forward, backward):
     """The attention of a strategy.
 
@@ -146,4 +156,5 @@ def split_attention(forward, backward):
     return call
 
 
-__all__ = ['KERNELS', 'Cotangent', 'Keys', 'Queries', 'Split', 'nothing', 'see', 'see_grad', 'split_attention', 'zero_grads']
+__all__ = ['KERNELS', 'Cotangent', 'Keys', 'Queries', 'Split', 'finished_dq', 'nothing', 'see', 'see_grad',
+           'split_attention', 'zero_dq', 'zero_grads']

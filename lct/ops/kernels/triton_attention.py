@@ -250,3 +250,13 @@ def attend_grad(
     dq, = call.run(_attend_grad_q, call.grid_of_queries(), _lists(call.classes), inputs, [dq])
     dk, dv = call.run(_attend_grad_kv, call.grid_of_keys(), _lists(call.classes.swapaxes(1, 2)), inputs, [dk, dv])
     return dq[:, :call.q_len], dk[:, :, :call.k_len], dv[:, :, :call.k_len]
+
+
+def zero_dq(q):
+    """The dq that attend_grad begins with: float32, like q."""
+    return jnp.zeros_like(q, jnp.float32)
+
+
+def finished_dq(dq, q):
+    """dq of the last block: as it is."""
+    return dq
