@@ -83,6 +83,8 @@ def turn_grad(dq, keys, add, rotate, size, chunk):
     (dq, early, (_, late_grads)), _ = lax.scan(hop, carry, length=size - 1)
     late_grads = rotate(late_grads)
     dq, (_, early_grads) = work(dq, early)
+    # they come home behind this work, not behind what is done with dq after it
+    dq, late_grads = lax.optimization_barrier((dq, late_grads))
     return dq, *(_joined(a, b, keys.k.shape[2], chunk) for a, b in zip(early_grads, late_grads))
 
 
