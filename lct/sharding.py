@@ -77,7 +77,7 @@ def make_mesh(degrees, devices=None):
 def _arranged(degrees, devices):
     """devices as an array of the degrees: the last axes get the fastest links. On a TPU torus an axis is whole
     sides of it where the degrees allow, and the first axes go over the network between slices."""
-    slices = {d.slice_index for d in devices} if devices[0].platform == 'tpu' else {0}
+    slices = {getattr(d, 'slice_index', 0) for d in devices} if devices[0].platform == 'tpu' else {0}
     left, between = len(slices), []
     for degree in degrees:
         between.append(math.gcd(degree, left))
