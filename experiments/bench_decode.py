@@ -2,9 +2,16 @@
 
     python experiments/bench_decode.py --check     1,000 decoded tokens against a plain forward, on every mesh
     python experiments/bench_decode.py             a token at 32K on 8 devices next to one at 4K on one, interleaved
+    ... --out experiments/results/decode.json      keeps the figures of either
 
-Virtual devices share the cores of the machine: eight of them do eight times the work of one on the same cores, so
-that the ratio to look at is per device, the time on 8 over 8 times the time on one.
+What is compared: a ring of 8 holds 4K of the 32K tokens on each device and reads all weights there, which is what one
+device does at 4K. Virtual devices share the cores of the machine, so that the eight take eight times as long even if
+nothing is lost; the ratio that says what the split costs is per device, the time of the ring over 8 times that of the
+one. Beside it stands the ring over 8 devices that decode a 4K text each, apart: the same work and the same crowd on the
+same cores and caches, and nothing to merge.
+
+A token's price is the difference between long and short answers, over the tokens between them. What an answer costs
+once, above all bringing together the weights that are split over the ring, is given apart.
 """
 
 import argparse
@@ -26,7 +33,7 @@ from jax import lax  # noqa: E402
 from lct import sharding  # noqa: E402
 from lct.data import layout  # noqa: E402
 from lct.models import decode, llama  # noqa: E402
-from lct.models.kv_cache import KVCache, empty_cache  # noqa: E402
+from lct.models.kv_cache import empty_cache  # noqa: E402
 from lct.models.session import Session  # noqa: E402
 from lct.ops import rope  # noqa: E402
 from lct.ops.blockwise_attention import Chunks  # noqa: E402
@@ -39,18 +46,19 @@ BENCH = llama.LlamaConfig(vocab_size=1024, embed_dim=256, mlp_dim=768, num_layer
                           head_dim=64, tie_embeddings=True, rope=rope.RopeConfig(theta=1e6))
 MEMORY = llama.Memory(remat='none', attention=Attention(chunks=Chunks(32, 32)), ffn_chunks=2)
 LENGTHS, NEW, SEQ_LEN = (50, 3, 17, 200), 1000, 1280
-STEPS = 16
+STEPS = 33  # tokens of a long answer
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--check', action='store_true')
     parser.add_argument('--rounds', type=int, default=9)
-    parser.add_argument('--out', type=pathlib.Path, help='JSON of the figures')
+    parser.add_argument('--out', type=pathlib.Path, help='JSON, of which this run replaces its half')
     args = parser.parse_args()
-    result = check() if args.check else bench(args.rounds)
+    result = {'exact': check()} if args.check else {'speed': bench(args.rounds)}
     if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + '\n')
+        kept = json.loads(args.out.read_text()) if args.out.is_file() else {}
+        args.out.write_text(json.dumps({**kept, **result}, indent=1) + '\n')
 
 
 def on(degrees):
@@ -99,52 +107,60 @@ def follow(params, cache, slot_of, forced, lengths, tables):
 
 
 def bench(rounds):
-    """Milliseconds a token, rounds interleaved."""
-    sides = {'1 device, 4K': side((1, 1, 1, 1), 4096), '8 devices, 32K': side((1, 1, 8, 1), 32768)}
-    times = {name: [] for name in sides}
+    """Milliseconds of a token and of an answer's beginning, rounds interleaved, ratios within a round."""
+    sides = {'1 device, 4K': side((1, 1, 1, 1), 4096), '8 devices, 32K': side((1, 1, 8, 1), 32768),
+             '8 devices, 4K each': side((8, 1, 1, 1), 4096)}
+    measured = {name: [] for name in sides}
     for _ in range(rounds):
         for name, run in sides.items():
-            times[name].append(run())
-    one, eight = times.values()
-    ratios = sorted(b / a for a, b in zip(one, eight))
-    for name, values in times.items():
-        print(f'{name:16s} {statistics.median(values):.2f} ms a token ({min(values):.2f} to {max(values):.2f})')
-    ratio = statistics.median(ratios)
-    print(f'ratio {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}), per device {ratio / 8:.2f}; '
-          f'{os.cpu_count()} cores')
-    return {'ms': times, 'ratio': ratio, 'per_device': ratio / 8, 'cores': os.cpu_count(), 'jax': jax.__version__}
+            measured[name].append(run())
+    tokens, once = ({name: [pair[i] for pair in pairs] for name, pairs in measured.items()} for i in (0, 1))
+    for name, values in tokens.items():
+        print(f'{name:18s} {statistics.median(values):6.2f} ms a token ({min(values):.2f} to {max(values):.2f}), '
+              f'{statistics.median(once[name]):.1f} ms once for an answer')
+    one, ring, apart = (np.array(values) for values in tokens.values())
+    ratios = {'per_device': ring / one / 8, 'to_eight_apart': ring / apart}
+    for name, values in ratios.items():
+        print(f'{name:18s} {np.median(values):.2f} ({values.min():.2f} to {values.max():.2f})')
+    return {'ms_a_token': tokens, 'ms_once': once, 'cores': os.cpu_count(), 'jax': jax.__version__,
+            **{name: float(np.median(values)) for name, values in ratios.items()}}
 
 
 def side(degrees, length):
-    """A function that decodes STEPS tokens behind a full cache -> milliseconds a token."""
+    """A function that answers behind full caches, a row of `length` tokens for every replica -> milliseconds of a token
+    and of what comes once."""
+    rows = degrees[0]
     with on(degrees):
         params = llama.init(BENCH, jax.random.key(0))
         tables = rope.make_tables(BENCH.rope, BENCH.head_dim, length)
         indices = layout.permutation('striped', length, degrees[2]).astype(np.int32)
-        positions = sharding.put(indices[None], sharding.spec('BS'))
+        positions = sharding.put(np.tile(indices, (rows, 1)), sharding.spec('BS'))
         slot_of = sharding.put(layout.inverse(indices), jax.P(None))
-        row = lambda x: sharding.put(np.array([x], np.int32), sharding.spec('B'))
-        start, limits, stop = row(length - STEPS - 1), *decode.place_limits(np.array([STEPS], np.int32),
-                                                                            np.zeros(BENCH.vocab_size, bool))
-
-        @jax.jit
-        def filled(positions):
-            cache = empty_cache(BENCH, positions, jnp.float32)
-            return KVCache(cache.k, cache.v, positions, (positions < length - STEPS).astype(jnp.int32))
-
-        logits = sharding.put(np.zeros((1, BENCH.vocab_size), np.float32), sharding.spec('BV'))
+        row = lambda x: sharding.put(np.full(rows, x, np.int32), sharding.spec('B'))
+        start, stop = row(length - STEPS - 1), sharding.put(np.zeros(BENCH.vocab_size, bool), jax.P(None))
+        filled = jax.jit(lambda positions: empty_cache(BENCH, positions, jnp.float32).replace(
+            segment_ids=(positions < length - STEPS).astype(jnp.int32)))
+        cache = filled(positions)
+        logits = sharding.put(np.zeros((rows, BENCH.vocab_size), np.float32), sharding.spec('BV'))
         step = jax.jit(decode.decode, static_argnames=('config', 'max_new_tokens'), donate_argnames='cache')
 
-        def run():
-            with on(degrees):
-                cache = jax.block_until_ready(filled(positions))
-                begin = time.perf_counter()
-                jax.block_until_ready(step(params, BENCH.architecture(), cache, logits, start, slot_of, limits, stop,
-                                           tables, STEPS))
-                return (time.perf_counter() - begin) * 1e3 / (STEPS - 1)
+    def seconds(count):
+        """Of an answer of count tokens. It fills the slots that the one before filled."""
+        nonlocal cache
+        limits = row(count)
+        jax.block_until_ready((cache, limits))
+        begin = time.perf_counter()
+        cache, tokens, _ = step(params, BENCH.architecture(), cache, logits, start, slot_of, limits, stop, tables, STEPS)
+        jax.block_until_ready((cache, tokens))
+        return time.perf_counter() - begin
 
-        run()
-        return run
+    def run():
+        with on(degrees):
+            short, long = seconds(1), seconds(STEPS)
+            return (long - short) * 1e3 / (STEPS - 1), short * 1e3
+
+    run()
+    return run
 
 
 if __name__ == '__main__':

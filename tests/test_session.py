@@ -90,6 +90,13 @@ def test_a_text_is_cut_and_asked_about_from_there():
     assert session.ask([[5, 6]], [NEW], NEW) == [greedy(TEXTS[0][:30] + [5, 6])]
 
 
+def test_a_new_text_takes_the_place_of_the_old_one():
+    session = Session(host_params(), CONFIG, 1, SEQ_LEN, memory=MEMORY)
+    session.read([[3] * (SEQ_LEN - NEW)])
+    session.read(TEXTS[:1])
+    assert session.ask([[]], [NEW], NEW) == [greedy(TEXTS[0])]
+
+
 def test_errors_name_the_remedy():
     session = Session(host_params(), CONFIG, 1, SEQ_LEN, memory=MEMORY)
     with pytest.raises(ValueError, match='use fewer, or a longer cache'):

@@ -49,11 +49,11 @@ class Session:
         """
         decode.check_ids(texts, self.config.vocab_size)
         texts = [*texts, *[[0]] * (self.rows - len(texts))]
+        self.lengths = np.zeros(self.rows, np.int32)
         self._check_room(texts, 0)
         batch = decode.arrange(texts, self.seq_len, self.indices)
         placed = decode.place(batch)
         self._slot_of, self.slot_of = batch['slot_of'], placed['slot_of']
-        self.lengths = np.zeros(self.rows, np.int32)
         if piece is None:
             self.cache, self.logits = _prefill(self.params, self.config.architecture(), placed, self.tables,
                                                self.memory)
