@@ -67,6 +67,11 @@ def _span(busy):
     return first, jnp.where(busy.any(-1), busy.shape[-1] - jnp.argmax(jnp.flip(busy, -1), -1), first)
 
 
+def _listed(busy):
+    """Where busy [B, n] is set: (indices of its flattened elements, those that are set first; their number)."""
+    return jnp.argsort(~busy.reshape(-1), stable=True), busy.sum()
+
+
 class _Tiles:
     """Slicing of one attention call into (batch row, key/value head, chunk) tiles."""
 
@@ -83,13 +88,17 @@ class _Tiles:
         self.classes = chunk_classes(*self.where, self.cq, self.ck, window)
         self.keys_of, self.queries_of = _span(self.classes > EMPTY), _span(self.classes.swapaxes(1, 2) > EMPTY)
 
-    def each(self, count, body, results):
-        """body(b, h, n, results) -> results, over batch rows, key/value heads and count chunks."""
-        def step(n, results):
-            b, rest = n // (self.kv_heads * count), n % (self.kv_heads * count)
-            return body(b, rest // count, rest % count, results)
+    def each(self, span, body, results):
+        """body(b, h, n, results) -> results, over key/value heads and the chunks n of batch rows b whose span, keys_of
+        or queries_of, holds anything: packed documents leave most chunks of a block with nothing to do."""
+        first, last = span
+        chosen, count = _listed(last > first)
 
-        return lax.fori_loop(0, self.batch * self.kv_heads * count, step, results)
+        def step(n, results):
+            at = chosen[n % count]
+            return body(at // first.shape[1], n // count, at % first.shape[1], results)
+
+        return lax.fori_loop(0, self.kv_heads * count, step, results)
 
     def keys_seen(self, b, i, step, carry):
         """step(carry, j, tile_of) over the key chunks that query chunk i sees."""
@@ -200,7 +209,7 @@ def attend(total, q, k, v, q_positions, k_positions, q_segments, k_segments, chu
         lse_tile = jnp.where(seen, (top + jnp.log2(total)) / LOG2E, NOTHING)
         return tiles.put_query(out, acc / total[:, None], b, h, i), tiles.put_query(lse, lse_tile, b, h, i)
 
-    return tiles.each(tiles.nq, row, total)
+    return tiles.each(tiles.keys_of, row, total)
 
 
 def attend_grad(
@@ -249,7 +258,7 @@ def attend_grad(
         dq, dk_tile, dv_tile = tiles.queries_seeing(b, j, step, (dq, blank, blank))
         return dq, tiles.add_key(dk, dk_tile, b, h, j), tiles.add_key(dv, dv_tile, b, h, j)
 
-    return tiles.each(tiles.nk, column, grads)
+    return tiles.each(tiles.queries_of, column, grads)
 
 
 def zero_grads(*inputs):
