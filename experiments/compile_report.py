@@ -64,6 +64,29 @@ def stage_of(args):
     return dataclasses.replace(run, stages=tuple(stages), param_dtype=args.dtype or run.param_dtype)
 
 
+def model_of(args):
+    """The name in SIZES that is trained."""
+    from lct.models.llama_sizes import SIZES
+
+    stem = pathlib.Path(args.step).stem.replace('_', '-')
+    name = args.model or next((size for size in SIZES if stem.endswith(size)), stem)
+    if name not in SIZES:
+        raise ValueError(f'--model {name!r} is not one of {sorted(SIZES)}; name the model that {args.step} trains')
+    return name
+
+
+def predicted_bytes(run, args, platform):
+    """What lct.plan.buffers says of the step's memory."""
+    from lct.models.llama_sizes import SIZES
+    from lct.plan.buffers import buffers
+    from lct.plan.cost import Step
+
+    stage = run.stages[args.stage]
+    step = Step(SIZES[model_of(args)], stage.mesh, stage.seq_len, stage.batch_size, stage.accumulation, stage.memory,
+                run.param_dtype, stage.layout)
+    return buffers(step, platform).peak
+
+
 def training_programs(run, mesh, args):
     """{title: lowered program} of one optimizer step of a stage: lct.train.step.train_step as the loop calls it, but
     with abstract arguments."""
@@ -77,11 +100,8 @@ def training_programs(run, mesh, args):
     from lct.train import optimizer, stages, state
     from lct.train.step import train_step
 
-    stem = pathlib.Path(args.step).stem.replace('_', '-')
-    name = args.model or next((size for size in SIZES if stem.endswith(size)), stem)
-    if name not in SIZES:
-        raise ValueError(f'--model {name!r} is not one of {sorted(SIZES)}; name the model that {args.step} trains')
-    model, stage = SIZES[name], run.stages[args.stage]
+    name, stage = model_of(args), run.stages[args.stage]
+    model = SIZES[name]
     rope_config = stages.configs(run.stages, model)[args.stage].rope
     tables = jax.eval_shape(lambda: rope.make_tables(rope_config, model.head_dim, stage.seq_len))
     shape = (stage.accumulation, stage.batch_size, stage.seq_len)
@@ -123,6 +143,9 @@ def show(title, record):
     if record['device_memory']:
         taken = hlo.device_bytes(record['memory']) / record['device_memory']
         room = record['device_memory'] / 2**20
+        if 'predicted' in record:
+            size, guess = hlo.device_bytes(record['memory']), record['predicted']
+            print(f'  compiled {size / 2**20:,.0f} MiB, predicted {guess / 2**20:,.0f} MiB: {guess / size:.2f}x')
         print(f'  {"fits" if taken < 1 else "DOES NOT FIT"}: it takes {taken:.0%} of the {room:,.0f} MiB of a device')
     print(f'  largest tensor: {largest["tensor"]} {largest["bytes"] / 2**20:,.1f} MiB ({largest["name"]})')
     alike, total = collections.Counter(), collections.Counter()
@@ -147,7 +170,7 @@ def save(path, target, records):
     print(f'\nwritten to {path}')
 
 
-def flags():
+def flags(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--target', required=True, help='l40s:8, h100:512, v5e:4x4, v5p:4x4x4, ...')
     parser.add_argument('--mesh', type=lambda text: tuple(int(d) for d in text.split(',')),
@@ -169,14 +192,14 @@ def flags():
     step.add_argument('--stage', type=int, default=0, help='number of the stage, from 0')
     step.add_argument('--model', help='of lct.models.llama_sizes; default: the one that the file of the config names')
     step.add_argument('--remat', help='another remat policy than that of the stage')
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def run():
-    args = flags()
+def run(argv=None):
+    args = flags(argv)
     import jax
 
-    from lct.plan import targets
+    from lct.plan import hardware, targets
 
     target = targets.parse(args.target)
     plan = stage_of(args) if args.step else None
@@ -188,6 +211,8 @@ def run():
     common = {'jax': jax.__version__, 'options': targets.options(target), 'neighbour_distances': distances,
               'device_memory': targets.memory(target)}
     records = {}
+    if args.step:
+        common['predicted'] = predicted_bytes(plan, args, hardware.find(target.kind).platform)
     with jax.set_mesh(mesh):
         todo = training_programs(plan, mesh, args) if args.step else attention_programs(mesh, args)
     for title, lowered in todo.items():

@@ -1,6 +1,7 @@
 """Before you rent it: what fits, how fast it goes and what it costs.
 
     python experiments/plan.py --model llama3-8b --context 1M --hardware l40s --devices 512 --price-per-hour 1.2
+    python experiments/plan.py --model llama3-8b --context 1M --hardware l40s --devices 512 --compile l40s:512
     python experiments/plan.py --recipe experiments/configs/gradient_llama3_8b.py
 
 The first searches meshes, strategies and memory policies, prints the best plan in full and why others were refused,
@@ -20,12 +21,13 @@ import sys
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
+import compile_report  # noqa: E402
 import setup_run  # noqa: E402
 
 from lct.models.llama import LlamaConfig  # noqa: E402
 from lct.models.llama_sizes import SIZES  # noqa: E402
 from lct.ops import rope  # noqa: E402
-from lct.plan import hardware, search, serving, timing  # noqa: E402
+from lct.plan import hardware, search, serving, targets, timing  # noqa: E402
 from lct.plan.buffers import buffers  # noqa: E402
 from lct.plan.cost import Step  # noqa: E402
 from lct.plan.hlo import device_bytes  # noqa: E402
@@ -212,9 +214,13 @@ def plan_context(args):
                    'samples': 2},
         'loss': {'seq_len': min(context, 2**17), 'windows': 16, 'rotations': 4},
     }
-    write(args.out or f'runs/{run}.py', fields, kind, step,
+    path = args.out or f'runs/{run}.py'
+    write(path, fields, kind, step,
           f'{plan.seconds:.1f} s a step, {tokens / plan.seconds:,.0f} tokens/s, {hours / 24:.2f} days, '
           f'{plan.buffers.peak / GiB:.1f} GiB a device')
+    if args.compile:
+        compile_report.run(['--target', args.compile, '--step', str(path), '--model', name,
+                            '--results', str(pathlib.Path(path).parent)])
 
 
 def stage_fields(fields, step):
@@ -337,6 +343,8 @@ def flags(argv=None):
     parser.add_argument('--price-per-hour', type=float, help='of one device')
     parser.add_argument('--recipe', help='a Python file with get_config(): reckon its stages instead')
     parser.add_argument('--show', type=int, default=8, help='how many plans to list')
+    parser.add_argument('--compile', metavar='TARGET', help='also compile the step of the best plan for l40s:512, '
+                        'v5p:8x8x8, ...: that many devices of --hardware (extra aot-cuda or aot-tpu)')
     parser.add_argument('--out', help='where to write the config; default runs/MODEL-CONTEXT-DEVICESxHARDWARE.py, '
                         'none of a recipe')
     return parser.parse_args(argv)
@@ -351,6 +359,11 @@ def run(argv=None):
         raise ValueError(f'--{missing[0]} is needed, or a --recipe')
     if args.devices < 1:
         raise ValueError(f'--devices {args.devices} must be at least 1')
+    if args.compile:
+        target = targets.parse(args.compile)
+        if (target.kind, target.count) != (args.hardware, args.devices):
+            raise ValueError(f'--compile {args.compile} is {target.count} x {target.kind}, the plan is for {args.devices} x '
+                             f'{args.hardware}; name the same machine')
     return plan_context(args)
 
 

@@ -162,6 +162,7 @@ def changed(**flags):
     (changed(devices='100'), r'embed_dim 4096 is not a multiple .* remedies'),
     (changed(theta='5e8'), r'context 1048576 is beyond the 359,277 tokens that theta 500,000,000 reaches .* --theta 3580165450'),
     (ONE[:6], r'--devices is needed'),
+    (changed(compile='h100:64'), r'--compile h100:64 is 64 x h100, the plan is for 512 x l40s; name the same machine'),
     (['--recipe', str(EXPERIMENTS / 'configs' / 'gradient_llama3_8b.py'), '--context', '8M'],
      r'context 8M is beyond the 4194304 tokens .* theta 45,218,125,209'),
     (['--recipe', str(EXPERIMENTS / 'configs' / 'laptop.py'), '--hardware', 'h100'], r"model 'laptop' is not in the table"),
