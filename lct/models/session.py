@@ -49,11 +49,11 @@ class Session:
         """
         decode.check_ids(texts, self.config.vocab_size)
         texts = [*texts, *[[0]] * (self.rows - len(texts))]
-        self._check_room(np.zeros(self.rows, np.int32), texts, 0)
+        self.lengths = np.zeros(self.rows, np.int32)
+        self._check_room(texts, 0)
         batch = decode.arrange(texts, self.seq_len, self.indices)
         placed = decode.place(batch)
         self._slot_of, self.slot_of = batch['slot_of'], placed['slot_of']
-        self.lengths = np.zeros(self.rows, np.int32)
         if piece is None:
             self.cache, self.logits = _prefill(self.params, self.config.architecture(), placed, self.tables,
                                                self.memory)
@@ -125,7 +125,7 @@ class Session:
         """Write the questions behind the texts -> the logits that follow."""
         count = len(questions)
         questions = [*questions, *[[]] * (self.rows - count)]
-        self._check_room(self.lengths, questions, np.maximum(limits - 1, 0))
+        self._check_room(questions, np.maximum(limits - 1, 0))
         if not any(questions):
             return self.logits
         decode.check_ids(questions, self.config.vocab_size)
@@ -139,8 +139,8 @@ class Session:
             size *= 2
         return size
 
-    def _check_room(self, lengths, texts, new):
-        needed = int((lengths + [len(text) for text in texts] + new).max())
+    def _check_room(self, texts, new):
+        needed = int((self.lengths + [len(text) for text in texts] + new).max())
         if needed > self.seq_len or len(texts) > self.rows:
             raise ValueError(f'{len(texts)} texts of up to {needed} tokens with answers do not fit into {self.rows} '
                              f'rows of {self.seq_len} slots; use fewer, or a longer cache')
