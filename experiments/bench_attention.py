@@ -85,12 +85,12 @@ def with_gradients(attention, direction):
     return gradients
 
 
-def lct(case, direction, strategy='ring', chunks='256,256'):
+def lct(case, direction, strategy='ring', chunks=None):
     from lct.ops import strategies
 
     order = permutation(ARGS.layout, case.q.shape[1], ARGS.devices)
     mesh = make_mesh((1, 1, ARGS.devices, 1))
-    how = strategies.Attention(strategy, ARGS.node_size, Chunks(*map(int, chunks.split(','))))
+    how = strategies.Attention(strategy, ARGS.node_size, Chunks(*map(int, chunks.split(','))) if chunks else Chunks())
     heads, tokens = spec('BTNH'), spec('BT')
 
     def attention(q, k, v, positions, segments):

@@ -20,18 +20,23 @@ from lct.ops.masks import EMPTY, chunk_classes, visible
 
 NOTHING = -1e30  # lse of a row that has seen no key: finite, so that merging needs no guard
 LOG2E = math.log2(math.e)
+ROWS = 256  # of a tile: with 256 keys its scores fill half of a core's 512 KiB
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-    """Tokens of queries and keys that one tile works on."""
+    """Tokens of queries and keys that one tile works on. query None: as many as make ROWS with their heads."""
 
-    query: int = 256
+    query: int | None = None
     key: int = 256
 
     def __post_init__(self):
-        if min(self.query, self.key) < 1:
+        if self.key < 1 or (self.query is not None and self.query < 1):
             raise ValueError(f'attention chunks must be positive, got query {self.query}, key {self.key}')
+
+    def queries(self, group):
+        """Tokens of a chunk of queries of which group heads share a key/value head."""
+        return self.query or max(ROWS // group, 1)
 
 
 def fit(chunk, length):
@@ -78,7 +83,7 @@ class _Tiles:
     def __init__(self, q, k, q_positions, k_positions, q_segments, k_segments, chunks, window):
         self.batch, self.q_len, self.kv_heads, self.group, self.head_dim = q.shape
         self.k_len = k.shape[2]
-        self.cq, self.ck = fit(chunks.query, self.q_len), fit(chunks.key, self.k_len)
+        self.cq, self.ck = fit(chunks.queries(self.group), self.q_len), fit(chunks.key, self.k_len)
         self.nq, self.nk = self.q_len // self.cq, self.k_len // self.ck
         self.rows = self.cq * self.group
         self.dtype = jnp.promote_types(q.dtype, jnp.float32)

@@ -155,8 +155,8 @@ def split_attention(forward, backward):
         if q.shape[2] % k.shape[2]:
             raise ValueError(f'num_heads {q.shape[2]} is not a multiple of num_kv_heads {k.shape[2]}')
         # fitted to the shard before shards are joined, so that no chunk straddles two of them
-        chunks = Chunks(fit(how.chunks.query, q.shape[1]), fit(how.chunks.key, q.shape[1]))
         grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
+        chunks = Chunks(fit(how.chunks.queries(grouped.shape[3]), q.shape[1]), fit(how.chunks.key, q.shape[1]))
         how = dataclasses.replace(how, chunks=chunks)
         return attention(grouped, k, v, positions, segment_ids, how).reshape(q.shape)
 

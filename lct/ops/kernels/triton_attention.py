@@ -64,7 +64,7 @@ class _Call:
         self.precision = lax.Precision.HIGHEST if q.dtype == jnp.float32 else lax.Precision.DEFAULT
         self.fold = min(group & -group, tile.rows)  # heads of a tile: sizes are powers of two
         self.bundles = group // self.fold
-        self.query_chunk, self.key_chunk = _power_of_two(chunks.query), _power_of_two(chunks.key)
+        self.query_chunk, self.key_chunk = _power_of_two(chunks.queries(group)), _power_of_two(chunks.key)
         self.query = min(max(tile.rows // self.fold, 1), self.query_chunk)  # tokens of a tile
         self.key = min(tile.keys, self.key_chunk)
         self.where = tuple(map(self.padded, (q_positions, k_positions, q_segments, k_segments), 'qkqk'))
