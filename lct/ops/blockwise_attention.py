@@ -166,8 +166,12 @@ class _Tiles:
         return tile.astype(self.dtype)
 
     def dot(self, x, y, contract):
-        """Matmul of two tiles over one dim of each, accumulated in float32."""
-        return lax.dot_general(x, y, (contract, ((), ())), self.precision, preferred_element_type=self.dtype)
+        """Matmul of two tiles over one dim of each, accumulated in float32. CPUs without bf16 arithmetic take longer
+        over products of bf16 than over the same ones in float32."""
+        dot = lambda x, y: lax.dot_general(x, y, (contract, ((), ())), self.precision, preferred_element_type=self.dtype)
+        if x.dtype == self.dtype:
+            return dot(x, y)
+        return lax.platform_dependent(x, y, cpu=lambda x, y: dot(self.wide(x), self.wide(y)), default=dot)
 
 
 def attend(total, q, k, v, q_positions, k_positions, q_segments, k_segments, chunks, window=None):
