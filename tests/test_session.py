@@ -95,6 +95,10 @@ def test_a_new_text_takes_the_place_of_the_old_one():
     session.read([[3] * (SEQ_LEN - NEW)])
     session.read(TEXTS[:1])
     assert session.ask([[]], [NEW], NEW) == [greedy(TEXTS[0])]
+    for texts, piece in (([[1] * (SEQ_LEN + 1)], None), (TEXTS[:1], 1), ([[1]] * 3, None)):
+        with pytest.raises(ValueError, match='use'):
+            session.read(texts, piece)
+        assert session.ask([[]], [NEW], NEW) == [greedy(TEXTS[0])]  # what is refused leaves the text as it was
 
 
 def test_errors_name_the_remedy():

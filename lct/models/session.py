@@ -48,9 +48,12 @@ class Session:
           progress: called as progress(done, total) with the tokens of the longest text after every piece.
         """
         decode.check_ids(texts, self.config.vocab_size)
+        if piece is not None and (piece < 1 or piece % self.unit):
+            raise ValueError(f'piece {piece} is not a multiple of {self.unit}; use {max(piece // self.unit, 1) * self.unit}')
         texts = [*texts, *[[0]] * (self.rows - len(texts))]
-        self.lengths = np.zeros(self.rows, np.int32)
-        self._check_room(texts, 0)
+        empty = np.zeros(self.rows, np.int32)
+        self._check_room(empty, texts, 0)  # what is refused here leaves the texts before as they were
+        self.lengths = empty
         batch = decode.arrange(texts, self.seq_len, self.indices)
         placed = decode.place(batch)
         self._slot_of, self.slot_of = batch['slot_of'], placed['slot_of']
@@ -59,8 +62,6 @@ class Session:
                                                self.memory)
             self.lengths = batch['last'] + 1
         else:
-            if piece < 1 or piece % self.unit:
-                raise ValueError(f'piece {piece} is not a multiple of {self.unit}; use {max(piece // self.unit, 1) * self.unit}')
             dtype = self.params.layers.wk.dtype
             self.cache = jax.jit(empty_cache, static_argnums=(0, 2))(
                 self.config.architecture(), placed['positions'], dtype)
@@ -125,7 +126,7 @@ class Session:
         """Write the questions behind the texts -> the logits that follow."""
         count = len(questions)
         questions = [*questions, *[[]] * (self.rows - count)]
-        self._check_room(questions, np.maximum(limits - 1, 0))
+        self._check_room(self.lengths, questions, np.maximum(limits - 1, 0))
         if not any(questions):
             return self.logits
         decode.check_ids(questions, self.config.vocab_size)
@@ -139,8 +140,9 @@ class Session:
             size *= 2
         return size
 
-    def _check_room(self, texts, new):
-        needed = int((self.lengths + [len(text) for text in texts] + new).max())
+    def _check_room(self, lengths, texts, new):
+        sizes = [len(text) for text in texts]
+        needed = max(sizes) if len(texts) > self.rows else int((lengths + sizes + new).max())
         if needed > self.seq_len or len(texts) > self.rows:
             raise ValueError(f'{len(texts)} texts of up to {needed} tokens with answers do not fit into {self.rows} '
                              f'rows of {self.seq_len} slots; use fewer, or a longer cache')
