@@ -110,6 +110,20 @@ def test_ring_attention_on_cpu_sends_what_it_should():
     assert hlo.memory_of(compiled)['outputs'] == size['T'] // ring * size['N'] * size['H'] * 4
 
 
+def test_the_backward_on_cpu_takes_no_memory_while_the_forward_runs():
+    """In arrays of a device's share of q: fewer than seven, and eight if nothing holds the backward's keys back."""
+    ring, tokens, heads, head_dim = 4, 8192, 2, 16
+    split = P(None, 'sequence')
+    attention = jax.shard_map(functools.partial(ring_attention, axis_name='sequence', chunks=Chunks(32, 32)),
+                              in_specs=(split,) * 5, out_specs=split)
+    with jax.set_mesh(sharding.make_mesh((1, 1, ring, 1))):
+        place = functools.partial(jax.ShapeDtypeStruct, sharding=jax.NamedSharding(jax.sharding.get_mesh(), split))
+        x, where = place((1, tokens, heads, head_dim), jnp.float32), place((1, tokens), jnp.int32)
+        gradients = lambda q, k, v, dout, *where: jax.vjp(lambda *x: attention(*x, *where), q, k, v)[1](dout)
+        memory = hlo.memory_of(jax.jit(gradients).lower(x, x, x, x, where, where).compile())
+    assert memory['temporaries'] < 7 * tokens // ring * heads * head_dim * 4
+
+
 def test_a_gather_and_a_scatter_on_cpu():
     mesh = sharding.make_mesh((1, 2, 4, 1))
 

@@ -141,11 +141,12 @@ class Session:
         return size
 
     def _check_room(self, lengths, texts, new):
-        sizes = [len(text) for text in texts]
-        needed = max(sizes) if len(texts) > self.rows else int((lengths + sizes + new).max())
-        if needed > self.seq_len or len(texts) > self.rows:
-            raise ValueError(f'{len(texts)} texts of up to {needed} tokens with answers do not fit into {self.rows} '
-                             f'rows of {self.seq_len} slots; use fewer, or a longer cache')
+        if len(texts) > self.rows:
+            raise ValueError(f'{len(texts)} texts do not fit into {self.rows} rows; use fewer, or more rows')
+        needed = int((lengths + [len(text) for text in texts] + new).max())
+        if needed > self.seq_len:
+            raise ValueError(f'texts of up to {needed} tokens with answers do not fit into {self.seq_len} slots; '
+                             'use fewer, or a longer cache')
 
     def _extend(self, texts, piece):
         """Write a piece of each text behind what the rows hold -> the logits that follow."""

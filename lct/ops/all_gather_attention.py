@@ -45,7 +45,7 @@ def _backward(queries, keys, cotangent, how):
         more_dk, more_dv = (_scattered(x, how) for x in more)
         return dq, dk + more_dk, dv + more_dv
 
-    dq, dk, dv = turn_grad(zero_dq(queries, cotangent, how), keys, add, how.to_next_node, how.num_nodes, how.chunks.key)
+    dq, dk, dv = turn_grad(zero_dq(queries, how), keys, add, how.to_next_node, how.num_nodes, how.chunks.key)
     return finished_dq(dq, queries, how), dk, dv
 
 

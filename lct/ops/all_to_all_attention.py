@@ -93,7 +93,7 @@ def _backward(queries, keys, cotangent, how):
     cotangent = Cotangent(*(_to_heads(x, how) for x in cotangent))
     add = lambda grads, keys: see_grad(grads, queries, keys, cotangent, how)
     dq, dk, dv = turn_grad(
-        zero_dq(queries, cotangent, how), keys, add, how.to_next_node, how.num_nodes, how.chunks.key)
+        zero_dq(queries, how), keys, add, how.to_next_node, how.num_nodes, how.chunks.key)
     dq = finished_dq(dq, queries, how)
     return _to_tokens(dq, how, kv_heads), _own_grad(dk, how, kv_heads), _own_grad(dv, how, kv_heads)
 

@@ -31,7 +31,7 @@ def _backward(queries, keys, cotangent, how):
         dq, more_dk, more_dv = turn_grad(dq, keys, add, how.to_next_in_node, how.node_size, how.chunks.key)
         return dq, dk + more_dk, dv + more_dv
 
-    dq, dk, dv = turn_grad(zero_dq(queries, cotangent, how), keys, inner, how.to_next_node, how.num_nodes, how.chunks.key)
+    dq, dk, dv = turn_grad(zero_dq(queries, how), keys, inner, how.to_next_node, how.num_nodes, how.chunks.key)
     return finished_dq(dq, queries, how), dk, dv
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lct.ops.blockwise_attention import Chunks, fit, nothing, zero_grads
-from lct.ops.split_attention import Split, finished_dq, see, see_grad, split_attention, zero_after, zero_dq
+from lct.ops.split_attention import Split, finished_dq, see, see_grad, split_attention, zero_dq
 
 
 def ring_attention(
@@ -57,7 +57,7 @@ def turn_grad(dq, keys, add, rotate, size, chunk):
     half arrives, its early half last, behind which the gradients of the late one come home. So no transfer is
     without work to hide behind, and none needs a second accumulator.
     """
-    zero = lambda keys: tuple(x + zero_after(dq) for x in zero_grads(keys.k, keys.v))
+    zero = lambda keys: zero_grads(keys.k, keys.v)
     if size == 1:
         return add((dq, *zero(keys)), keys)
 
@@ -115,7 +115,7 @@ def _forward(queries, keys, how):
 
 def _backward(queries, keys, cotangent, how):
     add = lambda grads, keys: see_grad(grads, queries, keys, cotangent, how)
-    dq, dk, dv = turn_grad(zero_dq(queries, cotangent, how), keys, add, how.to_next, how.size, how.chunks.key)
+    dq, dk, dv = turn_grad(zero_dq(queries, how), keys, add, how.to_next, how.size, how.chunks.key)
     return finished_dq(dq, queries, how), dk, dv
 
 

@@ -104,15 +104,9 @@ def see_grad(grads, queries, keys, cotangent, how):
         keys.tokens[:, 1], how.chunks, how.window)
 
 
-def zero_dq(queries, cotangent, how):
+def zero_dq(queries, how):
     """The dq that see_grad begins with, in the inner block's own layout."""
-    return KERNELS[how.kernel].zero_dq(queries.q) + zero_after(cotangent.delta)
-
-
-def zero_after(x):
-    """0.0, known only when x is. What it is added to is not made earlier: XLA:CPU drops barriers before it schedules,
-    and would fill the buffers of the backward during the forward, beside those of the forward."""
-    return 0 * x.reshape(-1)[0]
+    return KERNELS[how.kernel].zero_dq(queries.q)
 
 
 def finished_dq(dq, queries, how):
@@ -143,8 +137,10 @@ def split_attention(forward, backward):
     def gradients(how, saved, dout):
         q, k, v, positions, segment_ids, out, lse = saved
         delta = jnp.sum(dout.astype(lse.dtype) * out.astype(lse.dtype), -1)
-        k_late, v_late = (x + zero_after(delta).astype(x.dtype) for x in (k, v))
-        dq, dk, dv = backward(Queries(q, positions, segment_ids), Keys.of(k_late, v_late, positions, segment_ids),
+        # Plus a zero that is known only now. XLA:CPU drops barriers before it schedules, and would lay out the keys of
+        # the backward during the forward, in memory beside that of the forward.
+        k, v = (x + (0 * delta.reshape(-1)[0]).astype(x.dtype) for x in (k, v))
+        dq, dk, dv = backward(Queries(q, positions, segment_ids), Keys.of(k, v, positions, segment_ids),
                               Cotangent(dout, lse, delta), how)
         dk, dv = dk.swapaxes(1, 2), dv.swapaxes(1, 2)
         return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
@@ -164,4 +160,4 @@ def split_attention(forward, backward):
 
 
 __all__ = ['KERNELS', 'Cotangent', 'Keys', 'Queries', 'Split', 'finished_dq', 'nothing', 'see', 'see_grad',
-           'split_attention', 'zero_after', 'zero_dq', 'zero_grads']
+           'split_attention', 'zero_dq', 'zero_grads']
