@@ -91,6 +91,13 @@ def test_a_corrupt_line_is_named_and_its_sample_made_again(model, tmp_path):
     assert 'has no text' in problems[2] and path.read_bytes() == good
 
 
+def test_a_batch_is_of_one_task(model):
+    items = [runner.Item(task, 100, i, None) for i in range(5) for task in ('short', 'long')]
+    batches = [[(one.task, one.index) for one in batch.items] for batch in runner.plan(model, items)]
+    assert batches[:2] == [[('long', 0), ('long', 1)], [('short', 0), ('short', 1)]]  # two rows of 256 a batch
+    assert sorted(key for batch in batches for key in batch) == sorted((one.task, one.index) for one in items)
+
+
 def test_a_smaller_run_keeps_the_answers_of_a_larger_one(model, tmp_path):
     path = tmp_path / 'a.jsonl'
     runner.run(model, ITEMS, path)

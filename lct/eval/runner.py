@@ -178,6 +178,8 @@ def plan(model, items):
     replicas = sharding.axis_size('data') * sharding.axis_size('fsdp')
     for (seq_len, _, _, one_line), bucket in buckets.items():
         rows = -(-min(max(model.batch_tokens // seq_len, 1), len(bucket)) // replicas) * replicas
+        # A batch lasts as long as its longest answer, and answers to one task are of one length.
+        bucket.sort(key=lambda group: (group[0].index // rows, group[0].task))
         for i in range(0, len(bucket), rows):
             chosen = bucket[i:i + rows]
             longest = max(item.length for group in chosen for item in group)
