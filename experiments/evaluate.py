@@ -67,7 +67,8 @@ def evaluate(args):
                 rows, problems, scores = losses(args, model, plan, documents, path, progress)
             else:
                 suite = suites.SUITES[name]
-                rows, problems = runner.run(model, suite.items(plan), path, progress)
+                reader = dataclasses.replace(model, layout=suite.layout or model.layout)
+                rows, problems = runner.run(reader, suite.items(plan), path, progress)
                 scores = suite.scores(plan, rows)
             progress.end()
             for problem in problems:
@@ -162,7 +163,7 @@ def plan_of(args, model, lengths, counts, tasks):
 
     texts = documents.read(args.haystack)
     material = ruler.Material(model.tokenizer, texts, text_source=args.haystack, seed=args.seed,
-                              overhead=model.overhead())
+                              overhead=model.overhead(), before=model.overhead_before())
     return suites.Plan(material, lengths, counts, tasks), texts
 
 
