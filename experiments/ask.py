@@ -143,7 +143,7 @@ class Reader:
         shared = len(os.path.commonprefix([self.prefix, ids]))
         if shared < len(self.prefix):  # a tokenizer that joins the beginning of this question to what is before
             self.prefix = self.prefix[:shared]
-            self.session.rewind([shared])
+            self.session.rewind([shared, *self.session.lengths[1:]])
         print(bold(f'\n{question}'), flush=True)
         out = TextStream(self.model.tokenizer.decode, self.args.stop)
         ends, count, waited = self.model.stop(one_line=False), 0, None

@@ -1,5 +1,7 @@
 """What a session answers is what plain generation over the whole text answers, on every mesh."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -101,6 +103,50 @@ def test_a_new_text_takes_the_place_of_the_old_one():
         assert session.ask([[]], [NEW], NEW) == [greedy(TEXTS[0])]  # what is refused leaves the text as it was
 
 
+@pytest.mark.parametrize('piece', [None, 48])
+def test_a_cache_that_is_full_to_the_last_slot(piece):
+    full = [*range(1, SEQ_LEN - 2), 5, 6, 7]
+    session = Session(host_params(), CONFIG, 1, SEQ_LEN, memory=MEMORY)
+    session.read([full], piece)
+    np.testing.assert_allclose(session.logits, [logits_after(full)], atol=1e-5)
+    session.read([full[:-3]], piece)
+    assert session.ask([full[-3:]], [1], 1) == [[int(logits_after(full).argmax())]]
+
+
+@pytest.mark.parametrize('degrees', [None, (1, 1, 4, 2)])
+def test_decoding_keeps_to_the_window(degrees):
+    memory = dataclasses.replace(MEMORY, attention=dataclasses.replace(MEMORY.attention, window=8))
+    with on(degrees):
+        session = Session(placed_params(), CONFIG, 2, SEQ_LEN, memory=memory)
+        whole = [text + answer for text, answer in zip(TEXTS, [[7, 9, 8, 3]] * 2, strict=True)]
+        session.read(whole)
+        after = np.asarray(session.logits)
+        session.read([text[:-1] for text in whole])
+        tokens = session.ask([text[-1:] for text in whole], [1, 1], 1)
+        assert tokens == after.argmax(-1)[:, None].tolist()
+        nats = []
+        for texts, answers in ((TEXTS, [[7, 9, 8, 3]] * 2), (TEXTS, [[7, 9, 8]] * 2)):
+            session.read(texts)
+            nats.append([value for value, _ in session.force([[], []], answers)])
+        session.read([text[:-1] for text in whole])
+        last = [value for value, _ in session.force([[], []], [[3], [3]])]
+        np.testing.assert_allclose(np.subtract(*nats), last, atol=1e-5)
+
+
+def test_a_stream_that_was_left_disturbs_nothing():
+    session = Session(host_params(), CONFIG, 1, SEQ_LEN, memory=MEMORY)
+    session.read(TEXTS[:1])
+    left = session.stream([[6]], 9)
+    next(left)
+    assert session.ask([[]], [NEW], NEW) == [greedy(TEXTS[0])]
+    left = session.stream([[6]], 9)
+    next(left)
+    session.read(TEXTS[1:])
+    left = session.stream([[6]], NEW)
+    assert [token for (token,) in left] == greedy([*TEXTS[1], 6])
+    assert session.ask([[]], [NEW], NEW) == [greedy(TEXTS[1])]
+
+
 def test_errors_name_the_remedy():
     session = Session(host_params(), CONFIG, 1, SEQ_LEN, memory=MEMORY)
     with pytest.raises(ValueError, match='use fewer, or a longer cache'):
@@ -110,6 +156,10 @@ def test_errors_name_the_remedy():
     session.read(TEXTS[:1])
     with pytest.raises(ValueError, match='use fewer, or a longer cache'):
         session.ask([[1]], [SEQ_LEN], SEQ_LEN)
+    with pytest.raises(ValueError, match='limits of up to 2 new tokens are more than max_new_tokens 1; raise it'):
+        session.ask([[1]], [2], 1)
+    with pytest.raises(ValueError, match='text 0 is empty; give it a token at least'):
+        session.read([[]])
     with pytest.raises(ValueError, match='token id 64'):
         session.ask([[64]], [1], 1)
 

@@ -67,17 +67,20 @@ def _next_logits(params, config, x):
 # ---------------------------------------------------------------------------------------------------
 
 
-def decode_step(params, config, cache, tokens, positions, slots, tables):
+def decode_step(params, config, cache, tokens, positions, slots, tables, window=None):
     """One more token per row.
 
     Args:
       tokens, positions: int32 [B], the new tokens and their logical positions.
       slots: int32 [B], where the layout puts those positions in the cache.
+      window: tokens that a query sees, its own with them; None for all.
     Returns:
       the cache with the new tokens in it, and the float32 logits [B, V] that follow them.
     """
     angles = [x[:, 0] for x in rope.angles(tables, positions[:, None])]  # [B, 1, H/2]
     seen = (cache.segment_ids > 0) & (cache.positions < positions[:, None])
+    if window is not None:
+        seen &= cache.positions > positions[:, None] - window
 
     def block(x, inputs):
         layer, cached_k, cached_v = inputs
@@ -136,13 +139,14 @@ def extend(params, config, cache, tokens, positions, segment_ids, slots, last, l
 
     x, (k, v) = lax.scan(block, llama.embed_tokens(params.embed, tokens), (params.layers, cache.k, cache.v))
     here = ((positions == last[:, None]) & (segment_ids > 0)).any(1)
-    new = _logits_after(params, config, x, positions, last)
+    # Padding has a position too, which may be the last one's.
+    new = _logits_after(params, config, x, jnp.where(segment_ids > 0, positions, -1), last)
     k, v = (sharding.reshard(x, P(None, sharding.BATCH_AXES, 'tensor')) for x in (k, v))
     return write(cache, k, v, slots), jnp.where(here[:, None], new, logits)
 
 
 def decode(params, config, cache, logits, last, slot_of, limits, stop, tables, max_new_tokens, sampling=None,
-           key=None):
+           key=None, window=None):
     """Tokens until every row has met its limit or a token that stops it.
 
     Args:
@@ -150,7 +154,7 @@ def decode(params, config, cache, logits, last, slot_of, limits, stop, tables, m
       slot_of: int32 [S], the slot of each position.
       limits: int32 [B], new tokens of each row, up to max_new_tokens; 0 for a row that nobody asked for.
       stop: bool [V], the tokens that end a row; the one that did is its last.
-      sampling, key: as in sampling.choose.
+      sampling, key: as in sampling.choose. window: as in decode_step.
     Returns:
       the cache, tokens int32 [B, max_new_tokens] (0 where a row has ended) and their numbers [B].
     """
@@ -165,7 +169,8 @@ def decode(params, config, cache, logits, last, slot_of, limits, stop, tables, m
     def step(carry):
         i, cache, token, *rest = carry
         positions = last + i
-        cache, logits = decode_step(params, config, cache, token, positions, rows_at(slot_of, positions), tables)
+        slots = rows_at(slot_of, positions)
+        cache, logits = decode_step(params, config, cache, token, positions, slots, tables, window)
         token = choose(logits, i, sampling, key)
         return i + 1, cache, token, *take(i, token, *rest)
 
@@ -349,4 +354,4 @@ def _generate(params, config, batch, limits, stop, tables, memory, max_new_token
     cache, logits = prefill(params, config, batch['tokens'], batch['positions'], batch['segment_ids'],
                             batch['last'], tables, memory)
     return decode(params, config, cache, logits, batch['last'], batch['slot_of'], limits, stop, tables,
-                  max_new_tokens)[1:]
+                  max_new_tokens, window=memory.attention.window)[1:]

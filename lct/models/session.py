@@ -39,6 +39,7 @@ class Session:
         self.tables = rope.make_tables(decode.rope_at(config.rope, config.head_dim, longest or seq_len),
                                        config.head_dim, seq_len)
         self.lengths = np.zeros(rows, np.int32)
+        self._streaming = None
 
     def read(self, texts, piece=None, progress=None):
         """Fill the cache anew with up to `rows` texts, lists of token ids.
@@ -51,8 +52,11 @@ class Session:
         if piece is not None and (piece < 1 or piece % self.unit):
             raise ValueError(f'piece {piece} is not a multiple of {self.unit}; use {max(piece // self.unit, 1) * self.unit}')
         texts = [*texts, *[[0]] * (self.rows - len(texts))]
+        if empty_rows := [i for i, text in enumerate(texts) if not text]:
+            raise ValueError(f'text {empty_rows[0]} is empty; give it a token at least, such as its BOS')
         empty = np.zeros(self.rows, np.int32)
         self._check_room(empty, texts, 0)  # what is refused here leaves the texts before as they were
+        self._end_stream()
         self.lengths = empty
         batch = decode.arrange(texts, self.seq_len, self.indices)
         placed = decode.place(batch)
@@ -84,6 +88,10 @@ class Session:
           stop: bool [V], tokens that end an answer and are left out of it.
           sampling, key: as in decode.decode.
         """
+        if max(limits) > max_new_tokens:
+            raise ValueError(f'limits of up to {max(limits)} new tokens are more than max_new_tokens {max_new_tokens}; '
+                             'raise it')
+        self._end_stream()
         lengths, count = self.lengths, len(questions)
         limits = np.array([*limits, *[0] * (self.rows - count)], np.int32)
         logits = self._put(questions, limits)
@@ -91,17 +99,23 @@ class Session:
         self.cache, tokens, counts = _decode(
             self.params, self.config.architecture(), self.cache, logits,
             sharding.put(self.lengths - 1, sharding.spec('B')), self.slot_of, *decode.place_limits(limits, stop),
-            self.tables, max_new_tokens, sampling, key)
-        self.rewind(lengths)
+            self.tables, max_new_tokens, sampling, key, self.memory.attention.window)
+        self._rewind(lengths)
         answers = [row[:n].tolist() for row, n in zip(sharding.fetch(tokens), sharding.fetch(counts), strict=True)]
         return [ids[:-1] if ids and stop[ids[-1]] else ids for ids in answers[:count]]
 
     def stream(self, questions, limit, sampling=None, key=None):
         """Iterator over the tokens of the answers as they are chosen, numpy int32 [questions] each, up to limit of
-        them. Whoever has heard enough closes it; the cache holds the texts alone again then.
+        them. At its end, or when it is closed, or when the session is asked something else, the cache holds the texts
+        alone again.
 
         questions, sampling, key: as in ask.
         """
+        self._end_stream()
+        self._streaming = self._stream(questions, limit, sampling, key)
+        return self._streaming
+
+    def _stream(self, questions, limit, sampling, key):
         lengths, count = self.lengths, len(questions)
         logits = self._put(questions, np.full(self.rows, limit, np.int32))
         try:
@@ -111,7 +125,7 @@ class Session:
                 if i + 1 < limit:  # the last one is never fed back
                     logits = self._feed(tokens, i)
         finally:
-            self.rewind(lengths)
+            self._rewind(lengths)
 
     def force(self, questions, answers):
         """[(log-likelihood in nats, whether greedy decoding would write it)] of an answer to each question, token by
@@ -119,6 +133,7 @@ class Session:
 
         questions: as in ask; answers: lists of token ids, at least one each.
         """
+        self._end_stream()
         lengths, count, put = self.lengths, len(questions), lambda x: sharding.put(x, sharding.spec('B'))
         decode.check_ids(answers, self.config.vocab_size)
         sizes = np.array([*map(len, answers), *[1] * (self.rows - count)])
@@ -134,14 +149,24 @@ class Session:
             greedy &= first | (i >= sizes)
             if i + 1 < sizes.max():
                 logits = self._feed(tokens, i)
-        self.rewind(lengths)
+        self._rewind(lengths)
         return list(zip(nats[:count].tolist(), greedy[:count].tolist(), strict=True))
 
     def rewind(self, lengths):
         """Forget what follows the first lengths [rows] tokens of the rows. What comes next must be a question: the
         logits are those after the whole texts."""
+        self._end_stream()
+        self._rewind(lengths)
+
+    def _rewind(self, lengths):
         self.lengths = np.asarray(lengths, np.int32)
         self.cache = _forget(self.cache, sharding.put(self.lengths, sharding.spec('B')))
+
+    def _end_stream(self):
+        """One that nobody hears out any more would rewind the cache under the next question."""
+        if self._streaming is not None:
+            self._streaming.close()
+            self._streaming = None
 
     def _put(self, questions, limits):
         """Write the questions behind the texts -> the logits that follow."""
@@ -159,7 +184,7 @@ class Session:
         """Write one token [B] behind each row, `number` tokens after its length -> the logits that follow."""
         at, put = self.lengths + np.int32(number), lambda x: sharding.put(x, sharding.spec('B'))
         self.cache, logits = _step(self._whole, self.config.architecture(), self.cache, tokens, put(at),
-                                   put(self._slot_of[at]), self.tables)
+                                   put(self._slot_of[at]), self.tables, self.memory.attention.window)
         return logits
 
     @functools.cached_property
@@ -204,10 +229,9 @@ def _prefill(params, config, batch, tables, memory):
 
 
 _extend = jax.jit(decode.extend, static_argnames=('config', 'memory'), donate_argnames='cache')
-_decode = jax.jit(decode.decode, static_argnames=('config', 'max_new_tokens', 'sampling'), donate_argnames='cache')
-
-
-_step = jax.jit(decode.decode_step, static_argnames='config', donate_argnames='cache')
+_decode = jax.jit(decode.decode, static_argnames=('config', 'max_new_tokens', 'sampling', 'window'),
+                  donate_argnames='cache')
+_step = jax.jit(decode.decode_step, static_argnames=('config', 'window'), donate_argnames='cache')
 _choose = jax.jit(choose, static_argnames='sampling')
 _judge = jax.jit(judge)
 _gathered = jax.jit(decode.gathered, static_argnames='config')
