@@ -1,5 +1,6 @@
 """The model as a whole: causality, packing, meshes and remat policies."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -144,3 +145,17 @@ def test_bfloat16_activations_leave_parameters_gradients_and_loss_in_float32(hos
     assert 0 < abs(loss - exact) / exact < 1e-2
     for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(exact_grads)):
         assert ours.dtype == jnp.float32 and relative_error(ours, theirs) < 0.1
+
+
+@pytest.mark.parametrize('mesh', [None, (1, 1, 4, 1)])
+def test_a_frequent_word_of_a_bfloat16_table_keeps_its_gradient(mesh):
+    tokens = np.full((4, 2048), 7, np.int32)
+    tokens[:, ::2] = np.arange(1024) % 64
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(sharding.make_mesh(mesh)):
+        embed = jnp.ones((64, 8), jnp.bfloat16)
+        if mesh is not None:
+            embed, tokens = (sharding.put(np.asarray(x), sharding.spec(letters))
+                             for x, letters in ((embed, 'VD'), (tokens, 'BT')))
+        grad = jax.grad(lambda embed: llama.embed_tokens(embed, tokens).astype(jnp.float32).sum())(embed)
+    counts = np.bincount(np.asarray(tokens).ravel(), minlength=64)
+    np.testing.assert_allclose(np.asarray(grad, np.float32), np.tile(counts[:, None], 8), rtol=1e-2)

@@ -225,13 +225,15 @@ def init(config, key, dtype=jnp.float32):
 
 
 def embed_tokens(embed, tokens):
-    """tokens [B, T] int32 -> [B, T, D]."""
+    """tokens [B, T] int32 -> [B, T, D] in embed's dtype; its gradient is summed in float32: bfloat16 would lose most of
+    a word that occurs a hundred times."""
+    wide = embed.astype(jnp.float32)
     if sharding.current_mesh() is None:
-        return embed[tokens]
+        return wide[tokens].astype(embed.dtype)
     # Said aloud, or XLA falls back to 'involuntary full rematerialization'. The table is small next to the
     # activations that it fills.
-    embed = jax.reshard(embed, P(None, None))
-    return embed.at[tokens].get(out_sharding=sharding.spec('BTD'))
+    wide = jax.reshard(wide, P(None, None))
+    return wide.at[tokens].get(out_sharding=sharding.spec('BTD')).astype(embed.dtype)
 
 
 def project_qkv(x, layer, angles, config):

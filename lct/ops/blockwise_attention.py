@@ -162,7 +162,7 @@ class _Tiles:
         return lax.dynamic_update_slice(x, tile[None, None], (b, h, j * self.ck, 0))
 
     def wide(self, tile):
-        """A tile of inputs for a matmul with weights or ds, which are never rounded to bf16."""
+        """A tile of inputs for a matmul with weights or ds, which are float32."""
         return tile.astype(self.dtype)
 
     def dot(self, x, y, contract):
