@@ -7,7 +7,8 @@ repository, and losses: by position, with growing context, on key tokens, on ide
     python experiments/evaluate.py --model DIR --suite repository,loss --haystack repo/ --lengths 32768 --workdir runs/repo
 
 Every finished answer is a line of WORKDIR/SUITE.jsonl, and the same command goes on where it was stopped. At the end
-there are results.json, results.csv, report.html and, for RULER's own evaluate.py, predictions/LENGTH/TASK.jsonl.
+there are results.json, results.csv (low to high is a 95% interval of each score), report.html and, for RULER's own
+evaluate.py, predictions/LENGTH/TASK.jsonl.
 """
 
 import argparse
@@ -97,15 +98,17 @@ def check_base(args, model):
 
 
 def losses(args, model, plan, documents, path, progress):
-    """-> (rows, problems, scores) of the suite 'loss'; the identifiers where the haystack is a repository, the short
-    windows where there is a base model."""
+    """-> (rows, problems, scores) of the suite 'loss'; the identifiers where the haystack is a large enough
+    repository, the short windows where there is a base model."""
     from lct.eval import loss_suite
 
     ids = [model.tokenizer.encode(document.text) for document in documents]
-    rows, problems = loss_suite.run(model, plan, ids, path, progress)
+    bundles, problems = loss_suite.bundles(model, plan)
+    rows, more = loss_suite.run(model, plan, ids, path, progress)
     scores = loss_suite.scores(rows)
-    if any(document.name.endswith('.py') for document in documents):
-        found, more = loss_suite.run_identifiers(model, plan, path, progress)
+    problems += more
+    if bundles:
+        found, more = loss_suite.run_identifiers(model, bundles, path, progress)
         scores['identifiers'] = loss_suite.identifier_scores(found)
         problems += more
     if args.base:
@@ -119,12 +122,12 @@ def losses(args, model, plan, documents, path, progress):
 
 
 def strict(value):
-    """value with None for NaN, which JSON does not have."""
+    """value with None for NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
         return {key: strict(x) for key, x in value.items()}
     if isinstance(value, (list, tuple)):
         return [strict(x) for x in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load(args):
