@@ -7,8 +7,8 @@ repository, and losses: by position, with growing context, on key tokens, on ide
     python experiments/evaluate.py --model DIR --suite repository,loss --haystack repo/ --lengths 32768 --workdir runs/repo
 
 Every finished answer is a line of WORKDIR/SUITE.jsonl, and the same command goes on where it was stopped. At the end
-there are results.json, results.csv (low to high is a 95% interval of each score), report.html and, for RULER's own
-evaluate.py, predictions/LENGTH/TASK.jsonl.
+there are results.json, results.csv (low to high is a 95% interval of each score), report.html, of all suites that ran
+in WORKDIR, and, for RULER's own evaluate.py, predictions/LENGTH/TASK.jsonl.
 """
 
 import argparse
@@ -18,6 +18,8 @@ import hashlib
 import json
 import math
 import pathlib
+import shutil
+import subprocess
 import sys
 import time
 
@@ -57,9 +59,10 @@ def evaluate(args):
     with setup_model.mesh(args.mesh):
         model, about = load(args)
         plan, documents = plan_of(args, model, tuple(sorted(counts)), counts, tasks)
-        about = {**about, 'samples_from': plan.material.provenance(), **({'base': args.base} if args.base else {})}
-        check_workdir(args.workdir, about)
-        check_base(args, model)
+        about = {**about, 'samples_from': plan.material.provenance(), 'documents_sha256': documents_hash(documents)}
+        if args.base:
+            about |= {'base': args.base, 'base_sha256': base_hash(args, model)}
+        about = check_workdir(args.workdir, about)
         results = {}
         for name in names:
             path = args.workdir / f'{name}.jsonl'
@@ -68,7 +71,8 @@ def evaluate(args):
                 rows, problems, scores = losses(args, model, plan, documents, path, progress)
             else:
                 suite = suites.SUITES[name]
-                rows, problems = runner.run(model, suite.items(plan), path, progress)
+                reader = dataclasses.replace(model, layout=suite.layout or model.layout)
+                rows, problems = runner.run(reader, suite.items(plan), path, progress)
                 scores = suite.scores(plan, rows)
             progress.end()
             for problem in problems:
@@ -76,25 +80,27 @@ def evaluate(args):
             if name == 'ruler':
                 suites.write_predictions(args.workdir / 'predictions', rows)
             results[name] = {'count': len(rows), **({'tasks': scores} if name in TASKWISE else scores)}
+    path, samples = args.workdir / 'results.json', {str(length): count for length, count in counts.items()}
+    before = json.loads(path.read_text()) if path.is_file() else {'samples': {}, 'results': {}}
     report = {'about': about, 'trained': args.trained or model.config.max_position_embeddings,
-              'samples': {str(length): count for length, count in counts.items()}, 'results': results}
-    write(args.workdir / 'results.json', json.dumps(strict(report), indent=1) + '\n')
-    report = json.loads((args.workdir / 'results.json').read_text())
+              'samples': before['samples'] | samples, 'results': before['results'] | results}
+    write(path, json.dumps(strict(report), indent=1) + '\n')
+    report = json.loads(path.read_text())
     write_csv(args.workdir / 'results.csv', html_report.cells(report))
     write(args.workdir / 'report.html', html_report.page(report))
     print(html_report.terminal(report))
     print(f'written: {args.workdir}/results.json, results.csv, report.html')
 
 
-def check_base(args, model):
-    """Refuse a base model with which losses do not compare, before anything is measured."""
+def base_hash(args, model):
+    """weights_hash of a base model; refuses one with which losses do not compare, before anything is measured."""
     from lct.data import tokenizer
 
-    if args.base:
-        words = tokenizer.load(setup_run.model_folder(args.base))
-        if words.fingerprint != model.tokenizer.fingerprint:
-            raise ValueError(f'--base {args.base} has another tokenizer than {args.model}, so their losses do not '
-                             'compare; give the model that was extended')
+    folder = pathlib.Path(setup_run.model_folder(args.base))
+    if tokenizer.load(folder).fingerprint != model.tokenizer.fingerprint:
+        raise ValueError(f'--base {args.base} has another tokenizer than {args.model}, so their losses do not '
+                         'compare; give the model that was extended')
+    return weights_hash(folder)
 
 
 def losses(args, model, plan, documents, path, progress):
@@ -143,7 +149,7 @@ def load(args):
         'dtype': str(model.params.embed.dtype), 'positions': config.max_position_embeddings,
         'rope': dataclasses.asdict(config.rope), 'mesh': setup_model.numbers('--mesh', args.mesh),
         'layout': model.layout, 'seed': args.seed, 'decoding': 'greedy', 'piece': model.piece, 'batch_tokens': model.batch_tokens,
-        'versions': {'python': sys.version.split()[0], 'jax': jax.__version__},
+        'versions': {'python': sys.version.split()[0], 'jax': jax.__version__}, 'commit': commit(),
         'device': jax.devices()[0].device_kind,
     }
     return model, json.loads(json.dumps(about))
@@ -158,6 +164,22 @@ def weights_hash(folder):
     return digest.hexdigest()
 
 
+def documents_hash(documents):
+    """sha256 over the names and texts of all documents."""
+    digest = hashlib.sha256()
+    for document in documents:
+        for part in (document.name, document.text):
+            digest.update(hashlib.sha256(part.encode()).digest())
+    return digest.hexdigest()
+
+
+def commit():
+    """That of the checkout this runs in, with -dirty where files differ from it; None outside of one."""
+    described = subprocess.run(['git', 'describe', '--always', '--dirty', '--abbrev=12'], capture_output=True, text=True,
+                               cwd=pathlib.Path(__file__).parent, check=False) if shutil.which('git') else None
+    return described.stdout.strip() or None if described else None
+
+
 def plan_of(args, model, lengths, counts, tasks):
     """-> suites.Plan and the documents of the haystacks."""
     from lct.data import documents
@@ -165,20 +187,25 @@ def plan_of(args, model, lengths, counts, tasks):
 
     texts = documents.read(args.haystack)
     material = ruler.Material(model.tokenizer, texts, text_source=args.haystack, seed=args.seed,
-                              overhead=model.overhead())
+                              overhead=model.overhead(), before=model.overhead_before())
     return suites.Plan(material, lengths, counts, tasks), texts
 
 
 def check_workdir(workdir, about):
-    """Refuse to mix the answers of two models in one folder."""
+    """Refuse to mix the answers of two models in one folder -> about, with what calls before have said.
+
+    The base model may come later, and the commit is that of the latest answers.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / 'about.json'
     if path.is_file():
         old = json.loads(path.read_text())
-        if different := sorted(name for name in {*old, *about} if old.get(name) != about.get(name)):
+        if different := sorted(name for name in old.keys() & about if name != 'commit' and old[name] != about[name]):
             raise ValueError(f"{workdir} holds answers made with other {', '.join(different)} "
-                             f'({old.get(different[0])!r}, not {about.get(different[0])!r}); use another --workdir')
+                             f'({old[different[0]]!r}, not {about[different[0]]!r}); use another --workdir')
+        about = old | about
     write(path, json.dumps(about, indent=1) + '\n')
+    return about
 
 
 def write(path, text):

@@ -142,6 +142,26 @@ def test_answers_of_other_models_are_not_mixed(finished):
         run(finished, seed=7)
 
 
+def test_answers_about_other_documents_are_not_mixed(finished, tmp_path):
+    haystack = tmp_path / 'page.txt'
+    haystack.write_text('Another text.\n' * 100)
+    about = json.loads((finished / 'about.json').read_text())
+    about['samples_from']['haystack'] = str(haystack)
+    (tmp_path / 'about.json').write_text(json.dumps(about))
+    with pytest.raises(ValueError, match='holds answers made with other documents_sha256 .*use another --workdir'):
+        run(tmp_path, haystack=str(haystack))
+
+
+def test_suites_of_one_workdir_share_its_results_and_a_base_may_come_later(tmp_path):
+    run(tmp_path, suite='needle', tasks=None)
+    with pytest.raises((ValueError, OSError)):
+        run(tmp_path, suite='loss', tasks=None, base=str(tmp_path / 'none'))
+    run(tmp_path, suite='loss', tasks=None, base='base')
+    report = json.loads((tmp_path / 'results.json').read_text())
+    assert set(report['results']) == {'needle', 'loss'} and report['about']['base'] == 'base'
+    assert {line.split(',')[0] for line in (tmp_path / 'results.csv').read_text().splitlines()[1:]} == {'needle', 'loss'}
+
+
 REPORT = {
     'about': {'model': 'm'}, 'trained': 1024, 'samples': {'1024': 2}, 'results': {
         'adversarial': {'tasks': {'latest': {'1024': {

@@ -103,7 +103,7 @@ def test_every_knob_turns(materials):
     assert len(right(ruler.task('niah_single_2', keys=6, values=2, queries=3, value_kind='words')).outputs) == 6
     sample = right(ruler.task('vt', chains=3, hops=6, haystack='text', example=False))
     assert len(sample.outputs) == 7 and sample.prompt.count('SET ') == 21
-    assert right(ruler.task('cwe', common=5, example=False, levels=((20, 2, 0, 0, 0),))).meta['repeats'] == [20, 2]
+    assert right(ruler.task('cwe', common=5, example=False, levels=((0, 20, 2, 0, 0, 0),))).meta['repeats'] == [20, 2]
     sample = right(ruler.task('fwe', alpha=1.5, word_len=4, vocab_size=100, asked=5))
     assert len(sample.outputs) == 5 and all(len(word) == 4 for word in sample.outputs)
     assert right(ruler.task('qa_2', documents=7)).meta['documents'] == 7
@@ -137,6 +137,15 @@ def test_fixed_shuffles_are_rulers(materials):
         items = readers.ITEM.findall(sample.prompt.rpartition('Keep count')[2])
         patterns.add(tuple(sample.outputs.index(item) if item in sample.outputs else -1 for item in items[:200]))
     assert len(patterns) == 1
+
+
+def test_word_lists_of_a_length_are_of_one_level(materials):
+    material = materials['bytes']
+    for length in (2048, 3000, 4096, 5000, 5500, 6000, 8192):
+        levels = [material.sample(ruler.task('cwe'), length, i).meta['repeats'] for i in range(12)]
+        assert levels == levels[:1] * 12
+        assert length >= 4096 or levels[0] != [30, 3]
+    assert levels[0] == [30, 3]
 
 
 class Merging(tokenizers.BytesTokenizer):

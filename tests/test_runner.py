@@ -9,7 +9,8 @@ import pytest
 
 from lct import sharding
 from lct.data import chat, tokenizer
-from lct.eval import runner, samples
+from lct.data.documents import Document
+from lct.eval import ruler, runner, samples, suites
 from lct.models import decode, llama
 from lct.ops import rope
 
@@ -18,6 +19,7 @@ CONFIG = llama.LlamaConfig(
     max_position_embeddings=256, rope=rope.RopeConfig(theta=1000.0),
 )
 NEW = 5
+TEXT = [Document('a', '\n'.join(f'Line {i} of the text holds {i * 7} words, or so it says.' for i in range(500)))]
 
 
 @pytest.fixture(scope='module')
@@ -116,6 +118,24 @@ def test_a_template_frames_the_prompt(model):
     framed = runner.Model(model.params, CONFIG, model.tokenizer, template)
     assert framed.tokenizer.decode(framed.prompt_ids(ITEMS[0].make())) == f'<{"x" * 11} 0>! ='
     assert framed.overhead() == 2  # three characters, and no BOS
+    assert framed.overhead_before() == 0  # one, and no BOS
+
+
+def test_straddling_needles_lie_on_two_devices(model):
+    template = chat.ChatTemplate("{% for m in messages %}<user>{{ m.content }}{% endfor %}"
+                                 "{% if add_generation_prompt %}</user>!{% endif %}")
+    framed = runner.Model(model.params, CONFIG, model.tokenizer, template)
+    material = ruler.Material(model.tokenizer, TEXT, overhead=framed.overhead(), before=framed.overhead_before())
+    with jax.set_mesh(sharding.make_mesh((1, 1, 8, 1))):
+        plan = suites.Plan(material, (3000,), {3000: 10}, ('straddling',))
+        share = runner.slots(3000) // 8
+        for one in suites.adversarial_items(plan):
+            sample = one.make()
+            begin, end = sample.meta['span']
+            line = framed.tokenizer.decode(framed.prompt_ids(sample)[begin:end])
+            assert line.startswith('One number') and line.endswith(f'is {sample.outputs[0]}.\n')
+            assert begin // share < sample.meta['boundary'] // share == (end - 1) // share
+    assert suites.SUITES['adversarial'].layout == 'contiguous'
 
 
 def test_bad_input(model, tmp_path):

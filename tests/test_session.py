@@ -132,3 +132,21 @@ def test_a_token_costs_the_network_the_same_whatever_the_context():
         in_loop.append(sorted((x.kind, x.size) for x in transfers if not x.exact))
     assert in_loop[0] == in_loop[1]
     assert [kind for kind, _ in in_loop[0]] == ['all-reduce'] * 2  # one merge per layer: max, then sum
+
+
+@pytest.mark.parametrize('degrees', [None, (2, 1, 2, 2)])
+def test_a_forced_answer_is_as_likely_as_a_forward_says(degrees):
+    with on(degrees):
+        indices = layout.permutation('striped', SEQ_LEN, sharding.axis_size('sequence'))
+        session = Session(placed_params(), CONFIG, 2, SEQ_LEN, indices, MEMORY)
+        session.read(TEXTS)
+        for questions in ([[], []], QUESTIONS[0]):
+            texts = [text + question for text, question in zip(TEXTS, questions, strict=True)]
+            answers = [greedy(texts[0]), [7, 7, 7]]
+            got = session.force(questions, answers)
+            for text, answer, (nats, is_greedy) in zip(texts, answers, got, strict=True):
+                logits = [logits_after(text + answer[:i]) for i in range(len(answer))]
+                likely = [x[token] - np.log(np.exp(x).sum()) for x, token in zip(logits, answer, strict=True)]
+                np.testing.assert_allclose(nats, sum(likely), rtol=1e-5)
+                assert is_greedy == (answer == greedy(text))
+        assert session.ask([[], []], [NEW] * 2, NEW) == [greedy(text) for text in TEXTS]

@@ -162,8 +162,8 @@ class Several:
 @dataclasses.dataclass(frozen=True)
 class Straddling:
     """A needle through which a boundary between shards runs: token number meta['boundary'] of the sequence is
-    within the tokens meta['span'] of its line. shards: equal stretches of seq_len tokens (default: the length);
-    the boundaries within the prompt take turns."""
+    within the tokens meta['span'] of its line. shards: equal stretches of seq_len tokens (default: the length), as
+    the contiguous layout cuts them; the boundaries within the prompt take turns."""
 
     task: str
     shards: int
@@ -182,7 +182,7 @@ class Straddling:
         fit = material.fit(self, length, head, tail + prefix, value)
         size = int(counter.pieces([line])[0])
         room = fit.room(size)
-        start_of_text = material.overhead + counter.bos + counter.before(head)
+        start_of_text = material.before + counter.bos + counter.before(head)
         stretch = (self.seq_len or length) / self.shards
         boundaries = [round(i * stretch) for i in range(1, self.shards)]
         boundaries = [place for place in boundaries if size < place - start_of_text <= room]

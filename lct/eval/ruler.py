@@ -47,13 +47,13 @@ class Material:
       words: ruler_text.Words; generated ones by default.
       sources: {'one_hop' and 'two_hop': questions.Given}; people are invented where there is none.
       placement: placement.Stratified(seed), or RulerFixed() for RULER's own fixed shuffles.
-      overhead: tokens that a chat template adds to a prompt.
+      overhead: tokens that a chat template adds to a prompt; before: those of them that precede it.
     """
 
     def __init__(self, tokenizer, documents, *, text_source='embedded', words=None, sources=None, seed=42,
-                 placement=None, overhead=0):
+                 placement=None, overhead=0, before=0):
         self.counter = fitting.Counter(tokenizer)
-        self.seed, self.overhead, self.text_source = seed, overhead, text_source
+        self.seed, self.overhead, self.before, self.text_source = seed, overhead, before, text_source
         self.words = words or ruler_text.generated_words(seed)
         self.sources = {'one_hop': questions.People(seed, 1), 'two_hop': questions.People(seed, 2),
                         **(sources or {})}

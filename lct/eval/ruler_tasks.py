@@ -48,12 +48,12 @@ class VariableTracking:
 
 @dataclasses.dataclass(frozen=True)
 class CommonWords:
-    """A numbered list in which `common` words stand out. levels: (repeats of a common word, of another, words
-    of the example and its two repeats); the first level that fits is used."""
+    """A numbered list in which `common` words stand out. levels: (least length, repeats of a common word, of
+    another, words of the example and its two repeats); all samples of a length are of the first that fits."""
 
     task: str = 'cwe'
     common: int = 10
-    levels: tuple = ((30, 3, 40, 10, 3), (6, 1, 20, 3, 1), (3, 1, 15, 2, 1))
+    levels: tuple = ((4096, 30, 3, 40, 10, 3), (0, 6, 1, 20, 3, 1), (0, 3, 1, 15, 2, 1))
     example: bool = True
     max_new_tokens: int = 120
 
@@ -190,18 +190,36 @@ def _chains(rng, chains, hops, name_len):
 
 
 def common_words(material, config, length, index):
-    """Sample: the most common words of a list, at the first level that fits."""
-    for level in config.levels:
-        try:
-            return _word_list(material, config, length, index, *level)
-        except ValueError as error:
-            too_small = error
-    raise too_small
+    """Sample: the most common words of a list; words that are too long for it are drawn again."""
+    level = material.once(('level', config, length), lambda: _level(material, config, length))
+    for again in range(100):
+        found = _word_list(material, config, length, index, f'{index} {again}' if again else index, level)
+        if not isinstance(found, ValueError):
+            return found
+    raise found
 
 
-def _word_list(material, config, length, index, common_repeats, other_repeats, example_words, example_common,
-               example_other):
-    common, rng = config.common, material.rng(config, length, index)
+def _level(material, config, length):
+    """The first level at which most lists fit."""
+    for least, *level in config.levels:
+        if length >= least:
+            lists = [_word_list(material, config, length, 0, f'level {i}', level) for i in range(9)]
+            if sum(isinstance(found, ValueError) for found in lists) < 5:
+                return level
+    raise lists[-1]
+
+
+def _word_list(material, config, length, index, draw, level):
+    """Sample of the words of a draw, or the ValueError that says why they do not fit."""
+    try:
+        return _drawn_list(material, config, length, index, material.rng(config, length, draw), *level)
+    except ValueError as error:
+        return error
+
+
+def _drawn_list(material, config, length, index, rng, common_repeats, other_repeats, example_words, example_common,
+                example_other):
+    common = config.common
     head = 'The list below names some words more often than others. Keep count of them.\n\n'
     tail = f'Question: Which {common} words are the most common in the list above?\nAnswer:'
     prefix = f' The {common} most common words are:'

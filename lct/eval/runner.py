@@ -64,6 +64,11 @@ class Model:
         asked = [samples.Sample('', 0, 0, *question, [''], 1, {}) for question in QUESTIONS]
         return max(len(self.prompt_ids(one)) - bos - len(self.tokenizer.encode(one.text)) for one in asked)
 
+    def overhead_before(self):
+        """Those of the overhead's tokens that stand before the prompt."""
+        asked = [samples.Sample('', 0, 0, prompt, '', [''], 1, {}) for prompt in ('Question', '1')]
+        return len(os.path.commonprefix([self.prompt_ids(one) for one in asked])) - int(self.tokenizer.bos_id is not None)
+
     @functools.cached_property
     def line_ends(self):
         """Tokens with a line end in them."""
@@ -162,16 +167,20 @@ class Batch:
         return sum(group[0].length for group in self.groups)
 
 
+def slots(length, ffn_chunks=1):
+    """Cache slots for prompts of length tokens with their answers: powers of two are few programs."""
+    return decode.cache_len(max(1 << (length - 1).bit_length(), 256), sharding.axis_size('sequence'), ffn_chunks)
+
+
 def plan(model, items):
     """[Batch] of all items, finished or not, so that shapes do not depend on what is finished."""
     groups = {}
     for item in items:
         groups.setdefault(item.key if item.group is None else ('group', item.group), []).append(item)
-    ring_size, buckets = sharding.axis_size('sequence'), {}
+    buckets = {}
     for group in groups.values():
         longest = max(item.length for item in group)
-        # Powers of two: few programs, whatever the lengths are.
-        seq_len = decode.cache_len(max(1 << (longest - 1).bit_length(), 256), ring_size, model.memory.ffn_chunks)
+        seq_len = slots(longest, model.memory.ffn_chunks)
         by_length = longest if model.config.rope.type in ROPE_BY_LENGTH else None
         key = seq_len, by_length, len(group) > 1, group[0].one_line
         buckets.setdefault(key, []).append(group)

@@ -9,7 +9,6 @@ import numpy as np
 from lct import sharding
 from lct.eval import adversarial_needles, icl, repository, ruler, runner, samples, scoring
 from lct.eval import placement as placements
-from lct.models import decode
 
 DEPTHS = tuple(i / 10 for i in range(11))
 NEEDLE = ruler.Niah('needle', 'text', max_new_tokens=32)
@@ -123,13 +122,14 @@ def needle_scores(plan, rows):
 
 
 def adversarial_items(plan):
-    """Of 'several', counts[length] texts with all their questions each."""
+    """Of 'several', counts[length] texts with all their questions each. 'straddling' needles lie across the borders
+    of devices in the contiguous layout; a device alone has none, and they lie where eight would have theirs."""
     items = []
     for length in plan.lengths:
         ring_size = sharding.axis_size('sequence')
         configs = [adversarial_needles.DEFAULTS[name] for name in plan.chosen(adversarial_needles.DEFAULTS)]
         configs = [
-            dataclasses.replace(config, shards=2 * max(ring_size, 4), seq_len=decode.cache_len(length, ring_size))
+            dataclasses.replace(config, shards=ring_size if ring_size > 1 else 8, seq_len=runner.slots(length))
             if isinstance(config, adversarial_needles.Straddling) else config for config in configs
         ]
 
@@ -216,15 +216,18 @@ def repository_scores(plan, rows):
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
+    """layout: of the cache, where the suite depends on it."""
+
     items: object
     scores: object
     tasks: tuple
+    layout: str | None = None
 
 
 SUITES = {
     'ruler': Suite(ruler_items, ruler_scores, tuple(ruler.TASKS)),
     'needle': Suite(needle_items, needle_scores, ('needle',)),
-    'adversarial': Suite(adversarial_items, adversarial_scores, tuple(adversarial_needles.DEFAULTS)),
+    'adversarial': Suite(adversarial_items, adversarial_scores, tuple(adversarial_needles.DEFAULTS), 'contiguous'),
     'icl': Suite(icl_items, icl_scores, tuple(icl.TASKS)),
     'repository': Suite(repository_items, repository_scores, tuple(repository.TASKS)),
 }

@@ -36,6 +36,15 @@ def choose(logits, number, sampling, key):
     return draw(logits, jax.random.fold_in(key, number), sampling)
 
 
+def judge(logits, tokens):
+    """-> float32 [B], the log-likelihood in nats of the tokens [B] after logits [B, V], and bool [B], whether each is
+    the likeliest."""
+    logits = sharding.reshard(logits, sharding.spec('BD'))
+    hit = jnp.arange(logits.shape[-1]) == tokens[:, None]
+    likely = jnp.where(hit, logits, 0).sum(-1) - jax.nn.logsumexp(logits, -1)
+    return likely, jnp.argmax(logits, -1) == tokens
+
+
 def draw(logits, key, sampling):
     """Words [B] drawn from logits [B, V] (nucleus sampling, Holtzman et al. 2020)."""
     logits = logits / sampling.temperature

@@ -14,7 +14,7 @@ import numpy as np
 from lct import sharding
 from lct.models import decode, llama
 from lct.models.kv_cache import empty_cache
-from lct.models.sampling import choose
+from lct.models.sampling import choose, judge
 from lct.ops import rope
 
 SMALLEST_PIECE = 32  # shorter questions share one compiled program
@@ -102,19 +102,40 @@ class Session:
 
         questions, sampling, key: as in ask.
         """
-        lengths, count, put = self.lengths, len(questions), lambda x: sharding.put(x, sharding.spec('B'))
+        lengths, count = self.lengths, len(questions)
         logits = self._put(questions, np.full(self.rows, limit, np.int32))
-        params = self.params if sharding.current_mesh() is None else _gathered(self.params, self.config.architecture())
         try:
             for i in range(limit):
                 tokens = _choose(logits, i, sampling, key)
                 yield sharding.fetch(tokens)[:count]
                 if i + 1 < limit:  # the last one is never fed back
-                    at = self.lengths + np.int32(i)
-                    self.cache, logits = _step(params, self.config.architecture(), self.cache, tokens, put(at),
-                                               put(self._slot_of[at]), self.tables)
+                    logits = self._feed(tokens, i)
         finally:
             self.rewind(lengths)
+
+    def force(self, questions, answers):
+        """[(log-likelihood in nats, whether greedy decoding would write it)] of an answer to each question, token by
+        token as decoding would write it; the cache holds the texts alone again afterwards.
+
+        questions: as in ask; answers: lists of token ids, at least one each.
+        """
+        lengths, count, put = self.lengths, len(questions), lambda x: sharding.put(x, sharding.spec('B'))
+        decode.check_ids(answers, self.config.vocab_size)
+        sizes = np.array([*map(len, answers), *[1] * (self.rows - count)])
+        fed = np.zeros((self.rows, sizes.max()), np.int32)
+        for row, answer in zip(fed, answers, strict=False):
+            row[:len(answer)] = answer
+        logits = self._put(questions, np.full(self.rows, sizes.max(), np.int32))
+        nats, greedy = np.zeros(self.rows), np.ones(self.rows, bool)
+        for i in range(sizes.max()):
+            tokens = put(fed[:, i])
+            likely, first = map(sharding.fetch, _judge(logits, tokens))
+            nats += np.where(i < sizes, likely, 0)
+            greedy &= first | (i >= sizes)
+            if i + 1 < sizes.max():
+                logits = self._feed(tokens, i)
+        self.rewind(lengths)
+        return list(zip(nats[:count].tolist(), greedy[:count].tolist(), strict=True))
 
     def rewind(self, lengths):
         """Forget what follows the first lengths [rows] tokens of the rows. What comes next must be a question: the
@@ -133,6 +154,18 @@ class Session:
         if not all(questions[:count]):
             raise ValueError('a question is empty and others are not; give every row its own')
         return self._extend(questions, self._piece(max(map(len, questions))))
+
+    def _feed(self, tokens, number):
+        """Write one token [B] behind each row, `number` tokens after its length -> the logits that follow."""
+        at, put = self.lengths + np.int32(number), lambda x: sharding.put(x, sharding.spec('B'))
+        self.cache, logits = _step(self._whole, self.config.architecture(), self.cache, tokens, put(at),
+                                   put(self._slot_of[at]), self.tables)
+        return logits
+
+    @functools.cached_property
+    def _whole(self):
+        """The weights as a decoding step uses them."""
+        return self.params if sharding.current_mesh() is None else _gathered(self.params, self.config.architecture())
 
     def _piece(self, length):
         size = -(-SMALLEST_PIECE // self.unit) * self.unit
@@ -176,6 +209,7 @@ _decode = jax.jit(decode.decode, static_argnames=('config', 'max_new_tokens', 's
 
 _step = jax.jit(decode.decode_step, static_argnames='config', donate_argnames='cache')
 _choose = jax.jit(choose, static_argnames='sampling')
+_judge = jax.jit(judge)
 _gathered = jax.jit(decode.gathered, static_argnames='config')
 
 
