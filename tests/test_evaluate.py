@@ -235,6 +235,15 @@ def test_losses_that_are_no_numbers_are_left_out():
     assert 'within 1% of the loss' not in page
 
 
+def test_losses_without_their_documents_are_not_kept(tmp_path, capsys):
+    path, loss = tmp_path / 'results.json', REPORT['results']['loss']
+    path.write_text(json.dumps({'samples': {}, 'results': {'icl': {}, 'loss': loss}}))
+    assert evaluate.earlier(path)['results'] == {'icl': {}, 'loss': loss} and not capsys.readouterr().err
+    old = {name: value for name, value in loss.items() if name != 'documents'}
+    path.write_text(json.dumps({'samples': {}, 'results': {'icl': {}, 'loss': old}}))
+    assert evaluate.earlier(path)['results'] == {'icl': {}} and 'run the suite loss again' in capsys.readouterr().err
+
+
 def test_a_small_python_file_among_texts_leaves_identifiers_out(tmp_path, capsys):
     (tmp_path / 'mixed').mkdir()
     (tmp_path / 'mixed' / 'tiny.py').write_text('first = 1\nsecond = first\n')
