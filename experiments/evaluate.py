@@ -7,8 +7,8 @@ repository, and losses: by position, with growing context, on key tokens, on ide
     python experiments/evaluate.py --model DIR --suite repository,loss --haystack repo/ --lengths 32768 --workdir runs/repo
 
 Every finished answer is a line of WORKDIR/SUITE.jsonl, and the same command goes on where it was stopped. At the end
-there are results.json, results.csv, report.html, of all suites that ran in WORKDIR, and, for RULER's own evaluate.py,
-predictions/LENGTH/TASK.jsonl.
+there are results.json, results.csv (low to high is a 95% interval of each score), report.html, of all suites that ran
+in WORKDIR, and, for RULER's own evaluate.py, predictions/LENGTH/TASK.jsonl.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def evaluate(args):
                 suites.write_predictions(args.workdir / 'predictions', rows)
             results[name] = {'count': len(rows), **({'tasks': scores} if name in TASKWISE else scores)}
     path, samples = args.workdir / 'results.json', {str(length): count for length, count in counts.items()}
-    before = json.loads(path.read_text()) if path.is_file() else {'samples': {}, 'results': {}}
+    before = earlier(path)
     report = {'about': about, 'trained': args.trained or model.config.max_position_embeddings,
               'samples': before['samples'] | samples, 'results': before['results'] | results}
     write(path, json.dumps(strict(report), indent=1) + '\n')
@@ -90,6 +90,16 @@ def evaluate(args):
     write(args.workdir / 'report.html', html_report.page(report))
     print(html_report.terminal(report))
     print(f'written: {args.workdir}/results.json, results.csv, report.html')
+
+
+def earlier(path):
+    """{'samples', 'results'} of the calls before, without losses that do not say how many documents they come from."""
+    before = json.loads(path.read_text()) if path.is_file() else {'samples': {}, 'results': {}}
+    if 'documents' not in before['results'].get('loss', {'documents': 0}):
+        del before['results']['loss']
+        print(f'warning: the losses in {path} have errors over windows, not over documents, and are left out; run the '
+              'suite loss again', file=sys.stderr)
+    return before
 
 
 def base_hash(args, model):
@@ -104,15 +114,17 @@ def base_hash(args, model):
 
 
 def losses(args, model, plan, documents, path, progress):
-    """-> (rows, problems, scores) of the suite 'loss'; the identifiers where the haystack is a repository, the short
-    windows where there is a base model."""
+    """-> (rows, problems, scores) of the suite 'loss'; the identifiers where the haystack is a large enough
+    repository, the short windows where there is a base model."""
     from lct.eval import loss_suite
 
     ids = [model.tokenizer.encode(document.text) for document in documents]
-    rows, problems = loss_suite.run(model, plan, ids, path, progress)
+    bundles, problems = loss_suite.bundles(model, plan)
+    rows, more = loss_suite.run(model, plan, ids, path, progress)
     scores = loss_suite.scores(rows)
-    if any(document.name.endswith('.py') for document in documents):
-        found, more = loss_suite.run_identifiers(model, plan, path, progress)
+    problems += more
+    if bundles:
+        found, more = loss_suite.run_identifiers(model, bundles, path, progress)
         scores['identifiers'] = loss_suite.identifier_scores(found)
         problems += more
     if args.base:
@@ -126,12 +138,12 @@ def losses(args, model, plan, documents, path, progress):
 
 
 def strict(value):
-    """value with None for NaN, which JSON does not have."""
+    """value with None for NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
         return {key: strict(x) for key, x in value.items()}
     if isinstance(value, (list, tuple)):
         return [strict(x) for x in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load(args):

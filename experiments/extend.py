@@ -64,10 +64,11 @@ def run():
     for stage in gated:
         needle.check((stage.seq_len,), config.needle.depths, config.needle.samples, len(haystack))
         perplexity.check(native, stage.mesh[2], stage.memory.ffn_chunks)
-    windows = perplexity.windows(
+    windows, sources = perplexity.windows(
         unseen, config.loss.seq_len, config.loss.windows, config.seed, words.bos_id, config.loss.rotations
     )
-    short = perplexity.windows(unseen, native, SHORT_WINDOWS, config.seed, words.bos_id) if gated else None
+    if gated:
+        short, short_sources = perplexity.windows(unseen, native, SHORT_WINDOWS, config.seed, words.bos_id)
     size = trained = llama.num_params(base_config)
     if run_config.adapter:
         trained = lora.num_trained(base_config, run_config.adapter)
@@ -137,14 +138,14 @@ def run():
         losses = perplexity.loss_by_position(
             params, model_config, windows, layout=last.layout, memory=last.memory, progress=progress
         )
-        return perplexity.bins(losses)
+        return perplexity.bins(losses, sources=sources)
 
     def short_loss(name, model_config, params, stage=last):
         """One bin: the mean loss over held-out text of the native length."""
         losses = perplexity.loss_by_position(
             params, model_config, short, layout=stage.layout, memory=stage.memory, batch_size=8,
             progress=lambda done, total: loop.check(asked))
-        return perplexity.bins(losses, (0, native))
+        return perplexity.bins(losses, (0, native), short_sources)
 
     def gate_scores(stage, stage_config, params):
         """What a gate looks at (lct.train.gates); its needles are not those of the grid that is reported."""

@@ -69,7 +69,7 @@ def run():
         raise ValueError(f'needle.lengths {config.needle.lengths} has none above the trained '
                          f'{base.max_position_embeddings} and up to the target {stage.seq_len}; add {stage.seq_len}')
     needle.check(config.needle.lengths, config.needle.depths, config.needle.samples, len(haystack))
-    windows = perplexity.windows(
+    windows, sources = perplexity.windows(
         unseen, config.loss.seq_len, config.loss.windows, config.seed, words.bos_id, config.loss.rotations)
     lock = claim(workdir, setup_run.plain(config))  # noqa: F841  held while the process lives
     # The runs differ in the values of RoPE's tables alone, so one compiled program serves them all.
@@ -87,7 +87,7 @@ def run():
         wanted = config.needle
         result = needle.run(params, model_config, words, haystack, wanted.lengths, wanted.depths, wanted.samples,
                             seed=config.seed, progress=lambda *_: loop.check(asked), **how)
-        return {'loss': perplexity.bins(losses).to_dict(), 'needle': result.scores.mean(0).tolist()}
+        return {'loss': perplexity.bins(losses, sources=sources).to_dict(), 'needle': result.scores.mean(0).tolist()}
 
     def one(name, theta, seed):
         """The result of one run; kept in a file once done."""

@@ -1,6 +1,7 @@
 """experiments/evaluate.py from end to end on the base model that the project ships."""
 
 import json
+import math
 import pathlib
 import re
 import sys
@@ -94,6 +95,7 @@ def test_losses_of_a_repository_beside_a_base_model(tmp_path):
     run(tmp_path, suite='loss', tasks=None, samples='2', haystack=str(tmp_path / 'repo'), base='base')
     loss = json.loads((tmp_path / 'results.json').read_text())['results']['loss']
     assert loss['short']['difference'] == 0 and loss['short']['num_windows'] == 2  # the same model
+    assert loss['documents'] == loss['short']['documents'] == 2 and None not in loss['stderr']
     assert loss['growing']['contexts'] == [64, 128, 256, 480] and loss['long_ppl']['context'] == 128
     counts, means = loss['identifiers']['counts'], loss['identifiers']['mean']
     assert sum(counts) > 50 and min(mean for mean in means if mean) > 0
@@ -169,13 +171,14 @@ REPORT = {
             'references': {'elimination': {'1': 0.5, '2': 0.75, '4': 1.0}}}}},
         'repository': {'tasks': {'defines': {'1024': {'mean': 50.0, 'interval': [20.0, 80.0], 'count': 4}}}},
         'loss': {
-            'edges': [0, 64, 128], 'mean': [3.0, 2.5], 'stderr': [None, None], 'num_windows': 1,
+            'edges': [0, 64, 128], 'mean': [3.0, 2.5], 'stderr': [None, None], 'num_windows': 1, 'documents': 1,
             'growing': {'contexts': [64, 112], 'targets': 16, 'mean': [2.75, 2.25], 'stderr': [0.5, None],
                         'effective_context': 112},
             'identifiers': {'edges': [1, 64, 128, 256], 'mean': [1.25, None, 4.5], 'counts': [8, 0, 1000]},
-            'border': {'edges': [0, 1, 2], 'mean': [2.5, 2.625], 'stderr': [None, None], 'num_windows': 1},
+            'border': {'edges': [0, 1, 2], 'mean': [2.5, 2.625], 'stderr': [None, None], 'num_windows': 1, 'documents': 1},
             'long_ppl': {'key_tokens': 5, 'of': 128, 'context': 32, 'value': 4.25},
-            'short': {'length': 64, 'extended': 2.5, 'base': 2.25, 'difference': 0.25, 'stderr': 0.125, 'num_windows': 2},
+            'short': {'length': 64, 'extended': 2.5, 'base': 2.25, 'difference': 0.25, 'stderr': 0.125, 'num_windows': 2,
+                      'documents': 2},
         },
     },
 }
@@ -194,8 +197,63 @@ def test_every_suite_has_its_figure_table_and_cells():
     text = html_report.terminal(REPORT)
     for said in ('50 right, 25 misled', 'nats per token, the same 16  2.750  2.250', '1,000',
                  'within 1% of the loss with the longest context: 112 tokens', 'perplexity 4.25 on 5 of 128 tokens',
+                 'all windows come from one document, so the error of these means is unknown', '(documents: 2)',
                  '2.5000 nats, the base model 2.2500, difference +0.2500 ± 0.1250'):
         assert said in text and said.partition('  ')[0] in page
+
+
+def test_intervals_of_losses_are_of_95_percent():
+    found = {cell[1:3]: cell[3:6] for cell in html_report.cells(REPORT) if cell[0] == 'loss'}
+    assert found['growing', 64] == pytest.approx((2.75, 2.75 - 1.96 * 0.5, 2.75 + 1.96 * 0.5), abs=1e-4)
+    assert found['short', 64] == pytest.approx((0.25, 0.25 - 1.96 * 0.125, 0.25 + 1.96 * 0.125), abs=1e-4)
+    assert found['growing', 112] == (2.25, '', '')
+
+
+def test_few_documents_are_said():
+    said = lambda n: ' '.join(html_report.sentences('loss', {'documents': n, 'mean': [1.0]}))
+    assert 'the windows come from 4 documents, too few for more than a rough error' in said(4) and said(5) == ''
+
+
+def test_losses_that_are_no_numbers_are_left_out():
+    wrong = {
+        'edges': [0, 64, 128], 'mean': [3.0, math.inf], 'stderr': [0.5, math.nan], 'num_windows': 2, 'documents': 2,
+        'growing': {'contexts': [64, 112], 'targets': 16, 'mean': [-math.inf, math.nan], 'stderr': [math.nan] * 2,
+                    'effective_context': None},
+        'identifiers': {'edges': [1, 64, 128], 'mean': [1.25, math.inf], 'counts': [8, 2]},
+        'border': {'edges': [0, 1, 2], 'mean': [math.nan, 2.5], 'stderr': [0.5, 0.5], 'num_windows': 2, 'documents': 2},
+        'short': {'length': 64, 'extended': math.inf, 'base': 2.25, 'difference': math.inf, 'stderr': math.nan,
+                  'num_windows': 2, 'documents': 2},
+    }
+    report = evaluate.strict({**REPORT, 'results': {'loss': wrong}})
+    json.dumps(report, allow_nan=False)
+    assert [cell[1:4] for cell in html_report.cells(report)] == [
+        ('loss', 0, 3.0), ('border', 1, 2.5), ('identifiers', 1, 1.25)]
+    page, text = html_report.page(report), html_report.terminal(report)
+    assert page.count('<svg') == 2  # the growing context has no point
+    for said in ('some losses are NaN or infinite', 'a loss of this or of the base model is NaN or infinite'):
+        assert said in page and said in text
+    assert 'within 1% of the loss' not in page
+
+
+def test_losses_without_their_documents_are_not_kept(tmp_path, capsys):
+    path, loss = tmp_path / 'results.json', REPORT['results']['loss']
+    path.write_text(json.dumps({'samples': {}, 'results': {'icl': {}, 'loss': loss}}))
+    assert evaluate.earlier(path)['results'] == {'icl': {}, 'loss': loss} and not capsys.readouterr().err
+    old = {name: value for name, value in loss.items() if name != 'documents'}
+    path.write_text(json.dumps({'samples': {}, 'results': {'icl': {}, 'loss': old}}))
+    assert evaluate.earlier(path)['results'] == {'icl': {}} and 'run the suite loss again' in capsys.readouterr().err
+
+
+def test_a_small_python_file_among_texts_leaves_identifiers_out(tmp_path, capsys):
+    (tmp_path / 'mixed').mkdir()
+    (tmp_path / 'mixed' / 'tiny.py').write_text('first = 1\nsecond = first\n')
+    page = (pathlib.Path(__file__).parent / 'golden' / 'page.txt').read_text()
+    (tmp_path / 'mixed' / 'page.txt').write_text(page)
+    run(tmp_path / 'work', suite='loss', tasks=None, samples='1', haystack=str(tmp_path / 'mixed'))
+    loss = json.loads((tmp_path / 'work' / 'results.json').read_text())['results']['loss']
+    assert loss['num_windows'] == 1 and 'identifiers' not in loss
+    assert ('no loss on identifiers: the Python files of the haystack do not fill a window of 512 tokens; give a larger '
+            'repository (--haystack) or shorter lengths') in capsys.readouterr().err
 
 
 class Balanced(HTMLParser):

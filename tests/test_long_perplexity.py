@@ -9,7 +9,7 @@ import pytest
 from test_perplexity import CONFIG
 
 from lct import sharding
-from lct.eval import long_perplexity, loss_suite, perplexity
+from lct.eval import long_perplexity, loss_suite, perplexity, runner
 from lct.models import llama
 
 FAR = 40  # tokens that the reader below looks back
@@ -39,6 +39,9 @@ def test_the_loss_falls_where_the_context_reaches_what_is_repeated():
     expected = [5.0, 5.0 - 4.5 * 2 / 16, 0.5, 0.5, 0.5, 0.5]
     np.testing.assert_allclose(got, np.array(expected)[:, None].repeat(3, 1), rtol=1e-6)
     assert long_perplexity.effective_context(sizes, got.mean(1)) == 32
+    assert long_perplexity.effective_context((8, 16, 32), [np.nan, np.inf, 2.0]) == 32
+    for wrong in (np.nan, np.inf):
+        assert long_perplexity.effective_context((8, 16), [2.0, wrong]) is None
     with pytest.raises(ValueError, match='windows of 64 tokens do not hold 16 targets behind 64'):
         long_perplexity.contexts(64, 16)
 
@@ -75,15 +78,47 @@ def test_borders_lie_between_devices():
 
 
 def test_a_regression_is_paired():
-    got = long_perplexity.regression([2.0, 3.0, 4.0], [1.9, 2.9, 3.9])
+    got = long_perplexity.regression([2.0, 3.0, 4.0], [1.9, 2.9, 3.9], [0, 1, 2])
     assert got['difference'] == pytest.approx(0.1) and got['stderr'] == pytest.approx(0, abs=1e-12)
-    assert got['base'] == pytest.approx(2.9) and got['num_windows'] == 3
-    assert np.isnan(long_perplexity.regression([2.0], [1.0])['stderr'])
+    assert got['base'] == pytest.approx(2.9) and got['num_windows'] == 3 and got['documents'] == 3
+    assert np.isnan(long_perplexity.regression([2.0, 3.0], [1.0, 1.5], [0, 0])['stderr'])
+    rows = [{'length': 8, 'window': name, 'document': i, 'meta': {'mean': 2.0}} for i, name in enumerate('abc')]
+    assert loss_suite.regression(rows, rows)['difference'] == 0
+    for others in (rows[::-1], rows[:2], [*rows[:2], {**rows[2], 'window': 'd'}]):
+        with pytest.raises(ValueError, match='the model was read on 3 windows and the base model on [23], of which'):
+            loss_suite.regression(rows, others)
+
+
+def test_windows_are_measured_once_and_others_again(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(loss_suite, '_loss', lambda model, windows: read.append(windows[0]) or np.ones(
+        (1, windows.shape[1] - 1), np.float32))
+    words, path = types.SimpleNamespace(bos_id=None), tmp_path / 'short.jsonl'
+    model = types.SimpleNamespace(memory=llama.Memory(remat='none'), tokenizer=words)
+    documents = [np.arange(1000 * i, 1000 * i + 100).tolist() for i in range(3)]
+
+    def measured(count, seed):
+        plan = types.SimpleNamespace(lengths=(64,), counts={64: count}, tokenizer=words,
+                                     material=types.SimpleNamespace(seed=seed))
+        before = len(read)
+        rows, problems = loss_suite.run_short(model, plan, documents, path, 64)
+        wanted = perplexity.windows(documents, 64, count, seed)[0]
+        assert [row['window'] for row in rows] == [runner.digest(window) for window in wanted]
+        return len(read) - before, problems
+
+    assert measured(4, 0) == (4, []) and measured(4, 0) == (0, [])
+    assert measured(6, 0) == (2, [])  # more of them: those that are there stay
+    count, (problem,) = measured(5, 1)
+    assert count == 5 and 'short.jsonl holds 5 lines of the task short about other windows' in problem
+    assert measured(5, 1) == (0, [])
+    rows = runner.read(path)[0]
+    runner.write(path, {key: {name: row[name] for name in row if name != 'window'} for key, row in rows.items()})
+    assert measured(5, 1)[0] == 5  # a line of before says of no window
 
 
 def test_the_suite_measures_the_same_on_a_mesh(tmp_path):
     params = jax.tree.map(np.asarray, llama.init(CONFIG, jax.random.key(0)))
-    documents = [np.random.default_rng(0).integers(0, 32, 700).tolist()]
+    documents = [np.random.default_rng(i).integers(0, 32, 700).tolist() for i in range(2)]
     words = types.SimpleNamespace(bos_id=None)
     plan = types.SimpleNamespace(
         lengths=(256,), counts={256: 2}, tokenizer=words, material=types.SimpleNamespace(seed=0))
@@ -102,8 +137,9 @@ def test_the_suite_measures_the_same_on_a_mesh(tmp_path):
     one, two = found
     assert 'border' not in one and two['border']['num_windows'] == 2
     assert one['growing']['contexts'] == [64, 128, 240] and one['long_ppl'] == two['long_ppl']
+    assert one['documents'] == 2 and all(error > 0 for error in one['stderr'])
     for name in ('mean', 'stderr'):
         np.testing.assert_allclose(one[name], two[name], rtol=1e-4)
         np.testing.assert_allclose(one['growing'][name], two['growing'][name], rtol=1e-4)
-    whole = perplexity.loss_by_position(params, CONFIG, perplexity.windows(documents, 256, 2, 0), layout='zigzag')
+    whole = perplexity.loss_by_position(params, CONFIG, perplexity.windows(documents, 256, 2, 0)[0], layout='zigzag')
     np.testing.assert_allclose(one['growing']['mean'][-1], whole[:, 240:].mean(), rtol=1e-5)

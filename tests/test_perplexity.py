@@ -1,6 +1,7 @@
 """Windows come from one document each, and the loss of every token is that of the plain forward."""
 
 import contextlib
+import json
 
 import jax
 import numpy as np
@@ -21,28 +22,44 @@ CONFIG = llama.LlamaConfig(
 
 def test_windows_lie_within_one_document():
     documents = [np.arange(100, 140), np.arange(200, 210), np.arange(300, 320)]
-    made = perplexity.windows(documents, 15, 200, seed=3)
-    assert made.shape == (200, 16)
-    assert set((made[:, 0] // 100).tolist()) == {1, 3}
+    made, sources = perplexity.windows(documents, 15, 400, seed=3)
+    assert made.shape == (400, 16)
+    np.testing.assert_array_equal(made[:, 0] // 100, sources + 1)
+    assert set(sources.tolist()) == {0, 2}
     for row in made:  # in order, and from the end of a document to its own beginning
         first, size = (100, 40) if row[0] < 200 else (300, 20)
         np.testing.assert_array_equal(row - first, (row[0] - first + np.arange(16)) % size)
     early, late = made[:, 0][made[:, 0] < 200], made[:, 15][made[:, 15] < 200]
     assert {100, 139} <= set(early.tolist()) and {100, 139} <= set(late.tolist())  # any token, at any position
-    np.testing.assert_array_equal(made, perplexity.windows(documents, 15, 200, seed=3))
-    with_bos = perplexity.windows(documents, 20, 50, seed=3, bos_id=7)
+    with_bos, _ = perplexity.windows(documents, 20, 50, seed=3, bos_id=7)
     assert (with_bos[:, 0] == 7).all()
     np.testing.assert_array_equal(with_bos[:, 2:] % 20, (with_bos[:, 1:-1] + 1) % 20)
 
 
 def test_rotations_put_the_same_tokens_at_every_position():
-    made = perplexity.windows([np.arange(1000, 2000)], 64, 16, seed=0, bos_id=7, rotations=8)
+    made, _ = perplexity.windows([np.arange(1000, 2000)], 64, 16, seed=0, bos_id=7, rotations=8)
     assert (made[:, 0] == 7).all()
     for group in made[:, 1:].reshape(2, 8, 8, 8):  # [stretch, rotation, eighth of the window, token]
         for eighth in range(8):
             assert set(group[:, eighth].ravel().tolist()) == set(group.ravel().tolist())
     with pytest.raises(ValueError, match='12 windows are not a multiple of 8 rotations; use for example 16'):
         perplexity.windows([np.arange(1000)], 64, 12, seed=0, rotations=8)
+
+
+@pytest.mark.parametrize('rotations', [1, 3])
+def test_a_window_depends_on_the_seed_and_its_number_alone(rotations):
+    documents = [1000 * i + np.arange(100 + i) for i in range(7)]
+    many, sources = perplexity.windows(documents, 50, 30, seed=5, bos_id=1, rotations=rotations)
+    for count in (3, 9, 21, 24):
+        few, first = perplexity.windows(documents, 50, count, seed=5, bos_id=1, rotations=rotations)
+        np.testing.assert_array_equal(few, many[:count])
+        np.testing.assert_array_equal(first, sources[:count])
+    other, others = perplexity.windows(documents, 50, 30, seed=6, bos_id=1, rotations=rotations)
+    assert (other != many).any() and (others != sources).any()
+    stretches = sources[::rotations]
+    assert sorted(stretches[:7].tolist()) == list(range(7))  # all documents before any comes again
+    if rotations == 1:
+        assert sorted(stretches[7:14].tolist()) == list(range(7)) and (stretches[7:14] != stretches[:7]).any()
 
 
 def test_documents_that_are_too_short_are_refused():
@@ -78,6 +95,29 @@ def test_windows_that_do_not_divide_are_refused():
         perplexity.loss_by_position(None, CONFIG, np.zeros((1, 16), np.int32))
     with pytest.raises(ValueError, match='token id 4294967297 in row 0, column 3'):
         perplexity.loss_by_position(None, CONFIG, np.array([[1, 2, 3, 2**32 + 1, 5]]))
+
+
+def test_the_error_is_that_of_documents():
+    alike = np.array([[1.0, 1.0, 3.0, 3.0], [0.0, 2.0, 5.0, 5.0]])
+    for again in (1, 10):  # the same windows once more say nothing new
+        mean, error = perplexity.over_documents(np.tile(alike, again), np.tile([0, 0, 1, 1], again))
+        np.testing.assert_allclose(mean, [2, 3])
+        np.testing.assert_allclose(error, [1, 2])  # deviations of the means 1, 3 and 1, 5 by the root of two
+    assert np.isnan(perplexity.over_documents(alike, [4, 4, 4, 4])[1]).all()
+    losses = np.arange(3 * 8, dtype=np.float32).reshape(3, 8)
+    made = perplexity.bins(losses, (0, 4, 8), [7, 7, 9])
+    assert (made.num_windows, made.documents) == (3, 2)
+    np.testing.assert_allclose(made.mean, [(5.5 + 17.5) / 2, (9.5 + 21.5) / 2])
+    np.testing.assert_allclose(made.stderr, 6)
+
+
+def test_bins_are_kept_as_json():
+    made = perplexity.bins(np.ones((2, 8), np.float32), sources=[0, 0])
+    again = perplexity.Bins.from_json(made.to_json())
+    assert again.documents == 1 and np.isnan(again.stderr).all() and again.to_json() == made.to_json()
+    old = {name: value for name, value in made.to_dict().items() if name != 'documents'}
+    with pytest.raises(ValueError, match="has no field 'documents': .* remove its file to measure it again"):
+        perplexity.Bins.from_json(json.dumps(old))
 
 
 def test_bins_are_means_with_the_error_over_windows():

@@ -32,7 +32,7 @@ def curves():
     edges = (0, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
     before = np.array([4.1, 3.8, 3.6, 3.5, 5.5, 7.0, 7.8, 8.1])
     after = np.array([4.1, 3.8, 3.6, 3.5, 3.42, 3.38, 3.35, 3.33])
-    return {'base': Bins(edges, before, np.full(8, 0.1), 16), 'extended': Bins(edges, after, np.full(8, 0.1), 16)}
+    return {'base': Bins(edges, before, np.full(8, 0.1), 16, 4), 'extended': Bins(edges, after, np.full(8, 0.1), 16, 4)}
 
 
 def test_figures_are_written(results, curves, tmp_path):
@@ -72,6 +72,7 @@ def test_the_card_says_what_was_done(results, curves):
     assert 'license: llama3' in card and '13,107,200 tokens' in card and '**8K tokens**' in card
     assert '| 8,192 | 32,000,000 | dynamic NTK | 100 | 6,553,600 |' in card
     assert '| extended | 100 | 100 | 100 | 100 | 100 | 100 | 95 |' in card
+    assert 'over 16 windows (documents: 4), by position' in card
     assert '| base | 4.100 |' in card and '4K to 8K' in card and '![needle](needle.png)' in card
     assert 'tokenizer' not in card and 'held-out' not in card  # nobody said so
 

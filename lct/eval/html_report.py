@@ -5,6 +5,7 @@ terminal, cells for a CSV. A report is what results.json holds.
 import html
 import math
 
+from lct.eval import loss_report
 from lct.eval.report import LINE_COLORS, RAMP, short
 
 INK, FAINT = '#10241F', '#D5DAD8'
@@ -24,7 +25,7 @@ td.wide{text-align:left;word-break:break-all;font-family:ui-monospace,monospace;
 
 def cells(report):
     """Iterator of (suite, task, at, score, low, high, count): at is tokens, tokens/depth, shots, or positions;
-    scores are 0..1, of the loss nats."""
+    scores are 0..1, of the loss nats; low to high is a 95% interval of the score, '' where none is known."""
     for suite, result in report['results'].items():
         if suite in ('ruler', 'repository'):
             for task, by_length in result['tasks'].items():
@@ -43,25 +44,7 @@ def cells(report):
                 for shots, cell in one['curve'].items():
                     yield suite, task, shots, cell['accuracy'], *cell['interval'], cell['count']
         elif suite == 'loss':
-            yield from _loss_cells(result)
-
-
-def _loss_cells(result):
-    count = result['num_windows']
-    for task, at, name in (('loss', 'edges', None), ('growing', 'contexts', 'growing'), ('border', 'edges', 'border')):
-        one = result if name is None else result.get(name)
-        for place, mean, error in zip(one[at], one['mean'], one['stderr'], strict=False) if one else ():
-            yield 'loss', task, place, mean, *(('', '') if error is None else (mean - error, mean + error)), count
-    if one := result.get('identifiers'):
-        for place, mean, number in zip(one['edges'], one['mean'], one['counts'], strict=False):
-            if number:
-                yield 'loss', 'identifiers', place, mean, '', '', number
-    if (one := result.get('long_ppl')) and one['value']:
-        yield 'loss', 'long_ppl', one['context'], one['value'], '', '', one['key_tokens']
-    if one := result.get('short'):
-        error = one['stderr'] or 0
-        yield ('loss', 'short', one['length'], one['difference'], one['difference'] - error, one['difference'] + error,
-               one['num_windows'])
+            yield from loss_report.cells(result)
 
 
 def tables(suite, result):
@@ -92,41 +75,14 @@ def tables(suite, result):
                 for task, one in result['tasks'].items()]
         yield ['task', *(f'{n} shots' for n in shots)], rows
     elif suite == 'loss':
-        yield ['positions', *_spans(result['edges'])], [['nats per token', *_nats(result['mean'])]]
-        if one := result.get('growing'):
-            yield (['context', *map(short, one['contexts'])],
-                   [[f"nats per token, the same {one['targets']}", *_nats(one['mean'])]])
-        if one := result.get('identifiers'):
-            yield (['tokens since the first use', *_spans(one['edges'])], [
-                ['nats per identifier', *_nats(one['mean'])], ['identifiers', *(f'{n:,}' for n in one['counts'])]])
-        if one := result.get('border'):
-            yield ['tokens to a border between devices', *_spans(one['edges'])], [['nats per token', *_nats(one['mean'])]]
-
-
-def _spans(edges):
-    return [f'{short(low)}-{short(high)}' for low, high in zip(edges[:-1], edges[1:], strict=True)]
-
-
-def _nats(values):
-    return ['' if value is None else f'{value:.3f}' for value in values]
+        yield from loss_report.tables(result)
 
 
 def sentences(suite, result):
     """What the numbers of a suite come to."""
     if suite == 'ruler':
         return effective(result)
-    out = []
-    if suite == 'loss' and (one := result.get('growing')):
-        out.append(f"within 1% of the loss with the longest context: {short(one['effective_context'])} tokens of it")
-    if suite == 'loss' and (one := result.get('long_ppl')):
-        value = f"perplexity {one['value']:.2f}" if one['value'] else 'no perplexity'
-        out.append(f"LongPPL: {value} on {one['key_tokens']:,} of {one['of']:,} tokens, those that {one['context']:,} tokens "
-                   'of context do not make known and the whole window does, as this model finds them')
-    if suite == 'loss' and (one := result.get('short')):
-        error = '' if one['stderr'] is None else f" ± {one['stderr']:.4f}"
-        out.append(f"on the same windows of {short(one['length'])} tokens: {one['extended']:.4f} nats, the base model "
-                   f"{one['base']:.4f}, difference {one['difference']:+.4f}{error}")
-    return out
+    return loss_report.sentences(result) if suite == 'loss' else []
 
 
 def terminal(report):
@@ -273,24 +229,30 @@ def figures(suite, result, trained):
                 series[learner] = ([int(n) for n in curve], list(curve.values()), None)
             yield f'{task}: model with 95% band, reference learners dashed', curves(series, 'shots', 'accuracy')
     elif suite == 'loss':
-        yield (f"Loss over {result['num_windows']} windows, band of one standard error", _loss_curve(
-            _middles(result['edges']), result['mean'], result['stderr'], 'position (tokens)', trained))
+        yield from _loss_curve(
+            f"Loss over {result['num_windows']} windows (documents: {result['documents']}), 95% band",
+            _middles(result['edges']), result['mean'], result['stderr'], 'position (tokens)', trained)
         if one := result.get('growing'):
-            yield (f"Loss of the same {one['targets']} tokens a window, with more and more context before them",
-                   _loss_curve(one['contexts'], one['mean'], one['stderr'], 'context (tokens)', trained))
-        one = result.get('identifiers', {'edges': [], 'mean': []})
-        if known := {x: y for x, y in zip(_middles(one['edges']), one['mean'], strict=True) if y is not None}:
-            yield ('Loss of whole identifiers by the distance to their first use',
-                   _loss_curve(list(known), list(known.values()), None, 'distance (tokens)', trained))
+            yield from _loss_curve(
+                f"Loss of the same {one['targets']} tokens a window, with more and more context before them, 95% band",
+                one['contexts'], one['mean'], one['stderr'], 'context (tokens)', trained)
+        if one := result.get('identifiers'):
+            yield from _loss_curve('Loss of whole identifiers by the distance to their first use',
+                                   _middles(one['edges']), one['mean'], None, 'distance (tokens)', trained)
 
 
 def _middles(edges):
     return [math.sqrt(max(low, 1) * high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
 
 
-def _loss_curve(places, means, errors, label, trained):
-    band = errors and [(mean - (error or 0), mean + (error or 0)) for mean, error in zip(means, errors, strict=True)]
-    return curves({'model': (places, means, band)}, label, 'nats', trained, math.floor(min(means)), math.floor(max(means)) + 1)
+def _loss_curve(caption, places, means, errors, label, trained):
+    """Iterator of the one (caption, SVG) of the means that are numbers, of none where no mean is."""
+    if known := [i for i, mean in enumerate(means) if mean is not None]:
+        places, means = [places[i] for i in known], [means[i] for i in known]
+        band = errors and [loss_report.interval(mean, errors[i]) for mean, i in zip(means, known, strict=True)]
+        ends = [*means, *(end for pair in band or () for end in pair)]
+        yield caption, curves({'model': (places, means, band)}, label, 'nats', trained, math.floor(min(ends)),
+                              math.floor(max(ends)) + 1)
 
 
 # ---------------------------------------------------------------------------------------------------

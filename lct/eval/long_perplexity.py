@@ -2,7 +2,7 @@
 need it, next to the borders between devices, and beside the base model where the context is short.
 
 Letters: n windows, S tokens of a window. Windows are those of perplexity.windows: int32 [n, S + 1], the BOS first if
-the tokenizer has one; losses are those of perplexity.loss_by_position, float32 [n, S].
+the tokenizer has one, and sources [n] are their documents; losses are those of perplexity.loss_by_position, float32 [n, S].
 """
 
 import math
@@ -52,7 +52,10 @@ def _cut(windows, start, stop, bos_id):
 
 
 def effective_context(sizes, losses):
-    """The shortest context whose loss is within SAME of the longest one's (Khandelwal et al. 2018)."""
+    """The shortest context whose loss is within SAME of the longest one's (Khandelwal et al. 2018); None where that is
+    NaN or infinite."""
+    if not math.isfinite(losses[-1]):
+        return None
     return next(size for size, value in zip(sizes, losses, strict=True) if value <= losses[-1] * (1 + SAME))
 
 
@@ -106,14 +109,14 @@ def border_distance(layout, seq_len, ring_size):
     return np.minimum(np.abs(positions[:, None] - borders), np.abs(positions[:, None] - borders - 1)).min(1)
 
 
-def by_distance(losses, distance):
-    """perplexity.Bins over distance 0, 1, 2-3, 4-7, ...: mean loss and its error over windows."""
+def by_distance(losses, distance, sources=None):
+    """perplexity.Bins over distance 0, 1, 2-3, 4-7, ..."""
     edges = [0, 1]
     while edges[-1] <= distance.max():
         edges.append(2 * edges[-1])
     spans = list(zip(edges[:-1], edges[1:], strict=True))
-    means = np.array([losses[:, (distance >= low) & (distance < high)].mean(1, dtype=np.float64) for low, high in spans])
-    return perplexity.Bins(tuple(edges), means.mean(1), standard_error(means), len(losses))
+    means = [losses[:, (distance >= low) & (distance < high)].mean(1, dtype=np.float64) for low, high in spans]
+    return perplexity.binned(edges, means, sources)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -121,16 +124,10 @@ def by_distance(losses, distance):
 # ---------------------------------------------------------------------------------------------------
 
 
-def regression(extended, base):
+def regression(extended, base, sources):
     """What an extension costs where the base could read already, from the mean losses [n] of the same short windows:
-    a dict of both means, their difference (above 0 is worse) and the error of that difference over windows."""
+    a dict of both means, their difference (above 0 is worse) and the error of that difference over documents."""
     extended, base = np.asarray(extended, float), np.asarray(base, float)
-    return {'extended': float(extended.mean()), 'base': float(base.mean()),
-            'difference': float((extended - base).mean()),
-            'stderr': float(standard_error((extended - base)[None])[0]), 'num_windows': len(base)}
-
-
-def standard_error(values):
-    """[m] of values [m, n] over the last dim; NaN for one value."""
-    count = values.shape[-1]
-    return values.std(-1, ddof=1) / count**0.5 if count > 1 else np.full(values.shape[:-1], np.nan)
+    mean, error = perplexity.over_documents(np.stack([extended, base, extended - base]), sources)
+    return {'extended': float(mean[0]), 'base': float(mean[1]), 'difference': float(mean[2]), 'stderr': float(error[2]),
+            'num_windows': len(base), 'documents': len(set(sources))}

@@ -1,4 +1,8 @@
-"""The suite 'loss': every number that is made of the losses of held-out windows, one line of a file per window."""
+"""The suite 'loss': every number that is made of the losses of held-out windows, one line of a file per window.
+
+A line names its window by a hash of the tokens, and its document (or bundle) by its number: a line of another window
+than the one that is asked for now is measured again.
+"""
 
 import functools
 import math
@@ -27,8 +31,7 @@ def run(model, plan, documents, path, progress=None):
       (rows, problems) as runner.run does.
     """
     seq_len = _whole(model, max(plan.lengths))
-    return _run(_windows(plan, documents, seq_len), path, 'loss', seq_len, functools.partial(_measure, model),
-                progress)
+    return _run(*_windows(plan, documents, seq_len), path, 'loss', functools.partial(_measure, model), progress)
 
 
 def run_short(model, plan, documents, path, seq_len, progress=None):
@@ -36,29 +39,48 @@ def run_short(model, plan, documents, path, seq_len, progress=None):
     def measure(window):
         return {'mean': float(_loss(model, window[None]).mean(dtype=np.float64))}
 
-    seq_len = _whole(model, seq_len)
-    return _run(_windows(plan, documents, seq_len), path, 'short', seq_len, measure, progress)
+    return _run(*_windows(plan, documents, _whole(model, seq_len)), path, 'short', measure, progress)
 
 
-def run_identifiers(model, plan, path, progress=None):
-    """The loss on identifiers of as many bundles of Python files, by the distance to their first use."""
+def bundles(model, plan):
+    """The windows of run_identifiers: as many bundles of the Python files of the haystack.
+
+    Returns:
+      ([(window int32 [S + 1], its occurrences as of repository.identifier_distances)], problems): no windows, and
+      one sentence why, where the Python files do not fill one; neither where there are no such files.
+    """
     bos, seq_len = plan.tokenizer.bos_id, _whole(model, max(plan.lengths))
+    if not any(document.name.endswith('.py') for document in plan.material.documents):
+        return [], []
+    out = []
+    try:
+        for i in range(plan.counts[max(plan.lengths)]):
+            files = repository.overfull(plan.material, seq_len + 1, i)
+            ids, occurrences = repository.identifier_distances(files, plan.tokenizer) if files else ([], [])
+            window = np.array([*([] if bos is None else [bos]), *ids][:seq_len + 1], np.int32)
+            if len(window) <= seq_len:
+                raise ValueError(f'the Python files of the haystack do not fill a window of {seq_len} tokens; give a '
+                                 'larger repository (--haystack) or shorter lengths')
+            out.append((window, occurrences))
+    except ValueError as error:
+        return [], [f'no loss on identifiers: {error}']
+    return out, []
 
-    def measure(files):
-        ids, occurrences = repository.identifier_distances(files, plan.tokenizer)
-        window = np.array([*([] if bos is None else [bos]), *ids][:seq_len + 1])
-        losses = _loss(model, window[None])[0]
-        if bos is None:
+
+def run_identifiers(model, bundles, path, progress=None):
+    """The loss on identifiers of bundles, by the distance to their first use."""
+    windows, sources = [window for window, _ in bundles], range(len(bundles))
+    occurrences = {runner.digest(window): found for window, found in bundles}
+
+    def measure(window):
+        losses, seq_len = _loss(model, window[None])[0], len(window) - 1
+        if model.tokenizer.bos_id is None:
             losses = np.concatenate([losses[:1], losses])  # no loss of the first token; that is no second use
         edges = [1, *perplexity.doubling_edges(seq_len)[1:]]
-        sums, counts = repository.identifier_losses(losses, occurrences, edges)
+        sums, counts = repository.identifier_losses(losses, occurrences[runner.digest(window)], edges)
         return {'edges': edges, 'sums': sums.tolist(), 'counts': counts.tolist()}
 
-    bundles = [repository.overfull(plan.material, seq_len + 1, i) for i in range(plan.counts[max(plan.lengths)])]
-    if not all(bundles):
-        raise ValueError(f'the Python files of the haystack hold less than the {seq_len} tokens of a window; give a larger '
-                         'repository, or leave identifiers out')
-    return _run(bundles, path, 'identifiers', seq_len, measure, progress)
+    return _run(windows, sources, path, 'identifiers', measure, progress)
 
 
 def _whole(model, length):
@@ -72,19 +94,26 @@ def _windows(plan, documents, seq_len):
     return perplexity.windows(documents, seq_len, count, plan.material.seed, plan.tokenizer.bos_id)
 
 
-def _run(windows, path, task, seq_len, measure, progress):
+def _run(windows, sources, path, task, measure, progress):
     found, problems = runner.read(path)
+    rows = [{'task': task, 'length': len(window) - 1, 'index': i, 'text': '', 'outputs': [],
+             'window': runner.digest(window), 'document': int(source)}
+            for i, (window, source) in enumerate(zip(windows, sources, strict=True))]
+    others = [row for row in rows if not row.items() <= found.get(runner.key_of(row), row).items()]
+    if others:
+        problems.append(f'{path} holds {len(others)} lines of the task {task} about other windows than those that are '
+                        'asked for now; they are measured again')
+    found = {key: row for key, row in found.items() if key not in {runner.key_of(row) for row in others}}
     runner.write(path, found)
     start, made, count = time.monotonic(), 0, len(windows)
-    for i, window in enumerate(windows):
-        if (task, seq_len, i) not in found:
-            found[task, seq_len, i] = {'task': task, 'length': seq_len, 'index': i, 'text': '', 'outputs': [],
-                                       'meta': measure(window)}
+    for i, (row, window) in enumerate(zip(rows, windows, strict=True)):
+        if runner.key_of(row) not in found:
+            found[runner.key_of(row)] = {**row, 'meta': measure(window)}
             runner.write(path, found)
             made += 1
         if progress is not None:
             progress(i + 1, count, (time.monotonic() - start) / max(made, 1) * (count - i - 1))
-    return [found[task, seq_len, i] for i in range(count)], problems
+    return [found[runner.key_of(row)] for row in rows], problems
 
 
 def _loss(model, windows):
@@ -119,11 +148,11 @@ def _measure(model, window):
 
 def scores(rows):
     """perplexity.Bins as a dict, and what else the windows give: 'growing', 'long_ppl', 'border'."""
-    meta = [row['meta'] for row in rows]
-    out = _bins(meta, 'edges', 'means')
+    meta, sources = [row['meta'] for row in rows], [row['document'] for row in rows]
+    stacked = lambda name: np.array([one[name] for one in meta]).T
+    out = perplexity.binned(meta[0]['edges'], stacked('means'), sources).to_dict()
     if 'growing' in meta[0]:
-        values = np.array([one['growing'] for one in meta]).T
-        error, means = long_perplexity.standard_error(values), values.mean(1)
+        means, error = perplexity.over_documents(stacked('growing'), sources)
         out['growing'] = {'contexts': meta[0]['contexts'], 'targets': meta[0]['targets'], 'mean': means.tolist(),
                           'stderr': error.tolist(),
                           'effective_context': long_perplexity.effective_context(meta[0]['contexts'], means)}
@@ -132,20 +161,19 @@ def scores(rows):
         out['long_ppl'] = {'key_tokens': key, 'of': len(rows) * rows[0]['length'], 'context': meta[0]['short_context'],
                            'value': math.exp(sum(one['key_loss'] for one in meta) / key) if key else None}
     if 'border' in meta[0]:
-        out['border'] = _bins(meta, 'border_edges', 'border')
+        out['border'] = perplexity.binned(meta[0]['border_edges'], stacked('border'), sources).to_dict()
     return out
 
 
-def _bins(meta, edges, means):
-    values = np.array([one[means] for one in meta]).T
-    return perplexity.Bins(tuple(meta[0][edges]), values.mean(1), long_perplexity.standard_error(values),
-                           len(meta)).to_dict()
-
-
 def regression(rows, base_rows):
-    """long_perplexity.regression of the rows of run_short of two models."""
-    return {'length': rows[0]['length'], **long_perplexity.regression(
-        *([row['meta']['mean'] for row in one] for one in (rows, base_rows)))}
+    """long_perplexity.regression of the rows of run_short of two models; ValueError if their windows differ."""
+    ours, base = ([row['window'] for row in one] for one in (rows, base_rows))
+    if ours != base:
+        raise ValueError(f'the model was read on {len(ours)} windows and the base model on {len(base)}, of which '
+                         f'{len({*ours} & {*base})} are the same, so their losses do not compare; measure both with the same '
+                         'documents, seed, length and count')
+    means = ([row['meta']['mean'] for row in one] for one in (rows, base_rows))
+    return {'length': rows[0]['length'], **long_perplexity.regression(*means, [row['document'] for row in rows])}
 
 
 def identifier_scores(rows):

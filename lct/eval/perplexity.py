@@ -20,18 +20,19 @@ from lct.ops.cross_entropy import cross_entropy
 @dataclasses.dataclass(frozen=True)
 class Bins:
     """Mean loss (nats per token) of positions edges[i] <= p < edges[i + 1], and its standard error over
-    windows (NaN for a single window)."""
+    documents (NaN for a single one), as over_documents says."""
 
     edges: tuple  # [n + 1]
     mean: np.ndarray  # [n]
     stderr: np.ndarray  # [n]
     num_windows: int
+    documents: int  # that the windows come from
 
     def to_dict(self):
         """Plain lists and numbers for JSON."""
         error = [None if np.isnan(x) else float(x) for x in self.stderr]
         return {'edges': list(self.edges), 'mean': self.mean.tolist(), 'stderr': error,
-                'num_windows': self.num_windows}
+                'num_windows': self.num_windows, 'documents': self.documents}
 
     def to_json(self):
         """JSON text; from_json reads it back."""
@@ -40,8 +41,11 @@ class Bins:
     @classmethod
     def from_json(cls, text):
         fields = json.loads(text)
+        if 'documents' not in fields:
+            raise ValueError("a kept loss by position has no field 'documents': it is of windows that are drawn in another "
+                             'way now; remove its file to measure it again')
         error = np.array([np.nan if x is None else x for x in fields['stderr']])
-        return cls(tuple(fields['edges']), np.array(fields['mean']), error, fields['num_windows'])
+        return cls(tuple(fields['edges']), np.array(fields['mean']), error, fields['num_windows'], fields['documents'])
 
 
 def windows(documents, seq_len, count, seed, bos_id=None, rotations=1):
@@ -50,14 +54,16 @@ def windows(documents, seq_len, count, seed, bos_id=None, rotations=1):
     Each stretch gives `rotations` windows that begin at even steps within it and run over its end into its
     beginning. So the same tokens stand at every position, with little context and with much: a curve over
     positions then shows what the context is worth, and not which tokens happen to stand late in a file.
-    Documents are drawn by their length.
+    Long enough documents come in a random order, and none comes again before all have come. Window i depends on
+    the seed and on i alone, so more windows are the same ones and some after them.
 
     Args:
       documents: lists or arrays of token ids.
       count: windows in all, a multiple of rotations.
       bos_id: put at position 0 of every window, as in training, if the tokenizer has one.
     Returns:
-      int32 [count, seq_len + 1]: inputs are [:, :-1], targets [:, 1:].
+      (int32 [count, seq_len + 1]: inputs are [:, :-1], targets [:, 1:];
+       int [count]: which document each window comes from)
     """
     if rotations < 1 or count % rotations:
         raise ValueError(f'{count} windows are not a multiple of {rotations} rotations; use for example '
@@ -66,24 +72,26 @@ def windows(documents, seq_len, count, seed, bos_id=None, rotations=1):
         raise ValueError(f'seq_len {seq_len} and count {count} must both be at least 1')
     needed = seq_len + 1 - (bos_id is not None)
     sizes = np.array([len(document) for document in documents], np.int64)
-    places = np.where(sizes >= needed, sizes, 0)
-    if not places.sum():
+    fitting = np.flatnonzero(sizes >= needed)
+    if not len(fitting):
         longest = sizes.max(initial=0)
         raise ValueError(
             f'none of the {len(sizes)} held-out documents has the {needed} tokens of a window: the longest has '
             f'{longest}; use a seq_len up to {max(longest - needed + seq_len, 1)} or longer documents'
         )
-    rng = np.random.default_rng(seed)
-    chosen = rng.choice(len(sizes), size=count // rotations, p=places / places.sum())
+    stretches = count // rotations
+    rounds = range(-(-stretches // len(fitting)))
+    orders = [np.random.default_rng([seed, 0, i]).permutation(fitting) for i in rounds]
+    chosen = np.concatenate(orders)[:stretches]
     out = np.full((count, seq_len + 1), 0 if bos_id is None else bos_id, np.int32)
-    groups = out[:, seq_len + 1 - needed:].reshape(len(chosen), rotations, needed)
-    for group, i in zip(groups, chosen, strict=True):
-        start = rng.integers(places[i])
-        stretch = np.take(documents[i], np.arange(start, start + needed), mode='wrap')
+    groups = out[:, seq_len + 1 - needed:].reshape(stretches, rotations, needed)
+    for i, (group, source) in enumerate(zip(groups, chosen, strict=True)):
+        start = np.random.default_rng([seed, 1, i]).integers(sizes[source])
+        stretch = np.take(documents[source], np.arange(start, start + needed), mode='wrap')
         for turn, window in enumerate(group):
             window[:] = np.roll(stretch, -(turn * needed // rotations))
     out[:, seq_len + 1 - needed:] = groups.reshape(count, needed)
-    return out
+    return out, chosen.repeat(rotations)
 
 
 def check(seq_len, ring_size=1, ffn_chunks=1):
@@ -101,7 +109,7 @@ def loss_by_position(params, config, windows, *, layout='zigzag', memory=None, b
     """The loss of every token on the current mesh; no [B, T, V] exists.
 
     Args:
-      windows: int [n, seq_len + 1] as windows() makes them.
+      windows: int [n, seq_len + 1], the first of what windows() gives.
       batch_size: windows computed at a time; the last batch is padded to it.
       progress: called as progress(done, total) after every batch.
     Returns:
@@ -151,15 +159,31 @@ def doubling_edges(seq_len, first=64):
     return tuple(edges)
 
 
-def bins(losses, edges=None):
-    """Bins of losses [n, T]; edges default to doubling_edges(T)."""
-    num_windows, seq_len = losses.shape
+def bins(losses, edges=None, sources=None):
+    """Bins of losses [n, T]; edges default to doubling_edges(T), sources are as in binned."""
+    seq_len = losses.shape[1]
     edges = doubling_edges(seq_len) if edges is None else tuple(int(edge) for edge in edges)
     if len(edges) < 2 or edges[0] < 0 or edges[-1] > seq_len or (np.diff(edges) < 1).any():
         raise ValueError(f'edges {edges} must increase within 0..{seq_len}, the length of the windows')
     spans = zip(edges[:-1], edges[1:], strict=True)
-    means = np.stack([losses[:, lo:hi].mean(1, dtype=np.float64) for lo, hi in spans])  # [bins, n]
-    error = np.full(len(means), np.nan)
-    if num_windows > 1:
-        error = means.std(1, ddof=1) / num_windows**0.5
-    return Bins(edges, means.mean(1), error, num_windows)
+    return binned(edges, [losses[:, lo:hi].mean(1, dtype=np.float64) for lo, hi in spans], sources)
+
+
+def binned(edges, values, sources=None):
+    """Bins of the mean losses [bins, n] of n windows; sources: [n] their documents, by default one for each."""
+    values = np.asarray(values)
+    sources = range(values.shape[1]) if sources is None else sources
+    return Bins(tuple(edges), *over_documents(values, sources), values.shape[1], len(set(sources)))
+
+
+def over_documents(values, sources):
+    """(mean, standard error) [m], [m] of values [m, n] whose columns come from the documents sources [n].
+
+    Windows of one document are alike, so its mean counts as one observation: many windows of few documents say
+    little about others. The error is NaN for a single document.
+    """
+    sources = np.asarray(sources)
+    units = np.stack([values[:, sources == one].mean(1) for one in np.unique(sources)], 1)
+    count = units.shape[1]
+    error = units.std(1, ddof=1) / count**0.5 if count > 1 else np.full(len(units), np.nan)
+    return units.mean(1), error

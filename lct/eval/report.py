@@ -79,7 +79,7 @@ def _heat_map(axis, result, native, name):
 
 def loss_figure(curves, native, path):
     """Loss by position of every model in curves (name -> perplexity.Bins), with bands of one standard
-    error over windows."""
+    error over documents."""
     figure = _new_figure(7.5, 4.5)
     axis = figure.subplots()
     for i, (name, curve) in enumerate(curves.items()):
@@ -97,7 +97,7 @@ def loss_figure(curves, native, path):
                   xytext=(-4, -4), textcoords='offset points', ha='right', va='top', fontsize=8, rotation=90)
     axis.set_xlabel('position in the text (tokens)')
     axis.set_ylabel('loss (nats per token)')
-    axis.set_title(f'loss by position, {_numbers(curve.num_windows for curve in curves.values())} windows')
+    axis.set_title(f'loss by position, {_windows(curves)}')
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[['top', 'right']].set_visible(False)
     axis.legend(frameon=False)
@@ -226,8 +226,13 @@ def _loss_markdown(losses):
         known = dict(zip(zip(curve.edges[:-1], curve.edges[1:], strict=True), curve.mean, strict=True))
         rows.append([name, *(f'{known[span]:.3f}' if span in known else 'not run' for span in spans)])
     header = ['model', *(f'{short(low)} to {short(high)}' for low, high in spans)]
-    count = _numbers(curve.num_windows for curve in losses.values())
-    return f'Nats per token over {count} windows of text, by position.\n\n' + markdown_table(header, rows)
+    return f'Nats per token over {_windows(losses)}, by position.\n\n' + markdown_table(header, rows)
+
+
+def _windows(curves):
+    windows, documents = (_numbers(getattr(curve, name) for curve in curves.values())
+                          for name in ('num_windows', 'documents'))
+    return f'{windows} windows (documents: {documents})'
 
 
 def _numbers(counts):

@@ -234,10 +234,14 @@ def answer(model, batch, finished=()):
 
 def row_of(sample, ids, text, new_tokens):
     """A line of the file: what scoring needs, and the prompt as a hash of its tokens."""
-    digest = hashlib.sha256(np.asarray(ids, '<i4').tobytes()).hexdigest()[:16]
     return {'task': sample.task, 'length': sample.length, 'index': sample.index, 'text': text,
-            'outputs': list(sample.outputs), 'meta': sample.meta, 'prompt': digest, 'prompt_tokens': len(ids),
+            'outputs': list(sample.outputs), 'meta': sample.meta, 'prompt': digest(ids), 'prompt_tokens': len(ids),
             'new_tokens': new_tokens}
+
+
+def digest(ids):
+    """16 hexadecimal digits that stand for token ids."""
+    return hashlib.sha256(np.asarray(ids, '<i4').tobytes()).hexdigest()[:16]
 
 
 def sample_of(row):
