@@ -41,7 +41,7 @@ def cells(report):
         elif suite == 'icl':
             for task, one in result['tasks'].items():
                 for shots, cell in one['curve'].items():
-                    yield suite, task, shots, cell['accuracy'], *cell['interval'], cell['count']
+                    yield suite, task, shots, cell['accuracy'], *(cell['interval'] or ('', '')), cell['count']
         elif suite == 'loss':
             yield from _loss_cells(result)
 
@@ -116,6 +116,9 @@ def sentences(suite, result):
     if suite == 'ruler':
         return effective(result)
     out = []
+    curves_of = [one['curve'].values() for one in result['tasks'].values()] if suite == 'icl' else []
+    if not all(cell['interval'] for curve in curves_of for cell in curve):
+        out.append('no interval where all samples share one hidden rule: more samples ask of more rules')
     if suite == 'loss' and (one := result.get('growing')):
         out.append(f"within 1% of the loss with the longest context: {short(one['effective_context'])} tokens of it")
     if suite == 'loss' and (one := result.get('long_ppl')):
@@ -268,10 +271,13 @@ def figures(suite, result, trained):
         for task, one in result['tasks'].items():
             shots = [int(n) for n in one['curve']]
             rows = list(one['curve'].values())
-            series = {'model': (shots, [row['accuracy'] for row in rows], [row['interval'] for row in rows])}
+            # An unknown interval has no width to see, and the model's line stays solid.
+            band = [row['interval'] or 2 * [row['accuracy']] for row in rows]
+            series = {'model': (shots, [row['accuracy'] for row in rows], band)}
             for learner, curve in one['references'].items():
                 series[learner] = ([int(n) for n in curve], list(curve.values()), None)
-            yield f'{task}: model with 95% band, reference learners dashed', curves(series, 'shots', 'accuracy')
+            known = 'model with 95% band' if all(row['interval'] for row in rows) else 'model, no band of one rule'
+            yield f'{task}: {known}, reference learners dashed', curves(series, 'shots', 'accuracy')
     elif suite == 'loss':
         yield (f"Loss over {result['num_windows']} windows, band of one standard error", _loss_curve(
             _middles(result['edges']), result['mean'], result['stderr'], 'position (tokens)', trained))
