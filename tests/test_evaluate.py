@@ -17,7 +17,7 @@ sys.path.insert(0, str(HERE))
 import evaluate  # noqa: E402
 
 from lct.data import tokenizer  # noqa: E402
-from lct.eval import html_report, runner  # noqa: E402
+from lct.eval import html_report, icl, ruler, runner, suites  # noqa: E402
 
 
 def run(workdir, **changes):
@@ -80,11 +80,35 @@ def test_the_other_suites_run_on_a_mesh_and_share_their_texts(tmp_path, monkeypa
     assert [len(group) for group in several] == [4]  # a text for four questions
     curve = report['icl']['tasks']['lookup']['curve']
     assert list(curve) == [str(2**i) for i in range(len(curve))] and all(x['count'] == 4 for x in curve.values())
+    assert {x['interval'] for x in curve.values()} == {None}  # all of one set
+    page = (tmp_path / 'report.html').read_text()
+    assert 'model, no band of one rule' in page and 'more samples ask of more rules' in page
+    assert re.search(r'^icl,lookup,1,[01.]+,,,4$', (tmp_path / 'results.csv').read_text(), re.MULTILINE)
+    by_length = {item.length: group for batch in read for group in batch.groups for item in group if item.task == 'lookup'}
+    assert len(by_length) == len(curve) and all(len(group) == 4 for group in by_length.values())
     assert report['icl']['tasks']['lookup']['references']['table'] == dict.fromkeys(curve, 1.0)
     before = len(read)
     run(tmp_path, suite='adversarial,icl', tasks='several,lookup', samples='4', mesh='1,1,2,1')
     assert len(read) == before
     assert json.loads((tmp_path / 'results.json').read_text())['results'] == report
+
+
+def test_shots_are_made_when_their_turn_comes():
+    words = tokenizer.load(HERE / 'base')
+    document = types.SimpleNamespace(name='', text='A line of text.\n' * 99)
+    asked = lambda count: suites.icl_items(suites.Plan(
+        ruler.Material(words, [document], overhead=9), (512, 4096), {512: 1, 4096: count}, ('cipher',)))
+    icl._shown.cache_clear()
+    items = asked(10)
+    assert [item.key for item in asked(6)] == [item.key for item in items if item.index % 10**6 < 6]
+    assert icl._shown.cache_info().misses == 0
+    for item in items[-10:]:
+        sample = item.make()
+        assert (sample.task, sample.length, sample.index) == item.key
+        assert len(words.encode(sample.text)) + 1 + 9 + sample.max_new_tokens <= sample.length <= 4096
+    # Four queries and four and two share their shots, which are made once for them.
+    assert [len({item.group for item in items[-10:][i:i + 4]}) for i in (0, 4, 8)] == [1, 1, 1]
+    assert len({item.group for item in items[-10:]}) == icl._shown.cache_info().misses == 3
 
 
 def test_losses_of_a_repository_beside_a_base_model(tmp_path):

@@ -60,6 +60,16 @@ def test_wilson_interval():
     assert scoring.wilson(1.0, 500)[1] == 1.0
 
 
+def test_interval_of_sets():
+    # Sets that are wholly right or wholly wrong are one score each; sets as mixed as the whole, a score for each score.
+    assert scoring.interval_of_sets([[1.0] * 4, [0.0] * 4] * 50) == pytest.approx(scoring.wilson(0.5, 100), abs=0.002)
+    assert scoring.interval_of_sets([[1.0, 0.0]] * 100) == pytest.approx(scoring.wilson(0.5, 200))
+    one_each = [[float(i % 3 > 0)] for i in range(60)]
+    assert scoring.interval_of_sets(one_each) == pytest.approx(scoring.wilson(2 / 3, 60), abs=0.002)
+    assert scoring.interval_of_sets([[1.0] * 4, [1.0]]) == scoring.wilson(1.0, 2)
+    assert scoring.interval_of_sets([[1.0, 0.0, 1.0]]) is None
+
+
 def test_task_score_and_its_error():
     score = scoring.task_score([1.0] * 425 + [0.0] * 75, ['x'] * 499 + [' \n'])
     assert (score.mean, score.count, score.nulls) == (85.0, 500, 1)

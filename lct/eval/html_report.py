@@ -42,7 +42,7 @@ def cells(report):
         elif suite == 'icl':
             for task, one in result['tasks'].items():
                 for shots, cell in one['curve'].items():
-                    yield suite, task, shots, cell['accuracy'], *cell['interval'], cell['count']
+                    yield suite, task, shots, cell['accuracy'], *(cell['interval'] or ('', '')), cell['count']
         elif suite == 'loss':
             yield from loss_report.cells(result)
 
@@ -82,7 +82,12 @@ def sentences(suite, result):
     """What the numbers of a suite come to."""
     if suite == 'ruler':
         return effective(result)
-    return loss_report.sentences(result) if suite == 'loss' else []
+    if suite == 'loss':
+        return loss_report.sentences(result)
+    curves_of = [one['curve'].values() for one in result['tasks'].values()] if suite == 'icl' else []
+    if not all(cell['interval'] for curve in curves_of for cell in curve):
+        return ['no interval where all samples share one hidden rule: more samples ask of more rules']
+    return []
 
 
 def terminal(report):
@@ -224,10 +229,13 @@ def figures(suite, result, trained):
         for task, one in result['tasks'].items():
             shots = [int(n) for n in one['curve']]
             rows = list(one['curve'].values())
-            series = {'model': (shots, [row['accuracy'] for row in rows], [row['interval'] for row in rows])}
+            # An unknown interval has no width to see, and the model's line stays solid.
+            band = [row['interval'] or 2 * [row['accuracy']] for row in rows]
+            series = {'model': (shots, [row['accuracy'] for row in rows], band)}
             for learner, curve in one['references'].items():
                 series[learner] = ([int(n) for n in curve], list(curve.values()), None)
-            yield f'{task}: model with 95% band, reference learners dashed', curves(series, 'shots', 'accuracy')
+            known = 'model with 95% band' if all(row['interval'] for row in rows) else 'model, no band of one rule'
+            yield f'{task}: {known}, reference learners dashed', curves(series, 'shots', 'accuracy')
     elif suite == 'loss':
         yield from _loss_curve(
             f"Loss over {result['num_windows']} windows (documents: {result['documents']}), 95% band",

@@ -4,196 +4,23 @@ A set is one hidden rule with its stream of shots; the first n of a stream make 
 are nested and a curve over n compares like with like. Every prompt depends on (task, shots, index, seed) alone.
 """
 
-import dataclasses
+import functools
 import itertools
 
 import numpy as np
 
-from lct.data import recall
-from lct.eval import icl_learners, ruler_text, samples, scoring
+from lct.eval import fitting, samples, scoring
+from lct.eval.icl_tasks import Chain, Cipher, Linear, Lookup, Parity, Regression, Sentiment, Topics
 
-QUERIES = 32  # a set; sets are index // QUERIES
+# Sets are index // QUERIES. A set is read once, whatever is asked of it, but rules differ more than queries of one
+# rule do: of 20 samples this makes 5 rules, for a quarter of the reading that 20 would take.
+QUERIES = 4
+MEASURED = 16, 64  # sets and shots of each that tell how long a task's prompts are
 ORDERS = ('drawn', 'balanced', 'grouped')
-GOOD = ('bold brilliant charming cheerful clean delightful excellent fresh friendly funny generous graceful helpful '
-        'honest kind lovely neat perfect pleasant polite smart splendid superb sweet tasty warm wise witty').split()
-BAD = ('awful boring broken careless cold cruel dirty dull empty faulty filthy foul greedy grim harsh horrible lazy '
-       'mean nasty poor rotten rude sad silly stale terrible ugly useless').split()
-THINGS = 'book concert dinner film garden guide hotel journey lecture meal play room service song story view'.split()
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """text and label are what a prompt says; x is what a learner sees; answers: every right label, if there is
-    more than the one shown.
-
-    A task has rule(rng) -> what is hidden, and example(rule, rng, number) -> Example, where number is that of
-    the shot, or for a query of a shot that is shown.
-    """
-
-    text: str
-    label: str
-    x: object
-    answers: tuple = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Linear:
-    """On which side of a hidden plane through the middle of the cube is a vector of integers 0..99?"""
-
-    task: str = 'linear'
-    dims: int = 16
-    learners = {'logistic regression': icl_learners.logistic, '5 nearest': icl_learners.nearest}
-
-    def rule(self, rng):
-        return np.random.default_rng(rng.getrandbits(64)).normal(size=self.dims), labels(rng, 2)
-
-    def example(self, rule, rng, number):
-        plane, names = rule
-        x = np.array([rng.randrange(100) for _ in range(self.dims)])
-        return Example(' '.join(map(str, x)), names[int(plane @ (x - 49.5) > 0)], x)
-
-
-@dataclasses.dataclass(frozen=True)
-class Topics:
-    """Which topic are the words from? The topics are random sets of words and their labels are inventions, so
-    nothing but the shots says which is which."""
-
-    task: str = 'topics'
-    classes: int = 8
-    words: int = 12
-    learners = {'naive Bayes': icl_learners.naive_bayes}
-
-    def rule(self, rng):
-        pool = list(recall.ADJECTIVES + recall.NOUNS)
-        rng.shuffle(pool)
-        if not 2 <= self.classes <= len(pool) // 8:
-            raise ValueError(f'{self.classes} classes must be 2 to {len(pool) // 8}, for topics of 8 words or more')
-        return [pool[i::self.classes] for i in range(self.classes)], labels(rng, self.classes)
-
-    def example(self, rule, rng, number):
-        topics, names = rule
-        i = rng.randrange(self.classes)
-        words = rng.choices(topics[i], k=self.words)
-        return Example(' '.join(words), names[i], words)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sentiment:
-    """Good or bad? With flipped labels a model must let the shots overrule what it knows."""
-
-    task: str = 'sentiment_flipped'
-    flipped: bool = True
-    learners = {'naive Bayes': icl_learners.naive_bayes}
-
-    def rule(self, rng):
-        return ('positive', 'negative') if self.flipped else ('negative', 'positive')
-
-    def example(self, rule, rng, number):
-        good = rng.random() < 0.5
-        words = rng.sample(GOOD if good else BAD, 2)
-        text = f'The {rng.choice(THINGS)} was {words[0]} and {words[1]}.'
-        return Example(text, rule[good], words)
-
-
-@dataclasses.dataclass(frozen=True)
-class Cipher:
-    """Translate a word letter by letter by a hidden alphabet."""
-
-    task: str = 'cipher'
-    learners = {'table of letters': icl_learners.letters}
-
-    def rule(self, rng):
-        letters = list('abcdefghijklmnopqrstuvwxyz')
-        rng.shuffle(letters)
-        return dict(zip('abcdefghijklmnopqrstuvwxyz', letters, strict=True)), ruler_text.Invented(0)
-
-    def example(self, rule, rng, number):
-        alphabet, invented = rule
-        word = invented[rng.randrange(invented.count)]
-        return Example(word, ''.join(alphabet[letter] for letter in word), word)
-
-
-@dataclasses.dataclass(frozen=True)
-class Parity:
-    """The parity of hidden positions of a bit string: of `hidden` of them, or with hidden 0 of all positions up
-    to each, which is one rule for all sets."""
-
-    task: str = 'parity'
-    bits: int = 20
-    hidden: int = 3
-    learners = {'elimination': icl_learners.parity}
-
-    def rule(self, rng):
-        if not 0 <= self.hidden <= self.bits:
-            raise ValueError(f'{self.hidden} hidden positions of {self.bits} bits; use 0 to {self.bits}')
-        return sorted(rng.sample(range(self.bits), self.hidden))
-
-    def example(self, rule, rng, number):
-        x = np.array([rng.randrange(2) for _ in range(self.bits)])
-        y = x[rule].sum(keepdims=True) % 2 if self.hidden else np.cumsum(x) % 2
-        return Example(' '.join(map(str, x)), ' '.join(map(str, y)), x)
-
-
-@dataclasses.dataclass(frozen=True)
-class Lookup:
-    """What was the value of this name? Retrieval and nothing more: each query is one of the shots."""
-
-    task: str = 'lookup'
-    learners = {'table': icl_learners.table}
-
-    def rule(self, rng):
-        return ruler_text.Invented(0), rng.randrange(75 ** 3)
-
-    def example(self, rule, rng, number):
-        invented, start = rule
-        name = invented[(start + number * 7919) % invented.count]
-        value = str(samples.rng('lookup', start, number).randint(1000, 9999))
-        return Example(name, value, name)
-
-
-@dataclasses.dataclass(frozen=True)
-class Chain:
-    """What may come next? Walks over two random rings of the same symbols, at each step along either."""
-
-    task: str = 'chain'
-    symbols: int = 12
-    walk: int = 10
-    learners = {'pairs seen': icl_learners.pairs}
-
-    def rule(self, rng):
-        names = labels(rng, self.symbols)
-        # Two rings through all symbols, so that walks visit each of them equally often.
-        one, other = rng.sample(names, len(names)), rng.sample(names, len(names))
-        rings = [dict(zip(ring, ring[1:] + ring[:1], strict=True)) for ring in (one, other)]
-        return {name: tuple(ring[name] for ring in rings) for name in names}
-
-    def example(self, rule, rng, number):
-        walk = [rng.choice(sorted(rule))]
-        while len(walk) < self.walk:
-            walk.append(rng.choice(rule[walk[-1]]))
-        return Example(' '.join(walk[:-1]), walk[-1], walk, rule[walk[-2]])
-
-
-@dataclasses.dataclass(frozen=True)
-class Regression:
-    """The integer value of a hidden linear function; least squares knows it from `dims` shots on."""
-
-    task: str = 'regression'
-    dims: int = 6
-    learners = {'least squares': icl_learners.least_squares}
-
-    def rule(self, rng):
-        return np.array([rng.randint(-9, 9) for _ in range(self.dims)])
-
-    def example(self, rule, rng, number):
-        x = np.array([rng.randint(-9, 9) for _ in range(self.dims)])
-        return Example(' '.join(map(str, x)), str(int(rule @ x)), x)
-
-
 TASKS = {config.task: config for config in (
-    Linear(), Linear('linear_64', 64), Topics(), Topics('topics_16', 16), Sentiment(),
-    Sentiment('sentiment', flipped=False), Cipher(), Parity(), Parity('parity_running', hidden=0), Lookup(),
-    Chain(), Regression(),
+    Linear(), Linear('linear_64', 64), Topics(), Topics('topics_16', 16), Topics('topics_balanced', order='balanced'),
+    Topics('topics_grouped', order='grouped'), Sentiment(), Sentiment('sentiment', flipped=False), Cipher(), Parity(),
+    Parity('parity_running', hidden=0), Lookup(), Chain(), Regression(),
 )}
 
 
@@ -204,40 +31,34 @@ def task(name):
     return TASKS[name]
 
 
-def labels(rng, count):
-    """[word] invented and distinct."""
-    invented = ruler_text.Invented(0)
-    return [invented[i] for i in rng.sample(range(invented.count), count)]
+@functools.lru_cache(maxsize=1)  # the queries of a set are made one after the other
+def episode(config, seed, number, shots):
+    """-> ((Example,) * shots, (Example,) * QUERIES) of set `number`.
 
-
-def episode(config, seed, number, shots, order='drawn'):
-    """-> ([Example] * shots, [Example] * QUERIES) of set `number`.
-
-    order: 'drawn' at random, 'balanced' in rounds of every label once, or 'grouped' by label, which is the
-    hardest to learn from; grouped sets are nested as sets only.
+    A task's order is 'drawn' at random, 'balanced' in rounds of every label once, or 'grouped' by label, which is
+    the hardest to learn from; grouped sets are nested as sets only.
     """
+    order, name = getattr(config, 'order', 'drawn'), type(config).__name__
     if order not in ORDERS:
         raise ValueError(f"unknown order {order!r}; use one of {', '.join(ORDERS)}")
     if shots < 1:
         raise ValueError(f'{shots} shots must be at least 1')
-    rule = config.rule(samples.rng(seed, 'rule', config.task, number))
-    rng = samples.rng(seed, 'shots', config.task, number)
+    rule = config.rule(samples.rng(seed, 'rule', name, number))
+    rng = samples.rng(seed, 'shots', name, number)
     stream = (config.example(rule, rng, i) for i in itertools.count())
     if order == 'balanced':
         stream = _rounds(stream)
     chosen = list(itertools.islice(stream, shots))
     if order == 'grouped':
         chosen.sort(key=lambda example: example.label)
-    rng, which = samples.rng(seed, 'queries', config.task, number), samples.rng(seed, 'which', number)
-    return chosen, [config.example(rule, rng, which.randrange(shots)) for _ in range(QUERIES)]
+    rng, which = samples.rng(seed, 'queries', name, number), samples.rng(seed, 'which', number)
+    return tuple(chosen), tuple(config.example(rule, rng, which.randrange(shots)) for _ in range(QUERIES))
 
 
 def _rounds(stream, look=512):
     """The examples of a stream in rounds of every label once; labels are those of its first `look` examples."""
     first = list(itertools.islice(stream, look))
     waiting = {example.label: [] for example in first}
-    if len(waiting) > look // 8:
-        raise ValueError(f'{len(waiting)} labels or more are too many for rounds of each once; use another order')
     for example in itertools.chain(first, stream):
         if example.label in waiting:
             waiting[example.label].append(example)
@@ -245,31 +66,65 @@ def _rounds(stream, look=512):
             yield from [queue.pop(0) for queue in waiting.values()]
 
 
-def sample(config, shots, index, seed, tokenizer, order='drawn'):
-    """Sample number index, query index % QUERIES of set index // QUERIES; its length is what it takes."""
+def sample(config, shots, index, seed, tokenizer, overhead=0):
+    """Sample number index, query index % QUERIES of set index // QUERIES; overhead: tokens of a chat template."""
     number, query = divmod(index, QUERIES)
-    chosen, queries = episode(config, seed, number, shots, order)
-    query = queries[query]
-    prompt = ''.join(f'Input: {example.text}\nOutput: {example.label}\n' for example in chosen)
-    prompt += f'Input: {query.text}\n'
-    prefix = 'Output:'
-    tokens = len(tokenizer.encode(prompt + prefix)) + (tokenizer.bos_id is not None)
-    new = max(len(tokenizer.encode(f' {example.label}\n')) for example in [query, *chosen]) + 1
-    meta = {'shots': shots, 'set': number, 'order': order, 'tokens': tokens + new, 'label': query.label}
-    return samples.Sample(config.task, tokens + new, index, prompt, prefix, list(query.answers or [query.label]),
-                          new, meta)
+    text, tokens = _shown(config, seed, number, shots, tokenizer)
+    query = episode(config, seed, number, shots)[1][query]
+    counter = fitting.Counter(tokenizer)
+    prompt, prefix = f'Input: {query.text}\n', 'Output:'
+    answers = list(query.answers or [query.label])
+    new = max(_measures(config, seed, tokenizer)[-1], *_answer_tokens(counter, answers))
+    used = overhead + counter.bos + tokens + int(counter.pieces([prompt + prefix])[0]) + new
+    meta = {'shots': shots, 'set': number, 'tokens': used, 'label': query.label}
+    return samples.Sample(config.task, length(config, shots, seed, tokenizer, overhead), index, text + prompt, prefix,
+                          answers, new, meta)
 
 
-def shot_counts(config, seed, tokenizer, length, order='drawn'):
-    """(1, 2, 4, ...): the powers of two whose prompts fit into length tokens in the first set."""
-    counts = []
-    for power in itertools.count():
-        if sample(config, 2 ** power, 0, seed, tokenizer, order).length > length:
-            break
-        counts.append(2 ** power)
+def length(config, shots, seed, tokenizer, overhead=0):
+    """Tokens that hold the prompt of so many shots and its answer in every set, without making one of them.
+
+    Of n shots there are at most n (mean + 5 sd of the sets' means) + 5 sd of a shot sqrt(n), and a query is no longer
+    than a shot.
+    """
+    mean, of_sets, of_shots, new = _measures(config, seed, tokenizer)
+    shots += 1
+    most = shots * (mean + 5 * of_sets) + 5 * of_shots * shots ** 0.5
+    return overhead + fitting.Counter(tokenizer).bos + int(np.ceil(most)) + new
+
+
+def shot_counts(config, seed, tokenizer, longest, overhead=0):
+    """(1, 2, 4, ...): the powers of two of shots that fit into longest tokens."""
+    counts = tuple(itertools.takewhile(lambda shots: length(config, shots, seed, tokenizer, overhead) <= longest,
+                                       (2 ** power for power in itertools.count())))
     if not counts:
-        raise ValueError(f'length {length} is too small for one shot of {config.task}; use a larger length')
-    return tuple(counts)
+        raise ValueError(f'length {longest} is too small for one shot of {config.task}; use a larger length')
+    return counts
+
+
+def _shot(example):
+    return f'Input: {example.text}\nOutput: {example.label}\n'
+
+
+def _answer_tokens(counter, labels):
+    return [len(counter.tokenizer.encode(f' {label}\n')) + 1 for label in labels]
+
+
+@functools.lru_cache(maxsize=1)
+def _shown(config, seed, number, shots, tokenizer):
+    """(text, tokens) of the shots of a set."""
+    text = ''.join(map(_shot, episode(config, seed, number, shots)[0]))
+    return text, fitting.Counter(tokenizer).text(text)
+
+
+@functools.cache
+def _measures(config, seed, tokenizer):
+    """(mean tokens of a shot, sd of the sets' means, sd of a shot, tokens of the longest answer)."""
+    counter, (sets, count) = fitting.Counter(tokenizer), MEASURED
+    shots = [episode(config, seed, number, count)[0] for number in range(sets)]
+    tokens = np.array([counter.pieces(map(_shot, one)) for one in shots])  # [sets, count]
+    new = max(_answer_tokens(counter, {example.label for one in shots for example in one}))
+    return tokens.mean(), tokens.mean(1).std(ddof=1), tokens.std(), new
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -283,36 +138,39 @@ def score(text, outputs):
 
 
 def curve(pairs):
-    """{shots: {'accuracy', 'interval', 'macro', 'count', 'tokens'}} of (Sample, text) pairs of one task.
+    """{shots: {'accuracy', 'interval', 'macro', 'count', 'sets', 'tokens'}} of (Sample, text) pairs of one task.
 
-    macro: mean over labels of the accuracy on each. tokens: mean length of a prompt and its answer.
+    interval: 95%, over rules as well as queries; None of one set. macro: mean over labels of the accuracy on each.
+    tokens: mean of a prompt and its answer.
     """
     cells = {}
     for one, text in pairs:
         cells.setdefault(one.meta['shots'], []).append((one, score(text, one.outputs)))
     out = {}
     for shots, rows in sorted(cells.items()):
-        by_label = {}
+        by_set, by_label = {}, {}
         for one, value in rows:
+            by_set.setdefault(one.meta['set'], []).append(value)
             by_label.setdefault((one.meta['set'], one.meta['label']), []).append(value)
-        accuracy = sum(value for _, value in rows) / len(rows)
+        interval = scoring.interval_of_sets(list(by_set.values()))
         out[shots] = {
-            'accuracy': accuracy, 'interval': list(scoring.wilson(accuracy, len(rows))), 'count': len(rows),
+            'accuracy': sum(value for _, value in rows) / len(rows), 'interval': interval and list(interval),
             'macro': sum(sum(x) / len(x) for x in by_label.values()) / len(by_label),
-            'tokens': sum(one.length for one, _ in rows) / len(rows),
+            'count': len(rows), 'sets': len(by_set), 'tokens': sum(one.meta['tokens'] for one, _ in rows) / len(rows),
         }
     return out
 
 
-def references(config, seed, shots, sets, order='drawn'):
-    """{learner: accuracy} of the reference learners on the same shots and queries as the model's."""
-    right = dict.fromkeys(config.learners, 0.0)
-    for number in range(sets):
-        chosen, queries = episode(config, seed, number, shots, order)
+def references(config, seed, shots, indices):
+    """{learner: accuracy} of the reference learners on the shots and queries of the samples of these numbers."""
+    right, indices = dict.fromkeys(config.learners, 0), sorted(indices)
+    for number, asked in itertools.groupby(indices, lambda index: index // QUERIES):
+        chosen, queries = episode(config, seed, number, shots)
+        queries = [queries[index % QUERIES] for index in asked]
         xs, names = [example.x for example in chosen], [example.label for example in chosen]
         for learner, learn in config.learners.items():
             answers = learn(xs, names, [query.x for query in queries])
             right[learner] += sum(
                 answer in (query.answers or (query.label,))
                 for answer, query in zip(answers, queries, strict=True))
-    return {learner: count / (sets * QUERIES) for learner, count in right.items()}
+    return {learner: count / len(indices) for learner, count in right.items()}

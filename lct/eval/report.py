@@ -105,7 +105,7 @@ def loss_figure(curves, native, path):
 
 
 def shots_figure(curves, path, references=None, title='learning in context'):
-    """Accuracy over the number of shots on a log axis, with 95% bands.
+    """Accuracy over the number of shots on a log axis, with 95% bands where they are known.
 
     curves: {name: icl.curve(...)}; references: {learner: {shots: accuracy}}, dashed.
     """
@@ -116,7 +116,7 @@ def shots_figure(curves, path, references=None, title='learning in context'):
         shots, cells = list(curve), list(curve.values())
         axis.plot(shots, [cell['accuracy'] for cell in cells], color=color, marker='o', markersize=4, linewidth=2,
                   label=name)
-        low, high = zip(*(cell['interval'] for cell in cells), strict=True)
+        low, high = zip(*(cell['interval'] or 2 * [cell['accuracy']] for cell in cells), strict=True)
         axis.fill_between(shots, low, high, color=color, alpha=0.18, linewidth=0)
     for i, (learner, curve) in enumerate((references or {}).items()):
         axis.plot(list(curve), list(curve.values()), color=LINE_COLORS[0], linewidth=1.4,

@@ -45,6 +45,24 @@ def wilson(mean, count):
     return max(center - half, 0.0), min(center + half, 1.0)
 
 
+def interval_of_sets(sets):
+    """(low, high) of a 95% interval for the mean of scores that hang together within sets; None of one set.
+
+    sets: [[score in 0..1]]. Wilson's, of as many independent scores as would vary like the sets do. What n sets show of
+    that is weighed n - 1 to 1 against the worst, that a set counts as one score: else sets that agree by chance would
+    have hardly an interval, as by Student's t.
+    """
+    if len(sets) < 2:
+        return None
+    sums, sizes = np.array([sum(one) for one in sets]), np.array([len(one) for one in sets])
+    n, count, mean = len(sets), int(sizes.sum()), float(sums.sum() / sizes.sum())
+    if mean in (0, 1):
+        return wilson(mean, n)
+    shown = n / (n - 1) * float(((sums - mean * sizes) ** 2).sum()) / count ** 2
+    worst = mean * (1 - mean) / n
+    return wilson(mean, min(mean * (1 - mean) * n / ((n - 1) * shown + worst), count))
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskScore:
     """mean of a task at a length in 0..100, rounded as RULER rounds; stderr and interval in the same units.

@@ -157,35 +157,39 @@ def adversarial_scores(plan, rows):
 
 def icl_items(plan):
     """Powers of two of shots, as many as fit into the longest length; queries of one set share their shots."""
-    items, length, seed = [], max(plan.lengths), plan.material.seed
-    spare = plan.material.overhead
+    items, seed, tokenizer, overhead = [], plan.material.seed, plan.tokenizer, plan.material.overhead
+    longest = max(plan.lengths)
     for name in plan.chosen(icl.TASKS):
         config = icl.task(name)
-        for shots in icl.shot_counts(config, seed, plan.tokenizer, length - spare - length // 16):
-            for i in range(plan.counts[length]):
-                one = icl.sample(config, shots, i, seed, plan.tokenizer)
-                one = dataclasses.replace(one, length=one.length + spare)
-                group = (name, shots, i // icl.QUERIES) if plan.counts[length] > 1 else None
-                items.append(runner.Item(name, one.length, shots * 10**6 + i, functools.partial(_indexed, one, shots),
-                                         group, one_line=True))
+        for shots in icl.shot_counts(config, seed, tokenizer, longest, overhead):
+            length = icl.length(config, shots, seed, tokenizer, overhead)
+            for i in range(plan.counts[longest]):
+                make = functools.partial(_icl_sample, plan, name, shots, i)
+                items.append(runner.Item(name, length, _icl_index(shots, i), make, (name, shots, i // icl.QUERIES),
+                                         one_line=True))
     return items
 
 
-def _indexed(one, shots):
-    """The sample under a number that says its shots too: two samples may be equally long."""
-    return dataclasses.replace(one, index=shots * 10**6 + one.index)
+def _icl_index(shots, i):
+    """A number that says the shots too: prompts of several may be equally long."""
+    return shots * 10**6 + i
+
+
+def _icl_sample(plan, name, shots, i):
+    one = icl.sample(icl.task(name), shots, i, plan.material.seed, plan.tokenizer, plan.material.overhead)
+    return dataclasses.replace(one, index=_icl_index(shots, i))
 
 
 def icl_scores(plan, rows):
-    """{task: {'curve': icl.curve, 'references': {learner: {shots: accuracy}}}}."""
+    """{task: {'curve': icl.curve, 'references': {learner: {shots: accuracy}}}}, both of the same samples."""
     out = {}
     for task in dict.fromkeys(row['task'] for row in rows):
         mine = [row for row in rows if row['task'] == task]
         curve = icl.curve((runner.sample_of(row), row['text']) for row in mine)
-        sets = 1 + max(row['meta']['set'] for row in mine)
         references = {}
         for shots in curve:
-            for learner, accuracy in icl.references(icl.task(task), plan.material.seed, shots, sets).items():
+            asked = [row['index'] - _icl_index(shots, 0) for row in mine if row['meta']['shots'] == shots]
+            for learner, accuracy in icl.references(icl.task(task), plan.material.seed, shots, asked).items():
                 references.setdefault(learner, {})[shots] = accuracy
         out[task] = {'curve': curve, 'references': references}
     return out
