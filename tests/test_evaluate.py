@@ -41,6 +41,8 @@ def test_results_are_written(finished):
     report = json.loads((finished / 'results.json').read_text())
     assert report['results']['ruler']['lengths'] == [512] and report['results']['ruler']['count'] == 2
     assert len(report['results']['needle']['scores']) == 11
+    forced = report['results']['needle']['forced']
+    assert 0 <= forced['right'] <= 1 and forced['nats'] > 0
     assert {'weights_sha256', 'tokenizer_sha256', 'template', 'seed', 'mesh', 'versions'} <= set(report['about'])
     lines = (finished / 'results.csv').read_text().splitlines()
     assert lines[0] == 'suite,task,at,score,low,high,count' and len(lines) == 1 + 2 + 11

@@ -78,4 +78,5 @@ def test_the_card_says_what_was_done(results, curves):
 
 
 def test_lengths_are_written_short():
-    assert [report.short(x) for x in (128, 1024, 1536, 8192, 2**20)] == ['128', '1K', '1.5K', '8K', '1M']
+    assert [report.short(x) for x in (128, 1024, 1536, 8192, 1047552, 2**20)] == [
+        '128', '1K', '1.5K', '8K', '1023K', '1M']

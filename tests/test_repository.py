@@ -44,12 +44,14 @@ def material():
 
 def test_what_the_syntax_tree_says():
     assert repository.functions(SOURCE) == [repository.Function('area', '(width, height=2.0) -> float:')]
-    assert repository.defined(SOURCE) == {'area', 'Box', 'area_of', 'long_one', 'later'}
+    assert set(repository.defined(SOURCE)) == {'area', 'Box', 'area_of', 'long_one', 'later'}
     found = repository.identifiers(SOURCE)
     names = [name for _, name in found]
     assert names == ['width', 'height', 'float', 'size', 'width', 'height', 'size', 'self', 'a', 'b', 'a', 'self', 'café',
                      'wide', 'area', 'b', 'a', 'b', 'a', 'a', 'b']
     assert all(SOURCE.startswith(name, start) for start, name in found)
+    twice = Document('twice.py', f"{SOURCE}\nclass Other:\n    def area(self, x):\n        pass\n")
+    assert len(repository._questions([Document('once.py', SOURCE)])) == 1 and repository._questions([twice]) == []
     assert repository.functions('print "2"') == [] and repository.identifiers('def (') == []
 
 

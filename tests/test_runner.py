@@ -1,6 +1,7 @@
 """The runner's answers are those of plain generation, and a file that was interrupted ends like one that was not."""
 
 import contextlib
+import dataclasses
 import json
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from lct import sharding
 from lct.data import chat, tokenizer
 from lct.data.documents import Document
-from lct.eval import ruler, runner, samples, suites
+from lct.eval import continuations, ruler, runner, samples, suites
 from lct.models import decode, llama
 from lct.ops import rope
 
@@ -50,6 +51,22 @@ def test_answers_are_those_of_generation(model, tmp_path, degrees):
         rows, problems = runner.run(model, ITEMS, tmp_path / 'a.jsonl')
     assert [row['text'] for row in rows] == texts and problems == []
     assert [row['index'] for row in rows] == list(range(8))
+
+
+def test_right_answers_are_forced_where_they_are_wanted(model, tmp_path):
+    items = [dataclasses.replace(one, forced=one.index > 3) for one in ITEMS]
+    rows, _ = runner.run(model, items, tmp_path / 'a.jsonl')
+    for one, row in zip(items, rows, strict=True):
+        assert ('forced' in row) == one.forced
+        if one.forced:
+            sample = one.make()
+            context, answer = model.prompt_ids(sample), model.tokenizer.encode(f' {sample.outputs[0]}')
+            assert model.answer_ids(sample) == answer
+            ((nats, greedy),) = continuations.score(model, [(context, answer)])
+            assert row['forced'] == {'nats': pytest.approx(nats, rel=1e-4), 'tokens': 2, 'greedy': greedy}
+    assert suites.forced_scores(rows) is None
+    mean = suites.forced_scores(rows[4:])
+    assert mean['nats'] == pytest.approx(-sum(row['forced']['nats'] for row in rows[4:]) / 8)
 
 
 class Killed(Exception):

@@ -119,3 +119,13 @@ def test_predictions_are_those_that_rulers_evaluation_reads(tmp_path):
     assert got == [('vt', f'é {i}\n', ['7']) for i in range(3)]
     assert 'line 5' in problems[0] and 'line 4' in problems[1] and len(problems) == 2
     assert path.read_bytes().isascii()
+    part = tmp_path / 'qa_1-3.jsonl'  # as RULER writes in parts
+    part.write_text('{"pred": "a", "outputs": ["a", "b"]}\n{"pred": "a"}\n')
+    got, problems = scoring.read_predictions(part)
+    assert got == [('qa_1', 'a', ['a', 'b'])] and 'line 2' in problems[0]
+
+
+def test_a_value_within_a_longer_one_is_not_said():
+    assert scoring.says('It is 1234567.', '1234567') and scoring.says('BRAVE-OWL', 'brave-owl')
+    for text in ('91234567', '12345678', '', 'no'):
+        assert not scoring.says(text, '1234567')

@@ -200,3 +200,8 @@ def test_a_forced_answer_is_as_likely_as_a_forward_says(degrees):
                 np.testing.assert_allclose(nats, sum(likely), rtol=1e-5)
                 assert is_greedy == (answer == greedy(text))
         assert session.ask([[], []], [NEW] * 2, NEW) == [greedy(text) for text in TEXTS]
+        session.read([[9] * (SEQ_LEN - 1), TEXTS[1]])  # room for an answer of one token beside one of four
+        logits = np.asarray(session.logits)
+        likely = session.force([[], []], [[1], [7] * 4])[0][0]
+        np.testing.assert_allclose(likely, logits[0, 1] - np.log(np.exp(logits[0]).sum()), rtol=1e-5)
+        assert session.ask([[], []], [1, 1], 1) == logits.argmax(-1)[:, None].tolist()

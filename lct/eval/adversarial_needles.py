@@ -246,9 +246,8 @@ def _sample(material, config, length, index, inserts, right, noun, name, value, 
 
 def outcome(sample, text):
     """'target', 'stale' (a value that is wrong here), 'mixed' (both) or 'none'."""
-    said = scoring.clean(text).lower()
-    target = sample.outputs[0].lower() in said
-    stale = any(value.lower() in said for value in sample.meta['stale'])
+    target = scoring.says(text, sample.outputs[0])
+    stale = any(scoring.says(text, value) for value in sample.meta['stale'])
     return {(True, False): 'target', (False, True): 'stale', (True, True): 'mixed', (False, False): 'none'}[
         target, stale]
 

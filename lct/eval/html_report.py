@@ -84,6 +84,9 @@ def sentences(suite, result):
         return effective(result)
     if suite == 'loss':
         return loss_report.sentences(result)
+    if suite == 'needle' and (one := result.get('forced')):
+        return [f"right answers that greedy decoding would write token for token: {100 * one['right']:.1f}%, "
+                f"{one['nats']:.3f} nats a token of theirs"]
     curves_of = [one['curve'].values() for one in result['tasks'].values()] if suite == 'icl' else []
     if not all(cell['interval'] for curve in curves_of for cell in curve):
         return ['no interval where all samples share one hidden rule: more samples ask of more rules']

@@ -12,10 +12,10 @@ LINE_COLORS = ('#8A8F98', '#1F5FBF', '#0B9E74', '#C2573A')
 
 
 def short(length):
-    """1024 -> '1K', 1048576 -> '1M', 1500 -> '1.5K'."""
+    """1024 -> '1K', 1048576 -> '1M', 1536 -> '1.5K'."""
     for size, suffix in ((2**20, 'M'), (2**10, 'K')):
         if length >= size:
-            return f'{length / size:.3g}{suffix}'
+            return f'{length / size:{".3g" if length < 1000 * size else ".0f"}}{suffix}'
     return f'{length:g}'
 
 

@@ -91,9 +91,9 @@ def functions(text):
 
 
 def defined(text):
-    """{names} of all functions and classes of a source, methods too."""
+    """[name] of every definition of a function or class in a source, methods too."""
     kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
-    return {node.name for node in ast.walk(parse(text) or ast.Module([], [])) if isinstance(node, kinds)}
+    return [node.name for node in ast.walk(parse(text) or ast.Module([], [])) if isinstance(node, kinds)]
 
 
 def identifiers(text):
@@ -184,7 +184,7 @@ def _sized(material):
 
 
 def _questions(files):
-    """[(path, Function)] whose names one file alone defines, and whose path is no part of another's."""
+    """[(path, Function)] whose names are defined once, and whose path is no part of another's."""
     homes = {}
     for one in files:
         for name in defined(one.text):

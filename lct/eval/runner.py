@@ -58,6 +58,11 @@ class Model:
         ids = self.template.encode(self.tokenizer, turn, add_generation_prompt=True)
         return ids + self.tokenizer.encode(sample.answer_prefix)
 
+    def answer_ids(self, sample):
+        """The tokens of the right answer behind the begun one."""
+        begun, whole = (self.tokenizer.encode(sample.answer_prefix + answer) for answer in ('', sample.answer))
+        return whole[len(os.path.commonprefix([begun, whole])):]
+
     def overhead(self):
         """Tokens that the template adds to a prompt, beyond the BOS of a plain one."""
         bos = int(self.tokenizer.bos_id is not None)
@@ -93,7 +98,8 @@ class Item:
     """A sample to come: (task, length, index) names it and make() -> Sample makes it when its turn comes.
 
     group: items of equal groups share the beginning of their prompts, which is read once for all of them.
-    one_line: the answer ends with its line.
+    one_line: the answer ends with its line. forced: whether the right answer is scored too, as the model would have
+    to write it.
     """
 
     task: str
@@ -102,6 +108,7 @@ class Item:
     make: Any
     group: Any = None
     one_line: bool = False
+    forced: bool = False
 
     @property
     def key(self):
@@ -222,9 +229,16 @@ def answer(model, batch, finished=()):
         bound = max(SMALLEST_ANSWER, 1 << (max(limits) - 1).bit_length())
         questions = [prompts[i][n:] for prompts, i, n in zip(ids, at, shared, strict=True)]
         answers = session.ask(questions, limits, bound, stop)
-        for group, prompts, i, want, new in zip(made, ids, at, wanted, answers, strict=True):
-            if want:
-                yield row_of(group[i], prompts[i], model.tokenizer.decode(new), len(new))
+        asked = [group[i] for group, i in zip(made, at, strict=True)]
+        forced = [items[i].forced for items, i in zip(batch.groups, at, strict=True)]
+        right = [model.answer_ids(sample) for sample in asked]
+        likely = session.force(questions, right) if any(forced) else [None] * len(asked)
+        for j, (sample, new) in enumerate(zip(asked, answers, strict=True)):
+            if wanted[j]:
+                row = row_of(sample, ids[j][at[j]], model.tokenizer.decode(new), len(new))
+                if forced[j]:
+                    row['forced'] = {'nats': likely[j][0], 'tokens': len(right[j]), 'greedy': likely[j][1]}
+                yield row
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class Sample:
 
     @property
     def answer(self):
-        """The expected continuation of text, for teacher-forced scoring."""
+        """The right continuation of text, for teacher-forced scoring."""
         return ' ' + ', '.join(self.outputs)
 
 

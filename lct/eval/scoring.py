@@ -11,6 +11,7 @@ from lct.eval import samples
 RULER_THRESHOLD = 85.6  # Llama-2-7B-chat at 4K, the bar of RULER's effective length
 OF_OWN_BASE = 0.85  # NoLiMa's: of the model's own score where it is good
 PART_TASKS = ('qa_1', 'qa_2')  # any reference will do; the other tasks want them all
+CHUNK = re.compile(r'-\d+$')  # of a prediction file that RULER wrote in parts
 CONTROL = re.compile(r'[\x00-\x1f]')
 Z = 1.959963984540054  # of a 95% interval
 
@@ -33,6 +34,11 @@ def match_part(text, outputs):
 def score(task, text, outputs):
     """0..1: RULER's score of one prediction."""
     return (match_part if task in PART_TASKS else match_all)(clean(text), outputs)
+
+
+def says(text, value):
+    """Whether value is said in text as a word of its own, whatever its case: of digits, no part of a longer number."""
+    return bool(re.search(rf'(?<!\w){re.escape(value)}(?!\w)', clean(text), re.IGNORECASE))
 
 
 def wilson(mean, count):
@@ -185,10 +191,11 @@ def label(length, means):
 def read_predictions(path):
     """-> ([(task, text, outputs)], problems) of a RULER prediction file <task>.jsonl."""
     rows, problems = samples.read(path)
-    task = str(path).rsplit('/', 1)[-1].removesuffix('.jsonl')
+    task = CHUNK.sub('', str(path).rsplit('/', 1)[-1].removesuffix('.jsonl'))
     out = []
     for number, fields in rows:
-        if isinstance(fields.get('pred'), str) and (outputs := fields.get('outputs') or [fields.get('output')]):
+        outputs = fields.get('outputs') or [fields.get('output')]
+        if isinstance(fields.get('pred'), str) and all(isinstance(one, str) for one in outputs):
             out.append((task, fields['pred'], outputs))
         else:
             problems.append(f"{path} line {number + 1} has no text 'pred' or no 'outputs'; make it again")

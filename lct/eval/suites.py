@@ -100,17 +100,18 @@ def needle_items(plan):
     placed = copy.copy(plan.material)
     placed.placement = Grid(plan.material.seed, depths=plan.depths)
     return [
-        runner.Item('needle', length, i, functools.partial(placed.sample, NEEDLE, length, i))
+        runner.Item('needle', length, i, functools.partial(placed.sample, NEEDLE, length, i), forced=True)
         for length in plan.lengths for i in range(plan.counts[length] * len(plan.depths))
     ]
 
 
 def needle_scores(plan, rows):
-    """The fields of needle.NeedleResult, with the interval of the mean; samples: of a cell, for each length."""
+    """The fields of needle.NeedleResult, with the interval of the mean; samples: of a cell, for each length; forced:
+    of the right answers, not of the model's own."""
     cells, records = {}, []
     for row in rows:
         depth = plan.depths[row['index'] % len(plan.depths)]
-        correct = scoring.score('needle', row['text'], row['outputs'])
+        correct = float(scoring.says(row['text'], row['outputs'][0]))
         cells.setdefault((depth, row['length']), []).append(correct)
         records.append({'length': row['length'], 'depth': depth, 'sample': row['index'] // len(plan.depths),
                         'answer': row['outputs'][0], 'got': row['text'], 'correct': correct == 1})
@@ -118,7 +119,18 @@ def needle_scores(plan, rows):
     every = [record['correct'] for record in records]
     return {'lengths': list(plan.lengths), 'depths': list(plan.depths), 'scores': scores,
             'samples': [len(cells[plan.depths[0], length]) for length in plan.lengths], 'mean': float(np.mean(every)),
-            'interval': list(scoring.wilson(float(np.mean(every)), len(every))), 'records': records}
+            'interval': list(scoring.wilson(float(np.mean(every)), len(every))), 'records': records,
+            'forced': forced_scores(rows)}
+
+
+def forced_scores(rows):
+    """'right': the fraction of right answers that greedy decoding would write, token for token; 'nats' of a token of
+    theirs; None where rows of an earlier version do not know."""
+    forced = [row.get('forced') for row in rows]
+    if not all(forced):
+        return None
+    return {'right': float(np.mean([one['greedy'] for one in forced])),
+            'nats': sum(one['nats'] for one in forced) / -sum(one['tokens'] for one in forced)}
 
 
 def adversarial_items(plan):
@@ -137,16 +149,17 @@ def adversarial_items(plan):
             asked = getattr(config, 'asked', 1)
             return (config.task, length, i // asked) if asked > 1 else None
 
-        items += _items(plan, configs, length, group)
+        items += [dataclasses.replace(one, forced=True) for one in _items(plan, configs, length, group)]
     return items
 
 
 def adversarial_scores(plan, rows):
-    """{task: {length: adversarial_needles.rates}}."""
+    """{task: {length: adversarial_needles.rates with 'forced': forced_scores}}."""
     out = {}
     for task, length in dict.fromkeys((row['task'], row['length']) for row in rows):
-        out.setdefault(task, {})[length] = adversarial_needles.rates(
-            (runner.sample_of(row), row['text']) for row in rows if (row['task'], row['length']) == (task, length))
+        mine = [row for row in rows if (row['task'], row['length']) == (task, length)]
+        rates = adversarial_needles.rates((runner.sample_of(row), row['text']) for row in mine)
+        out.setdefault(task, {})[length] = rates | {'forced': forced_scores(mine)}
     return out
 
 

@@ -140,7 +140,7 @@ class Session:
         fed = np.zeros((self.rows, sizes.max()), np.int32)
         for row, answer in zip(fed, answers, strict=False):
             row[:len(answer)] = answer
-        logits = self._put(questions, np.full(self.rows, sizes.max(), np.int32))
+        logits = self._put(questions, sizes)
         nats, greedy = np.zeros(self.rows), np.ones(self.rows, bool)
         for i in range(sizes.max()):
             tokens = put(fed[:, i])
@@ -148,7 +148,7 @@ class Session:
             nats += np.where(i < sizes, likely, 0)
             greedy &= first | (i >= sizes)
             if i + 1 < sizes.max():
-                logits = self._feed(tokens, i)
+                logits = self._feed(tokens, i, i + 1 < sizes)
         self._rewind(lengths)
         return list(zip(nats[:count].tolist(), greedy[:count].tolist(), strict=True))
 
@@ -180,11 +180,12 @@ class Session:
             raise ValueError('a question is empty and others are not; give every row its own')
         return self._extend(questions, self._piece(max(map(len, questions))))
 
-    def _feed(self, tokens, number):
-        """Write one token [B] behind each row, `number` tokens after its length -> the logits that follow."""
-        at, put = self.lengths + np.int32(number), lambda x: sharding.put(x, sharding.spec('B'))
-        self.cache, logits = _step(self._whole, self.config.architecture(), self.cache, tokens, put(at),
-                                   put(self._slot_of[at]), self.tables, self.memory.attention.window)
+    def _feed(self, tokens, number, kept=True):
+        """Write one token [B] behind each row that is kept, `number` tokens after its length -> the logits that follow."""
+        at, put = self.lengths + np.int32(number), lambda x: sharding.put(x.astype(np.int32), sharding.spec('B'))
+        slots = np.where(kept, self._slot_of[np.minimum(at, self.seq_len - 1)], self.seq_len)
+        self.cache, logits = _step(self._whole, self.config.architecture(), self.cache, tokens, put(at), put(slots),
+                                   self.tables, self.memory.attention.window)
         return logits
 
     @functools.cached_property
