@@ -4,6 +4,7 @@ repository, and losses: by position, with growing context, on key tokens, on ide
     python experiments/evaluate.py --model DIR --suite ruler,needle --lengths 4096,8192 --samples 20 --workdir runs/eval
     python experiments/evaluate.py --model smollm2 --suite ruler --lengths 1024,2048 --samples 8,4 --workdir runs/smol
     python experiments/evaluate.py --model DIR --suite icl,loss --lengths 65536 --mesh 1,1,8,1 --base BASE --workdir runs/eval
+    python experiments/evaluate.py --model DIR --suite ruler --data RULER/4096/data --lengths 4096 --workdir runs/theirs
     python experiments/evaluate.py --model DIR --suite repository,loss --haystack repo/ --lengths 32768 --workdir runs/repo
 
 Every finished answer is a line of WORKDIR/SUITE.jsonl, and the same command goes on where it was stopped. At the end
@@ -37,6 +38,8 @@ def main():
     parser.add_argument('--samples', default='20', help='of each task; one number, or one for each length')
     parser.add_argument('--tasks', help='names out of the suites; default all')
     parser.add_argument('--workdir', type=pathlib.Path, required=True)
+    parser.add_argument('--data', type=pathlib.Path, help="folder of RULER's own TASK/validation.jsonl, old or new, in "
+                        'place of generated samples; its length is the one of --lengths')
     parser.add_argument('--haystack', default='embedded', help='folder, glob, .jsonl or text file')
     parser.add_argument('--base', help='the model before its extension, for its loss on short windows beside this one')
     parser.add_argument('--trained', type=int, help='trained length; default the positions of the model')
@@ -56,10 +59,18 @@ def evaluate(args):
     counts = dict(zip(lengths, counts * (len(lengths) // len(counts)), strict=True))
     names, tasks = args.suite.split(','), tuple(args.tasks.split(',')) if args.tasks else None
     suites.check_tasks([name for name in names if name != 'loss'], tasks)
+    if args.data and (names != ['ruler'] or len(lengths) != 1):
+        raise ValueError(f"--data {args.data} holds samples of RULER of one length; use --suite ruler and one of --lengths, "
+                         f'not {args.suite} and {args.lengths}')
     with setup_model.mesh(args.mesh):
         model, about = load(args)
         plan, documents = plan_of(args, model, tuple(sorted(counts)), counts, tasks)
         about = {**about, 'samples_from': plan.material.provenance(), 'documents_sha256': documents_hash(documents)}
+        about |= {'data': args.data and [str(args.data), files_hash(args.data.glob('*/*.jsonl'))]}
+        if args.data:
+            given, problems = suites.read_ruler(args.data, *lengths, *counts.values(), tasks)
+            plan = dataclasses.replace(plan, given=given)
+            warn(problems)
         if args.base:
             about |= {'base': args.base, 'base_sha256': base_hash(args, model)}
         about = check_workdir(args.workdir, about)
@@ -75,8 +86,7 @@ def evaluate(args):
                 rows, problems = runner.run(reader, suite.items(plan), path, progress)
                 scores = suite.scores(plan, rows)
             progress.end()
-            for problem in problems:
-                print('warning:', problem, file=sys.stderr)
+            warn(problems)
             if name == 'ruler':
                 suites.write_predictions(args.workdir / 'predictions', rows)
             results[name] = {'count': len(rows), **({'tasks': scores} if name in TASKWISE else scores)}
@@ -90,6 +100,11 @@ def evaluate(args):
     write(args.workdir / 'report.html', html_report.page(report))
     print(html_report.terminal(report))
     print(f'written: {args.workdir}/results.json, results.csv, report.html')
+
+
+def warn(problems):
+    for problem in problems:
+        print('warning:', problem, file=sys.stderr)
 
 
 def earlier(path):
@@ -166,9 +181,13 @@ def load(args):
 
 
 def weights_hash(folder):
-    """sha256 over all weight files in the order of their names."""
+    return files_hash(folder.glob('*.safetensors'))
+
+
+def files_hash(paths):
+    """sha256 over files in the order of their names."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob('*.safetensors')):
+    for path in sorted(paths):
         with path.open('rb') as file:
             digest.update(hashlib.file_digest(file, 'sha256').digest())
     return digest.hexdigest()

@@ -17,7 +17,8 @@ sys.path.insert(0, str(HERE))
 import evaluate  # noqa: E402
 
 from lct.data import tokenizer  # noqa: E402
-from lct.eval import html_report, icl, ruler, runner, suites  # noqa: E402
+from lct.data.documents import Document  # noqa: E402
+from lct.eval import html_report, icl, ruler, runner, samples, suites  # noqa: E402
 
 
 def run(workdir, **changes):
@@ -25,7 +26,7 @@ def run(workdir, **changes):
         'model': 'base', 'suite': 'ruler,needle', 'lengths': '512', 'samples': '1', 'tasks': 'niah_single_1,vt,needle',
         'workdir': workdir, 'mesh': '1,1,1,1', 'dtype': None, 'plain': False,
         'haystack': str(pathlib.Path(__file__).parent / 'golden' / 'page.txt'), 'trained': None, 'seed': 42,
-        'batch_tokens': 65536, 'piece': None, 'base': None, **changes,
+        'batch_tokens': 65536, 'piece': None, 'base': None, 'data': None, **changes,
     }
     evaluate.evaluate(types.SimpleNamespace(**flags))
 
@@ -176,6 +177,32 @@ def test_answers_about_other_documents_are_not_mixed(finished, tmp_path):
     (tmp_path / 'about.json').write_text(json.dumps(about))
     with pytest.raises(ValueError, match='holds answers made with other documents_sha256 .*use another --workdir'):
         run(tmp_path, haystack=str(haystack))
+
+
+def test_data_files_of_ruler_are_answered(tmp_path, capsys):
+    words = tokenizer.load(HERE / 'base')
+    material = ruler.Material(words, [Document('page', 'Some line of a page.\n' * 100)])
+    made = [material.sample(ruler.task('vt'), 500, i) for i in range(3)]
+    lines = [json.dumps(samples.to_ruler(one)) for one in made]
+    theirs = json.loads(lines[0])
+    for name in ('task', 'budget', 'max_new_tokens', 'meta'):  # which are ours
+        del theirs[name]
+    (tmp_path / 'vt').mkdir()
+    (tmp_path / 'vt' / 'validation.jsonl').write_text('\n'.join([json.dumps(theirs), '{"cut', *lines[1:]]) + '\n')
+    flags = {'suite': 'ruler', 'tasks': None, 'samples': '2', 'data': tmp_path}
+    run(tmp_path / 'work', **flags)
+    assert 'line 2 is not valid JSON' in capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / 'work' / 'ruler.jsonl').open()]
+    assert [(row['task'], row['length'], row['index'], row['outputs']) for row in rows] == [
+        ('vt', 512, i, made[i].outputs) for i in range(2)]
+    assert [row['prompt'] for row in rows] == [
+        runner.digest(([] if words.bos_id is None else [words.bos_id]) + words.encode(one.text)) for one in made[:2]]
+    with pytest.raises(ValueError, match='has no TASK/.*.jsonl of RULER.s tasks fwe; give the folder that holds theirs'):
+        run(tmp_path / 'other', **{**flags, 'tasks': 'fwe'})
+    with pytest.raises(ValueError, match='of RULER of one length; use --suite ruler and one of --lengths, not ruler,needle'):
+        run(tmp_path / 'other', **{**flags, 'suite': 'ruler,needle'})
+    with pytest.raises(ValueError, match='holds answers made with other data'):
+        run(tmp_path / 'work', **{**flags, 'data': None})
 
 
 def test_suites_of_one_workdir_share_its_results_and_a_base_may_come_later(tmp_path):

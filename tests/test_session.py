@@ -64,6 +64,10 @@ def test_drawing_keeps_to_the_likeliest_words():
     np.testing.assert_allclose(share, [0.625, 0.375, 0, 0], atol=0.03)
     with pytest.raises(ValueError, match='temperature 0 must be above 0'):
         sampling.Sampling(temperature=0)
+    with pytest.raises(ValueError, match='temperature nan must be above 0'):
+        sampling.Sampling(temperature=float('nan'))
+    steep = np.array([[1.0, 90.0, 89.0]], np.float32)
+    assert sampling.draw(steep, key, sampling.Sampling(temperature=1e-37)).tolist() == [1]
 
 
 @pytest.mark.parametrize('degrees', [None, (2, 1, 4, 1)])

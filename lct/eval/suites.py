@@ -31,13 +31,15 @@ class Grid(placements.Stratified):
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What to run. lengths: tokens with the answer; counts: {length: samples of each task there, of each cell for
-    needles, of each number of shots in context}; tasks: names out of all suites, None for all of them."""
+    needles, of each number of shots in context}; tasks: names out of all suites, None for all of them; given: {task:
+    [Sample]} of RULER, in place of generated ones."""
 
     material: ruler.Material
     lengths: tuple
     counts: dict
     tasks: tuple | None = None
     depths: tuple = DEPTHS
+    given: dict | None = None
 
     @property
     def tokenizer(self):
@@ -78,8 +80,34 @@ def _items(plan, configs, length, group=None):
 
 
 def ruler_items(plan):
+    if plan.given is not None:
+        return [runner.Item(task, one.length, one.index, functools.partial(_itself, one))
+                for task, given in plan.given.items() for one in given]
     configs = [ruler.task(name) for name in plan.chosen(ruler.TASKS)]
     return [item for length in plan.lengths for item in _items(plan, configs, length)]
+
+
+def _itself(sample):
+    return sample
+
+
+def read_ruler(folder, length, count, tasks=None):
+    """-> ({task: [Sample]}, problems): the first `count` samples of each of RULER's data files FOLDER/TASK/*.jsonl, all
+    under one nominal length."""
+    given, problems = {}, []
+    for name in (name for name in ruler.TASKS if tasks is None or name in tasks):
+        found = []
+        for path in sorted((folder / name).glob('*.jsonl')):
+            more, wrong = samples.read_ruler(path, ruler.task(name).max_new_tokens)
+            found += more
+            problems += wrong
+        if found:
+            given[name] = [dataclasses.replace(one, task=name, length=length, index=i)
+                           for i, one in enumerate(found[:count])]
+    if not given:
+        raise ValueError(f"{folder} has no TASK/*.jsonl of RULER's tasks {', '.join(tasks or ruler.TASKS)}; give the folder "
+                         'that holds theirs')
+    return given, problems
 
 
 def ruler_scores(plan, rows):

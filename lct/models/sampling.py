@@ -19,7 +19,7 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.temperature <= 0 or not 0 < self.top_p <= 1:
+        if not (0 < self.temperature < float('inf') and 0 < self.top_p <= 1):
             raise ValueError(f'temperature {self.temperature} must be above 0 and top_p {self.top_p} in (0, 1]; for '
                              'the likeliest token every time use no Sampling')
 
@@ -47,7 +47,9 @@ def judge(logits, tokens):
 
 def draw(logits, key, sampling):
     """Words [B] drawn from logits [B, V] (nucleus sampling, Holtzman et al. 2020)."""
-    logits = logits / sampling.temperature
+    logits = (logits - logits.max(-1, keepdims=True)) / sampling.temperature  # 0 or less: nothing overflows
+    if sampling.top_p == 1:
+        return jax.random.categorical(key, logits).astype(jnp.int32)
     ordered = jnp.sort(logits, -1, descending=True)
     before = jnp.cumsum(jax.nn.softmax(ordered, -1), -1) - jax.nn.softmax(ordered, -1)
     least = jnp.where(before < sampling.top_p, ordered, jnp.inf).min(-1, keepdims=True)
