@@ -76,8 +76,9 @@ def test_the_other_suites_run_on_a_mesh_and_share_their_texts(tmp_path, monkeypa
     read = []
     answer = runner.answer
     monkeypatch.setattr(runner, 'answer', lambda model, batch, rows: read.append(batch) or answer(model, batch, rows))
-    run(tmp_path, suite='adversarial,icl', tasks='several,lookup', samples='4', mesh='1,1,2,1')
+    run(tmp_path, suite='adversarial,icl', tasks='several,latest_4,lookup', samples='4', mesh='1,1,2,1')
     report = json.loads((tmp_path / 'results.json').read_text())['results']
+    assert list(report['adversarial']['tasks']) == ['several', 'latest_4']
     assert report['adversarial']['tasks']['several']['512']['count'] == 4
     several = [group for batch in read for group in batch.groups if group[0].task == 'several']
     assert [len(group) for group in several] == [4]  # a text for four questions
@@ -91,7 +92,7 @@ def test_the_other_suites_run_on_a_mesh_and_share_their_texts(tmp_path, monkeypa
     assert len(by_length) == len(curve) and all(len(group) == 4 for group in by_length.values())
     assert report['icl']['tasks']['lookup']['references']['table'] == dict.fromkeys(curve, 1.0)
     before = len(read)
-    run(tmp_path, suite='adversarial,icl', tasks='several,lookup', samples='4', mesh='1,1,2,1')
+    run(tmp_path, suite='adversarial,icl', tasks='several,latest_4,lookup', samples='4', mesh='1,1,2,1')
     assert len(read) == before
     assert json.loads((tmp_path / 'results.json').read_text())['results'] == report
 
@@ -143,6 +144,7 @@ def test_a_base_model_with_another_tokenizer_is_refused(tmp_path, monkeypatch):
     ({'suite': 'repository', 'tasks': None}, 'the documents hold no Python file; give a repository, such as'),
     ({'suite': 'rulers'}, "unknown suite 'rulers'; the suites are ruler, needle, adversarial, icl, repository and loss"),
     ({'tasks': 'niah_single_9'}, "unknown task 'niah_single_9'; the tasks of ruler, needle are niah_single_1"),
+    ({'suite': 'loss', 'tasks': 'vt'}, 'the suite loss has no tasks such as vt; leave them out'),
     ({'tasks': 'needle'}, 'suite ruler has none of the tasks needle; leave it out'),
     ({'lengths': '1024'}, 'length 1024 is more than the 512 positions of the model; use'),
     ({'lengths': '64'}, 'length 64'),

@@ -66,7 +66,7 @@ def test_drawing_keeps_to_the_likeliest_words():
         sampling.Sampling(temperature=0)
     with pytest.raises(ValueError, match='temperature nan must be above 0'):
         sampling.Sampling(temperature=float('nan'))
-    steep = np.array([[1.0, 90.0, 89.0]], np.float32)
+    steep = jax.numpy.array([[1.0, 90.0, 89.0]])
     assert sampling.draw(steep, key, sampling.Sampling(temperature=1e-37)).tolist() == [1]
 
 

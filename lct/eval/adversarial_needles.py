@@ -5,7 +5,7 @@ import dataclasses
 
 from lct.eval import fitting, ruler_text, scoring
 
-RUNGS = (1, 2, 4, 8)  # wrong values beside the right one
+RUNGS = (0, 2, 4, 8)  # wrong values beside the right one, besides the 1 of DEFAULTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +211,7 @@ DEFAULTS = {config.task: config for config in (
     Several('several'), NearNames('near_names'), Straddling('straddling', 8),
     *(Conflict(rule, rule) for rule in RULES),
 )}
+TASKS = DEFAULTS | {f'{rule}_{wrong}': Conflict(f'{rule}_{wrong}', rule, wrong) for rule in RULES for wrong in RUNGS}
 
 
 def _frame(noun, name, told=''):

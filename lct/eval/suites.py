@@ -55,6 +55,8 @@ def check_tasks(suites, tasks):
     for suite in suites:
         if suite not in SUITES:
             raise ValueError(f"unknown suite {suite!r}; the suites are {', '.join(SUITES)} and loss")
+    if tasks and not suites:
+        raise ValueError(f"the suite loss has no tasks such as {', '.join(tasks)}; leave them out")
     known = {task: suite for suite in suites for task in SUITES[suite].tasks}
     for task in tasks or ():
         if task not in known:
@@ -163,11 +165,13 @@ def forced_scores(rows):
 
 def adversarial_items(plan):
     """Of 'several', counts[length] texts with all their questions each. 'straddling' needles lie across the borders
-    of devices in the contiguous layout; a device alone has none, and they lie where eight would have theirs."""
+    of devices in the contiguous layout; a device alone has none, and they lie where eight would have theirs. Ladders of
+    wrong values, such as 'latest_0' (the control) to 'latest_8', are asked where they are named."""
     items = []
     for length in plan.lengths:
         ring_size = sharding.axis_size('sequence')
-        configs = [adversarial_needles.DEFAULTS[name] for name in plan.chosen(adversarial_needles.DEFAULTS)]
+        known = adversarial_needles.TASKS if plan.tasks else adversarial_needles.DEFAULTS
+        configs = [known[name] for name in plan.chosen(known)]
         configs = [
             dataclasses.replace(config, shards=ring_size if ring_size > 1 else 8, seq_len=runner.slots(length))
             if isinstance(config, adversarial_needles.Straddling) else config for config in configs
@@ -272,7 +276,7 @@ class Suite:
 SUITES = {
     'ruler': Suite(ruler_items, ruler_scores, tuple(ruler.TASKS)),
     'needle': Suite(needle_items, needle_scores, ('needle',)),
-    'adversarial': Suite(adversarial_items, adversarial_scores, tuple(adversarial_needles.DEFAULTS), 'contiguous'),
+    'adversarial': Suite(adversarial_items, adversarial_scores, tuple(adversarial_needles.TASKS), 'contiguous'),
     'icl': Suite(icl_items, icl_scores, tuple(icl.TASKS)),
     'repository': Suite(repository_items, repository_scores, tuple(repository.TASKS)),
 }
