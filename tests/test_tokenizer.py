@@ -217,7 +217,7 @@ def test_gguf_pre_tokenizers_split_as_their_models_do():
 def test_the_installed_llama3_tokenizer_is_found_not_imported(tmp_path, monkeypatch, tiktoken_path):
     with monkeypatch.context() as none:
         none.setattr('importlib.util.find_spec', lambda name: None)
-        with pytest.raises(FileNotFoundError, match=r"pip install 'lct\[llama3-tokenizer\]'"):
+        with pytest.raises(FileNotFoundError, match=r"pip install '\.\[llama3-tokenizer\]'"):
             tokenizers.load('llama3')
     (tmp_path / 'llama_models' / 'llama3').mkdir(parents=True)
     (tmp_path / 'llama_models' / '__init__.py').write_text('raise RuntimeError("not to be imported")')
