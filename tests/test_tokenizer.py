@@ -143,6 +143,9 @@ def test_errors_say_what_to_do(tmp_path, trained):
         tokenizers.load(tmp_path / 'nowhere')
     with pytest.raises(FileNotFoundError, match='holds neither tokenizer.json nor tokenizer.model'):
         tokenizers.load(tmp_path)
+    (tmp_path / 'other.json').write_text('{}')
+    with pytest.raises(ValueError, match=r'other.json is no tokenizer.json of the tokenizers library \(Model missing'):
+        tokenizers.load(tmp_path / 'other.json')
     (tmp_path / 'tokenizer.model').write_bytes(b'\n\x0esentencepiece')
     with pytest.raises(ValueError, match="line 1 is not 'base64 rank'.*use the tokenizer.json"):
         tokenizers.load(tmp_path / 'tokenizer.model')
