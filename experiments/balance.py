@@ -12,6 +12,7 @@ import json
 import pathlib
 
 import numpy as np
+import setup_run
 
 from lct.data.layout import LAYOUTS, permutation
 from lct.ops.blockwise_attention import fit
@@ -50,6 +51,7 @@ def main():
     parser.add_argument('--rings', type=int, nargs='+', default=[2, 4, 8, 16, 32, 64])
     parser.add_argument('--json', type=pathlib.Path)
     args = parser.parse_args()
+    setup_run.positive(args, 'length', 'chunk', 'rings')
     rows = []
     print(f'one causal document of {args.length} tokens, chunks of {args.chunk}: most loaded device / mean')
     print(f'{"ring":>6}' + ''.join(f'{layout:>12}' for layout in LAYOUTS))
@@ -70,4 +72,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    setup_run.main(main)

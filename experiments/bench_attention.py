@@ -24,7 +24,6 @@ import pathlib
 import platform
 import resource
 import statistics
-import sys
 import time
 import types
 
@@ -55,6 +54,7 @@ os.environ['XLA_FLAGS'] = (
 import jax  # noqa: E402  the number of devices comes first
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+import setup_run  # noqa: E402
 
 from lct.data.layout import permutation  # noqa: E402
 from lct.ops.blockwise_attention import Chunks  # noqa: E402
@@ -188,6 +188,15 @@ def temporaries(program):
 
 
 def main():
+    setup_run.positive(ARGS, 'lengths', 'devices', 'heads', 'kv_heads', 'head_dim', 'documents', 'rounds')
+    if unknown := [name for name in ARGS.contestants if name.split(':')[0] not in BUILDERS]:
+        raise ValueError(f'contestant {unknown[0]!r} must begin with one of {", ".join(BUILDERS)}')
+    if ARGS.heads % ARGS.kv_heads:
+        raise ValueError(f'--heads {ARGS.heads} must be a multiple of --kv-heads {ARGS.kv_heads}')
+    for length in ARGS.lengths:
+        if length % ARGS.documents:
+            raise ValueError(f'--lengths {length} must be a multiple of --documents {ARGS.documents}')
+        permutation(ARGS.layout, length, ARGS.devices)
     peak, peak_args, peak_flops = matmul_peak()
     timed(peak, peak_args)
     for length in ARGS.lengths:
@@ -241,4 +250,4 @@ def show(length, direction, built, times, flops, peaks):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    setup_run.main(main)

@@ -32,6 +32,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+import setup_run
 from jax import lax
 
 from lct.ops.blockwise_ffn import blockwise_ffn
@@ -220,7 +221,13 @@ def machine():
 
 
 def main():
+    setup_run.positive(ARGS, 'tokens', 'memory_tokens', 'embed_dim', 'mlp_dim', 'layers', 'vocab_size')
     names = ARGS.contestants or CONTESTANTS[ARGS.part]
+    for name in names:
+        kind, *chunk = name.split(':')
+        if kind not in CONTESTANT[ARGS.part] or len(chunk) != (kind != 'whole') or not all(map(str.isdigit, chunk)):
+            raise ValueError(f'contestant {name!r} of --part {ARGS.part} must be as one of '
+                             f'{", ".join(CONTESTANTS[ARGS.part])}')
     table = rows(names, inputs(ARGS.tokens), inputs(ARGS.memory_tokens))
     show(table)
     if ARGS.json:
@@ -235,4 +242,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    setup_run.main(main)

@@ -28,6 +28,7 @@ os.environ['XLA_FLAGS'] = (
 
 import jax  # noqa: E402  the number of devices comes first
 import numpy as np  # noqa: E402
+import setup_run  # noqa: E402
 from balance import documents, one_document, tiles  # noqa: E402
 
 from lct.data.layout import permutation  # noqa: E402
@@ -76,6 +77,7 @@ def cpu_seconds(program, args):
 
 
 def main():
+    setup_run.positive(ARGS, 'length', 'devices', 'chunk', 'heads', 'rounds')
     rows = []
     with jax.set_mesh(make_mesh((1, 1, ARGS.devices, 1))):
         made = {name: arguments(*case) for name, case in cases().items()}
@@ -103,4 +105,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    setup_run.main(main)

@@ -33,9 +33,10 @@ def main():
     parser.add_argument('--their-dtype', default='float64', help="of transformers' model; its float32 is off by more "
                         'than ours: 2e-3 nats over 256 tokens of SmolLM2')
     args = parser.parse_args()
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+    with setup_run.needs("'.[lm-eval]' torch transformers accelerate"):
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
 
     with setup_model.mesh(args.mesh):
         from lct.eval.lm_eval_adapter import ShardedLM

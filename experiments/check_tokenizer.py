@@ -13,6 +13,7 @@ import random
 import sys
 import tempfile
 
+import setup_run
 import tokenizers
 
 from lct.data import tokenizer, tokenizer_json
@@ -56,8 +57,10 @@ def main():
     parser.add_argument('--json', type=pathlib.Path, metavar='PATH')
     parser.add_argument('--lines', type=int, default=10_000)
     args = parser.parse_args()
+    setup_run.positive(args, 'lines')
     ours = tokenizer.load('llama3')
-    from llama_models.llama3.tokenizer import Tokenizer as Meta
+    with setup_run.needs("'.[llama3-tokenizer]'"):
+        from llama_models.llama3.tokenizer import Tokenizer as Meta
     meta = Meta.get_instance()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -99,4 +102,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    setup_run.main(main)

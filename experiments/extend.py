@@ -235,4 +235,4 @@ def write(path, text):
 
 
 if __name__ == '__main__':
-    setup_run.main(run)
+    setup_run.main(run, resumes=True)

@@ -22,6 +22,7 @@ import tempfile
 import time
 
 import numpy as np
+import setup_run
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / 'tests'))
 
@@ -203,6 +204,7 @@ def main():
     parser.add_argument('--count', type=int, default=200_000)
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
+    setup_run.positive(args, 'count')
 
     def too_long(*_):
         raise AssertionError(f'more than {SECONDS} s of computing')
@@ -236,4 +238,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    setup_run.main(main)

@@ -13,8 +13,7 @@ import sys
 import tempfile
 
 import numpy as np
-import torch
-import transformers
+import setup_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'tests'))
@@ -90,12 +89,16 @@ def check_export(folder, bar):
 
 
 def main():
+    global torch, transformers
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--golden', type=pathlib.Path, default=ROOT / 'tests' / 'golden')
     parser.add_argument('--check-export', type=pathlib.Path, metavar='DIR')
     parser.add_argument('--bar', type=float, default=2e-5)
     args = parser.parse_args()
+    with setup_run.needs("'.[oracle]'"):
+        import torch
+        import transformers
     torch.set_num_threads(1)
     if args.check_export is None:
         make(args.golden)
@@ -104,4 +107,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    setup_run.main(main)

@@ -12,8 +12,8 @@ import json
 import pathlib
 import sys
 
+import setup_run
 import tokenizers
-import transformers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
@@ -64,10 +64,13 @@ def check(path):
 
 
 def main():
+    global transformers
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--check', type=pathlib.Path, nargs='+', metavar='FOLDER')
     args = parser.parse_args()
+    with setup_run.needs("'.[oracle]'"):
+        import transformers
     if args.check:
         sys.exit(0 if all([check(path) for path in args.check]) else 'not the same')
     result = {name: theirs(template, chat_cases.TOKENS).apply_chat_template(messages, tokenize=False, **options)
@@ -78,4 +81,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    setup_run.main(main)

@@ -6,9 +6,9 @@
 tests/test_hlo.py says what the program sends, by hand; the files are what the parser must read it from.
 """
 
+import argparse
 import os
 import re
-import sys
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
@@ -33,13 +33,17 @@ def program(x, w):
 
 
 def run():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('target', help='l40s:8 or v5e:2x4')
+    args = parser.parse_args()
+
     import jax
     import jax.numpy as jnp
     from jax.sharding import PartitionSpec as P
 
     from lct.plan import targets
 
-    target = targets.parse(sys.argv[1])
+    target = targets.parse(args.target)
     mesh = targets.mesh(target, (1, 2, 4, 1))
     array = lambda shape, spec: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=jax.NamedSharding(mesh, spec))
     layouts = P(('fsdp', 'sequence'), None), P(None, None)

@@ -3,16 +3,22 @@
 Needs the 'oracle' extra.   python experiments/make_golden_meta.py    writes tests/golden/torch_*.pth and .npz
 """
 
+import argparse
 import collections
 import pathlib
 
 import numpy as np
-import torch
+import setup_run
 
 GOLDEN = pathlib.Path(__file__).resolve().parent.parent / 'tests' / 'golden'
 
 
 def main():
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    with setup_run.needs("'.[oracle]'"):
+        import torch
+
     draw = torch.Generator().manual_seed(0)
     whole = torch.randn(6, 8, generator=draw)
     module = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False), torch.nn.RMSNorm(3)).half()
@@ -36,4 +42,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    setup_run.main(main)

@@ -7,11 +7,11 @@ Every case of the file holds what was asked (rope_parameters, max_position_embed
 was answered, so that the test needs no second list of cases.
 """
 
+import argparse
 import json
 import pathlib
 
-import transformers
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+import setup_run
 
 GOLDEN = pathlib.Path(__file__).resolve().parent.parent / 'tests' / 'golden' / 'rope_scalings.json'
 
@@ -82,13 +82,20 @@ def answer(fields, max_position, head_dim, seq_len):
     config = transformers.LlamaConfig(
         rope_parameters=dict(fields), max_position_embeddings=max_position, head_dim=head_dim,
         hidden_size=4 * head_dim, num_attention_heads=4)
-    inv_freq, factor = ROPE_INIT_FUNCTIONS[fields['rope_type']](config, seq_len=seq_len)
+    inv_freq, factor = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS[fields['rope_type']](config, seq_len=seq_len)
     return {'rope_parameters': fields, 'max_position_embeddings': max_position, 'head_dim': head_dim,
             'seq_len': seq_len, 'inv_freq': [float(f'{x:.9g}') for x in inv_freq.tolist()],
             'attention_factor': float(factor)}
 
 
 def main():
+    global transformers
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    with setup_run.needs("'.[oracle]'"):
+        import transformers
+        import transformers.modeling_rope_utils
+
     answers = [answer(*case) for case in cases()]
     lines = ',\n'.join(json.dumps(one) for one in answers)
     GOLDEN.write_text(f'{{"transformers": "{transformers.__version__}", "cases": [\n{lines}\n]}}\n')
@@ -96,4 +103,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    setup_run.main(main)

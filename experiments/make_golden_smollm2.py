@@ -11,8 +11,7 @@ import argparse
 import json
 import pathlib
 
-import torch
-import transformers
+import setup_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / 'tests' / 'golden'
@@ -33,6 +32,10 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder')
     args = parser.parse_args()
+    with setup_run.needs("'.[oracle]'"):
+        import torch
+        import transformers
+
     torch.set_num_threads(1)
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.folder)
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
@@ -70,4 +73,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    setup_run.main(main)

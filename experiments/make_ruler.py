@@ -15,6 +15,9 @@ import pathlib
 import statistics
 import time
 
+import setup_model
+import setup_run
+
 from lct.data import documents, tokenizer
 from lct.eval import placement, questions, readers, ruler, ruler_text, samples, scoring
 
@@ -37,10 +40,9 @@ def main():
     parser.add_argument('--hotpotqa', type=pathlib.Path, help='JSON file for qa_2')
     parser.add_argument('--read', choices=READERS)
     args = parser.parse_args()
-    if args.samples < 1:
-        parser.error(f'--samples {args.samples} must be at least 1')
+    setup_run.positive(args, 'samples')
     configs = [ruler.task(name) for name in args.tasks.split(',')]
-    lengths = [int(length) for length in args.lengths.split(',')]
+    lengths = setup_model.numbers('--lengths', args.lengths)
     sources = {}
     if args.squad:
         sources['one_hop'] = questions.read_squad(args.squad)
@@ -88,4 +90,4 @@ def check(material, made, read, path):
 
 
 if __name__ == '__main__':
-    main()
+    setup_run.main(main)

@@ -61,4 +61,4 @@ def run():
 
 
 if __name__ == '__main__':
-    setup_run.main(run)
+    setup_run.main(run, resumes=True)

@@ -39,9 +39,10 @@ def main():
 
 def run(args):
     """Returns what the harness returns."""
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
-    from lm_eval.utils import make_table
+    with setup_run.needs("'.[lm-eval]'"):
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
+        from lm_eval.utils import make_table
 
     from lct.eval import lm_eval_adapter, suites
 

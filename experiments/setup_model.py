@@ -50,7 +50,10 @@ def load(args):
     from lct.eval import runner
     from lct.weights import json_files, llama_hf
 
+    setup_run.positive(args, 'piece', 'batch_tokens')
     folder = pathlib.Path(setup_run.model_folder(args.model))
+    if not folder.is_dir():
+        raise ValueError(f"--model {args.model} is no folder; give a Hugging Face folder, 'base' or 'smollm2'")
     words = tokenizer.load(folder)
     tokenizer.check_vocab(words, llama_hf.read_config(folder).vocab_size)
     template = None

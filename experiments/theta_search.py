@@ -245,4 +245,4 @@ def left(results, total):
 
 
 if __name__ == '__main__':
-    setup_run.main(run)
+    setup_run.main(run, resumes=True)

@@ -82,4 +82,4 @@ def main():
 
 
 if __name__ == '__main__':
-    one_sentence_errors(main)
+    one_sentence_errors(main, resumes=True)

@@ -1,6 +1,7 @@
 """What a user can get wrong ends in one sentence, before any compute and with nothing half-written; what the
 machine can decide is decided for them."""
 
+import argparse
 import json
 import os
 import pathlib
@@ -12,7 +13,10 @@ import pytest
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 sys.path.insert(0, str(EXPERIMENTS))
 
+import balance  # noqa: E402
 import extend  # noqa: E402
+import make_ruler  # noqa: E402
+import setup_model  # noqa: E402
 import setup_run  # noqa: E402
 
 from lct.train import loop  # noqa: E402
@@ -125,3 +129,56 @@ def test_the_ring_fits_the_accelerators_of_a_machine(count, ring):
     setup_run.fit_ring(config, count)
     assert {stage.mesh for stage in config.stages} == {(1, 1, ring, 1)}
     setup_run.run_of(config)  # every stage still divides
+
+
+def sentence(function, capsys, **options):
+    """What setup_run.main says of a script that stops."""
+    with pytest.raises(SystemExit):
+        setup_run.main(function, **options)
+    error = capsys.readouterr().err.strip()
+    assert '\n' not in error
+    return error
+
+
+@pytest.mark.parametrize('script, flags, message', [
+    (make_ruler, 'DIR --tokenizer bytes --tasks foo', "unknown task 'foo'"),
+    (make_ruler, 'DIR --tokenizer bytes --lengths 1K', '--lengths 1K must be whole numbers above 0'),
+    (make_ruler, 'DIR --tokenizer bytes --samples 0', '--samples 0 must be a whole number above 0'),
+    (make_ruler, 'DIR --tokenizer DIR/none', 'none does not exist; give a tokenizer.json'),
+    (balance, '--length 1001', 'seq_len 1001 is not a multiple of ring_size = 2'),
+    (balance, '--rings 2 0', '--rings 0 must be a whole number above 0'),
+])
+def test_other_scripts(script, flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['script', *flags.replace('DIR', str(tmp_path / 'run')).split()])
+    assert message in sentence(script.main, capsys)
+
+
+@pytest.mark.parametrize('flags, message', [
+    ({'model': '/nonexist'}, "--model /nonexist is no folder; give a Hugging Face folder, 'base' or 'smollm2'"),
+    ({'piece': -4}, '--piece -4 must be a whole number above 0'),
+    ({'batch_tokens': 0}, '--batch-tokens 0 must be a whole number above 0'),
+])
+def test_a_model_that_is_to_be_asked(flags, message):
+    with pytest.raises(ValueError, match=message):
+        setup_model.load(argparse.Namespace(**{'model': 'base', 'piece': None, 'batch_tokens': 1, **flags}))
+
+
+def test_a_folder_that_cannot_be_written(refused, tmp_path):
+    (tmp_path / 'file').touch()
+    assert refused(workdir=tmp_path / 'file').endswith('(File exists); name another file or folder')
+
+
+def test_a_package_that_is_missing(capsys):
+    def script():
+        with setup_run.needs("'.[oracle]'"):
+            import no_such_package.part  # noqa: F401
+
+    assert sentence(script, capsys) == "error: this script needs the package no_such_package; pip install '.[oracle]'"
+
+
+@pytest.mark.parametrize('resumes', (False, True))
+def test_only_runs_that_continue_say_so(resumes, capsys):
+    def script():
+        raise KeyboardInterrupt
+
+    assert ('continues' in sentence(script, capsys, resumes=resumes)) is resumes

@@ -159,3 +159,13 @@ def test_a_frequent_word_of_a_bfloat16_table_keeps_its_gradient(mesh):
         grad = jax.grad(lambda embed: llama.embed_tokens(embed, tokens).astype(jnp.float32).sum())(embed)
     counts = np.bincount(np.asarray(tokens).ravel(), minlength=64)
     np.testing.assert_allclose(np.asarray(grad, np.float32), np.tile(counts[:, None], 8), rtol=1e-2)
+
+
+@pytest.mark.parametrize('tokens, message', [
+    (np.array([[1, 2, 3, 4, 5]]), '5 tokens a row do not divide over the 2 devices of the sequence axis'),
+    (np.array([[1, 10**6]]), "ids from 1 to 1000000 are not all among the model's 0 to"),
+    (np.array([[-1, 3]]), 'ids from -1 to 3'),
+])
+def test_logits_refuse_rows_and_ids_that_do_not_fit(tokens, message):
+    with jax.set_mesh(sharding.make_mesh((1, 1, 2, 1))), pytest.raises(ValueError, match=message):
+        llama.logits(None, tiny.UNTIED, tokens)

@@ -148,5 +148,5 @@ def test_parquet(tmp_path):
 def test_the_package_that_reads_parquet_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'pyarrow.parquet', None)
     (tmp_path / 'a.parquet').write_bytes(b'PAR1')
-    with pytest.raises(ValueError, match=r"read with the package pyarrow; pip install 'lct\[corpus\]'"):
+    with pytest.raises(ValueError, match=r"read with the package pyarrow; pip install '\.\[corpus\]'"):
         read(tmp_path)

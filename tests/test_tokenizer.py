@@ -143,6 +143,9 @@ def test_errors_say_what_to_do(tmp_path, trained):
         tokenizers.load(tmp_path / 'nowhere')
     with pytest.raises(FileNotFoundError, match='holds neither tokenizer.json nor tokenizer.model'):
         tokenizers.load(tmp_path)
+    (tmp_path / 'other.json').write_text('{}')
+    with pytest.raises(ValueError, match=r'other.json is no tokenizer.json of the tokenizers library \(Model missing'):
+        tokenizers.load(tmp_path / 'other.json')
     (tmp_path / 'tokenizer.model').write_bytes(b'\n\x0esentencepiece')
     with pytest.raises(ValueError, match="line 1 is not 'base64 rank'.*use the tokenizer.json"):
         tokenizers.load(tmp_path / 'tokenizer.model')
@@ -217,7 +220,7 @@ def test_gguf_pre_tokenizers_split_as_their_models_do():
 def test_the_installed_llama3_tokenizer_is_found_not_imported(tmp_path, monkeypatch, tiktoken_path):
     with monkeypatch.context() as none:
         none.setattr('importlib.util.find_spec', lambda name: None)
-        with pytest.raises(FileNotFoundError, match=r"pip install 'lct\[llama3-tokenizer\]'"):
+        with pytest.raises(FileNotFoundError, match=r"pip install '\.\[llama3-tokenizer\]'"):
             tokenizers.load('llama3')
     (tmp_path / 'llama_models' / 'llama3').mkdir(parents=True)
     (tmp_path / 'llama_models' / '__init__.py').write_text('raise RuntimeError("not to be imported")')

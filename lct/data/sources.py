@@ -196,7 +196,7 @@ def _optional(name, path):
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ValueError(f"{path} is read with the package {name.split('.')[0]}; pip install 'lct[corpus]'") from None
+        raise ValueError(f"{path} is read with the package {name.split('.')[0]}; pip install '.[corpus]'") from None
 
 
 def _text_blocks(file, pieces):

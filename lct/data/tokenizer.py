@@ -106,7 +106,11 @@ class JsonTokenizer(Tokenizer):
     def __init__(self, path):
         import tokenizers
         definition = _read_json(path)
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library has no narrower class
+            raise ValueError(f'{path} is no tokenizer.json of the tokenizers library ({error}); give that of the '
+                             "model, or 'bytes'") from error
         # A file may carry the truncation and the padding of somebody's run: both would change our text.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -177,7 +181,7 @@ def installed_llama3():
     package = importlib.util.find_spec('llama_models')  # found, not imported
     if package is None or package.origin is None:
         raise FileNotFoundError("the tokenizer 'llama3' comes with the package llama-models, under the Llama "
-                                "3 Community License; pip install 'lct[llama3-tokenizer]'")
+                                "3 Community License; pip install '.[llama3-tokenizer]'")
     return Path(package.origin).parent / 'llama3' / 'tokenizer.model'
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
@@ -322,7 +323,13 @@ def logits(params, config, tokens, positions=None, segment_ids=None):
     positions default to 0..T-1 and segment_ids to one document per row. As in Hugging Face, 'dynamic'
     and 'longrope' scaling look at the longest position of the batch.
     """
+    if not isinstance(tokens, jax.Array) and not 0 <= np.min(tokens) <= np.max(tokens) < config.vocab_size:
+        raise ValueError(f"ids from {np.min(tokens)} to {np.max(tokens)} are not all among the model's 0 to "
+                         f"{config.vocab_size - 1}; encode with the model's own tokenizer")
     tokens = jnp.asarray(tokens)
+    if tokens.shape[1] % (ring := sharding.axis_size('sequence')):
+        raise ValueError(f'{tokens.shape[1]} tokens a row do not divide over the {ring} devices of the sequence axis; '
+                         'cut or pad them to a multiple')
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     if segment_ids is None:

@@ -90,6 +90,7 @@ def known(name, table, what):
     """name, lower case, if the table has it; otherwise a ValueError with the names nearest to it."""
     name = name.lower()
     if name not in table:
-        near = difflib.get_close_matches(name, table, n=3, cutoff=0.3) or sorted(table)
-        raise ValueError(f'{what} {name!r} is not in the table; nearest are {", ".join(near)} of {", ".join(table)}')
+        near = difflib.get_close_matches(name, table, n=3, cutoff=0.3)
+        nearest = f'nearest are {", ".join(near)} of' if near else 'it has'
+        raise ValueError(f'{what} {name!r} is not in the table; {nearest} {", ".join(table)}')
     return name

@@ -16,7 +16,7 @@ def check_writable(folder, nbytes, overwrite=False):
         if not os.path.isdir(folder) or os.path.islink(folder):
             raise ValueError(f'{folder} is not a folder; choose another target')
         if os.listdir(folder) and not overwrite:
-            raise ValueError(f'{folder} is not empty; choose another target or pass overwrite=True')
+            raise ValueError(f'{folder} is not empty; choose another target or overwrite it (overwrite=True, --overwrite)')
     if not os.path.isdir(parent):
         raise ValueError(f'{parent} does not exist; create it first')
     probe = _sibling(folder, 'probe')

