@@ -272,4 +272,4 @@ class Progress:
 
 
 if __name__ == '__main__':
-    setup_run.main(main)
+    setup_run.main(main, resumes=True)
