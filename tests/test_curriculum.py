@@ -173,7 +173,7 @@ def test_small_chunks_that_were_asked_for_are_not_doubted():
 def test_weights_of_bfloat16_that_hardly_move_are_doubted():
     stage = stages.Stage(name='one', seq_len=8192, num_steps=1, learning_rate=2e-5)
     (doubt,) = stages.doubts([stage], LLAMA3_8B, 'bfloat16')
-    assert 'learning rate 2e-05 are rounded away from weights larger than 0.01' in doubt and 'float32' in doubt
+    assert 'learning rate 2e-05 are rounded away from weights larger than 0.01, which stand still' in doubt and 'float32' in doubt
     assert stages.doubts([stage], LLAMA3_8B) == []
     moved = jnp.bfloat16(1.01 * 512 * 2e-5)  # what the sentence says
     assert moved - jnp.bfloat16(2e-5) == moved

@@ -179,7 +179,7 @@ def doubts(stages, config, param_dtype='float32'):
         rate = max(stage.learning_rate for stage in stages)
         out.append(  # half a unit in the last place of w is between |w| / 512 and |w| / 256; AdamW moves by the rate
             f'param_dtype bfloat16: steps of the learning rate {rate:g} are rounded away from weights larger than '
-            f'{512 * rate:.2g}, so that few weights move; use param_dtype float32, with memory dtype bfloat16')
+            f'{512 * rate:.2g}, which stand still; use param_dtype float32, with memory dtype bfloat16')
     for stage, planned in zip(stages, configs(stages, config)):
         if size := _crumbs(stage, stage.seq_len, group):
             out.append(
