@@ -33,6 +33,7 @@ def run():
     from lct.train import loop, stages
     from lct.train.checkpoint import claim
     from lct.weights import llama_hf
+    from lct.weights.tensors import check_dtype
 
     began = time.monotonic()
     workdir = pathlib.Path(args.workdir)
@@ -48,7 +49,7 @@ def run():
     words = tokenizer.load(folder)
     tokenizer.check_vocab(words, base_config.vocab_size)
     plan = stages.configs(run_config.stages, base_config)
-    for doubt in stages.doubts(run_config.stages, base_config):
+    for doubt in stages.doubts(run_config.stages, base_config, run_config.param_dtype):
         loop.say(f'WARNING: {doubt}')
     native = base_config.max_position_embeddings
     mixture, unseen = setup_run.stream(config, words)
@@ -74,10 +75,12 @@ def run():
         trained = lora.num_trained(base_config, run_config.adapter)
     # float32 weights and two moments in each checkpoint, one more than are kept; then the model itself
     nbytes = 12 * (run_config.keep_checkpoints + 1) * trained + 4 * size
+    save_dtype = config.get('save_dtype', 'bfloat16')
+    check_dtype(save_dtype, 'to save')
     workdir.mkdir(parents=True, exist_ok=True)
     llama_hf.check_writable(workdir / 'model', nbytes, overwrite=True)
     lock = claim(workdir, {  # noqa: F841  held while the process lives
-        **setup_run.without_gates(config), 'inputs': {
+        **setup_run.claimed(config), 'inputs': {
             'model': setup_run.fingerprint(folder), 'tokenizer': words.fingerprint, 'tokens': mixture.num_tokens,
             'held_out': zlib.crc32(haystack.tobytes()),
         },
@@ -205,7 +208,7 @@ def run():
         losses={'base': base_loss, 'extended': loss_result}, license=config.license or None,
         trained='low-rank adapters, merged' if run_config.adapter else 'full training',
     )
-    llama_hf.save(workdir / 'model', extended_config, params, dtype=config.save_dtype,
+    llama_hf.save(workdir / 'model', extended_config, params, dtype=save_dtype,
                   tokenizer_from=folder, card=card, overwrite=True)
     for path in ('needle.png', 'loss.png', 'results.json', 'metrics', 'model'):
         loop.say(f'wrote {workdir / path}')

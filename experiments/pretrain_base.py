@@ -25,7 +25,7 @@ def run():
     from lct.train.checkpoint import claim
     from lct.weights import llama_hf
 
-    workdir = pathlib.Path(args.workdir)
+    workdir, run_config = pathlib.Path(args.workdir), setup_run.run_of(config)
     lock = claim(workdir, setup_run.plain(config))  # noqa: F841  held while the process lives
     training, _ = documents.split(documents.read(config.corpus, config.corpus_bytes), config.held_out)
     texts = [document.text for document in training]
@@ -50,7 +50,7 @@ def run():
     with loop.stop_requests() as asked:
         try:
             model, params, _ = loop.train(
-                setup_run.run_of(config), model, lambda: llama.init(model, jax.random.key(config.seed)),
+                run_config, model, lambda: llama.init(model, jax.random.key(config.seed)),
                 mixture, workdir, asked,
             )
         except loop.Interrupted as stop:

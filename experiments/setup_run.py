@@ -26,6 +26,8 @@ def parse(description, default_config, default_workdir):
     config = load_config(args.config)
     for override in args.set:
         set_field(config, override)
+    if config.get('seed', 0) < 0:
+        raise ValueError(f'config.seed {config.seed} must be 0 or more')
     if args.mesh:
         mesh = tuple(int(d) if d.strip().isdigit() else 0 for d in args.mesh.split(','))
         if len(mesh) != 4 or min(mesh) < 1:
@@ -41,8 +43,12 @@ def load_config(path):
     if not path.is_file():
         raise ValueError(f'config {path} does not exist; the project has {sorted(p.name for p in (HERE / "configs").glob("*.py"))}')
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = spec and importlib.util.module_from_spec(spec)  # None: not the name of a Python file
+    if module:
+        spec.loader.exec_module(module)
+    if not hasattr(module, 'get_config'):
+        raise ValueError(f'config {path} is no config; give a Python file with get_config(), such as those of '
+                         f'{HERE / "configs"}')
     return module.get_config()
 
 
@@ -61,7 +67,7 @@ def set_field(config, override):
         raise ValueError(f'--set {override} is not of the form key=value')
     try:
         node[last] = _like(old, text)
-    except (ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f'--set {override}: {key} is {old!r}, and {text!r} is nothing of that kind') from error
 
 
@@ -69,8 +75,10 @@ def _like(old, text):
     """text as a value of old's type; a word may become a number ('dynamic_ntk' -> 1e6)."""
     if isinstance(old, tuple):
         return tuple(_like(old[0], part) for part in text.split(','))
-    if isinstance(old, bool) or not isinstance(old, (int, float, str)):
-        raise TypeError('only numbers, words and tuples of them can be set')
+    if isinstance(old, bool):
+        return {'true': True, 'false': False}[text.lower()]
+    if not isinstance(old, (int, float, str)):
+        raise TypeError('only numbers, words, true or false, and tuples of them can be set')
     if isinstance(old, str):
         try:
             return float(text)
@@ -110,9 +118,11 @@ def plain(config):
     return config
 
 
-def without_gates(config):
-    """plain(config) less the gates of its stages: a run may go on with other thresholds."""
+def claimed(config):
+    """plain(config) less what a run may go on with another of: the gates of its stages, and the dtype of the model
+    that it writes at its end."""
     values = plain(config)
+    values.pop('save_dtype', None)
     for stage in values['stages']:
         stage.pop('gate', None)
     return values
@@ -143,6 +153,9 @@ def stream(config, words):
     from lct.data.upsample import Upsample
     from lct.train.metrics import say
 
+    if not config.corpus:
+        raise ValueError('config.corpus is empty; add --set corpus=PATH of your documents: a folder, glob, JSONL or '
+                         'text file, or a token store')
     if not (pathlib.Path(config.corpus) / 'index.json').is_file():
         training, held_out = documents.split(documents.read(config.corpus, config.corpus_bytes), config.held_out)
         return Mixture(encode(words, training), words, seed=config.seed), encode(words, held_out)

@@ -123,6 +123,50 @@ def test_no_model_folder_and_unknown_fields(refused):
     assert 'mesh' in refused('--mesh', '1,1,x,1')
 
 
+@pytest.mark.parametrize('setting, sentence', [
+    ('corpus=', 'config.corpus is empty; add --set corpus=PATH'),
+    ('save_dtype=int8', "dtype 'int8' is no dtype to save; use one of float32, float16, bfloat16"),
+    ('param_dtype=foo', "param_dtype 'foo' must be 'float32' or 'bfloat16'"),
+    ('param_dtype=int8', "param_dtype 'int8' must be"),
+    ('checkpoint_every=0', 'checkpoint_every 0 must be at least 1'),
+    ('keep_checkpoints=0', 'keep_checkpoints 0 must be at least 1'),
+    ('max_skips_in_row=0', 'max_skips_in_row 0 must be at least 1'),
+    ('seed=-1', 'config.seed -1 must be 0 or more'),
+    ('optimizer.b1=1', 'optimizer b1 1.0 must be at least 0 and below 1'),
+    ('optimizer.b2=nan', 'optimizer b2 nan must be at least 0 and below 1'),
+    ('optimizer.weight_decay=-0.1', 'optimizer weight_decay -0.1 must be 0 or a positive number'),
+    ('optimizer.clip_norm=0', 'optimizer clip_norm 0.0 must be positive'),
+    ('stages.0.alpha=-1', 'stage 512: alpha -1.0 must be a positive number'),
+    ('fit_ring=maybe', "fit_ring is True, and 'maybe' is nothing of that kind"),
+])
+def test_a_wrong_value_claims_no_work_directory(refused, tmp_path, setting, sentence):
+    assert sentence in refused('--set', setting)
+    assert not (tmp_path / 'run' / 'config.json').exists()
+
+
+def test_true_and_false_can_be_set():
+    config = setup_run.load_config(EXPERIMENTS / 'configs' / 'smoke.py')
+    setup_run.set_field(config, 'fit_ring=False')
+    assert config.fit_ring is False
+    setup_run.set_field(config, 'fit_ring=true')
+    assert config.fit_ring is True
+
+
+@pytest.mark.parametrize('name', ['README.md', 'lct/ops/theta.py'])
+def test_a_file_that_is_no_config(name):
+    with pytest.raises(ValueError, match='is no config; give a Python file with get_config'):
+        setup_run.load_config(EXPERIMENTS.parent / name)
+
+
+def test_a_run_may_end_with_another_dtype_of_the_model():
+    config = setup_run.load_config(EXPERIMENTS / 'configs' / 'smoke.py')
+    before = setup_run.claimed(config)
+    config.save_dtype = 'bfloat16'
+    assert setup_run.claimed(config) == before
+    config.param_dtype = 'bfloat16'
+    assert setup_run.claimed(config) != before
+
+
 @pytest.mark.parametrize('count, ring', [(1, 1), (3, 2), (7, 4), (8, 8), (64, 8)])
 def test_the_ring_fits_the_accelerators_of_a_machine(count, ring):
     config = setup_run.load_config(EXPERIMENTS / 'configs' / 'laptop.py')

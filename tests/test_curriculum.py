@@ -14,6 +14,7 @@ import tiny_training
 from lct.models import llama
 from lct.models.llama_sizes import LLAMA3_8B, LLAMA31_8B
 from lct.ops import rope
+from lct.ops.blockwise_attention import Chunks
 from lct.train import loop, optimizer, stages, state
 from lct.train.step import train_step
 from lct.weights import llama_config
@@ -139,6 +140,43 @@ def test_a_model_that_was_scaled_before_is_scaled_from_its_own_beginning():
 def test_impossible_scalings_are_refused(scaling, message):
     with pytest.raises(ValueError, match=message):
         planned(LLAMA3_8B, scaling)
+
+
+def test_a_dynamic_scaling_of_the_base_is_not_dropped():
+    base = dataclasses.replace(LLAMA3_8B, rope=rope.RopeConfig(theta=5e5, type='dynamic', factor=2.0, max_position=8192))
+    with pytest.raises(ValueError, match="stage 0: theta 'keep' at 65536 tokens .*type 'dynamic'.*use theta 'dynamic_ntk'"):
+        planned(base, {})
+    (within,) = planned(base, {}, seq_len=8192)
+    assert within == base.rope
+    (extended,) = planned(base, {}, theta='dynamic_ntk')
+    assert (extended.type, extended.theta, extended.max_position) == ('dynamic', 15296098.0, 65536)
+
+
+@pytest.mark.parametrize('seq_len, ring, small, better', [
+    (2018, 1, 1, 2016), (4098, 1, 3, 4100), (8 * 2018, 8, 1, 8 * 2016), (4096, 1, None, None), (1018, 1, None, None),
+    (256000, 8, None, None),
+])
+def test_a_length_that_leaves_attention_crumbs_is_doubted(seq_len, ring, small, better):
+    stage = stages.Stage(name='odd', seq_len=seq_len, num_steps=1, mesh=(1, 1, ring, 1), theta=1e9)
+    found = [doubt for doubt in stages.doubts([stage], LLAMA3_8B) if 'chunks' in doubt]
+    assert found == ([] if small is None else [
+        f'stage odd: seq_len {seq_len:,} gives a device {seq_len // ring:,} tokens, which attention can only cut into '
+        f'chunks of {small}, and is slow; the nearest length without that is {better:,}'])
+
+
+def test_small_chunks_that_were_asked_for_are_not_doubted():
+    memory = llama.Memory(attention=llama.Attention(chunks=Chunks(8, 16)))
+    stage = stages.Stage(name='asked', seq_len=4096, num_steps=1, memory=memory, theta=1e9)
+    assert stages.doubts([stage], LLAMA3_8B) == []
+
+
+def test_weights_of_bfloat16_that_hardly_move_are_doubted():
+    stage = stages.Stage(name='one', seq_len=8192, num_steps=1, learning_rate=2e-5)
+    (doubt,) = stages.doubts([stage], LLAMA3_8B, 'bfloat16')
+    assert 'learning rate 2e-05 are rounded away from weights larger than 0.01, which stand still' in doubt and 'float32' in doubt
+    assert stages.doubts([stage], LLAMA3_8B) == []
+    moved = jnp.bfloat16(1.01 * 512 * 2e-5)  # what the sentence says
+    assert moved - jnp.bfloat16(2e-5) == moved
 
 
 def test_a_length_that_theta_does_not_support_is_doubted_with_the_numbers():

@@ -158,4 +158,4 @@ def test_a_run_may_go_on_with_other_gates():
     gated, plain = (setup_run.load_config(EXPERIMENTS / 'configs' / f'{name}.py') for name in ('laptop_gated', 'laptop'))
     plain.name = gated.name
     assert all(stage.gate.every == 10 for stage in setup_run.run_of(gated).stages)
-    assert setup_run.without_gates(gated) == setup_run.plain(plain) != setup_run.plain(gated)
+    assert setup_run.claimed(gated) == setup_run.claimed(plain) != setup_run.plain(gated)

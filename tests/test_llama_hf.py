@@ -278,6 +278,8 @@ def test_truncated_file_and_absurd_header_are_refused(folder):
 def test_wrong_dtypes_are_refused(folder):
     with pytest.raises(ValueError, match='int32'):
         llama_hf.load(folder, 'int32')
+    with pytest.raises(ValueError, match="dtype 'foo' is no dtype of weights; use one of float32"):
+        llama_hf.load(folder, 'foo')
     path = folder / 'model.safetensors'
     path.write_bytes(path.read_bytes().replace(b'"F32"', b'"I32"', 1))
     with pytest.raises(ValueError, match='I32'):

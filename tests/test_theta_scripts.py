@@ -108,6 +108,7 @@ def test_chosen_config_is_one_that_extend_takes(summary, config, tmp_path):
     path.write_text(theta_search.chosen_config(config, 140665.0))
     chosen = setup_run.load_config(path)
     setup_run.set_field(chosen, 'stages.0.num_steps=3')
+    setup_run.set_field(chosen, 'stages.0.warmup_steps=1')
     chosen.stages[0].mesh = (1, 1, 2, 1)
     stage, = setup_run.run_of(chosen).stages
     assert (stage.theta, stage.num_steps, stage.mesh) == (140665.0, 3, (1, 1, 2, 1))

@@ -1,6 +1,7 @@
 import gzip
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,9 +148,28 @@ def test_bad_documents_are_refused_or_counted(tmp_path):
     assert store.counts['bad'] == 2 and ['a.txt line 2' in seen[0], 'b.jsonl line 2' in seen[1]] == [True, True]
 
 
+def test_a_corpus_is_corrected(tmp_path):
+    """Before the first shard is closed nothing is begun; after it the refusal says what to remove."""
+    def write(name, text):
+        (tmp_path / name).write_text(text)
+        return corpus.tokenize([tmp_path / 'a.jsonl', tmp_path / 'b.jsonl'], 'bytes', tmp_path / 's', workers=1,
+                               shard_tokens=10)
+
+    (tmp_path / 'b.jsonl').write_text('{"text": \n')
+    with pytest.raises(ValueError, match='a.jsonl line 1'):
+        write('a.jsonl', '{"text": \n')
+    with pytest.raises(ValueError, match='b.jsonl line 1'):  # a.jsonl fills a shard
+        write('a.jsonl', '{"text": "' + 'x' * sources.BLOCK + '"}\n')
+    with pytest.raises(ValueError, match='the files of the corpus changed since .*s.partial was begun; remove that'):
+        write('b.jsonl', '{"text": "y"}\n')
+    shutil.rmtree(tmp_path / 's.partial')
+    assert write('b.jsonl', '{"text": "y"}\n').num_documents == 2
+
+
 def test_what_cannot_begin(tmp_path):
     (tmp_path / 'empty.txt').write_text('')
     for specs, options, message in [
+            ([''], {}, 'the name of a corpus is empty; give a folder'),
             ([tmp_path / 'empty.txt'], {}, 'holds no text; a folder is searched for'),
             ([ROOT / 'README.md'], {'workers': 0}, 'workers 0 and shard_tokens 134217728 must be at least 1'),
             ([ROOT / 'README.md'], {'shard_tokens': 0}, 'shard_tokens 0 must be at least 1')]:

@@ -235,11 +235,41 @@ def test_flops_count_the_visible_pairs_of_packed_documents():
     ({'batch_size': 3, 'mesh': (2, 1, 1, 1)}, r'batch_size 3 is not a multiple of data \* fsdp = 2 \* 1'),
     ({'layout': 'spiral'}, "layout 'spiral' is not one of"),
     ({'num_steps': 0}, 'must be positive'),
+    ({'learning_rate': 0.0}, 'learning_rate 0.0 must be a positive number'),
+    ({'learning_rate': float('nan')}, 'learning_rate nan must be a positive number'),
+    ({'alpha': 0.0}, 'alpha 0.0 must be a positive number'),
+    ({'warmup_steps': -1}, 'warmup_steps -1 must be from 0 to num_steps = 40'),
+    ({'warmup_steps': 41}, 'warmup_steps 41 must be from 0 to num_steps = 40'),
+    ({'final_fraction': 1.5}, 'final_fraction 1.5 must be from 0 to 1'),
     ({'memory': dataclasses.replace(tiny.MEMORY, ffn_chunks=5)}, 'not a multiple of ring_size'),
 ])
 def test_impossible_stages_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(STAGE, **change)
+
+
+@pytest.mark.parametrize('change', [
+    {'b1': 1.0}, {'b1': -0.1}, {'b2': 1.0}, {'eps': 0.0}, {'weight_decay': -1.0}, {'clip_norm': 0.0},
+    {'clip_norm': float('nan')},
+])
+def test_impossible_optimizers_are_refused(change):
+    (field, value), = change.items()
+    with pytest.raises(ValueError, match=f'optimizer {field} {value} must be'):
+        dataclasses.replace(ADAMW, **change)
+
+
+@pytest.mark.parametrize('share', [0.001, 0.25, 0.0])
+def test_the_loss_is_a_mean_of_targets_that_count_in_part(share):
+    """Also where they count less than one target in all."""
+    batch = {name: jnp.asarray(x)[None] for name, x in tiny.batch(2, 32).items()}
+    params = llama.init(tiny.CONFIG, jax.random.key(0))
+
+    def loss(mask):
+        return loss_and_grads(params, tiny.CONFIG.architecture(), {**batch, 'loss_mask': mask}, tiny.tables(),
+                              tiny.MEMORY)[0]
+
+    few = jnp.zeros_like(batch['loss_mask']).at[0, 0, :3].set(1.0)
+    np.testing.assert_allclose(loss(share * few), loss(few) if share else 0.0, rtol=1e-5)
 
 
 def test_stage_configs_follow_their_rules_and_refuse_what_cannot_be():

@@ -154,6 +154,8 @@ def _named(spec):
 
 def _find(path, suffixes):
     """(source, name, path) of every file."""
+    if not path:  # Path('') would be the current folder
+        raise ValueError('the name of a corpus is empty; give a folder, a glob, or a file of text, .jsonl or .parquet')
     path = Path(path)
     if path.is_dir():
         whole = path.resolve().name

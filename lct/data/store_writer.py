@@ -154,11 +154,14 @@ class Writer(contextlib.AbstractContextManager):
 
     def _check_plan(self):
         path = self.partial / 'plan.json'
-        if not path.exists():
+        if not (self.partial / '00000.json').exists():  # nothing to go on from: whoever began it binds nobody
             with _whole(path) as temporary:
                 temporary.write_text(json.dumps(self._plan))
         begun = json.loads(path.read_text())
         for key, value in self._plan.items():
+            if begun.get(key) != value and key == 'corpus':
+                raise ValueError(f'the files of the corpus changed since {self.partial} was begun; remove that folder '
+                                 'to begin anew')
             if begun.get(key) != value:
                 raise ValueError(f'{self.partial} was begun with {key} {begun.get(key)!r}, and this run has '
                                  f'{value!r}; a store is of one {key}: give the same, or remove the folder')

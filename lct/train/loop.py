@@ -45,6 +45,13 @@ class Run:
     line_every_s: float = 3.0
     adapter: lora.Adapter | None = None
 
+    def __post_init__(self):
+        if self.param_dtype not in ('float32', 'bfloat16'):
+            raise ValueError(f"param_dtype {self.param_dtype!r} must be 'float32' or 'bfloat16'")
+        for field in ('checkpoint_every', 'keep_checkpoints', 'max_skips_in_row'):
+            if getattr(self, field) < 1:
+                raise ValueError(f'{field} {getattr(self, field)} must be at least 1')
+
 
 class Interrupted(Exception):
     """The run was asked to stop and has saved what it could; the message says what that is."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,17 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+
+    def __post_init__(self):
+        for field, holds, what in (
+            ('b1', 0 <= self.b1 < 1, 'at least 0 and below 1, such as 0.9'),
+            ('b2', 0 <= self.b2 < 1, 'at least 0 and below 1, such as 0.95'),
+            ('eps', 0 < self.eps < math.inf, 'a positive number, such as 1e-8'),
+            ('weight_decay', 0 <= self.weight_decay < math.inf, '0 or a positive number, such as 0.1'),
+            ('clip_norm', self.clip_norm > 0, 'positive, such as 1.0'),
+        ):
+            if not holds:
+                raise ValueError(f'optimizer {field} {getattr(self, field)} must be {what}')
 
 
 def stage_schedule(learning_rate, num_steps, warmup_steps, final_fraction):

@@ -1,11 +1,13 @@
 """The curriculum: each stage a length, a theta rule, a RoPE scaling, a mesh, a mix, an optimizer schedule, a gate."""
 
 import dataclasses
+import itertools
 import math
 
 from lct.models.llama import Memory, check_mesh
 from lct.ops import rope, strategies
 from lct.ops import theta as laws
+from lct.ops.blockwise_attention import fit
 from lct.train.gates import Gate
 
 LAYOUTS = ('contiguous', 'zigzag', 'striped')
@@ -51,6 +53,15 @@ class Stage:
         for field in ('seq_len', 'batch_size', 'accumulation', 'num_steps'):
             if getattr(self, field) < 1:
                 raise ValueError(f'stage {self.name}: {field} must be positive, got {getattr(self, field)}')
+        for field in ('learning_rate', 'alpha'):
+            if not 0 < getattr(self, field) < math.inf:
+                raise ValueError(f'stage {self.name}: {field} {getattr(self, field)} must be a positive number')
+        if not 0 <= self.warmup_steps <= self.num_steps:
+            raise ValueError(
+                f'stage {self.name}: warmup_steps {self.warmup_steps} must be from 0 to num_steps = {self.num_steps}, '
+                'or the learning rate is never reached; use fewer')
+        if not 0 <= self.final_fraction <= 1:
+            raise ValueError(f'stage {self.name}: final_fraction {self.final_fraction} must be from 0 to 1')
         if len(self.mesh) != 4 or min(self.mesh) < 1:
             raise ValueError(f'stage {self.name}: mesh {self.mesh} must be four positive degrees of data, fsdp, '
                              'sequence and tensor, such as (1, 1, 8, 1)')
@@ -103,6 +114,11 @@ def rope_of(stage, before, theta, length, native, head_dim):
     """RopeConfig of a stage of theta whose model reads length tokens, after one of RopeConfig before; native: the
     length of the base model."""
     if not stage.scaling:
+        if before.type == 'dynamic' and stage.theta == 'keep' and stage.seq_len > before.max_position:
+            raise ValueError(
+                f"stage {stage.name}: theta 'keep' at {stage.seq_len} tokens would train without the model's scaling of "
+                f"type 'dynamic', which begins beyond its length, from {before.max_position} on moved to {length}; use "
+                "theta 'dynamic_ntk'")
         return dataclasses.replace(before, theta=theta, max_position=length)
     given = dict(stage.scaling)
     kind = given.get('type')
@@ -149,15 +165,27 @@ def configs(stages, config):
     return out
 
 
-def doubts(stages, config):
-    """Sentences about stages that can run, but whose length their theta and scaling are not known to support.
+def doubts(stages, config, param_dtype='float32'):
+    """Sentences about stages that can run, but slowly, without effect, or at a length that their theta and scaling are
+    not known to support.
 
-    The measure is the scaling law of arXiv 2310.05209: beyond the period of the first dim that made no full turn in
-    training, that dim meets angles that it never saw.
+    The measure of a length is the scaling law of arXiv 2310.05209: beyond the period of the first dim that made no
+    full turn in training, that dim meets angles that it never saw.
     """
     native, base, out = config.rope.original_max_position or config.max_position_embeddings, config.rope.theta, []
     turned = laws.critical_dimension(base, native, config.head_dim) // 2
+    group = config.num_heads // config.num_kv_heads
+    if param_dtype == 'bfloat16':
+        rate = max(stage.learning_rate for stage in stages)
+        out.append(  # half a unit in the last place of w is between |w| / 512 and |w| / 256; AdamW moves by the rate
+            f'param_dtype bfloat16: steps of the learning rate {rate:g} are rounded away from weights larger than '
+            f'{512 * rate:.2g}, which stand still; use param_dtype float32, with memory dtype bfloat16')
     for stage, planned in zip(stages, configs(stages, config)):
+        if size := _crumbs(stage, stage.seq_len, group):
+            out.append(
+                f'stage {stage.name}: seq_len {stage.seq_len:,} gives a device {stage.seq_len // stage.mesh[2]:,} tokens, '
+                f'which attention can only cut into chunks of {size}, and is slow; the nearest length without that is '
+                f'{_without_crumbs(stage, group):,}')
         inv_freq, _ = rope.frequencies(planned.rope, config.head_dim, stage.seq_len)
         if stage.seq_len <= native or turned == len(inv_freq):
             continue
@@ -169,3 +197,22 @@ def doubts(stages, config):
                 f'{laws.theta_for_bound(stage.seq_len, base, native, config.head_dim):,.0f}, and to extrapolate further '
                 f'the critical base {laws.critical_base(base, native, stage.seq_len):,.0f}')
     return out
+
+
+def _crumbs(stage, seq_len, group):
+    """Tokens of the smaller chunks of attention on a shard that is long but has no better divisors, else 0."""
+    chunks, shard = stage.memory.attention.chunks, seq_len // stage.mesh[2]
+    fitted = {wanted: fit(wanted, shard) for wanted in (chunks.queries(group), chunks.key)}
+    # less than half of what was asked for: multiples of 32 always give that much
+    small = [size for wanted, size in fitted.items() if 2 * size < min(wanted, 64)]
+    return min(small) if small and shard > 1024 else 0
+
+
+def _without_crumbs(stage, group):
+    """The length nearest to the stage's that divides as it must and leaves no crumbs."""
+    ring = stage.mesh[2]
+    step = math.lcm(2 * ring, ring * stage.memory.ffn_chunks)
+    down = stage.seq_len // step * step
+    lengths = (n for i in itertools.count() for n in (down - i * step, down + (i + 1) * step))
+    return min(itertools.islice((n for n in lengths if not _crumbs(stage, n, group)), 2),
+               key=lambda n: abs(n - stage.seq_len))

@@ -20,7 +20,8 @@ def loss_and_grads(params, config, batch, tables, memory, frozen=None):
     Returns:
       loss (float32 scalar), grads in float32.
     """
-    total = jnp.maximum(batch['loss_mask'].sum(), 1.0)
+    total = batch['loss_mask'].sum()
+    total = jnp.where(total == 0, 1.0, total)  # no target at all: a loss of 0
 
     def micro_loss(params, micro):
         if frozen is None:

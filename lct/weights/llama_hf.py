@@ -14,7 +14,7 @@ from lct.weights.folders import check_writable
 from lct.weights.json_files import shown
 from lct.weights.llama_config import config_from_json, config_to_json
 from lct.weights.streaming import as_ours, named_entries
-from lct.weights.tensors import DTYPES, FLOATS, Matrix, equal
+from lct.weights.tensors import DTYPES, FLOATS, Matrix, check_dtype, equal
 
 __all__ = ['as_ours', 'check', 'check_writable', 'config_from_json', 'config_to_json', 'load', 'named_entries',
            'read_config', 'save', 'tensor_names']
@@ -132,8 +132,7 @@ def save(folder, config, params, *, dtype='bfloat16', max_shard_bytes=5_000_000_
     The folder appears whole or not at all.
     """
     folder = os.path.abspath(os.fspath(folder))
-    if dtype not in DTYPES:
-        raise ValueError(f'dtype {dtype!r} is no dtype to save; use one of {", ".join(DTYPES)}')
+    check_dtype(dtype, 'to save')
     if max_shard_bytes < 1:
         raise ValueError(f'max_shard_bytes {max_shard_bytes} must be positive, for example 5_000_000_000')
     streaming.check_params(config, params)

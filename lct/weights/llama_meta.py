@@ -18,7 +18,7 @@ from lct.ops.rope import RopeConfig
 from lct.weights import folders, json_files, streaming, torch_files
 from lct.weights.json_files import shown
 from lct.weights.llama_config import check_sizes
-from lct.weights.tensors import DTYPES, FLOATS, Matrix, equal
+from lct.weights.tensors import DTYPES, FLOATS, Matrix, check_dtype, equal
 
 NAMES = {  # ours -> theirs; {} is the layer
     'embed': 'tok_embeddings.weight',
@@ -257,8 +257,7 @@ def save(folder, config, params, *, dtype='bfloat16', num_files=1, tokenizer_fro
     A tied head is written out, as Meta does. The folder appears whole or not at all.
     """
     folder = os.path.abspath(os.fspath(folder))
-    if dtype not in DTYPES:
-        raise ValueError(f'dtype {dtype!r} is no dtype to save; use one of {", ".join(DTYPES)}')
+    check_dtype(dtype, 'to save')
     streaming.check_params(config, params)
     values = params_from_config(config)
     if config.tie_embeddings:

@@ -18,7 +18,7 @@ from jax import lax
 
 from lct import sharding
 from lct.models import llama
-from lct.weights.tensors import ALL, DTYPES, FLOATS
+from lct.weights.tensors import ALL, FLOATS, check_dtype
 
 STRIP = 64  # rows turned at a time: what is read stays in the cache until it is written
 BLOCK = 2**24  # bytes of a file that a thread has mapped at a time
@@ -114,10 +114,12 @@ def wanted_dtype(dtype, matrices, folder):
         if len(stored) > 1:
             raise ValueError(f'{folder} mixes the dtypes {", ".join(stored)}; pass the dtype that is wanted')
         return FLOATS[stored[0]]
-    dtype = np.dtype(jnp.dtype(dtype))
-    if dtype.name not in DTYPES:
-        raise ValueError(f'dtype {dtype.name} is no dtype of weights; use one of {", ".join(DTYPES)}')
-    return dtype
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:  # no name of a dtype at all
+        name = dtype
+    check_dtype(name, 'of weights')
+    return np.dtype(jnp.dtype(name))
 
 
 def load(config, dtype, matrices):

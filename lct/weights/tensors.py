@@ -13,6 +13,12 @@ DTYPES = {dtype.name: kind for kind, dtype in FLOATS.items()}
 ALL = slice(None)
 
 
+def check_dtype(dtype, purpose):
+    """Refuse the name of a dtype in which weights are not kept; purpose ends 'is no dtype ...'."""
+    if dtype not in DTYPES:
+        raise ValueError(f'dtype {dtype!r} is no dtype {purpose}; use one of {", ".join(DTYPES)}')
+
+
 class Tensor(NamedTuple):
     """Where one tensor lies in a file: offset in bytes, strides in elements (None where row by row)."""
 
