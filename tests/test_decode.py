@@ -49,7 +49,8 @@ def forward(rows):
     tokens = np.zeros((len(rows), SEQ_LEN), np.int32)
     for out, row in zip(tokens, rows, strict=True):
         out[:len(row)] = row
-    return np.asarray(llama.logits(host_params(), CONFIG, tokens))
+    with on((1, 1, 1, 1)):  # whatever mesh asks first
+        return np.asarray(llama.logits(host_params(), CONFIG, tokens))
 
 
 @pytest.mark.parametrize('degrees, name', [*((mesh, 'zigzag') for mesh in MESHES), ((1, 1, 4, 2), 'striped')])
