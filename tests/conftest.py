@@ -12,7 +12,7 @@ import pytest  # noqa: E402
 
 @pytest.fixture(autouse=True, scope='module')
 def forget_programs():
-    """Hundreds of compiled programs together have more pieces of memory than Linux gives a process (65,530), and it
-    crashes."""
+    """A compiled training step takes hundreds of the 65,530 mappings that Linux gives a process; without them XLA
+    cannot go on."""
     yield
     jax.clear_caches()

@@ -231,8 +231,9 @@ def answer(model, batch, finished=()):
         answers = session.ask(questions, limits, bound, stop)
         asked = [group[i] for group, i in zip(made, at, strict=True)]
         forced = [items[i].forced for items, i in zip(batch.groups, at, strict=True)]
-        right = [model.answer_ids(sample) for sample in asked]
-        likely = session.force(questions, right) if any(forced) else [None] * len(asked)
+        if any(forced):
+            right = [model.answer_ids(sample) for sample in asked]
+            likely = session.force(questions, right)
         for j, (sample, new) in enumerate(zip(asked, answers, strict=True)):
             if wanted[j]:
                 row = row_of(sample, ids[j][at[j]], model.tokenizer.decode(new), len(new))

@@ -118,12 +118,13 @@ class Session:
     def _stream(self, questions, limit, sampling, key):
         lengths, count = self.lengths, len(questions)
         logits = self._put(questions, np.full(self.rows, limit, np.int32))
+        params = self._whole()
         try:
             for i in range(limit):
                 tokens = _choose(logits, i, sampling, key)
                 yield sharding.fetch(tokens)[:count]
                 if i + 1 < limit:  # the last one is never fed back
-                    logits = self._feed(tokens, i)
+                    logits = self._feed(params, tokens, i)
         finally:
             self._rewind(lengths)
 
@@ -140,7 +141,7 @@ class Session:
         fed = np.zeros((self.rows, sizes.max()), np.int32)
         for row, answer in zip(fed, answers, strict=False):
             row[:len(answer)] = answer
-        logits = self._put(questions, sizes)
+        logits, params = self._put(questions, sizes), self._whole()
         nats, greedy = np.zeros(self.rows), np.ones(self.rows, bool)
         for i in range(sizes.max()):
             tokens = put(fed[:, i])
@@ -148,7 +149,7 @@ class Session:
             nats += np.where(i < sizes, likely, 0)
             greedy &= first | (i >= sizes)
             if i + 1 < sizes.max():
-                logits = self._feed(tokens, i, i + 1 < sizes)
+                logits = self._feed(params, tokens, i, i + 1 < sizes)
         self._rewind(lengths)
         return list(zip(nats[:count].tolist(), greedy[:count].tolist(), strict=True))
 
@@ -180,17 +181,16 @@ class Session:
             raise ValueError('a question is empty and others are not; give every row its own')
         return self._extend(questions, self._piece(max(map(len, questions))))
 
-    def _feed(self, tokens, number, kept=True):
+    def _feed(self, params, tokens, number, kept=True):
         """Write one token [B] behind each row that is kept, `number` tokens after its length -> the logits that follow."""
         at, put = self.lengths + np.int32(number), lambda x: sharding.put(x.astype(np.int32), sharding.spec('B'))
         slots = np.where(kept, self._slot_of[np.minimum(at, self.seq_len - 1)], self.seq_len)
-        self.cache, logits = _step(self._whole, self.config.architecture(), self.cache, tokens, put(at), put(slots),
+        self.cache, logits = _step(params, self.config.architecture(), self.cache, tokens, put(at), put(slots),
                                    self.tables, self.memory.attention.window)
         return logits
 
-    @functools.cached_property
     def _whole(self):
-        """The weights as a decoding step uses them."""
+        """The weights as decoding steps use them; for one answer, as they take the memory that the next text needs."""
         return self.params if sharding.current_mesh() is None else _gathered(self.params, self.config.architecture())
 
     def _piece(self, length):
