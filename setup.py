@@ -14,6 +14,7 @@ setup(
         'orbax-checkpoint>=0.12.3,<0.13',
         'ml_collections>=1.1',
         'numpy>=2',
+        'scipy>=1.13',  # jax needs it anyway; Student's t
         'tensorboardX>=2.6.5',
         'safetensors>=0.5',  # the format of Hugging Face weights; the strictest reader there is
         'tokenizers>=0.20',  # any tokenizer.json

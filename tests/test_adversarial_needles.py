@@ -32,6 +32,8 @@ def ruled(prompt):
     said = [(line, value) for line, value in re.findall(
         rf'^(.*)stored under {re.escape(name)} is (\S+)\.$', prompt, re.M)]
     void = re.findall(r'The entry (\S+) under', prompt)
+    if 'stores no' in told:
+        return said[0][1] if said else 'unknown'
     if 'first in the text' in told:
         return said[0][1]
     if 'void' in told:
@@ -44,7 +46,8 @@ def ruled(prompt):
     return said[-1][1]
 
 
-@pytest.mark.parametrize('config', [*CONFLICTS, adversarial.NearNames('near'), adversarial.Straddling('cut', 8)],
+@pytest.mark.parametrize('config', [*CONFLICTS, adversarial.NearNames('near'), adversarial.Straddling('cut', 8),
+                                    adversarial.Absent('absent'), adversarial.Absent('present', True)],
                          ids=lambda config: config.task)
 def test_readers_by_place_score_what_the_design_says(material, config):
     for name, read in (('first', readers.first_value), ('last', readers.last_value)):
@@ -53,6 +56,32 @@ def test_readers_by_place_score_what_the_design_says(material, config):
         assert got['target'] + got['stale'] == 1 and got['none'] == got['mixed'] == 0
     assert rates(material, config, readers.mute, 20)['none'] == 1
     assert rates(material, config, ruled, 20)['target'] == 1
+
+
+def test_a_missing_name_differs_from_its_control_in_one_needle(material):
+    for i in range(10):
+        absent, present = (material.sample(adversarial.DEFAULTS[name], LENGTH, i) for name in ('absent', 'present'))
+        asked = readers.ASKED_NEEDLES.search(absent.prompt)[1]
+        assert asked == readers.ASKED_NEEDLES.search(present.prompt)[1]
+        told, all_told = (readers.NEEDLE.findall(one.prompt) for one in (absent, present))
+        assert len(told) == 4 and [pair for pair in all_told if pair[0] != asked] == told
+        assert all_told[i % 5] == (asked, present.outputs[0]) and absent.outputs == ['unknown']
+        assert adversarial.outcome(present, 'unknown') == adversarial.outcome(absent, told[0][1]) == 'stale'
+        assert len(present.meta['depths']) == 1 and absent.meta['depths'] == []
+        first = [one.prompt.split('\n')[2] for one in (absent, present)]
+        assert first[0] == first[1]  # the text around them is the same
+    with pytest.raises(ValueError, match='0 other names'):
+        material.sample(adversarial.Absent('x', others=0), LENGTH, 0)
+
+
+def test_questions_about_one_text_count_less_than_alone(material):
+    config = adversarial.DEFAULTS['several']
+    made = [material.sample(config, LENGTH, i) for i in range(40)]
+    # Whole texts are right or wrong: ten texts say no more than ten needles would.
+    got = adversarial.rates((one, one.outputs[0] if one.meta['group'] % 2 else '') for one in made)
+    low, high = scoring.wilson(0.5, 10)
+    assert got['interval'][0] == pytest.approx(low, abs=0.02) and got['interval'][1] == pytest.approx(high, abs=0.02)
+    assert adversarial.rates((one, '') for one in made[:4])['interval'] is None
 
 
 def test_position_bias_tells_habit_from_reading(material):

@@ -177,6 +177,7 @@ def test_answers_about_other_documents_are_not_mixed(finished, tmp_path):
     about = json.loads((finished / 'about.json').read_text())
     about['samples_from']['haystack'] = str(haystack)
     (tmp_path / 'about.json').write_text(json.dumps(about))
+    (tmp_path / 'ruler.jsonl').write_bytes((finished / 'ruler.jsonl').read_bytes())
     with pytest.raises(ValueError, match='holds answers made with other documents_sha256 .*use another --workdir'):
         run(tmp_path, haystack=str(haystack))
 
@@ -207,6 +208,15 @@ def test_data_files_of_ruler_are_answered(tmp_path, capsys):
         run(tmp_path / 'work', **{**flags, 'data': None})
 
 
+def test_a_refused_call_does_not_bind_its_workdir(tmp_path):
+    with pytest.raises(ValueError, match='length 1024 is more than the 512 positions'):
+        run(tmp_path, lengths='1024', seed=1)
+    assert (tmp_path / 'about.json').is_file()
+    run(tmp_path, suite='ruler', tasks='vt')
+    with pytest.raises(ValueError, match='holds answers made with other samples_from, seed'):
+        run(tmp_path, suite='ruler', tasks='vt', seed=1)
+
+
 def test_suites_of_one_workdir_share_its_results_and_a_base_may_come_later(tmp_path):
     run(tmp_path, suite='needle', tasks=None)
     with pytest.raises((ValueError, OSError)):
@@ -223,15 +233,18 @@ REPORT = {
             'target': 0.5, 'stale': 0.25, 'mixed': 0.25, 'none': 0, 'interval': [0.2, 0.8], 'count': 4}}}},
         'icl': {'tasks': {'parity': {
             'curve': {str(n): {'accuracy': 0.5, 'interval': [0.3, 0.7], 'count': 8} for n in (1, 2, 4)},
+            'chosen': {str(n): {'accuracy': 0.75, 'interval': [0.5, 0.9], 'count': 8} for n in (1, 2, 4)},
             'references': {'elimination': {'1': 0.5, '2': 0.75, '4': 1.0}}}}},
-        'repository': {'tasks': {'defines': {'1024': {'mean': 50.0, 'interval': [20.0, 80.0], 'count': 4}}}},
+        'repository': {'tasks': {'defines': {'1024': {'mean': 50.0, 'interval': None, 'count': 4}}}},
         'loss': {
             'edges': [0, 64, 128], 'mean': [3.0, 2.5], 'stderr': [None, None], 'num_windows': 1, 'documents': 1,
             'growing': {'contexts': [64, 112], 'targets': 16, 'mean': [2.75, 2.25], 'stderr': [0.5, None],
                         'effective_context': 112},
-            'identifiers': {'edges': [1, 64, 128, 256], 'mean': [1.25, None, 4.5], 'counts': [8, 0, 1000]},
+            'identifiers': {'edges': [1, 64, 128, 256], 'mean': [1.25, None, 4.5], 'counts': [8, 0, 1000],
+                            'stderr': [0.5, None, None], 'bundles': [3, 0, 1]},
             'border': {'edges': [0, 1, 2], 'mean': [2.5, 2.625], 'stderr': [None, None], 'num_windows': 1, 'documents': 1},
-            'long_ppl': {'key_tokens': 5, 'of': 128, 'context': 32, 'value': 4.25},
+            'long_ppl': {'key_tokens': 5, 'of': 128, 'context': 32, 'value': 4.25, 'nats': math.log(4.25), 'stderr': 0.1,
+                         'documents': 5},
             'short': {'length': 64, 'extended': 2.5, 'base': 2.25, 'difference': 0.25, 'stderr': 0.125, 'num_windows': 2,
                       'documents': 2},
         },
@@ -243,30 +256,32 @@ def test_every_suite_has_its_figure_table_and_cells():
     page = html_report.page(REPORT)
     for svg in re.findall('<svg.*?</svg>', page):
         ElementTree.fromstring(svg)
-    assert page.count('<svg') == 6 and '50 right, 25 misled' in page
+    assert page.count('<svg') == 6 and '50 right, 25 misled' in page and 'model chooses' in page
     assert 'elimination' in page and '3.000' in page
     assert [cell[:2] for cell in html_report.cells(REPORT)] == [
-        ('adversarial', 'latest'), *[('icl', 'parity')] * 3, ('repository', 'defines'), *[('loss', 'loss')] * 2,
+        ('adversarial', 'latest'), *[('icl', 'parity')] * 3, *[('icl', 'parity_chosen')] * 3, ('repository', 'defines'),
+        *[('loss', 'loss')] * 2,
         *[('loss', 'growing')] * 2, *[('loss', 'border')] * 2, *[('loss', 'identifiers')] * 2, ('loss', 'long_ppl'),
         ('loss', 'short')]
     text = html_report.terminal(REPORT)
-    for said in ('50 right, 25 misled', 'nats per token, the same 16  2.750  2.250', '1,000',
-                 'within 1% of the loss with the longest context: 112 tokens', 'perplexity 4.25 on 5 of 128 tokens',
+    for said in ('50 right, 25 misled', 'parity_chosen', 'all questions are about one text', 'nats per token, the same 16  2.750  2.250', '1,000',
+                 'within 1% of the loss with the longest context: 112 tokens', 'on 5 of 128 tokens',
                  'all windows come from one document, so the error of these means is unknown', '(documents: 2)',
                  '2.5000 nats, the base model 2.2500, difference +0.2500 ± 0.1250'):
         assert said in text and said.partition('  ')[0] in page
 
 
-def test_intervals_of_losses_are_of_95_percent():
-    found = {cell[1:3]: cell[3:6] for cell in html_report.cells(REPORT) if cell[0] == 'loss'}
-    assert found['growing', 64] == pytest.approx((2.75, 2.75 - 1.96 * 0.5, 2.75 + 1.96 * 0.5), abs=1e-4)
-    assert found['short', 64] == pytest.approx((0.25, 0.25 - 1.96 * 0.125, 0.25 + 1.96 * 0.125), abs=1e-4)
-    assert found['growing', 112] == (2.25, '', '')
-
-
-def test_few_documents_are_said():
-    said = lambda n: ' '.join(html_report.sentences('loss', {'documents': n, 'mean': [1.0]}))
-    assert 'the windows come from 4 documents, too few for more than a rough error' in said(4) and said(5) == ''
+def test_intervals_of_losses_are_students():
+    one = {**REPORT['results']['loss'], 'documents': 4}
+    found = {cell[1:3]: cell[3:6] for cell in html_report.cells({'results': {'loss': one}})}
+    # Two-sided 95% points of the published tables, by degrees of freedom.
+    t = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
+    assert found['growing', 64] == pytest.approx((2.75, 2.75 - t[3] * 0.5, 2.75 + t[3] * 0.5), abs=1e-3)
+    assert found['short', 64] == pytest.approx((0.25, 0.25 - t[1] * 0.125, 0.25 + t[1] * 0.125), abs=1e-3)
+    assert found['identifiers', 1] == pytest.approx((1.25, 1.25 - t[2] * 0.5, 1.25 + t[2] * 0.5), abs=1e-3)
+    assert found['long_ppl', 32] == pytest.approx((4.25, 4.25 * math.exp(-t[4] / 10), 4.25 * math.exp(t[4] / 10)), abs=1e-2)
+    assert found['growing', 112] == (2.25, '', '') and found['identifiers', 128] == (4.5, '', '')
+    assert 'perplexity 4.25 (95% interval 3.22 to 5.61)' in ' '.join(html_report.sentences('loss', one))
 
 
 def test_losses_that_are_no_numbers_are_left_out():

@@ -29,6 +29,9 @@ def test_sets_are_nested_and_samples_pure(config):
     assert max(len(BYTES.encode(f' {x}')) for x in few.outputs) < few.max_new_tokens
     assert {icl.score(f' {output}\nInput: 3', few.outputs) for output in few.outputs} == {1.0}
     assert icl.score('', few.outputs) == icl.score('x', few.outputs) == 0.0
+    labels = {example.label for number in (0, 3) for example in icl.episode(config, 0, number, 64)[0]}
+    choices = {choice for number in (0, 3) for choice in icl.sample(config, 4, 4 * number, 0, BYTES).meta['choices']}
+    assert choices == (set() if config.task in ('cipher', 'lookup', 'regression', 'parity_running') else labels)
 
 
 # Measured independently with other code, 12 rules x 300 queries each.
@@ -92,6 +95,16 @@ def test_curves():
     assert got[4]['interval'] == list(scoring.wilson(1.0, 16)) and got[4]['sets'] == 16
     assert got[4]['tokens'] > 3 * got[1]['tokens'] / 2
     assert icl.curve(pairs[:icl.QUERIES])[1]['interval'] is None  # one rule says nothing of others
+
+
+def test_gains_begin_where_every_label_was_shown_once():
+    answers = {2: 'none', 8: 'some', 16: 'all'}
+    made = [(shots, icl.sample(icl.task('topics'), shots, i, 0, BYTES)) for shots in answers for i in range(16)]
+    right = {'none': lambda i: False, 'some': lambda i: i % 4 == 0, 'all': lambda i: True}
+    got = icl.curve((one, one.answer if right[answers[shots]](one.index) else '') for shots, one in made)
+    assert [cell['gain'] for cell in got.values()] == [None, 0, 0.75]
+    of_lookups = [icl.sample(icl.task('lookup'), 2, i, 0, BYTES) for i in range(4)]
+    assert icl.curve((one, one.answer) for one in of_lookups)[2]['gain'] is None
 
 
 @pytest.mark.parametrize('shots', [14, 16, 18])  # some sets of shots determine their rule, others do not

@@ -132,3 +132,19 @@ def test_bins_are_means_with_the_error_over_windows():
     assert np.isnan(one.stderr).all() and one.to_dict()['stderr'] == [None, None]
     with pytest.raises(ValueError, match='must increase within 0..256'):
         perplexity.bins(losses, (0, 512))
+
+
+def test_errors_of_ratios_are_the_spread_of_what_is_drawn():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 40, (2000, 30, 3))  # documents of three windows each
+    sums = counts * rng.normal(2, 0.5, (2000, 30, 1))
+    drawn = [perplexity.ratio_over_documents(s.reshape(1, -1), c.reshape(1, -1), np.repeat(np.arange(30), 3))
+             for s, c in zip(sums, counts, strict=True)]
+    ratios, errors, known = (np.concatenate(x) for x in zip(*drawn, strict=True))
+    np.testing.assert_allclose(ratios.mean(), 2, atol=0.01)
+    np.testing.assert_allclose(np.sqrt((errors ** 2).mean()), ratios.std(), rtol=0.06)
+    assert (known == 30).all()
+    ratio, error, known = perplexity.ratio_over_documents(
+        [[2.0, 4, 0], [3, 0, 0], [0, 0, 0]], [[1, 2, 0], [1, 0, 0], [0, 0, 0]], [7, 8, 9])
+    assert ratio[:2].tolist() == [2, 3] and np.isnan(ratio[2]) and known.tolist() == [2, 1, 0]
+    assert error[0] == 0 and np.isnan(error[1:]).all()  # one document says nothing of others

@@ -61,12 +61,31 @@ def test_right_answers_are_forced_where_they_are_wanted(model, tmp_path):
         if one.forced:
             sample = one.make()
             context, answer = model.prompt_ids(sample), model.tokenizer.encode(f' {sample.outputs[0]}')
-            assert model.answer_ids(sample) == answer
+            assert model.answer_ids(sample, sample.answer) == answer
             ((nats, greedy),) = continuations.score(model, [(context, answer)])
             assert row['forced'] == {'nats': pytest.approx(nats, rel=1e-4), 'tokens': 2, 'greedy': greedy}
     assert suites.forced_scores(rows) is None
     mean = suites.forced_scores(rows[4:])
     assert mean['nats'] == pytest.approx(-sum(row['forced']['nats'] for row in rows[4:]) / 8)
+
+
+def test_of_choices_the_likeliest_line_is_chosen(model, tmp_path):
+    words = 'ab a b abc ba'.split()
+    choices = [[], words, words[3:], words[::-1][:4], [], words[1:2]]
+
+    def chosen_of(i):
+        made = item(i, group=i // 4).make()
+        return dataclasses.replace(made, meta={'choices': choices[i]})
+
+    items = [dataclasses.replace(item(i, group=i // 4), make=lambda i=i: chosen_of(i)) for i in range(len(choices))]
+    rows, _ = runner.run(model, items, tmp_path / 'a.jsonl')
+    for one, row, names in zip(items, rows, choices, strict=True):
+        context = model.prompt_ids(one.make())
+        nats = [nats for nats, _ in continuations.score(
+            model, [(context, model.tokenizer.encode(f' {name}\n')) for name in names])] if names else []
+        assert row.get('chosen') == (names[int(np.argmax(nats))] if names else None)
+    assert [row['text'] for row in rows] == [expected(model, one) for one in items]
+    assert len({row.get('chosen') for row in rows}) > 2
 
 
 class Killed(Exception):

@@ -3,7 +3,7 @@ needle cut by the boundary of a shard. What reads by place or by habit instead o
 
 import dataclasses
 
-from lct.eval import fitting, ruler_text, scoring
+from lct.eval import fitting, ruler_text, samples, scoring
 
 RUNGS = (0, 2, 4, 8)  # wrong values beside the right one, besides the 1 of DEFAULTS
 
@@ -35,6 +35,7 @@ RULES = {
                     'The register is right and hearsay is wrong.', 'any'),
     'retracted': Rule(PLAIN, PLAIN, 'An entry that is said to be void does not count.', 'any'),
 }
+UNKNOWN = 'unknown'
 VOID = 'The entry {value} under {name} is void.\n'
 
 
@@ -127,6 +128,39 @@ def near_names(rng, words, kind, name, count):
 
 
 @dataclasses.dataclass(frozen=True)
+class Absent:
+    """A name that the text does not hold, among `others` that it does: the right answer is UNKNOWN, and every value in
+    the text is wrong. present: the control, where the name is there after all, the first, the second, ... in turn, its
+    value is right and UNKNOWN wrong. The two are drawn alike and differ in that needle."""
+
+    task: str
+    present: bool = False
+    others: int = 4
+    name_kind: str = 'words'
+    value_kind: str = 'numbers'
+    max_new_tokens: int = 32
+
+    def generate(self, material, length, index):
+        if self.others < 1:
+            raise ValueError(f'{self.others} other names leave nothing to mistake for the one asked; use 1 or more')
+        rng = samples.rng(material.seed, 'absent', length, index, self.others, self.name_kind, self.value_kind)
+        noun = ruler_text.noun(self.value_kind)
+        name, *names = material.words.distinct(rng, self.name_kind, 1 + self.others)
+        value, *values = material.words.distinct(rng, self.value_kind, 1 + self.others, (name,))
+        pairs, place = list(zip(names, values, strict=True)), index % (self.others + 1)
+        depths = sorted(rng.random() for _ in range(self.others + 1))
+        if self.present:
+            pairs.insert(place, (name, value))
+        else:
+            depths.pop(place)
+        inserts = [(depth, ruler_text.needle(noun, *pair)) for depth, pair in zip(depths, pairs, strict=True)]
+        told = f'If the text stores no {noun} under a name, it is {UNKNOWN}.'
+        right, meta = (value, {'stale': [UNKNOWN, *values]}) if self.present else (UNKNOWN, {'stale': values, 'depths': []})
+        return _sample(material, self, length, index, inserts, place if self.present else 0, noun, name, right, meta, told,
+                       rng=rng)
+
+
+@dataclasses.dataclass(frozen=True)
 class Several:
     """`needles` needles, of which `asked` are asked for, one a sample: samples asked * i to asked * (i + 1) - 1
     share one text, and so its key/value cache, up to meta['shared'] characters of the prompt."""
@@ -208,7 +242,8 @@ class Straddling:
 
 
 DEFAULTS = {config.task: config for config in (
-    Several('several'), NearNames('near_names'), Straddling('straddling', 8),
+    Several('several'), NearNames('near_names'), Straddling('straddling', 8), Absent('absent'),
+    Absent('present', present=True),
     *(Conflict(rule, rule) for rule in RULES),
 )}
 TASKS = DEFAULTS | {f'{rule}_{wrong}': Conflict(f'{rule}_{wrong}', rule, wrong) for rule in RULES for wrong in RUNGS}
@@ -255,8 +290,9 @@ def outcome(sample, text):
 
 def rates(pairs):
     """{outcome: rate, ..., 'interval': 95% of the target rate, 'count': n, 'position_bias': ...} for JSON, of
-    (Sample, text) pairs. The four rates sum to 1. position_bias: the target rate where the right statement
-    comes first less that where it comes last, None where it is always the same."""
+    (Sample, text) pairs. The four rates sum to 1. interval: None where all questions are about one text.
+    position_bias: the target rate where the right statement comes first less that where it comes last, None where it
+    is always the same."""
     pairs = list(pairs)
     if not pairs:
         raise ValueError('no predictions to rate; run at least one sample')
@@ -267,8 +303,13 @@ def rates(pairs):
     bias = None
     if sides['first'] and sides['last']:
         bias = sum(sides['first']) / len(sides['first']) - sum(sides['last']) / len(sides['last'])
-    return {**out, 'interval': list(scoring.wilson(out['target'], len(got))), 'count': len(got),
-            'position_bias': bias}
+    # Questions about one text hang together.
+    sets = {}
+    for i, (one, (sample, _)) in enumerate(zip(got, pairs, strict=True)):
+        sets.setdefault(sample.meta.get('group', ('alone', i)), []).append(float(one == 'target'))
+    interval = scoring.interval_of_sets(list(sets.values())) if len(sets) < len(got) else scoring.wilson(
+        out['target'], len(got))
+    return {**out, 'interval': interval and list(interval), 'count': len(got), 'position_bias': bias}
 
 
 def expected(config, reader):
@@ -281,4 +322,6 @@ def expected(config, reader):
         return 1 / (config.wrong + 1)
     if isinstance(config, Straddling):
         return 1.0
+    if isinstance(config, Absent):
+        return 1 / (1 + config.others) if config.present else 0.0
     raise ValueError(f'{config.task} has no fixed place of the right value, so no rate is expected')

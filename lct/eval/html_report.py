@@ -30,7 +30,8 @@ def cells(report):
         if suite in ('ruler', 'repository'):
             for task, by_length in result['tasks'].items():
                 for length, one in by_length.items():
-                    yield suite, task, length, one['mean'] / 100, *(x / 100 for x in one['interval']), one['count']
+                    interval = one['interval'] and [x / 100 for x in one['interval']]
+                    yield suite, task, length, one['mean'] / 100, *(interval or ('', '')), one['count']
         elif suite == 'needle':
             for depth, row in zip(result['depths'], result['scores'], strict=True):
                 for length, score, count in zip(result['lengths'], row, result['samples'], strict=True):
@@ -38,11 +39,12 @@ def cells(report):
         elif suite == 'adversarial':
             for task, by_length in result['tasks'].items():
                 for length, one in by_length.items():
-                    yield suite, task, length, one['target'], *one['interval'], one['count']
+                    yield suite, task, length, one['target'], *(one['interval'] or ('', '')), one['count']
         elif suite == 'icl':
             for task, one in result['tasks'].items():
-                for shots, cell in one['curve'].items():
-                    yield suite, task, shots, cell['accuracy'], *(cell['interval'] or ('', '')), cell['count']
+                for name, curve in _icl_curves(task, one):
+                    for shots, cell in curve.items():
+                        yield suite, name, shots, cell['accuracy'], *(cell['interval'] or ('', '')), cell['count']
         elif suite == 'loss':
             yield from loss_report.cells(result)
 
@@ -71,11 +73,18 @@ def tables(suite, result):
         yield ['needle', *(short(int(length)) for length in lengths)], rows
     elif suite == 'icl':
         shots = sorted({n for one in result['tasks'].values() for n in one['curve']}, key=int)
-        rows = [[task, *(f"{100 * one['curve'][n]['accuracy']:.0f}" if n in one['curve'] else '' for n in shots)]
-                for task, one in result['tasks'].items()]
+        rows = [[name, *(f"{100 * curve[n]['accuracy']:.0f}" if n in curve else '' for n in shots)]
+                for task, one in result['tasks'].items() for name, curve in _icl_curves(task, one)]
         yield ['task', *(f'{n} shots' for n in shots)], rows
     elif suite == 'loss':
         yield from loss_report.tables(result)
+
+
+def _icl_curves(task, one):
+    """Iterator of (name, curve): of what the model writes, and of the choice that it finds likeliest."""
+    yield task, one['curve']
+    if one.get('chosen'):
+        yield f'{task}_chosen', one['chosen']
 
 
 def sentences(suite, result):
@@ -90,6 +99,9 @@ def sentences(suite, result):
     curves_of = [one['curve'].values() for one in result['tasks'].values()] if suite == 'icl' else []
     if not all(cell['interval'] for curve in curves_of for cell in curve):
         return ['no interval where all samples share one hidden rule: more samples ask of more rules']
+    cells_of = [one.values() for one in result['tasks'].values()] if suite in ('repository', 'adversarial') else []
+    if not all(one['interval'] for of_task in cells_of for one in of_task):
+        return ['no interval where all questions are about one text: more samples ask about more texts']
     return []
 
 
@@ -230,26 +242,30 @@ def figures(suite, result, trained):
         yield 'Right values', heat_map(lengths, list(result['tasks']), scores, trained, 'kind')
     elif suite == 'icl':
         for task, one in result['tasks'].items():
-            shots = [int(n) for n in one['curve']]
-            rows = list(one['curve'].values())
-            # An unknown interval has no width to see, and the model's line stays solid.
-            band = [row['interval'] or 2 * [row['accuracy']] for row in rows]
-            series = {'model': (shots, [row['accuracy'] for row in rows], band)}
+            series = {}
+            for name, (_, curve) in zip(('model writes', 'model chooses'), _icl_curves(task, one), strict=False):
+                # An unknown interval has no width to see, and the model's line stays solid.
+                band = [cell['interval'] or 2 * [cell['accuracy']] for cell in curve.values()]
+                series[name] = ([int(n) for n in curve], [cell['accuracy'] for cell in curve.values()], band)
             for learner, curve in one['references'].items():
                 series[learner] = ([int(n) for n in curve], list(curve.values()), None)
-            known = 'model with 95% band' if all(row['interval'] for row in rows) else 'model, no band of one rule'
-            yield f'{task}: {known}, reference learners dashed', curves(series, 'shots', 'accuracy')
+            *_, last = one['curve'].values()
+            known = 'model with 95% band' if last['interval'] else 'model, no band of one rule'
+            gain = '' if last.get('gain') is None else f"; {100 * last['gain']:+.0f} points since one round of the labels"
+            yield f'{task}: {known}, reference learners dashed{gain}', curves(series, 'shots', 'accuracy')
     elif suite == 'loss':
+        of = lambda errors: [(error, result['documents']) for error in errors]
         yield from _loss_curve(
             f"Loss over {result['num_windows']} windows (documents: {result['documents']}), 95% band",
-            _middles(result['edges']), result['mean'], result['stderr'], 'position (tokens)', trained)
+            _middles(result['edges']), result['mean'], of(result['stderr']), 'position (tokens)', trained)
         if one := result.get('growing'):
             yield from _loss_curve(
                 f"Loss of the same {one['targets']} tokens a window, with more and more context before them, 95% band",
-                one['contexts'], one['mean'], one['stderr'], 'context (tokens)', trained)
+                one['contexts'], one['mean'], of(one['stderr']), 'context (tokens)', trained)
         if one := result.get('identifiers'):
-            yield from _loss_curve('Loss of whole identifiers by the distance to their first use',
-                                   _middles(one['edges']), one['mean'], None, 'distance (tokens)', trained)
+            yield from _loss_curve(
+                'Loss of whole identifiers by the distance to their first use, 95% band over bundles of this repository',
+                _middles(one['edges']), one['mean'], loss_report.errors_of(one), 'distance (tokens)', trained)
 
 
 def _middles(edges):
@@ -257,11 +273,12 @@ def _middles(edges):
 
 
 def _loss_curve(caption, places, means, errors, label, trained):
-    """Iterator of the one (caption, SVG) of the means that are numbers, of none where no mean is."""
+    """Iterator of the one (caption, SVG) of the means that are numbers, of none where no mean is. errors: [(standard
+    error, of how many documents)]."""
     if known := [i for i, mean in enumerate(means) if mean is not None]:
         places, means = [places[i] for i in known], [means[i] for i in known]
-        band = errors and [loss_report.interval(mean, errors[i]) for mean, i in zip(means, known, strict=True)]
-        ends = [*means, *(end for pair in band or () for end in pair)]
+        band = [loss_report.interval(mean, *errors[i]) for mean, i in zip(means, known, strict=True)]
+        ends = [*means, *(end for pair in band for end in pair)]
         yield caption, curves({'model': (places, means, band)}, label, 'nats', trained, math.floor(min(ends)),
                               math.floor(max(ends)) + 1)
 

@@ -43,8 +43,7 @@ def episode(config, seed, number, shots):
         raise ValueError(f"unknown order {order!r}; use one of {', '.join(ORDERS)}")
     if shots < 1:
         raise ValueError(f'{shots} shots must be at least 1')
-    rule = config.rule(samples.rng(seed, 'rule', name, number))
-    rng = samples.rng(seed, 'shots', name, number)
+    rule, rng = _rule(config, seed, number), samples.rng(seed, 'shots', name, number)
     stream = (config.example(rule, rng, i) for i in itertools.count())
     if order == 'balanced':
         stream = _rounds(stream)
@@ -53,6 +52,11 @@ def episode(config, seed, number, shots):
         chosen.sort(key=lambda example: example.label)
     rng, which = samples.rng(seed, 'queries', name, number), samples.rng(seed, 'which', number)
     return tuple(chosen), tuple(config.example(rule, rng, which.randrange(shots)) for _ in range(QUERIES))
+
+
+@functools.lru_cache(maxsize=1)
+def _rule(config, seed, number):
+    return config.rule(samples.rng(seed, 'rule', type(config).__name__, number))
 
 
 def _rounds(stream, look=512):
@@ -73,10 +77,10 @@ def sample(config, shots, index, seed, tokenizer, overhead=0):
     query = episode(config, seed, number, shots)[1][query]
     counter = fitting.Counter(tokenizer)
     prompt, prefix = f'Input: {query.text}\n', 'Output:'
-    answers = list(query.answers or [query.label])
-    new = max(_measures(config, seed, tokenizer)[-1], *_answer_tokens(counter, answers))
+    answers, choices = list(query.answers or [query.label]), config.choices(_rule(config, seed, number))
+    new = max(_measures(config, seed, tokenizer)[-1], *_answer_tokens(counter, {*answers, *choices}))
     used = overhead + counter.bos + tokens + int(counter.pieces([prompt + prefix])[0]) + new
-    meta = {'shots': shots, 'set': number, 'tokens': used, 'label': query.label}
+    meta = {'shots': shots, 'set': number, 'tokens': used, 'label': query.label, 'choices': choices}
     return samples.Sample(config.task, length(config, shots, seed, tokenizer, overhead), index, text + prompt, prefix,
                           answers, new, meta)
 
@@ -138,10 +142,11 @@ def score(text, outputs):
 
 
 def curve(pairs):
-    """{shots: {'accuracy', 'interval', 'macro', 'count', 'sets', 'tokens'}} of (Sample, text) pairs of one task.
+    """{shots: {'accuracy', 'interval', 'macro', 'gain', 'count', 'sets', 'tokens'}} of (Sample, text) pairs of one task.
 
     interval: 95%, over rules as well as queries; None of one set. macro: mean over labels of the accuracy on each.
-    tokens: mean of a prompt and its answer.
+    gain: accuracy beyond that of the fewest shots that can show every label once; None for fewer, and for answers
+    that are not chosen out of a few. tokens: mean of a prompt and its answer.
     """
     cells = {}
     for one, text in pairs:
@@ -158,6 +163,9 @@ def curve(pairs):
             'macro': sum(sum(x) / len(x) for x in by_label.values()) / len(by_label),
             'count': len(rows), 'sets': len(by_set), 'tokens': sum(one.meta['tokens'] for one, _ in rows) / len(rows),
         }
+        labels = len(rows[0][0].meta.get('choices', []))
+        start = next((n for n in out if 1 < labels <= n), None)
+        out[shots]['gain'] = None if start is None else out[shots]['accuracy'] - out[start]['accuracy']
     return out
 
 

@@ -17,11 +17,7 @@ THINGS = 'book concert dinner film garden guide hotel journey lecture meal play 
 @dataclasses.dataclass(frozen=True)
 class Example:
     """text and label are what a prompt says; x is what a learner sees; answers: every right label, if there is
-    more than the one shown.
-
-    A task has rule(rng) -> what is hidden, and example(rule, rng, number) -> Example, where number is that of
-    the shot, or for a query of a shot that is shown. Tasks of one class draw the same rules and words.
-    """
+    more than the one shown."""
 
     text: str
     label: str
@@ -29,8 +25,17 @@ class Example:
     answers: tuple = ()
 
 
+class Task:
+    """A task has rule(rng) -> what is hidden, and example(rule, rng, number) -> Example, where number is that of the
+    shot, or for a query of a shot that is shown. Tasks of one class draw the same rules and words."""
+
+    def choices(self, rule):
+        """[label] that an answer can be; none where answers are not chosen out of a few."""
+        return []
+
+
 @dataclasses.dataclass(frozen=True)
-class Linear:
+class Linear(Task):
     """On which side of a hidden plane through the middle of the cube is a vector of integers 0..99?"""
 
     task: str = 'linear'
@@ -45,9 +50,12 @@ class Linear:
         x = np.array([rng.randrange(100) for _ in range(self.dims)])
         return Example(' '.join(map(str, x)), names[int(plane @ (x - 49.5) > 0)], x)
 
+    def choices(self, rule):
+        return rule[1]
+
 
 @dataclasses.dataclass(frozen=True)
-class Topics:
+class Topics(Task):
     """Which topic are the words from? The topics are random sets of words and their labels are inventions, so
     nothing but the shots says which is which. order: one of icl.ORDERS."""
 
@@ -70,9 +78,12 @@ class Topics:
         words = rng.choices(topics[i], k=self.words)
         return Example(' '.join(words), names[i], words)
 
+    def choices(self, rule):
+        return rule[1]
+
 
 @dataclasses.dataclass(frozen=True)
-class Sentiment:
+class Sentiment(Task):
     """Good or bad? With flipped labels a model must let the shots overrule what it knows."""
 
     task: str = 'sentiment_flipped'
@@ -88,9 +99,12 @@ class Sentiment:
         text = f'The {rng.choice(THINGS)} was {words[0]} and {words[1]}.'
         return Example(text, rule[good], words)
 
+    def choices(self, rule):
+        return list(rule)
+
 
 @dataclasses.dataclass(frozen=True)
-class Cipher:
+class Cipher(Task):
     """Translate a word letter by letter by a hidden alphabet."""
 
     task: str = 'cipher'
@@ -108,7 +122,7 @@ class Cipher:
 
 
 @dataclasses.dataclass(frozen=True)
-class Parity:
+class Parity(Task):
     """The parity of hidden positions of a bit string: of `hidden` of them, or with hidden 0 of all positions up
     to each, which is one rule for all sets."""
 
@@ -127,9 +141,12 @@ class Parity:
         y = x[rule].sum(keepdims=True) % 2 if self.hidden else np.cumsum(x) % 2
         return Example(' '.join(map(str, x)), ' '.join(map(str, y)), x)
 
+    def choices(self, rule):
+        return ['0', '1'] if self.hidden else []
+
 
 @dataclasses.dataclass(frozen=True)
-class Lookup:
+class Lookup(Task):
     """What was the value of this name? Retrieval and nothing more: each query is one of the shots."""
 
     task: str = 'lookup'
@@ -146,7 +163,7 @@ class Lookup:
 
 
 @dataclasses.dataclass(frozen=True)
-class Chain:
+class Chain(Task):
     """What may come next? Walks over two random rings of the same symbols, at each step along either."""
 
     task: str = 'chain'
@@ -167,9 +184,12 @@ class Chain:
             walk.append(rng.choice(rule[walk[-1]]))
         return Example(' '.join(walk[:-1]), walk[-1], walk, rule[walk[-2]])
 
+    def choices(self, rule):
+        return sorted(rule)
+
 
 @dataclasses.dataclass(frozen=True)
-class Regression:
+class Regression(Task):
     """The integer value of a hidden linear function; least squares knows it from `dims` shots on."""
 
     task: str = 'regression'

@@ -2,35 +2,52 @@
 holds under 'loss': nats per token, None where a loss was NaN or infinite.
 """
 
-from lct.eval import scoring
+import math
+
+from scipy.special import stdtrit
+
 from lct.eval.report import short
 
-FEW = 5  # documents; fewer give a rough error
 
-
-def interval(mean, error):
-    """95% of a normal error; of the mean alone where the error is unknown."""
-    return mean - scoring.Z * (error or 0), mean + scoring.Z * (error or 0)
+def interval(mean, error, documents):
+    """(low, high) of a 95% interval by Student's t of so many documents; (mean, mean) where the error is unknown."""
+    half = 0 if error is None or documents < 2 else error * float(stdtrit(documents - 1, 0.975))
+    return mean - half, mean + half
 
 
 def cells(result):
     """Iterator of (suite, task, at, score, low, high, count), as in html_report.cells."""
-    count = result['num_windows']
-    known = lambda mean, error: ('', '') if error is None else interval(mean, error)
+    def known(mean, error, documents):
+        return ('', '') if error is None else interval(mean, error, documents)
+
+    count, documents = result['num_windows'], result['documents']
     for task, at, name in (('loss', 'edges', None), ('growing', 'contexts', 'growing'), ('border', 'edges', 'border')):
         one = result if name is None else result.get(name)
         for place, mean, error in zip(one[at], one['mean'], one['stderr'], strict=False) if one else ():
             if mean is not None:
-                yield 'loss', task, place, mean, *known(mean, error), count
+                yield 'loss', task, place, mean, *known(mean, error, documents), count
     if one := result.get('identifiers'):
-        for place, mean, number in zip(one['edges'], one['mean'], one['counts'], strict=False):
+        for place, mean, number, pair in zip(one['edges'], one['mean'], one['counts'], errors_of(one), strict=False):
             if number and mean is not None:
-                yield 'loss', 'identifiers', place, mean, '', '', number
+                yield 'loss', 'identifiers', place, mean, *known(mean, *pair), number
     if (one := result.get('long_ppl')) and one['value']:
-        yield 'loss', 'long_ppl', one['context'], one['value'], '', '', one['key_tokens']
+        yield 'loss', 'long_ppl', one['context'], one['value'], *(perplexities(one) or ('', '')), one['key_tokens']
     if (one := result.get('short')) and one['difference'] is not None:
-        yield ('loss', 'short', one['length'], one['difference'], *known(one['difference'], one['stderr']),
-               one['num_windows'])
+        yield ('loss', 'short', one['length'], one['difference'],
+               *known(one['difference'], one['stderr'], one['documents']), one['num_windows'])
+
+
+def errors_of(identifiers):
+    """[(standard error, bundles)] of every bin; results of earlier versions know none."""
+    none = [None] * len(identifiers['mean'])
+    return list(zip(identifiers.get('stderr', none), identifiers.get('bundles', none), strict=True))
+
+
+def perplexities(long_ppl):
+    """(low, high) of a 95% interval of LongPPL, None where it is unknown."""
+    if long_ppl.get('stderr') is None:
+        return None
+    return tuple(map(math.exp, interval(long_ppl['nats'], long_ppl['stderr'], long_ppl['documents'])))
 
 
 def tables(result):
@@ -61,6 +78,8 @@ def sentences(result):
         out.append(f"within 1% of the loss with the longest context: {short(one['effective_context'])} tokens of it")
     if one := result.get('long_ppl'):
         value = f"perplexity {one['value']:.2f}" if one['value'] else 'no perplexity'
+        if ends := perplexities(one):
+            value += ' (95% interval {:.2f} to {:.2f})'.format(*ends)
         out.append(f"LongPPL: {value} on {one['key_tokens']:,} of {one['of']:,} tokens, those that {one['context']:,} tokens "
                    'of context do not make known and the whole window does, as this model finds them')
     if one := result.get('short'):
@@ -73,8 +92,6 @@ def sentences(result):
                        f"difference {one['difference']:+.4f}{error}")
     if result['documents'] == 1:
         out.append('all windows come from one document, so the error of these means is unknown')
-    elif result['documents'] < FEW:
-        out.append(f"the windows come from {result['documents']} documents, too few for more than a rough error")
     means = [mean for one in (result, result.get('growing'), result.get('border')) if one for mean in one['mean']]
     if one := result.get('identifiers'):
         means += [mean for mean, count in zip(one['mean'], one['counts'], strict=True) if count]

@@ -157,9 +157,11 @@ def scores(rows):
                           'stderr': error.tolist(),
                           'effective_context': long_perplexity.effective_context(meta[0]['contexts'], means)}
     if 'key' in meta[0]:
-        key = sum(one['key'] for one in meta)
-        out['long_ppl'] = {'key_tokens': key, 'of': len(rows) * rows[0]['length'], 'context': meta[0]['short_context'],
-                           'value': math.exp(sum(one['key_loss'] for one in meta) / key) if key else None}
+        key = stacked('key')
+        ((nats,), (error,), (documents,)) = perplexity.ratio_over_documents(stacked('key_loss')[None], key[None], sources)
+        out['long_ppl'] = {'key_tokens': int(key.sum()), 'of': len(rows) * rows[0]['length'],
+                           'context': meta[0]['short_context'], 'value': float(np.exp(nats)) if key.any() else None,
+                           'nats': float(nats), 'stderr': float(error), 'documents': int(documents)}
     if 'border' in meta[0]:
         out['border'] = perplexity.binned(meta[0]['border_edges'], stacked('border'), sources).to_dict()
     return out
@@ -177,7 +179,9 @@ def regression(rows, base_rows):
 
 
 def identifier_scores(rows):
-    """Mean nats of an identifier by the distance to its first use, over all rows; None where there was none."""
-    sums, counts = (np.sum([row['meta'][name] for row in rows], 0) for name in ('sums', 'counts'))
-    return {'edges': rows[0]['meta']['edges'], 'counts': counts.tolist(),
-            'mean': [float(x / n) if n else None for x, n in zip(sums, counts, strict=True)]}
+    """Mean nats of an identifier by the distance to its first use, over all rows, with the error over bundles of the
+    same repository; None where there was none."""
+    sums, counts = (np.array([row['meta'][name] for row in rows]).T for name in ('sums', 'counts'))
+    mean, error, bundles = perplexity.ratio_over_documents(sums, counts, range(len(rows)))
+    return {'edges': rows[0]['meta']['edges'], 'counts': counts.sum(1).tolist(), 'stderr': error.tolist(),
+            'bundles': bundles.tolist(), 'mean': [float(x) if n else None for x, n in zip(mean, counts.sum(1), strict=True)]}

@@ -187,3 +187,19 @@ def over_documents(values, sources):
     count = units.shape[1]
     error = units.std(1, ddof=1) / count**0.5 if count > 1 else np.full(len(units), np.nan)
     return units.mean(1), error
+
+
+def ratio_over_documents(sums, counts, sources):
+    """(sums / counts, standard error, documents with counts) [m] each of totals [m, n] whose columns come from the
+    documents sources [n]: means of tokens of which a document has many or few (Cochran 1977, Sampling Techniques,
+    section 6.3). NaN where nothing is counted, and the error also where only one document is.
+    """
+    sources = np.asarray(sources)
+    sums, counts = (np.stack([x[:, sources == one].sum(1) for one in np.unique(sources)], 1).astype(float)
+                    for x in (np.asarray(sums), np.asarray(counts)))
+    known = (counts > 0).sum(1)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        ratio = sums.sum(1) / counts.sum(1)
+        spread = ((sums - ratio[:, None] * counts) ** 2).sum(1)
+        error = np.where(known > 1, np.sqrt(known / (known - 1) * spread) / counts.sum(1), np.nan)
+    return ratio, error, known

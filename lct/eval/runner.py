@@ -58,9 +58,9 @@ class Model:
         ids = self.template.encode(self.tokenizer, turn, add_generation_prompt=True)
         return ids + self.tokenizer.encode(sample.answer_prefix)
 
-    def answer_ids(self, sample):
-        """The tokens of the right answer behind the begun one."""
-        begun, whole = (self.tokenizer.encode(sample.answer_prefix + answer) for answer in ('', sample.answer))
+    def answer_ids(self, sample, answer):
+        """The tokens of an answer behind the begun one."""
+        begun, whole = (self.tokenizer.encode(sample.answer_prefix + text) for text in ('', answer))
         return whole[len(os.path.commonprefix([begun, whole])):]
 
     def overhead(self):
@@ -232,14 +232,30 @@ def answer(model, batch, finished=()):
         asked = [group[i] for group, i in zip(made, at, strict=True)]
         forced = [items[i].forced for items, i in zip(batch.groups, at, strict=True)]
         if any(forced):
-            right = [model.answer_ids(sample) for sample in asked]
+            right = [model.answer_ids(sample, sample.answer) for sample in asked]
             likely = session.force(questions, right)
+        chosen = choose(model, session, questions, asked)
         for j, (sample, new) in enumerate(zip(asked, answers, strict=True)):
             if wanted[j]:
                 row = row_of(sample, ids[j][at[j]], model.tokenizer.decode(new), len(new))
                 if forced[j]:
                     row['forced'] = {'nats': likely[j][0], 'tokens': len(right[j]), 'greedy': likely[j][1]}
+                if chosen[j]:
+                    row['chosen'] = chosen[j]
                 yield row
+
+
+def choose(model, session, questions, asked):
+    """Of each sample's meta['choices'] the one that is likeliest as a whole line, None where there are no choices."""
+    choices = [sample.meta.get('choices', []) for sample in asked]
+    nats = np.zeros((max(map(len, choices)), len(asked)))
+    for i in range(len(nats)):
+        # A sample with fewer choices has one of them scored again for nobody, one without has its answer.
+        lines = [f' {names[i % len(names)]}\n' if names else sample.answer
+                 for names, sample in zip(choices, asked, strict=True)]
+        ids = [model.answer_ids(sample, line) for sample, line in zip(asked, lines, strict=True)]
+        nats[i] = [likely for likely, _ in session.force(questions, ids)]
+    return [names[nats[:len(names), j].argmax()] if names else None for j, names in enumerate(choices)]
 
 
 # ---------------------------------------------------------------------------------------------------

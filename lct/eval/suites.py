@@ -226,17 +226,20 @@ def _icl_sample(plan, name, shots, i):
 
 
 def icl_scores(plan, rows):
-    """{task: {'curve': icl.curve, 'references': {learner: {shots: accuracy}}}}, both of the same samples."""
+    """{task: {'curve': icl.curve of what the model wrote, 'chosen': that of the choice it finds likeliest, None where
+    there is none to make, 'references': {learner: {shots: accuracy}}}}, all of the same samples."""
     out = {}
     for task in dict.fromkeys(row['task'] for row in rows):
         mine = [row for row in rows if row['task'] == task]
         curve = icl.curve((runner.sample_of(row), row['text']) for row in mine)
+        chosen = all('chosen' in row for row in mine) and icl.curve(
+            (runner.sample_of(row), row['chosen']) for row in mine)
         references = {}
         for shots in curve:
             asked = [row['index'] - _icl_index(shots, 0) for row in mine if row['meta']['shots'] == shots]
             for learner, accuracy in icl.references(icl.task(task), plan.material.seed, shots, asked).items():
                 references.setdefault(learner, {})[shots] = accuracy
-        out[task] = {'curve': curve, 'references': references}
+        out[task] = {'curve': curve, 'chosen': chosen or None, 'references': references}
     return out
 
 
@@ -253,13 +256,16 @@ def repository_items(plan):
 
 
 def repository_scores(plan, rows):
-    """{task: {length: scoring.TaskScore as a dict}}."""
+    """{task: {length: scoring.TaskScore as a dict}}; interval: over texts, None of one."""
     out = {}
     for task, length in dict.fromkeys((row['task'], row['length']) for row in rows):
         mine = [row for row in rows if (row['task'], row['length']) == (task, length)]
-        scored = scoring.task_score([scoring.score(task, row['text'], row['outputs']) for row in mine],
-                                    [row['text'] for row in mine])
-        out.setdefault(task, {})[length] = dataclasses.asdict(scored)
+        scores, by_text = [scoring.score(task, row['text'], row['outputs']) for row in mine], {}
+        for row, score in zip(mine, scores, strict=True):
+            by_text.setdefault(row['index'] // repository.QUESTIONS, []).append(score)
+        scored = dataclasses.asdict(scoring.task_score(scores, [row['text'] for row in mine]))
+        interval = scoring.interval_of_sets(list(by_text.values()))
+        out.setdefault(task, {})[length] = scored | {'interval': interval and [100 * x for x in interval]}
     return out
 
 
