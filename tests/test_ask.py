@@ -60,6 +60,12 @@ def test_every_answer_is_that_of_the_whole_prompt_alone(repo, answers):
         assert answer == words.decode(new)
 
 
+def test_what_was_read_too_far_is_taken_back(repo, answers, monkeypatch):
+    # The prompt of this word is read whole; any other question has less in common with it than was read.
+    monkeypatch.setattr(ask, 'FIRST_WORDS', ('Why',))
+    assert run(repo, mesh='2,1,2,1') == answers
+
+
 def test_it_says_how_much_it_read(repo, answers, capsys):
     assert run(repo, question=QUESTIONS[:1], mesh='1,1,2,1') == answers[:1]
     out, said = capsys.readouterr()
