@@ -23,6 +23,7 @@ import statistics
 import time
 
 import jax
+import setup_run
 
 jax.config.update('jax_num_cpu_devices', 8)
 
@@ -164,4 +165,4 @@ def side(degrees, length):
 
 
 if __name__ == '__main__':
-    main()
+    setup_run.main(main)

@@ -13,6 +13,7 @@ import sys
 import time
 
 import numpy as np
+import setup_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / 'tests' / 'golden'
@@ -68,4 +69,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    setup_run.main(main)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 
 import numpy as np
+import setup_run
 
 from lct.models import llama
 from lct.weights import llama_hf
@@ -54,4 +55,4 @@ def put_logits(target, config, params, tokens):
 
 
 if __name__ == '__main__':
-    main()
+    setup_run.main(main)

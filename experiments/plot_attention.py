@@ -7,6 +7,8 @@ import argparse
 import json
 import pathlib
 
+import setup_run
+
 from lct.eval import figures
 
 RESULTS = pathlib.Path(__file__).resolve().parent / 'results'
@@ -50,4 +52,4 @@ def series(rows, x, y, chosen):
 
 
 if __name__ == '__main__':
-    main()
+    setup_run.main(main)
