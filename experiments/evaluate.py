@@ -223,12 +223,12 @@ def plan_of(args, model, lengths, counts, tasks):
 def check_workdir(workdir, about):
     """Refuse to mix the answers of two models in one folder -> about, with what calls before have said.
 
-    The base model may come later, and the commit is that of the latest answers. A call that was refused before it had
-    any binds nobody.
+    The base model may come later, and the commit is that of the latest answers. A folder without answers binds nobody.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / 'about.json'
-    if path.is_file() and any(answers.stat().st_size for answers in workdir.glob('*.jsonl')):
+    answered = any(answers.stat().st_size for answers in workdir.glob('*.jsonl')) or (workdir / 'results.json').is_file()
+    if path.is_file() and answered:
         old = json.loads(path.read_text())
         if different := sorted(name for name in old.keys() & about if name != 'commit' and old[name] != about[name]):
             raise ValueError(f"{workdir} holds answers made with other {', '.join(different)} "

@@ -232,8 +232,8 @@ REPORT = {
         'adversarial': {'tasks': {'latest': {'1024': {
             'target': 0.5, 'stale': 0.25, 'mixed': 0.25, 'none': 0, 'interval': [0.2, 0.8], 'count': 4}}}},
         'icl': {'tasks': {'parity': {
-            'curve': {str(n): {'accuracy': 0.5, 'interval': [0.3, 0.7], 'count': 8} for n in (1, 2, 4)},
-            'chosen': {str(n): {'accuracy': 0.75, 'interval': [0.5, 0.9], 'count': 8} for n in (1, 2, 4)},
+            'curve': {str(n): {'accuracy': 0.5, 'interval': [0.3, 0.7], 'count': 8, 'gain': None} for n in (1, 2, 4)},
+            'chosen': {str(n): {'accuracy': 0.75, 'interval': [0.5, 0.9], 'count': 8, 'gain': 0.25} for n in (1, 2, 4)},
             'references': {'elimination': {'1': 0.5, '2': 0.75, '4': 1.0}}}}},
         'repository': {'tasks': {'defines': {'1024': {'mean': 50.0, 'interval': None, 'count': 4}}}},
         'loss': {
@@ -241,7 +241,7 @@ REPORT = {
             'growing': {'contexts': [64, 112], 'targets': 16, 'mean': [2.75, 2.25], 'stderr': [0.5, None],
                         'effective_context': 112},
             'identifiers': {'edges': [1, 64, 128, 256], 'mean': [1.25, None, 4.5], 'counts': [8, 0, 1000],
-                            'stderr': [0.5, None, None], 'bundles': [3, 0, 1]},
+                            'stderr': [0.125, None, None], 'bundles': [3, 0, 1]},
             'border': {'edges': [0, 1, 2], 'mean': [2.5, 2.625], 'stderr': [None, None], 'num_windows': 1, 'documents': 1},
             'long_ppl': {'key_tokens': 5, 'of': 128, 'context': 32, 'value': 4.25, 'nats': math.log(4.25), 'stderr': 0.1,
                          'documents': 5},
@@ -257,6 +257,7 @@ def test_every_suite_has_its_figure_table_and_cells():
     for svg in re.findall('<svg.*?</svg>', page):
         ElementTree.fromstring(svg)
     assert page.count('<svg') == 6 and '50 right, 25 misled' in page and 'model chooses' in page
+    assert 'since one round of the labels: choosing +25<' in page and 'over bundles of this repository' in page
     assert 'elimination' in page and '3.000' in page
     assert [cell[:2] for cell in html_report.cells(REPORT)] == [
         ('adversarial', 'latest'), *[('icl', 'parity')] * 3, *[('icl', 'parity_chosen')] * 3, ('repository', 'defines'),
@@ -278,10 +279,27 @@ def test_intervals_of_losses_are_students():
     t = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
     assert found['growing', 64] == pytest.approx((2.75, 2.75 - t[3] * 0.5, 2.75 + t[3] * 0.5), abs=1e-3)
     assert found['short', 64] == pytest.approx((0.25, 0.25 - t[1] * 0.125, 0.25 + t[1] * 0.125), abs=1e-3)
-    assert found['identifiers', 1] == pytest.approx((1.25, 1.25 - t[2] * 0.5, 1.25 + t[2] * 0.5), abs=1e-3)
+    assert found['identifiers', 1] == pytest.approx((1.25, 1.25 - t[2] * 0.125, 1.25 + t[2] * 0.125), abs=1e-3)
     assert found['long_ppl', 32] == pytest.approx((4.25, 4.25 * math.exp(-t[4] / 10), 4.25 * math.exp(t[4] / 10)), abs=1e-2)
     assert found['growing', 112] == (2.25, '', '') and found['identifiers', 128] == (4.5, '', '')
     assert 'perplexity 4.25 (95% interval 3.22 to 5.61)' in ' '.join(html_report.sentences('loss', one))
+
+
+def test_intervals_stay_above_what_is_possible():
+    loss = {'edges': [0, 64], 'mean': [1.0], 'stderr': [0.5], 'num_windows': 2, 'documents': 2,
+            'long_ppl': {'key_tokens': 5, 'of': 128, 'context': 32, 'value': 1.5, 'nats': math.log(1.5), 'stderr': 0.2,
+                         'documents': 2},
+            'identifiers': {'edges': [1, 64], 'mean': [1.25], 'counts': [8]},  # of an earlier version
+            'short': {'length': 64, 'extended': 2.5, 'base': 2.25, 'difference': 0.25, 'stderr': 0.125, 'num_windows': 2,
+                      'documents': 2}}
+    low = {cell[1]: cell[4] for cell in html_report.cells({'results': {'loss': loss}})}
+    assert low['loss'] == 0 and low['long_ppl'] == 1 and low['short'] < -1 and low['identifiers'] == ''
+    assert 'over bundles' not in html_report.page({**REPORT, 'results': {'loss': loss}})
+
+
+def test_few_documents_are_said():
+    said = lambda n: ' '.join(html_report.sentences('loss', {'documents': n, 'mean': [1.0]}))
+    assert 'the windows come from 4 documents: of so few the intervals are wide' in said(4) and said(5) == ''
 
 
 def test_losses_that_are_no_numbers_are_left_out():

@@ -98,11 +98,11 @@ def test_curves():
 
 
 def test_gains_begin_where_every_label_was_shown_once():
-    answers = {2: 'none', 8: 'some', 16: 'all'}
+    answers = {2: 'none', 8: 'none', 16: 'some', 32: 'all'}
     made = [(shots, icl.sample(icl.task('topics'), shots, i, 0, BYTES)) for shots in answers for i in range(16)]
     right = {'none': lambda i: False, 'some': lambda i: i % 4 == 0, 'all': lambda i: True}
     got = icl.curve((one, one.answer if right[answers[shots]](one.index) else '') for shots, one in made)
-    assert [cell['gain'] for cell in got.values()] == [None, 0, 0.75]
+    assert [cell['gain'] for cell in got.values()] == [None, None, 0.25, 1]
     of_lookups = [icl.sample(icl.task('lookup'), 2, i, 0, BYTES) for i in range(4)]
     assert icl.curve((one, one.answer) for one in of_lookups)[2]['gain'] is None
 

@@ -1,6 +1,7 @@
 """Long-context losses against models of known behaviour: one that looks back so far and no further, and real ones."""
 
 import contextlib
+import math
 import types
 
 import jax
@@ -144,3 +145,22 @@ def test_the_suite_measures_the_same_on_a_mesh(tmp_path):
         np.testing.assert_allclose(one['growing'][name], two['growing'][name], rtol=1e-4)
     whole = perplexity.loss_by_position(params, CONFIG, perplexity.windows(documents, 256, 2, 0)[0], layout='zigzag')
     np.testing.assert_allclose(one['growing']['mean'][-1], whole[:, 240:].mean(), rtol=1e-5)
+
+
+def test_key_tokens_of_windows_come_together():
+    rows = [{'length': 64, 'window': str(i), 'document': document, 'meta': {
+        'edges': [0, 64], 'means': [2.0], 'short_context': 16, 'key': key, 'key_loss': loss}}
+        for i, (document, key, loss) in enumerate([(3, 2, 1.0), (3, 1, 2.0), (5, 3, 6.0), (6, 0, 0.0)])]
+    got = loss_suite.scores(rows)['long_ppl']
+    assert (got['key_tokens'], got['of'], got['context'], got['documents']) == (6, 256, 16, 2)
+    # Documents of 3 key tokens each, 3 and 6 nats in all, which lie 1.5 to either side of the mean.
+    assert got['nats'] == 1.5 and got['value'] == pytest.approx(math.exp(1.5))
+    assert got['stderr'] == pytest.approx(math.sqrt(2 / 1 * (1.5 ** 2 + 1.5 ** 2)) / 6)
+
+
+def test_the_same_bundle_again_is_no_second_one():
+    rows = [{'window': window, 'meta': {'edges': [1, 64], 'sums': [total], 'counts': [2]}}
+            for window, total in (('a', 3.0), ('a', 3.0), ('b', 5.0))]
+    assert np.isnan(loss_suite.identifier_scores(rows[:2])['stderr'][0])
+    got = loss_suite.identifier_scores(rows)
+    assert got['bundles'] == [2] and got['stderr'][0] > 0 and got['counts'] == [6]

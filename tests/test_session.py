@@ -131,9 +131,9 @@ def test_decoding_keeps_to_the_window(degrees):
         nats = []
         for texts, answers in ((TEXTS, [[7, 9, 8, 3]] * 2), (TEXTS, [[7, 9, 8]] * 2)):
             session.read(texts)
-            nats.append([value for value, _ in session.force([[], []], answers)])
+            nats.append([value for value, _ in session.force([[], []], [answers])[0]])
         session.read([text[:-1] for text in whole])
-        last = [value for value, _ in session.force([[], []], [[3], [3]])]
+        last = [value for value, _ in session.force([[], []], [[[3], [3]]])[0]]
         np.testing.assert_allclose(np.subtract(*nats), last, atol=1e-5)
 
 
@@ -196,16 +196,16 @@ def test_a_forced_answer_is_as_likely_as_a_forward_says(degrees):
         session.read(TEXTS)
         for questions in ([[], []], QUESTIONS[0]):
             texts = [text + question for text, question in zip(TEXTS, questions, strict=True)]
-            answers = [greedy(texts[0]), [7, 7, 7]]
-            got = session.force(questions, answers)
-            for text, answer, (nats, is_greedy) in zip(texts, answers, got, strict=True):
-                logits = [logits_after(text + answer[:i]) for i in range(len(answer))]
-                likely = [x[token] - np.log(np.exp(x).sum()) for x, token in zip(logits, answer, strict=True)]
-                np.testing.assert_allclose(nats, sum(likely), rtol=1e-5)
-                assert is_greedy == (answer == greedy(text))
+            alternatives = [[greedy(texts[0]), [7, 7, 7]], [[3], greedy(texts[1])], [[5, 6], [7]]]
+            for answers, got in zip(alternatives, session.force(questions, alternatives), strict=True):
+                for text, answer, (nats, is_greedy) in zip(texts, answers, got, strict=True):
+                    logits = [logits_after(text + answer[:i]) for i in range(len(answer))]
+                    likely = [x[token] - np.log(np.exp(x).sum()) for x, token in zip(logits, answer, strict=True)]
+                    np.testing.assert_allclose(nats, sum(likely), rtol=1e-5)
+                    assert is_greedy == (answer == greedy(text)[:len(answer)])
         assert session.ask([[], []], [NEW] * 2, NEW) == [greedy(text) for text in TEXTS]
         session.read([[9] * (SEQ_LEN - 1), TEXTS[1]])  # room for an answer of one token beside one of four
         logits = np.asarray(session.logits)
-        likely = session.force([[], []], [[1], [7] * 4])[0][0]
+        likely = session.force([[], []], [[[1], [7] * 4]])[0][0][0]
         np.testing.assert_allclose(likely, logits[0, 1] - np.log(np.exp(logits[0]).sum()), rtol=1e-5)
         assert session.ask([[], []], [1, 1], 1) == logits.argmax(-1)[:, None].tolist()

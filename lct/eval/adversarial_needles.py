@@ -131,7 +131,7 @@ def near_names(rng, words, kind, name, count):
 class Absent:
     """A name that the text does not hold, among `others` that it does: the right answer is UNKNOWN, and every value in
     the text is wrong. present: the control, where the name is there after all, the first, the second, ... in turn, its
-    value is right and UNKNOWN wrong. The two are drawn alike and differ in that needle."""
+    value is right and UNKNOWN wrong. Both draw the same names, values and depths."""
 
     task: str
     present: bool = False
@@ -305,10 +305,10 @@ def rates(pairs):
         bias = sum(sides['first']) / len(sides['first']) - sum(sides['last']) / len(sides['last'])
     # Questions about one text hang together.
     sets = {}
-    for i, (one, (sample, _)) in enumerate(zip(got, pairs, strict=True)):
-        sets.setdefault(sample.meta.get('group', ('alone', i)), []).append(float(one == 'target'))
-    interval = scoring.interval_of_sets(list(sets.values())) if len(sets) < len(got) else scoring.wilson(
-        out['target'], len(got))
+    for one, (sample, _) in zip(got, pairs, strict=True):
+        sets.setdefault(sample.meta.get('group'), []).append(float(one == 'target'))
+    alone = None in sets
+    interval = scoring.wilson(out['target'], len(got)) if alone else scoring.interval_of_sets(list(sets.values()))
     return {**out, 'interval': interval and list(interval), 'count': len(got), 'position_bias': bias}
 
 

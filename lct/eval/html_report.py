@@ -251,8 +251,7 @@ def figures(suite, result, trained):
                 series[learner] = ([int(n) for n in curve], list(curve.values()), None)
             *_, last = one['curve'].values()
             known = 'model with 95% band' if last['interval'] else 'model, no band of one rule'
-            gain = '' if last.get('gain') is None else f"; {100 * last['gain']:+.0f} points since one round of the labels"
-            yield f'{task}: {known}, reference learners dashed{gain}', curves(series, 'shots', 'accuracy')
+            yield f'{task}: {known}, reference learners dashed{_gains(task, one)}', curves(series, 'shots', 'accuracy')
     elif suite == 'loss':
         of = lambda errors: [(error, result['documents']) for error in errors]
         yield from _loss_curve(
@@ -263,9 +262,19 @@ def figures(suite, result, trained):
                 f"Loss of the same {one['targets']} tokens a window, with more and more context before them, 95% band",
                 one['contexts'], one['mean'], of(one['stderr']), 'context (tokens)', trained)
         if one := result.get('identifiers'):
+            known = any(error is not None for error, _ in loss_report.errors_of(one))
             yield from _loss_curve(
-                'Loss of whole identifiers by the distance to their first use, 95% band over bundles of this repository',
+                'Loss of whole identifiers by the distance to their first use' + known * ', 95% band over bundles of this '
+                'repository',
                 _middles(one['edges']), one['mean'], loss_report.errors_of(one), 'distance (tokens)', trained)
+
+
+def _gains(task, one):
+    """What the last of the shots gave since every label could be known, in words."""
+    last = [list(curve.values())[-1].get('gain') for _, curve in _icl_curves(task, one)]
+    verbs = ('writing', 'choosing')
+    said = [f'{verb} {100 * gain:+.0f}' for verb, gain in zip(verbs, last, strict=False) if gain is not None]
+    return f"; points since one round of the labels: {', '.join(said)}" if said else ''
 
 
 def _middles(edges):

@@ -145,7 +145,7 @@ def curve(pairs):
     """{shots: {'accuracy', 'interval', 'macro', 'gain', 'count', 'sets', 'tokens'}} of (Sample, text) pairs of one task.
 
     interval: 95%, over rules as well as queries; None of one set. macro: mean over labels of the accuracy on each.
-    gain: accuracy beyond that of the fewest shots that can show every label once; None for fewer, and for answers
+    gain: accuracy beyond that of the fewest shots that can show every label once; None up to these, and for answers
     that are not chosen out of a few. tokens: mean of a prompt and its answer.
     """
     cells = {}
@@ -163,8 +163,8 @@ def curve(pairs):
             'macro': sum(sum(x) / len(x) for x in by_label.values()) / len(by_label),
             'count': len(rows), 'sets': len(by_set), 'tokens': sum(one.meta['tokens'] for one, _ in rows) / len(rows),
         }
-        labels = len(rows[0][0].meta.get('choices', []))
-        start = next((n for n in out if 1 < labels <= n), None)
+        labels = max(len(one.meta.get('choices', [])) for one, _ in rows)
+        start = next((n for n in out if 1 < labels <= n < shots), None)
         out[shots]['gain'] = None if start is None else out[shots]['accuracy'] - out[start]['accuracy']
     return out
 

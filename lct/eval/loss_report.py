@@ -8,17 +8,20 @@ from scipy.special import stdtrit
 
 from lct.eval.report import short
 
+FEW = 5  # documents; of fewer the intervals are wide
 
-def interval(mean, error, documents):
-    """(low, high) of a 95% interval by Student's t of so many documents; (mean, mean) where the error is unknown."""
-    half = 0 if error is None or documents < 2 else error * float(stdtrit(documents - 1, 0.975))
-    return mean - half, mean + half
+
+def interval(mean, error, documents, least=0.0):
+    """(low, high) of a 95% interval by Student's t of so many documents; (mean, mean) where the error is unknown.
+    least: what a mean cannot fall below."""
+    half = 0 if error is None else error * float(stdtrit(documents - 1, 0.975))
+    return max(mean - half, least), mean + half
 
 
 def cells(result):
     """Iterator of (suite, task, at, score, low, high, count), as in html_report.cells."""
-    def known(mean, error, documents):
-        return ('', '') if error is None else interval(mean, error, documents)
+    def known(mean, error, *more):
+        return ('', '') if error is None else interval(mean, error, *more)
 
     count, documents = result['num_windows'], result['documents']
     for task, at, name in (('loss', 'edges', None), ('growing', 'contexts', 'growing'), ('border', 'edges', 'border')):
@@ -34,7 +37,7 @@ def cells(result):
         yield 'loss', 'long_ppl', one['context'], one['value'], *(perplexities(one) or ('', '')), one['key_tokens']
     if (one := result.get('short')) and one['difference'] is not None:
         yield ('loss', 'short', one['length'], one['difference'],
-               *known(one['difference'], one['stderr'], one['documents']), one['num_windows'])
+               *known(one['difference'], one['stderr'], one['documents'], -math.inf), one['num_windows'])
 
 
 def errors_of(identifiers):
@@ -92,6 +95,8 @@ def sentences(result):
                        f"difference {one['difference']:+.4f}{error}")
     if result['documents'] == 1:
         out.append('all windows come from one document, so the error of these means is unknown')
+    elif result['documents'] < FEW:
+        out.append(f"the windows come from {result['documents']} documents: of so few the intervals are wide")
     means = [mean for one in (result, result.get('growing'), result.get('border')) if one for mean in one['mean']]
     if one := result.get('identifiers'):
         means += [mean for mean, count in zip(one['mean'], one['counts'], strict=True) if count]

@@ -182,6 +182,7 @@ def identifier_scores(rows):
     """Mean nats of an identifier by the distance to its first use, over all rows, with the error over bundles of the
     same repository; None where there was none."""
     sums, counts = (np.array([row['meta'][name] for row in rows]).T for name in ('sums', 'counts'))
-    mean, error, bundles = perplexity.ratio_over_documents(sums, counts, range(len(rows)))
+    # Bundles are the same where the repository hardly fills one.
+    mean, error, bundles = perplexity.ratio_over_documents(sums, counts, [row['window'] for row in rows])
     return {'edges': rows[0]['meta']['edges'], 'counts': counts.sum(1).tolist(), 'stderr': error.tolist(),
             'bundles': bundles.tolist(), 'mean': [float(x) if n else None for x, n in zip(mean, counts.sum(1), strict=True)]}

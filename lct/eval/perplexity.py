@@ -192,7 +192,8 @@ def over_documents(values, sources):
 def ratio_over_documents(sums, counts, sources):
     """(sums / counts, standard error, documents with counts) [m] each of totals [m, n] whose columns come from the
     documents sources [n]: means of tokens of which a document has many or few (Cochran 1977, Sampling Techniques,
-    section 6.3). NaN where nothing is counted, and the error also where only one document is.
+    section 6.3). NaN where nothing is counted, and the error also where only one document is. Where one document
+    holds most of what is counted, the error is too small.
     """
     sources = np.asarray(sources)
     sums, counts = (np.stack([x[:, sources == one].sum(1) for one in np.unique(sources)], 1).astype(float)

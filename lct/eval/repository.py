@@ -8,6 +8,7 @@ import ast
 import bisect
 import dataclasses
 import functools
+import hashlib
 import itertools
 
 import numpy as np
@@ -136,7 +137,9 @@ def sample(material, config, length, index):
     used = material.overhead + material.counter.bos + material.counter.text(f'{text}\n{question}{prefix}') + new
     before = text[:text.index(f'\ndef {function.name}(')]
     depth = material.counter.text(before) / material.counter.text(text)
-    meta = {'tokens': used, 'depths': [depth], 'files': len(files), 'path': path, 'function': function.name}
+    # Texts are the same where the repository hardly fills one.
+    meta = {'tokens': used, 'depths': [depth], 'files': len(files), 'path': path, 'function': function.name,
+            'bundle': hashlib.sha256(text.encode()).hexdigest()[:16]}
     return samples.Sample(config.task, length, index, f'{text}\n{question}', prefix, [answer], new, meta)
 
 

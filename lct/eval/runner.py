@@ -230,32 +230,35 @@ def answer(model, batch, finished=()):
         questions = [prompts[i][n:] for prompts, i, n in zip(ids, at, shared, strict=True)]
         answers = session.ask(questions, limits, bound, stop)
         asked = [group[i] for group, i in zip(made, at, strict=True)]
-        forced = [items[i].forced for items, i in zip(batch.groups, at, strict=True)]
-        if any(forced):
-            right = [model.answer_ids(sample, sample.answer) for sample in asked]
-            likely = session.force(questions, right)
-        chosen = choose(model, session, questions, asked)
+        forced = [items[i].forced and want for items, i, want in zip(batch.groups, at, wanted, strict=True)]
+        choices = [sample.meta.get('choices', []) if want else [] for sample, want in zip(asked, wanted, strict=True)]
+        right, likely, chosen = force(model, session, questions, asked, any(forced), choices)
         for j, (sample, new) in enumerate(zip(asked, answers, strict=True)):
             if wanted[j]:
                 row = row_of(sample, ids[j][at[j]], model.tokenizer.decode(new), len(new))
                 if forced[j]:
                     row['forced'] = {'nats': likely[j][0], 'tokens': len(right[j]), 'greedy': likely[j][1]}
-                if chosen[j]:
+                if choices[j]:
                     row['chosen'] = chosen[j]
                 yield row
 
 
-def choose(model, session, questions, asked):
-    """Of each sample's meta['choices'] the one that is likeliest as a whole line, None where there are no choices."""
-    choices = [sample.meta.get('choices', []) for sample in asked]
-    nats = np.zeros((max(map(len, choices)), len(asked)))
-    for i in range(len(nats)):
-        # A sample with fewer choices has one of them scored again for nobody, one without has its answer.
-        lines = [f' {names[i % len(names)]}\n' if names else sample.answer
-                 for names, sample in zip(choices, asked, strict=True)]
-        ids = [model.answer_ids(sample, line) for sample, line in zip(asked, lines, strict=True)]
-        nats[i] = [likely for likely, _ in session.force(questions, ids)]
-    return [names[nats[:len(names), j].argmax()] if names else None for j, names in enumerate(choices)]
+def force(model, session, questions, asked, forced, choices):
+    """-> (tokens of the right answers, their (nats, greedy), the likeliest of the choices) of each sample, as far as they
+    are wanted. choices: the labels of each, scored as whole lines; '' is chosen where a likelihood is no number."""
+    right = [model.answer_ids(sample, sample.answer) for sample in asked]
+    lines = [[model.answer_ids(sample, f' {name}\n') for name in names]
+             for sample, names in zip(asked, choices, strict=True)]
+    # A sample with fewer choices has one of them scored again for nobody, one without has its right answer.
+    alternatives = [right] * forced + [
+        [own[i % len(own)] if own else answer for own, answer in zip(lines, right, strict=True)]
+        for i in range(max(map(len, lines)))]
+    scored = session.force(questions, alternatives) if alternatives else []
+    chosen = []
+    for j, names in enumerate(choices):
+        nats = [one[j][0] for one in scored[forced:][:len(names)]]
+        chosen.append(names[int(np.argmax(nats))] if names and np.isfinite(nats).all() else '')
+    return right, scored[0] if forced else None, chosen
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -227,7 +227,7 @@ def _icl_sample(plan, name, shots, i):
 
 def icl_scores(plan, rows):
     """{task: {'curve': icl.curve of what the model wrote, 'chosen': that of the choice it finds likeliest, None where
-    there is none to make, 'references': {learner: {shots: accuracy}}}}, all of the same samples."""
+    there is none to make and where rows of an earlier version do not know, 'references': {learner: {shots: accuracy}}}}, all of the same samples."""
     out = {}
     for task in dict.fromkeys(row['task'] for row in rows):
         mine = [row for row in rows if row['task'] == task]
@@ -256,14 +256,17 @@ def repository_items(plan):
 
 
 def repository_scores(plan, rows):
-    """{task: {length: scoring.TaskScore as a dict}}; interval: over texts, None of one."""
+    """{task: {length: scoring.TaskScore as a dict, without stderr}}; interval: over texts of this repository, None of
+    one."""
     out = {}
     for task, length in dict.fromkeys((row['task'], row['length']) for row in rows):
         mine = [row for row in rows if (row['task'], row['length']) == (task, length)]
         scores, by_text = [scoring.score(task, row['text'], row['outputs']) for row in mine], {}
         for row, score in zip(mine, scores, strict=True):
-            by_text.setdefault(row['index'] // repository.QUESTIONS, []).append(score)
+            text = row['meta'].get('bundle', row['index'] // repository.QUESTIONS)  # rows of an earlier version have none
+            by_text.setdefault(text, []).append(score)
         scored = dataclasses.asdict(scoring.task_score(scores, [row['text'] for row in mine]))
+        del scored['stderr']  # of questions as if they were independent
         interval = scoring.interval_of_sets(list(by_text.values()))
         out.setdefault(task, {})[length] = scored | {'interval': interval and [100 * x for x in interval]}
     return out

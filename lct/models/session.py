@@ -128,20 +128,33 @@ class Session:
         finally:
             self._rewind(lengths)
 
-    def force(self, questions, answers):
-        """[(log-likelihood in nats, whether greedy decoding would write it)] of an answer to each question, token by
-        token as decoding would write it; the cache holds the texts alone again afterwards.
+    def force(self, questions, alternatives):
+        """For each of the alternatives, which are an answer to each question, [(log-likelihood in nats, whether greedy
+        decoding would write it)], token by token as decoding would write it; the cache holds the texts alone again
+        afterwards.
 
-        questions: as in ask; answers: lists of token ids, at least one each.
+        questions: as in ask; alternatives: lists of answers, which are lists of token ids, at least one each.
         """
         self._end_stream()
-        lengths, count, put = self.lengths, len(questions), lambda x: sharding.put(x, sharding.spec('B'))
-        decode.check_ids(answers, self.config.vocab_size)
+        for answers in alternatives:
+            decode.check_ids(answers, self.config.vocab_size)
+        lengths, longest = self.lengths, np.max([list(map(len, answers)) for answers in alternatives], 0)
+        logits = self._put(questions, np.array([*longest, *[1] * (self.rows - len(questions))]))
+        asked, params = self.lengths, self._whole()
+        out = []
+        for answers in alternatives:
+            out.append(self._forced(params, logits, answers))
+            self._rewind(asked)
+        self._rewind(lengths)
+        return out
+
+    def _forced(self, params, logits, answers):
+        """[(nats, whether greedy)] of what is written behind the rows, of which logits are the next."""
+        count, put = len(answers), lambda x: sharding.put(x, sharding.spec('B'))
         sizes = np.array([*map(len, answers), *[1] * (self.rows - count)])
         fed = np.zeros((self.rows, sizes.max()), np.int32)
         for row, answer in zip(fed, answers, strict=False):
             row[:len(answer)] = answer
-        logits, params = self._put(questions, sizes), self._whole()
         nats, greedy = np.zeros(self.rows), np.ones(self.rows, bool)
         for i in range(sizes.max()):
             tokens = put(fed[:, i])
@@ -150,7 +163,6 @@ class Session:
             greedy &= first | (i >= sizes)
             if i + 1 < sizes.max():
                 logits = self._feed(params, tokens, i, i + 1 < sizes)
-        self._rewind(lengths)
         return list(zip(nats[:count].tolist(), greedy[:count].tolist(), strict=True))
 
     def rewind(self, lengths):
