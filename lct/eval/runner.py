@@ -232,33 +232,33 @@ def answer(model, batch, finished=()):
         asked = [group[i] for group, i in zip(made, at, strict=True)]
         forced = [items[i].forced and want for items, i, want in zip(batch.groups, at, wanted, strict=True)]
         choices = [sample.meta.get('choices', []) if want else [] for sample, want in zip(asked, wanted, strict=True)]
-        right, likely, chosen = force(model, session, questions, asked, any(forced), choices)
+        likely = likelihoods(model, session, questions, asked, forced, choices)
         for j, (sample, new) in enumerate(zip(asked, answers, strict=True)):
             if wanted[j]:
-                row = row_of(sample, ids[j][at[j]], model.tokenizer.decode(new), len(new))
-                if forced[j]:
-                    row['forced'] = {'nats': likely[j][0], 'tokens': len(right[j]), 'greedy': likely[j][1]}
-                if choices[j]:
-                    row['chosen'] = chosen[j]
-                yield row
+                yield row_of(sample, ids[j][at[j]], model.tokenizer.decode(new), len(new)) | likely[j]
 
 
-def force(model, session, questions, asked, forced, choices):
-    """-> (tokens of the right answers, their (nats, greedy), the likeliest of the choices) of each sample, as far as they
-    are wanted. choices: the labels of each, scored as whole lines; '' is chosen where a likelihood is no number."""
+def likelihoods(model, session, questions, asked, forced, choices):
+    """What a row of each sample says beyond its answer: where it is forced how likely the right one is, and the likeliest
+    of its choices, which are labels scored as whole lines; '' where a likelihood of theirs is no number."""
+    if not any(forced) and not any(choices):
+        return [{}] * len(asked)
     right = [model.answer_ids(sample, sample.answer) for sample in asked]
     lines = [[model.answer_ids(sample, f' {name}\n') for name in names]
              for sample, names in zip(asked, choices, strict=True)]
     # A sample with fewer choices has one of them scored again for nobody, one without has its right answer.
-    alternatives = [right] * forced + [
+    alternatives = [right] * any(forced) + [
         [own[i % len(own)] if own else answer for own, answer in zip(lines, right, strict=True)]
         for i in range(max(map(len, lines)))]
-    scored = session.force(questions, alternatives) if alternatives else []
-    chosen = []
-    for j, names in enumerate(choices):
-        nats = [one[j][0] for one in scored[forced:][:len(names)]]
-        chosen.append(names[int(np.argmax(nats))] if names and np.isfinite(nats).all() else '')
-    return right, scored[0] if forced else None, chosen
+    scored, out = session.force(questions, alternatives), [{} for _ in asked]
+    for j, (row, names) in enumerate(zip(out, choices, strict=True)):
+        if forced[j]:
+            nats, greedy = scored[0][j]
+            row['forced'] = {'nats': nats, 'tokens': len(right[j]), 'greedy': greedy}
+        if names:
+            nats = [one[j][0] for one in scored[any(forced):][:len(names)]]
+            row['chosen'] = names[int(np.argmax(nats))] if np.isfinite(nats).all() else ''
+    return out
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -227,19 +227,20 @@ def _icl_sample(plan, name, shots, i):
 
 def icl_scores(plan, rows):
     """{task: {'curve': icl.curve of what the model wrote, 'chosen': that of the choice it finds likeliest, None where
-    there is none to make and where rows of an earlier version do not know, 'references': {learner: {shots: accuracy}}}}, all of the same samples."""
+    there is none to make and where rows of an earlier version do not know, 'references': {learner: {shots: accuracy}}}},
+    all of the same samples."""
     out = {}
     for task in dict.fromkeys(row['task'] for row in rows):
         mine = [row for row in rows if row['task'] == task]
         curve = icl.curve((runner.sample_of(row), row['text']) for row in mine)
-        chosen = all('chosen' in row for row in mine) and icl.curve(
-            (runner.sample_of(row), row['chosen']) for row in mine)
+        known = all('chosen' in row for row in mine)
+        chosen = icl.curve((runner.sample_of(row), row['chosen']) for row in mine) if known else None
         references = {}
         for shots in curve:
             asked = [row['index'] - _icl_index(shots, 0) for row in mine if row['meta']['shots'] == shots]
             for learner, accuracy in icl.references(icl.task(task), plan.material.seed, shots, asked).items():
                 references.setdefault(learner, {})[shots] = accuracy
-        out[task] = {'curve': curve, 'chosen': chosen or None, 'references': references}
+        out[task] = {'curve': curve, 'chosen': chosen, 'references': references}
     return out
 
 
