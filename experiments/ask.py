@@ -14,8 +14,8 @@ import os
 import sys
 import time
 
-import setup_model
-import setup_run
+from lct.cli.main import run_script
+from lct.cli.model import add_model_flags, load_model, mesh_context
 
 QUESTION_ROOM = 512  # tokens of a question that is yet to come
 PIECE = 512  # tokens of one forward, so that progress shows
@@ -25,7 +25,7 @@ BAR = 30
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    setup_model.add_flags(parser)
+    add_model_flags(parser)
     parser.add_argument('--files', nargs='+', required=True, help='folders, globs in quotes, or files')
     parser.add_argument('--question', action='append', help='may be given several times')
     parser.add_argument('--length', type=int, help='tokens of prompt and answer at most; default all positions')
@@ -39,7 +39,7 @@ def main():
 
 def ask(args):
     """Returns the answers."""
-    from lct.data import bundle
+    from lct.data.corpus import bundle
     from lct.models.sampling import Sampling
 
     if args.max_new_tokens < 1:
@@ -48,8 +48,8 @@ def ask(args):
     if args.temperature or args.top_p < 1:
         sampling = Sampling(args.temperature or 1.0, args.top_p)
     files = bundle.read(args.files)
-    with setup_model.mesh(args.mesh):
-        model, _ = setup_model.load(args)
+    with mesh_context(args.mesh):
+        model, _ = load_model(args)
         reader = Reader(model, files, args)
         reader.read()
         answers = []
@@ -80,7 +80,7 @@ class Reader:
 
     def __init__(self, model, files, args):
         from lct import sharding
-        from lct.data import bundle
+        from lct.data.corpus import bundle
         from lct.models import decode, llama
 
         self.model, self.args, self.text = model, args, bundle.text(files)
@@ -131,7 +131,7 @@ class Reader:
         """Print an answer as it comes; returns it."""
         import jax
 
-        from lct.data.text_stream import TextStream
+        from lct.data.detokenizer import TextStream
 
         start = time.monotonic()
         ids = self.prompt(question)
@@ -184,4 +184,4 @@ def say(name, text, end='\n'):
 
 
 if __name__ == '__main__':
-    setup_run.main(main)
+    run_script(main)

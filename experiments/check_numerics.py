@@ -19,7 +19,8 @@ import pathlib
 import sys
 import time
 
-import setup_run
+from lct.cli.main import run_script
+from lct.cli.model import find_model
 
 
 def flags():
@@ -68,7 +69,7 @@ def model_of(args):
     if not args.random:
         if args.layers is not None:
             raise ValueError('--layers cuts random weights only; leave it out, or use --random SIZE for --model')
-        return args.model, *jax.device_get(llama_hf.load(setup_run.model_folder(args.model), 'float32'))
+        return args.model, *jax.device_get(llama_hf.load(find_model(args.model), 'float32'))
     config = SIZES[args.random]
     config = dataclasses.replace(config, num_layers=args.layers or config.num_layers)
     return f'random {args.random}', config, jax.device_get(llama.init(config, jax.random.key(0)))
@@ -198,4 +199,4 @@ def run():
 
 
 if __name__ == '__main__':
-    setup_run.main(run)
+    run_script(run)

@@ -17,8 +17,9 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import compile_report  # noqa: E402
 import plan as planner  # noqa: E402
-import setup_run  # noqa: E402
 
+from lct.cli.main import run_script
+from lct.cli.paths import experiments_folder
 from lct.models.llama import Memory  # noqa: E402
 from lct.models.llama_sizes import SIZES  # noqa: E402
 from lct.ops.blockwise_attention import Chunks  # noqa: E402
@@ -27,7 +28,7 @@ from lct.plan import hardware, hlo  # noqa: E402
 from lct.plan.buffers import buffers  # noqa: E402
 from lct.plan.cost import Step  # noqa: E402
 
-RESULTS = setup_run.HERE / 'results' / 'plan_memory.json'
+RESULTS = experiments_folder() / 'results' / 'plan_memory.json'
 BF16, F32, MIXED = ('bfloat16', None), ('float32', None), ('float32', 'bfloat16')  # parameters, computation
 # target, model, mesh, batch_size, accumulation, seq_len, remat, strategy, node_size, ffn_chunks, dtype
 SEEN = (
@@ -146,4 +147,4 @@ def run():
 
 
 if __name__ == '__main__':
-    setup_run.main(run)
+    run_script(run)

@@ -1,7 +1,7 @@
 """Compile an attention op or a whole training step for a machine that is not here; report what its compiler says.
 
     python experiments/compile_report.py --target l40s:8 --op ring --direction both --length-per-device 8192
-    python experiments/compile_report.py --target l40s:512 --step experiments/configs/gradient_llama3_8b.py --stage 3
+    python experiments/compile_report.py --target l40s:512 --step experiments/configs/published/gradient_llama3_8b.py --stage 3
 
 Prints, per program, every collective with its bytes, whether it is hidden behind matmuls, the memory of one
 device and the largest tensor; the same goes to experiments/results/compile_<target>.json. Needs the extra
@@ -20,7 +20,9 @@ import time
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-import setup_run  # noqa: E402
+from lct.cli.config import load_config, make_run
+from lct.cli.main import run_script
+from lct.cli.paths import experiments_folder
 
 
 def attention_op(name):
@@ -53,7 +55,7 @@ def attention_programs(mesh, args):
 
 def stage_of(args):
     """The Run of a config, its stage changed as the flags say."""
-    run = setup_run.run_of(setup_run.load_config(args.step))
+    run = make_run(load_config(args.step))
     if not 0 <= args.stage < len(run.stages):
         raise ValueError(f'--stage {args.stage}: {args.step} has stages 0 to {len(run.stages) - 1}')
     stages = list(run.stages)
@@ -177,7 +179,7 @@ def flags(argv=None):
                         help='degrees of data,fsdp,sequence,tensor; default: all devices on sequence, or as the stage')
     parser.add_argument('--batch', type=int, help='rows in all; default: one for each ring, or as the stage')
     parser.add_argument('--dtype', help='of the arrays, default bfloat16, or of the parameters, default as the config')
-    parser.add_argument('--results', default=str(setup_run.HERE / 'results'), help='folder of the JSON')
+    parser.add_argument('--results', default=str(experiments_folder() / 'results'), help='folder of the JSON')
     parser.add_argument('--hlo', help='also write the HLO text of each program into this folder')
     op = parser.add_argument_group('an attention op')
     op.add_argument('--op', default='ring', help='how the sequence is split: lct.ops.<op>_attention')
@@ -227,4 +229,4 @@ def run(argv=None):
 
 
 if __name__ == '__main__':
-    setup_run.main(run)
+    run_script(run)

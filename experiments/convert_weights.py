@@ -13,7 +13,7 @@ import math
 import os
 import pathlib
 
-from setup_run import main as one_sentence_errors
+from lct.cli.main import run_script
 
 ORBAX = 'params'  # the folder of arrays beside the config.json
 
@@ -223,4 +223,4 @@ def main():
 
 
 if __name__ == '__main__':
-    one_sentence_errors(main)
+    run_script(main)

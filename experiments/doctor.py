@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 
-import setup_run
+from lct.cli.main import run_script
 
 GB = 1e9
 PLUGINS = ('jaxlib', 'jax-cuda12-plugin', 'jax-cuda12-pjrt', 'jax-cuda13-plugin', 'jax-cuda13-pjrt')
@@ -209,8 +209,8 @@ def training(note, workdir):
     import numpy as np
 
     from lct import processes
-    from lct.data.loader import Loader
-    from lct.data.mixture import Mixture
+    from lct.data.batches.loader import Loader
+    from lct.data.batches.memory_source import Mixture
     from lct.data.tokenizer import load
     from lct.models import llama
     from lct.ops import rope
@@ -299,4 +299,4 @@ def run():
 
 
 if __name__ == '__main__':
-    setup_run.main(run)
+    run_script(run)

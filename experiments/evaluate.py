@@ -24,15 +24,15 @@ import subprocess
 import sys
 import time
 
-import setup_model
-import setup_run
+from lct.cli.main import run_script
+from lct.cli.model import add_model_flags, find_model, load_model, mesh_context, parse_ints
 
 TASKWISE = ('adversarial', 'icl', 'repository')  # suites whose scores are {task: ...}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    setup_model.add_flags(parser)
+    add_model_flags(parser)
     parser.add_argument('--suite', default='ruler,needle', help='of ruler, needle, adversarial, icl, repository, loss')
     parser.add_argument('--lengths', default='1024,2048,4096,8192', help='tokens of prompt and answer together')
     parser.add_argument('--samples', default='20', help='of each task; one number, or one for each length')
@@ -49,10 +49,11 @@ def main():
 
 
 def evaluate(args):
-    from lct.eval import html_report, runner, suites
+    from lct.eval import runner, suites
+    from lct.eval.report import html
 
-    lengths = setup_model.numbers('--lengths', args.lengths)
-    counts = setup_model.numbers('--samples', args.samples)
+    lengths = parse_ints('--lengths', args.lengths)
+    counts = parse_ints('--samples', args.samples)
     if len(counts) not in (1, len(lengths)):
         raise ValueError(f'--samples {args.samples} has {len(counts)} numbers for {len(lengths)} lengths; give one '
                          'number, or one for each length')
@@ -62,7 +63,7 @@ def evaluate(args):
     if args.data and (names != ['ruler'] or len(lengths) != 1):
         raise ValueError(f"--data {args.data} holds samples of RULER of one length; use --suite ruler and one of --lengths, "
                          f'not {args.suite} and {args.lengths}')
-    with setup_model.mesh(args.mesh):
+    with mesh_context(args.mesh):
         model, about = load(args)
         plan, documents = plan_of(args, model, tuple(sorted(counts)), counts, tasks)
         about = {**about, 'samples_from': plan.material.provenance(), 'documents_sha256': documents_hash(documents)}
@@ -96,9 +97,9 @@ def evaluate(args):
               'samples': before['samples'] | samples, 'results': before['results'] | results}
     write(path, json.dumps(strict(report), indent=1) + '\n')
     report = json.loads(path.read_text())
-    write_csv(args.workdir / 'results.csv', html_report.cells(report))
-    write(args.workdir / 'report.html', html_report.page(report))
-    print(html_report.terminal(report))
+    write_csv(args.workdir / 'results.csv', html.cells(report))
+    write(args.workdir / 'report.html', html.page(report))
+    print(html.terminal(report))
     print(f'written: {args.workdir}/results.json, results.csv, report.html')
 
 
@@ -121,7 +122,7 @@ def base_hash(args, model):
     """weights_hash of a base model; refuses one with which losses do not compare, before anything is measured."""
     from lct.data import tokenizer
 
-    folder = pathlib.Path(setup_run.model_folder(args.base))
+    folder = pathlib.Path(find_model(args.base))
     if tokenizer.load(folder).fingerprint != model.tokenizer.fingerprint:
         raise ValueError(f'--base {args.base} has another tokenizer than {args.model}, so their losses do not '
                          'compare; give the model that was extended')
@@ -131,7 +132,7 @@ def base_hash(args, model):
 def losses(args, model, plan, documents, path, progress):
     """-> (rows, problems, scores) of the suite 'loss'; the identifiers where the haystack is a large enough
     repository, the short windows where there is a base model."""
-    from lct.eval import loss_suite
+    from lct.eval.loss import suite as loss_suite
 
     ids = [model.tokenizer.encode(document.text) for document in documents]
     bundles, problems = loss_suite.bundles(model, plan)
@@ -143,7 +144,7 @@ def losses(args, model, plan, documents, path, progress):
         scores['identifiers'] = loss_suite.identifier_scores(found)
         problems += more
     if args.base:
-        base = setup_model.load(argparse.Namespace(**{**vars(args), 'model': args.base}))[0]
+        base = load_model(argparse.Namespace(**{**vars(args), 'model': args.base}))[0]
         length = min(base.config.max_position_embeddings, max(plan.lengths))
         both = [loss_suite.run_short(one, plan, ids, path.with_name(f'{name}.jsonl'), length, progress)
                 for name, one in (('short', model), ('short_base', base))]
@@ -165,14 +166,14 @@ def load(args):
     """-> runner.Model and its provenance."""
     import jax
 
-    model, folder = setup_model.load(args)
+    model, folder = load_model(args)
     words, template, config = model.tokenizer, model.template, model.config
     about = {
         'model': args.model, 'weights_sha256': weights_hash(folder), 'tokenizer_sha256': words.fingerprint,
         'template_sha256': template and hashlib.sha256(template.source.encode()).hexdigest(),
         'template': 'none' if template is None else template.name.replace(str(folder), args.model),
         'dtype': str(model.params.embed.dtype), 'positions': config.max_position_embeddings,
-        'rope': dataclasses.asdict(config.rope), 'mesh': setup_model.numbers('--mesh', args.mesh),
+        'rope': dataclasses.asdict(config.rope), 'mesh': parse_ints('--mesh', args.mesh),
         'layout': model.layout, 'seed': args.seed, 'decoding': 'greedy', 'piece': model.piece, 'batch_tokens': model.batch_tokens,
         'versions': {'python': sys.version.split()[0], 'jax': jax.__version__}, 'commit': commit(),
         'device': jax.devices()[0].device_kind,
@@ -211,8 +212,9 @@ def commit():
 
 def plan_of(args, model, lengths, counts, tasks):
     """-> suites.Plan and the documents of the haystacks."""
-    from lct.data import documents
-    from lct.eval import ruler, suites
+    from lct.data.corpus import documents
+    from lct.eval import suites
+    from lct.eval.tasks import ruler
 
     texts = documents.read(args.haystack)
     material = ruler.Material(model.tokenizer, texts, text_source=args.haystack, seed=args.seed,
@@ -273,4 +275,4 @@ class Progress:
 
 
 if __name__ == '__main__':
-    setup_run.main(main, resumes=True)
+    run_script(main, resumes=True)

@@ -15,20 +15,26 @@ import sys
 import time
 import zlib
 
-import setup_run
+from lct.cli.config import as_plain, claimed_config, make_run, parse_args, setup_devices
+from lct.cli.corpus import open_corpus
+from lct.cli.main import run_script
+from lct.cli.model import find_model, model_fingerprint
+from lct.cli.paths import experiments_folder
 
 SHORT_WINDOWS = 32  # of the native length, for the gates of stages
 
 
 def run():
-    config, args = setup_run.parse(__doc__, setup_run.HERE / 'configs' / 'laptop.py', 'runs/laptop')
-    setup_run.devices(config)
+    config, args = parse_args(__doc__, experiments_folder() / 'configs' / 'laptop.py', 'runs/laptop')
+    setup_devices(config)
     import jax
     import numpy as np
 
     from lct import processes, sharding
     from lct.data import tokenizer
-    from lct.eval import needle, perplexity, report
+    from lct.eval import recall_probe
+    from lct.eval.loss import by_position
+    from lct.eval.report import figures
     from lct.models import llama, lora
     from lct.train import loop, stages
     from lct.train.checkpoint import claim
@@ -37,13 +43,13 @@ def run():
 
     began = time.monotonic()
     workdir = pathlib.Path(args.workdir)
-    run_config = setup_run.run_of(config)
+    run_config = make_run(config)
     last = run_config.stages[-1]
 
     # -- everything that can be wrong is found before anything is computed ------------------------------
     for stage in run_config.stages:
         mesh = sharding.make_mesh(stage.mesh)
-    folder = setup_run.model_folder(config.model_folder)
+    folder = find_model(config.model_folder)
     base_config = llama_hf.read_config(folder)
     llama_hf.check(folder)
     words = tokenizer.load(folder)
@@ -52,24 +58,24 @@ def run():
     for doubt in stages.doubts(run_config.stages, base_config, run_config.param_dtype):
         loop.say(f'WARNING: {doubt}')
     native = base_config.max_position_embeddings
-    mixture, unseen = setup_run.stream(config, words)
+    mixture, unseen = open_corpus(config, words)
     for stage in run_config.stages:
         mixture.weights = dict(stage.mixture)
         mixture.check_length(stage.seq_len)
     if not unseen:
         raise ValueError(f'held_out {config.held_out} leaves no document to evaluate on; use for example 0.1')
     haystack = np.concatenate(unseen)
-    needle.check(config.needle.lengths, config.needle.depths, config.needle.samples, len(haystack))
-    perplexity.check(config.loss.seq_len, last.mesh[2], last.memory.ffn_chunks)
+    recall_probe.check(config.needle.lengths, config.needle.depths, config.needle.samples, len(haystack))
+    by_position.check(config.loss.seq_len, last.mesh[2], last.memory.ffn_chunks)
     gated = [stage for stage in run_config.stages if stage.gate]
     for stage in gated:
-        needle.check((stage.seq_len,), config.needle.depths, config.needle.samples, len(haystack))
-        perplexity.check(native, stage.mesh[2], stage.memory.ffn_chunks)
-    windows, sources = perplexity.windows(
+        recall_probe.check((stage.seq_len,), config.needle.depths, config.needle.samples, len(haystack))
+        by_position.check(native, stage.mesh[2], stage.memory.ffn_chunks)
+    windows, sources = by_position.windows(
         unseen, config.loss.seq_len, config.loss.windows, config.seed, words.bos_id, config.loss.rotations
     )
     if gated:
-        short, short_sources = perplexity.windows(unseen, native, SHORT_WINDOWS, config.seed, words.bos_id)
+        short, short_sources = by_position.windows(unseen, native, SHORT_WINDOWS, config.seed, words.bos_id)
     size = trained = llama.num_params(base_config)
     if run_config.adapter:
         trained = lora.num_trained(base_config, run_config.adapter)
@@ -80,8 +86,8 @@ def run():
     workdir.mkdir(parents=True, exist_ok=True)
     llama_hf.check_writable(workdir / 'model', nbytes, overwrite=True)
     lock = claim(workdir, {  # noqa: F841  held while the process lives
-        **setup_run.claimed(config), 'inputs': {
-            'model': setup_run.fingerprint(folder), 'tokenizer': words.fingerprint, 'tokens': mixture.num_tokens,
+        **claimed_config(config), 'inputs': {
+            'model': model_fingerprint(folder), 'tokenizer': words.fingerprint, 'tokens': mixture.num_tokens,
             'held_out': zlib.crc32(haystack.tobytes()),
         },
     })
@@ -100,9 +106,9 @@ def run():
         params = None
         results = []
         for kind, compute, read in (
-            ('needle', needle_grid, needle.NeedleResult.from_json),
-            ('loss', loss_curve, perplexity.Bins.from_json),
-            *([('short', short_loss, perplexity.Bins.from_json)] if gated else []),
+            ('needle', needle_grid, recall_probe.NeedleResult.from_json),
+            ('loss', loss_curve, by_position.Bins.from_json),
+            *([('short', short_loss, by_position.Bins.from_json)] if gated else []),
         ):
             path = workdir / f'{kind}_{name}.json'
             if processes.from_first(path.exists()):
@@ -124,12 +130,12 @@ def run():
             loop.check(asked)
 
         wanted = config.needle
-        result = needle.run(
+        result = recall_probe.run(
             params, model_config, words, haystack, wanted.lengths, wanted.depths, wanted.samples,
             layout=last.layout, memory=last.memory, seed=config.seed, progress=progress,
         )
         loop.say(f'{name}: needles found in percent, depth downwards, length rightwards\n'
-                 f'{report.needle_table(result)}')
+                 f'{figures.needle_table(result)}')
         return result
 
     def loss_curve(name, model_config, params):
@@ -138,21 +144,21 @@ def run():
                 loop.say(f'loss by position, {name} | {done}/{total} windows')
             loop.check(asked)
 
-        losses = perplexity.loss_by_position(
+        losses = by_position.loss_by_position(
             params, model_config, windows, layout=last.layout, memory=last.memory, progress=progress
         )
-        return perplexity.bins(losses, sources=sources)
+        return by_position.bins(losses, sources=sources)
 
     def short_loss(name, model_config, params, stage=last):
         """One bin: the mean loss over held-out text of the native length."""
-        losses = perplexity.loss_by_position(
+        losses = by_position.loss_by_position(
             params, model_config, short, layout=stage.layout, memory=stage.memory, batch_size=8,
             progress=lambda done, total: loop.check(asked))
-        return perplexity.bins(losses, (0, native), short_sources)
+        return by_position.bins(losses, (0, native), short_sources)
 
     def gate_scores(stage, stage_config, params):
         """What a gate looks at (lct.train.gates); its needles are not those of the grid that is reported."""
-        found = needle.run(
+        found = recall_probe.run(
             params, stage_config, words, haystack, (stage.seq_len,), config.needle.depths, config.needle.samples,
             layout=stage.layout, memory=stage.memory, seed=config.seed + 1,
             progress=lambda done, total, length: loop.check(asked))
@@ -178,32 +184,32 @@ def run():
         return
 
     # -- pictures, numbers, and the model ----------------------------------------------------------------
-    report.needle_figure(base_needle, needle_result, native, workdir / 'needle.png')
-    report.loss_figure({'base': base_loss, 'extended': loss_result}, native, workdir / 'loss.png')
+    figures.needle_figure(base_needle, needle_result, native, workdir / 'needle.png')
+    figures.loss_figure({'base': base_loss, 'extended': loss_result}, native, workdir / 'loss.png')
     stage_rows = [
         {'length': s.seq_len, 'theta': c.rope.theta, 'rule': rule(s), 'steps': steps,
          'tokens': steps * s.tokens_per_step}
         for s, c, steps in zip(run_config.stages, plan, summary['stage_steps'])
     ]
     summary |= {'trained': trained, 'parameters': size}
-    summary |= {name: needle.summary(result, native)
+    summary |= {name: recall_probe.summary(result, native)
                 for name, result in (('base', base_needle), ('extended', needle_result))}
     command = 'python ' + ' '.join(map(shlex.quote, sys.argv))
     write(workdir / 'results.json', json.dumps({
         'name': config.name, 'native': native, 'target': last.seq_len, 'stages': stage_rows, 'summary': summary,
         'needle': {'base': json.loads(base_needle.to_json()), 'extended': json.loads(needle_result.to_json())},
         'loss_by_position': {'base': base_loss.to_dict(), 'extended': loss_result.to_dict()},
-        'config': setup_run.plain(config), 'command': command,
+        'config': as_plain(config), 'command': command,
         'versions': {'jax': jax.__version__, 'python': platform.python_version()},
         'device': jax.devices()[0].device_kind, 'num_devices': mesh.size, 'num_processes': jax.process_count(),
         'seconds_of_this_call': time.monotonic() - began,
     }, indent=1))
     kinds = ', '.join(sorted({kind for stage in run_config.stages for kind, share in stage.mixture if share}))
-    card = report.model_card(
+    card = figures.model_card(
         name=config.name, base_model=folder.name, native=native, stages=stage_rows,
         data=f'Corpus `{config.corpus}`: {mixture.num_tokens:,} tokens in documents packed with segment ids and '
              f'restarting positions; {config.held_out:.0%} of the documents were held out for the evaluations '
-             f'below. Kinds of rows: {kinds} (see `lct.data.mixture`).',
+             f'below. Kinds of rows: {kinds} (see `lct.data.batches.memory_source`).',
         command=command, needle={'base': base_needle, 'extended': needle_result},
         losses={'base': base_loss, 'extended': loss_result}, license=config.license or None,
         trained='low-rank adapters, merged' if run_config.adapter else 'full training',
@@ -238,4 +244,4 @@ def write(path, text):
 
 
 if __name__ == '__main__':
-    setup_run.main(run, resumes=True)
+    run_script(run, resumes=True)

@@ -15,13 +15,14 @@ import pathlib
 import statistics
 import time
 
-import setup_model
-import setup_run
+from lct.cli.main import check_positive, run_script
+from lct.cli.model import parse_ints
+from lct.data import tokenizer
+from lct.data.corpus import documents
+from lct.eval import samples, scoring
+from lct.eval.tasks import needle_placement, qa_documents, reference_readers, ruler, ruler_text
 
-from lct.data import documents, tokenizer
-from lct.eval import placement, questions, readers, ruler, ruler_text, samples, scoring
-
-READERS = {'oracle': readers.oracle, 'half': readers.half, 'mute': readers.mute}
+READERS = {'oracle': reference_readers.oracle, 'half': reference_readers.half, 'mute': reference_readers.mute}
 
 
 def main():
@@ -40,15 +41,15 @@ def main():
     parser.add_argument('--hotpotqa', type=pathlib.Path, help='JSON file for qa_2')
     parser.add_argument('--read', choices=READERS)
     args = parser.parse_args()
-    setup_run.positive(args, 'samples')
+    check_positive(args, 'samples')
     configs = [ruler.task(name) for name in args.tasks.split(',')]
-    lengths = setup_model.numbers('--lengths', args.lengths)
+    lengths = parse_ints('--lengths', args.lengths)
     sources = {}
     if args.squad:
-        sources['one_hop'] = questions.read_squad(args.squad)
+        sources['one_hop'] = qa_documents.read_squad(args.squad)
     if args.hotpotqa:
-        sources['two_hop'] = questions.read_hotpotqa(args.hotpotqa)
-    placed = placement.RulerFixed(args.seed) if args.placement == 'ruler' else placement.Stratified(args.seed)
+        sources['two_hop'] = qa_documents.read_hotpotqa(args.hotpotqa)
+    placed = needle_placement.RulerFixed(args.seed) if args.placement == 'ruler' else needle_placement.Stratified(args.seed)
     material = ruler.Material(
         tokenizer.load(args.tokenizer), documents.read(args.haystack), text_source=args.haystack,
         words=ruler_text.words_of(args.words, args.seed), sources=sources, seed=args.seed,
@@ -90,4 +91,4 @@ def check(material, made, read, path):
 
 
 if __name__ == '__main__':
-    setup_run.main(main)
+    run_script(main)

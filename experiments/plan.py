@@ -2,7 +2,7 @@
 
     python experiments/plan.py --model llama3-8b --context 1M --hardware l40s --devices 512 --price-per-hour 1.2
     python experiments/plan.py --model llama3-8b --context 1M --hardware l40s --devices 512 --compile l40s:512
-    python experiments/plan.py --recipe experiments/configs/gradient_llama3_8b.py
+    python experiments/plan.py --recipe experiments/configs/published/gradient_llama3_8b.py
 
 The first searches meshes, strategies and memory policies, prints the best plan in full and why others were refused,
 and writes it as a config for experiments/extend.py. The second reckons a recipe stage by stage, on the meshes that it
@@ -22,8 +22,10 @@ import sys
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import compile_report  # noqa: E402
-import setup_run  # noqa: E402
 
+from lct.cli.config import load_config, make_run
+from lct.cli.main import run_script
+from lct.cli.paths import experiments_folder
 from lct.models.llama import LlamaConfig  # noqa: E402
 from lct.models.llama_sizes import SIZES  # noqa: E402
 from lct.ops import rope  # noqa: E402
@@ -157,7 +159,7 @@ def program(name, step):
 
 def compiled_size(kind, name, step):
     """Bytes of a device that a compiler gave this very step (results of check_plan_memory.py), or None."""
-    path = setup_run.HERE / 'results' / 'plan_memory.json'
+    path = experiments_folder() / 'results' / 'plan_memory.json'
     found = json.loads(path.read_text()) if path.exists() else {}
     for key, memory in found.items():
         target, _, text = key.partition(' ')
@@ -264,8 +266,8 @@ def plan_recipe(args):
     for flag in ('rows', 'tokens', 'theta'):
         if getattr(args, flag):
             raise ValueError(f'--{flag} is set by the recipe {args.recipe}; drop the flag or write another recipe')
-    raw = setup_run.load_config(args.recipe)
-    run, (name, config) = setup_run.run_of(raw), recipe_model(args.recipe, args.model)
+    raw = load_config(args.recipe)
+    run, (name, config) = make_run(raw), recipe_model(args.recipe, args.model)
     last = run.stages[-1]
     if args.context and number(args.context) > last.seq_len:
         theta = stages.configs(run.stages, config)[-1].rope_theta
@@ -368,4 +370,4 @@ def run(argv=None):
 
 
 if __name__ == '__main__':
-    setup_run.main(lambda: run(sys.argv[1:]))
+    run_script(lambda: run(sys.argv[1:]))

@@ -10,7 +10,7 @@ import argparse
 import json
 import pathlib
 
-import setup_run
+from lct.cli.main import run_script
 
 
 def run():
@@ -19,7 +19,7 @@ def run():
     parser.add_argument('out', type=pathlib.Path)
     parser.add_argument('--order', choices=('dependency', 'path'), default='dependency')
     args = parser.parse_args()
-    from lct.data import repositories
+    from lct.data.corpus import repositories
 
     order = {'dependency': repositories.by_dependency, 'path': repositories.by_path}[args.order]
     part = args.out.with_suffix('.part')
@@ -31,4 +31,4 @@ def run():
 
 
 if __name__ == '__main__':
-    setup_run.main(run)
+    run_script(run)

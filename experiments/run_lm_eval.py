@@ -13,15 +13,16 @@ import json
 import pathlib
 
 import evaluate
-import setup_model
-import setup_run
+
+from lct.cli.main import needs, run_script
+from lct.cli.model import add_model_flags, load_model, mesh_context, parse_ints
 
 OURS = ('ruler', 'needle')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    setup_model.add_flags(parser)
+    add_model_flags(parser)
     parser.add_argument('--tasks', help='names of the harness, with commas')
     parser.add_argument('--include-path', help='folder of YAML tasks')
     parser.add_argument('--suite', help=f'of our own: {",".join(OURS)}')
@@ -39,7 +40,7 @@ def main():
 
 def run(args):
     """Returns what the harness returns."""
-    with setup_run.needs("'.[lm-eval]'"):
+    with needs("'.[lm-eval]'"):
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
         from lm_eval.utils import make_table
@@ -52,11 +53,11 @@ def run(args):
                          f"{', '.join(OURS)}")
     if not (names or args.tasks):
         raise ValueError('there is nothing to run; name --tasks of the harness or a --suite of our own')
-    with setup_model.mesh(args.mesh):
-        model, _ = setup_model.load(args)
+    with mesh_context(args.mesh):
+        model, _ = load_model(args)
         tasks = args.tasks.split(',') if args.tasks else []
         if names:
-            lengths = tuple(sorted(setup_model.numbers('--lengths', args.lengths)))
+            lengths = tuple(sorted(parse_ints('--lengths', args.lengths)))
             plan, _ = evaluate.plan_of(args, model, lengths, dict.fromkeys(lengths, args.samples), None)
             tasks += lm_eval_adapter.tasks([item for name in names for item in suites.SUITES[name].items(plan)])
         results = simple_evaluate(
@@ -70,4 +71,4 @@ def run(args):
 
 
 if __name__ == '__main__':
-    setup_run.main(main)
+    run_script(main)

@@ -10,9 +10,10 @@ import argparse
 import math
 import pathlib
 
-import setup_run
 from plan import number
 
+from lct.cli.main import run_script
+from lct.cli.model import find_model
 from lct.models.llama_sizes import SIZES
 from lct.ops import rope, theta
 from lct.ops.rope import RopeConfig
@@ -44,7 +45,7 @@ def config_of(name):
 
     if name in SIZES:
         return SIZES[name]
-    return llama_hf.read_config(setup_run.model_folder(name))
+    return llama_hf.read_config(find_model(name))
 
 
 def report(name, config, trained, target, chosen=None):
@@ -133,4 +134,4 @@ def aligned(rows):
 
 
 if __name__ == '__main__':
-    setup_run.main(run)
+    run_script(run)

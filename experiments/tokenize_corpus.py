@@ -14,10 +14,10 @@ import os
 import sys
 import time
 
-from setup_run import main as one_sentence_errors
-
-from lct.data import corpus, sources
-from lct.data.store import Store
+from lct.cli.main import run_script
+from lct.data.corpus import files
+from lct.data.corpus import tokenize as tokenize_module
+from lct.data.corpus.store import Store
 
 
 class Line:
@@ -73,13 +73,13 @@ def main():
         return
     if not (args.sources and args.tokenizer and args.output):
         parser.error('give SOURCE, --tokenizer and --output, or --verify FOLDER')
-    store = corpus.tokenize(args.sources, args.tokenizer, args.output, workers=args.workers,
+    store = tokenize_module.tokenize(args.sources, args.tokenizer, args.output, workers=args.workers,
                             shard_tokens=args.shard_tokens, skip_bad=args.skip_bad,
-                            fields=sources.Fields(args.field, args.source_field), progress=Watch())
+                            fields=files.Fields(args.field, args.source_field), progress=Watch())
     print(f'{args.output}: {store.num_documents} documents, {store.num_tokens} tokens, sources '
           f'{", ".join(store.sources)}; left out {store.counts["empty"]} empty and {store.counts["bad"]} bad documents; '
           f'{store.counts["inexact_cuts"]} cuts may have changed ids')
 
 
 if __name__ == '__main__':
-    one_sentence_errors(main, resumes=True)
+    run_script(main, resumes=True)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from lct.data import tokenizer as tokenizers
-from lct.data.documents import Document
-from lct.eval import adversarial_needles as adversarial
-from lct.eval import readers, ruler, scoring
+from lct.data.corpus.documents import Document
+from lct.eval import scoring
+from lct.eval.tasks import adversarial_needles as adversarial
+from lct.eval.tasks import reference_readers, ruler
 
 TEXT = [Document('a', '\n'.join(f'Line {i} of the text holds {i * 7} words, or so it says.' for i in range(500)))]
 CONFLICTS = [adversarial.Conflict(f'{rule}_{wrong}', rule, wrong) for rule in adversarial.RULES for wrong in (0, 1, 4)]
@@ -28,7 +29,7 @@ def rates(material, config, read, count):
 def ruled(prompt):
     """A reader that knows the rules and nothing of the sample."""
     told = prompt.rpartition('Question: ')[0].rpartition('\n')[2]
-    name = readers.ASKED_NEEDLES.search(prompt.rpartition('Question: ')[2])[1]
+    name = reference_readers.ASKED_NEEDLES.search(prompt.rpartition('Question: ')[2])[1]
     said = [(line, value) for line, value in re.findall(
         rf'^(.*)stored under {re.escape(name)} is (\S+)\.$', prompt, re.M)]
     void = re.findall(r'The entry (\S+) under', prompt)
@@ -50,20 +51,20 @@ def ruled(prompt):
                                     adversarial.Absent('absent'), adversarial.Absent('present', True)],
                          ids=lambda config: config.task)
 def test_readers_by_place_score_what_the_design_says(material, config):
-    for name, read in (('first', readers.first_value), ('last', readers.last_value)):
+    for name, read in (('first', reference_readers.first_value), ('last', reference_readers.last_value)):
         got = rates(material, config, read, 20)
         assert got['target'] == pytest.approx(adversarial.expected(config, name))
         assert got['target'] + got['stale'] == 1 and got['none'] == got['mixed'] == 0
-    assert rates(material, config, readers.mute, 20)['none'] == 1
+    assert rates(material, config, reference_readers.mute, 20)['none'] == 1
     assert rates(material, config, ruled, 20)['target'] == 1
 
 
 def test_a_missing_name_differs_from_its_control_in_one_needle(material):
     for i in range(10):
         absent, present = (material.sample(adversarial.DEFAULTS[name], LENGTH, i) for name in ('absent', 'present'))
-        asked = readers.ASKED_NEEDLES.search(absent.prompt)[1]
-        assert asked == readers.ASKED_NEEDLES.search(present.prompt)[1]
-        told, all_told = (readers.NEEDLE.findall(one.prompt) for one in (absent, present))
+        asked = reference_readers.ASKED_NEEDLES.search(absent.prompt)[1]
+        assert asked == reference_readers.ASKED_NEEDLES.search(present.prompt)[1]
+        told, all_told = (reference_readers.NEEDLE.findall(one.prompt) for one in (absent, present))
         assert len(told) == 4 and [pair for pair in all_told if pair[0] != asked] == told
         assert all_told[i % 5] == (asked, present.outputs[0]) and absent.outputs == ['unknown']
         assert adversarial.outcome(present, 'unknown') == adversarial.outcome(absent, told[0][1]) == 'stale'
@@ -87,15 +88,15 @@ def test_questions_about_one_text_count_less_than_alone(material):
 
 def test_position_bias_tells_habit_from_reading(material):
     config = adversarial.Conflict('trusted', 'trusted', 2)
-    assert rates(material, config, readers.first_value, 20)['position_bias'] == 1
-    assert rates(material, config, readers.last_value, 20)['position_bias'] == -1
+    assert rates(material, config, reference_readers.first_value, 20)['position_bias'] == 1
+    assert rates(material, config, reference_readers.last_value, 20)['position_bias'] == -1
     assert rates(material, config, ruled, 20)['position_bias'] == 0
-    assert rates(material, adversarial.DEFAULTS['latest'], readers.last_value, 20)['position_bias'] is None
+    assert rates(material, adversarial.DEFAULTS['latest'], reference_readers.last_value, 20)['position_bias'] is None
 
 
 def test_saying_everything_is_mixed(material):
     def everything(prompt):
-        return ' '.join(value for _, value in readers.NEEDLE.findall(prompt))
+        return ' '.join(value for _, value in reference_readers.NEEDLE.findall(prompt))
 
     got = rates(material, adversarial.DEFAULTS['latest'], everything, 6)
     assert (got['mixed'], got['target'], got['count']) == (1, 0, 6)
@@ -124,12 +125,12 @@ def test_right_first_and_right_last_walk_the_same_depths(material):
 
 def test_near_names_differ_in_one_part(material):
     sample = material.sample(adversarial.NearNames('near', 6), LENGTH, 2)
-    asked = readers.ASKED_NEEDLES.search(sample.prompt)[1].split('-')
+    asked = reference_readers.ASKED_NEEDLES.search(sample.prompt)[1].split('-')
     assert len(set(sample.meta['names'])) == 6 and '-'.join(asked) not in sample.meta['names']
     for name in sample.meta['names']:
         assert sum(a != b for a, b in zip(asked, name.split('-'), strict=True)) == 1
     by_digit = material.sample(adversarial.NearNames('near', 5, name_kind='numbers'), LENGTH, 0)
-    asked = readers.ASKED_NEEDLES.search(by_digit.prompt)[1]
+    asked = reference_readers.ASKED_NEEDLES.search(by_digit.prompt)[1]
     assert {sum(a != b for a, b in zip(asked, name, strict=True)) for name in by_digit.meta['names']} == {1}
 
 
@@ -139,9 +140,9 @@ def test_needles_of_a_group_share_their_text_and_are_checked_alone(material):
     for group in (made[:3], made[3:6]):
         assert len({sample.prompt[:sample.meta['shared']] for sample in group}) == 1
         assert len({sample.outputs[0] for sample in group}) == 3
-        assert len(set(name for name, _ in readers.NEEDLE.findall(group[0].prompt))) == 6
+        assert len(set(name for name, _ in reference_readers.NEEDLE.findall(group[0].prompt))) == 6
     assert made[0].prompt[:2000] != made[3].prompt[:2000]
-    assert {adversarial.outcome(s, readers.oracle(s.text)) for s in made} == {'target'}
+    assert {adversarial.outcome(s, reference_readers.oracle(s.text)) for s in made} == {'target'}
     # Whoever says another needle's value is wrong here, although it stands in the text.
     assert adversarial.outcome(made[0], made[1].outputs[0]) == 'stale'
     with pytest.raises(ValueError, match='9 of 6 needles'):
@@ -195,6 +196,6 @@ def test_scores_are_stable_under_the_seed(config):
         made = [material.sample(config, 2048, i) for i in range(60)]
         assert scoring.task_score([scoring.score(s.task, s.answer, s.outputs) for s in made]).mean == 100
         means.append(scoring.task_score([scoring.score(
-            s.task, readers.half(s.text), s.outputs) for s in made]))
+            s.task, reference_readers.half(s.text), s.outputs) for s in made]))
     halves = [(mean.interval[1] - mean.interval[0]) / 2 for mean in means]
     assert 0 < abs(means[0].mean - means[1].mean) <= sum(halves)

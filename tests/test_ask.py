@@ -2,19 +2,19 @@
 
 import argparse
 import pathlib
-import sys
 
+import ask
 import pytest
 
+from lct.data import tokenizer
+from lct.data.corpus import bundle
+from lct.data.corpus.documents import Document
+from lct.models import decode
+from lct.weights import llama_hf
+
 HERE = pathlib.Path(__file__).parents[1] / 'experiments'
-sys.path.insert(0, str(HERE))
 
-import ask  # noqa: E402
 
-from lct.data import bundle, tokenizer  # noqa: E402
-from lct.data.documents import Document  # noqa: E402
-from lct.models import decode  # noqa: E402
-from lct.weights import llama_hf  # noqa: E402
 
 QUESTIONS = ['What does add return?', '0 or 1?']
 

@@ -8,18 +8,19 @@ import pathlib
 import shutil
 import sys
 
+import balance
+import extend
+import make_ruler
 import pytest
 
+from lct.cli.config import claimed_config, fit_ring, load_config, make_run, set_field
+from lct.cli.main import needs, run_script
+from lct.cli.model import load_model
+from lct.train import loop
+
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
-sys.path.insert(0, str(EXPERIMENTS))
 
-import balance  # noqa: E402
-import extend  # noqa: E402
-import make_ruler  # noqa: E402
-import setup_model  # noqa: E402
-import setup_run  # noqa: E402
 
-from lct.train import loop  # noqa: E402
 
 
 @pytest.fixture
@@ -29,13 +30,13 @@ def refused(tmp_path, monkeypatch, capsys):
         raise AssertionError('the run began to compute')
 
     monkeypatch.setattr(loop, 'train', no_compute)
-    monkeypatch.setattr('lct.eval.needle.run', no_compute)
+    monkeypatch.setattr('lct.eval.recall_probe.run', no_compute)
 
     def run(*flags, workdir=tmp_path / 'run'):
         monkeypatch.setattr(sys, 'argv', ['extend.py', '--config', str(EXPERIMENTS / 'configs' / 'smoke.py'),
                                           '--workdir', str(workdir), *flags])
         with pytest.raises(SystemExit) as stop:
-            setup_run.main(extend.run)
+            run_script(extend.run)
         assert stop.value.code == 1
         error = capsys.readouterr().err.strip()
         assert error.startswith('error: ') and '\n' not in error
@@ -145,40 +146,40 @@ def test_a_wrong_value_claims_no_work_directory(refused, tmp_path, setting, sent
 
 
 def test_true_and_false_can_be_set():
-    config = setup_run.load_config(EXPERIMENTS / 'configs' / 'smoke.py')
-    setup_run.set_field(config, 'fit_ring=False')
+    config = load_config(EXPERIMENTS / 'configs' / 'smoke.py')
+    set_field(config, 'fit_ring=False')
     assert config.fit_ring is False
-    setup_run.set_field(config, 'fit_ring=true')
+    set_field(config, 'fit_ring=true')
     assert config.fit_ring is True
 
 
 @pytest.mark.parametrize('name', ['README.md', 'lct/ops/theta.py'])
 def test_a_file_that_is_no_config(name):
     with pytest.raises(ValueError, match='is no config; give a Python file with get_config'):
-        setup_run.load_config(EXPERIMENTS.parent / name)
+        load_config(EXPERIMENTS.parent / name)
 
 
 def test_a_run_may_end_with_another_dtype_of_the_model():
-    config = setup_run.load_config(EXPERIMENTS / 'configs' / 'smoke.py')
-    before = setup_run.claimed(config)
+    config = load_config(EXPERIMENTS / 'configs' / 'smoke.py')
+    before = claimed_config(config)
     config.save_dtype = 'bfloat16'
-    assert setup_run.claimed(config) == before
+    assert claimed_config(config) == before
     config.param_dtype = 'bfloat16'
-    assert setup_run.claimed(config) != before
+    assert claimed_config(config) != before
 
 
 @pytest.mark.parametrize('count, ring', [(1, 1), (3, 2), (7, 4), (8, 8), (64, 8)])
 def test_the_ring_fits_the_accelerators_of_a_machine(count, ring):
-    config = setup_run.load_config(EXPERIMENTS / 'configs' / 'laptop.py')
-    setup_run.fit_ring(config, count)
+    config = load_config(EXPERIMENTS / 'configs' / 'laptop.py')
+    fit_ring(config, count)
     assert {stage.mesh for stage in config.stages} == {(1, 1, ring, 1)}
-    setup_run.run_of(config)  # every stage still divides
+    make_run(config)  # every stage still divides
 
 
 def sentence(function, capsys, **options):
-    """What setup_run.main says of a script that stops."""
+    """What run_script says of a script that stops."""
     with pytest.raises(SystemExit):
-        setup_run.main(function, **options)
+        run_script(function, **options)
     error = capsys.readouterr().err.strip()
     assert '\n' not in error
     return error
@@ -204,7 +205,7 @@ def test_other_scripts(script, flags, message, tmp_path, monkeypatch, capsys):
 ])
 def test_a_model_that_is_to_be_asked(flags, message):
     with pytest.raises(ValueError, match=message):
-        setup_model.load(argparse.Namespace(**{'model': 'base', 'piece': None, 'batch_tokens': 1, **flags}))
+        load_model(argparse.Namespace(**{'model': 'base', 'piece': None, 'batch_tokens': 1, **flags}))
 
 
 def test_a_folder_that_cannot_be_written(refused, tmp_path):
@@ -214,7 +215,7 @@ def test_a_folder_that_cannot_be_written(refused, tmp_path):
 
 def test_a_package_that_is_missing(capsys):
     def script():
-        with setup_run.needs("'.[oracle]'"):
+        with needs("'.[oracle]'"):
             import no_such_package.part  # noqa: F401
 
     assert sentence(script, capsys) == "error: this script needs the package no_such_package; pip install '.[oracle]'"

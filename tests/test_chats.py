@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from tiny_store import BYTES, MemoryStore
 
-from lct.data import chats
-from lct.data.chat import ChatTemplate
-from lct.data.recall import RecallWords, is_held_out
-from lct.data.slices import Documents, read
-from lct.data.stream import Stream
+from lct.data.batches.sharded_loader import Documents, read
+from lct.data.batches.store_source import Stream
+from lct.data.chat_template import ChatTemplate
+from lct.data.synthetic import chat as chats
+from lct.data.synthetic.recall import RecallWords, is_held_out
 
 WORDS = RecallWords(BYTES)
 TEMPLATE = ChatTemplate(

@@ -1,9 +1,9 @@
 """The converter: every path is exact tensor for tensor, the dry run says what a load then does."""
 
-import pathlib
 import re
 import sys
 
+import convert_weights
 import jax
 import numpy as np
 import pytest
@@ -12,10 +12,6 @@ import tiny_hf
 from lct import sharding
 from lct.models import llama
 from lct.weights import llama_hf, safetensors_files
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'experiments'))
-
-import convert_weights  # noqa: E402
 
 
 def stored(folder):

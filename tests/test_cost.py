@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import pathlib
-import sys
 
+import check_plan_memory
 import numpy as np
+import plan as planner
 import pytest
 
 from lct.data import layout as layouts
@@ -19,9 +20,6 @@ from lct.plan.buffers import buffers
 from lct.plan.cost import Step
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
-sys.path.insert(0, str(EXPERIMENTS))
-import check_plan_memory  # noqa: E402
-import plan as planner  # noqa: E402
 
 GiB, M = 2**30, 2**20
 WHOLE = Step(LLAMA3_8B, (1, 1, 512, 1), M, dtype='bfloat16')  # Llama-3-8B, a million tokens, one ring of 512

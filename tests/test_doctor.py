@@ -4,14 +4,15 @@ import importlib.metadata
 import pathlib
 import sys
 
+import doctor
 import jax
 import pytest
 
-EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
-sys.path.insert(0, str(EXPERIMENTS))
+from lct.cli.main import run_script
 
-import doctor  # noqa: E402
-import setup_run  # noqa: E402
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
+
+
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def examine(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(sys, 'argv', ['doctor.py', '--workdir', str(tmp_path / 'runs')])
         status = 0
         try:
-            setup_run.main(doctor.run)
+            run_script(doctor.run)
         except SystemExit as stop:
             status = stop.code
         out = capsys.readouterr().out

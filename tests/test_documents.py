@@ -3,7 +3,7 @@ import zlib
 
 import pytest
 
-from lct.data.documents import Document, read, split
+from lct.data.corpus.documents import Document, read, split
 
 
 def test_embedded_is_long_python_text_without_tests():

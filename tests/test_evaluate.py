@@ -4,21 +4,22 @@ import json
 import math
 import pathlib
 import re
-import sys
 import types
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import evaluate
 import pytest
 
+from lct.data import tokenizer
+from lct.data.corpus.documents import Document
+from lct.eval import runner, samples, suites
+from lct.eval.report import html as html_report
+from lct.eval.tasks import icl, ruler
+
 HERE = pathlib.Path(__file__).parents[1] / 'experiments'
-sys.path.insert(0, str(HERE))
 
-import evaluate  # noqa: E402
 
-from lct.data import tokenizer  # noqa: E402
-from lct.data.documents import Document  # noqa: E402
-from lct.eval import html_report, icl, ruler, runner, samples, suites  # noqa: E402
 
 
 def run(workdir, **changes):

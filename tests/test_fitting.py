@@ -5,7 +5,7 @@ import tokenizers
 from test_ruler import TEXT, used
 
 from lct.data import tokenizer
-from lct.eval import adversarial_needles, fitting, ruler
+from lct.eval.tasks import adversarial_needles, prompt_fitting, ruler
 
 TASKS = {**ruler.TASKS, 'straddling': adversarial_needles.DEFAULTS['straddling']}
 
@@ -26,7 +26,7 @@ def words(tmp_path_factory):
 
 
 def test_a_head_is_counted_as_it_stands(words):
-    counter = fitting.Counter(words)
+    counter = prompt_fitting.Counter(words)
     assert counter.text('above.\n\n') + 1 == counter.before('above.\n\n')
     for piece in ('Word', '42 is so.\n', '"quoted"\n'):
         assert counter.text('above.\n\n' + piece) == counter.before('above.\n\n') + counter.pieces([piece])[0]
@@ -35,7 +35,7 @@ def test_a_head_is_counted_as_it_stands(words):
 @pytest.mark.parametrize('long', [False, True])
 def test_no_prompt_is_over_its_budget(words, long, monkeypatch):
     if long:  # where the sums of pieces are believed
-        monkeypatch.setattr(fitting, 'LONG', 1)
+        monkeypatch.setattr(prompt_fitting, 'LONG', 1)
     material = ruler.Material(words, TEXT)
     assert material.counter.trusted(2048) == long
     for config in TASKS.values():

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import pathlib
 import re
-import sys
 
 import jax
 import pretend
@@ -12,12 +11,11 @@ import pytest
 import tiny
 import tiny_training
 
+from lct.cli.config import as_plain, claimed_config, load_config, make_run
 from lct.models import llama
 from lct.train import gates, loop, stages
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
-sys.path.insert(0, str(EXPERIMENTS))
-import setup_run  # noqa: E402
 
 CONFIG = tiny_training.CONFIG
 GATE = gates.Gate(every=2, needle=0.5, short_loss_rise=0.1)
@@ -155,7 +153,7 @@ def test_a_gate_without_an_evaluation_is_refused_before_anything_is_computed(tmp
 
 def test_a_run_may_go_on_with_other_gates():
     """What the folder of a run is claimed for is its config without them."""
-    gated, plain = (setup_run.load_config(EXPERIMENTS / 'configs' / f'{name}.py') for name in ('laptop_gated', 'laptop'))
+    gated, plain = (load_config(next((EXPERIMENTS / 'configs').rglob(f'{name}.py'))) for name in ('laptop_gated', 'laptop'))
     plain.name = gated.name
-    assert all(stage.gate.every == 10 for stage in setup_run.run_of(gated).stages)
-    assert setup_run.claimed(gated) == setup_run.claimed(plain) != setup_run.plain(gated)
+    assert all(stage.gate.every == 10 for stage in make_run(gated).stages)
+    assert claimed_config(gated) == claimed_config(plain) != as_plain(gated)

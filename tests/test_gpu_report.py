@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-SCRIPT = pathlib.Path(__file__).parents[1] / 'experiments' / 'gpu_report.py'
+SCRIPT = pathlib.Path(__file__).parents[1] / 'experiments' / 'checks' / 'gpu_report.py'
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ DEGREES = {'data': 1, 'fsdp': 2, 'sequence': 4, 'tensor': 1}
 
 @pytest.mark.parametrize('platform', ('cuda', 'tpu'))
 def test_golden_program_is_read_as_it_was_written(platform):
-    """experiments/make_golden_hlo.py: f32 [8, 128] a device is 4096 bytes; a sum sends 2 * 1/2 of it around a ring
+    """experiments/golden/make_golden_hlo.py: f32 [8, 128] a device is 4096 bytes; a sum sends 2 * 1/2 of it around a ring
     of two, a gather over eight devices the whole of it seven times."""
     program = hlo.Program((GOLDEN / f'hlo_{platform}.txt').read_text())
     found = {(t.kind, t.axes): t for t in program.transfers(DEGREES) if t.times == 1}
@@ -191,7 +191,7 @@ def test_a_step_of_llama3_8b_at_a_million_tokens_on_512_l40s(tmp_path):
     environment = {name: value for name, value in os.environ.items()
                    if name not in ('XLA_FLAGS', 'JAX_DISABLE_MOST_OPTIMIZATIONS')}
     subprocess.run([sys.executable, script, '--target', 'l40s:512', '--stage', '3', '--results', tmp_path / 'new',
-                    '--step', script.parent / 'configs' / 'gradient_llama3_8b.py'], check=True, env=environment)
+                    '--step', script.parent / 'configs' / 'published' / 'gradient_llama3_8b.py'], check=True, env=environment)
     record, = json.loads((tmp_path / 'new' / 'compile_l40s_512.json').read_text())['programs'].values()
     ring = [t for t in record['transfers'] if t['kind'] == 'collective-permute']
     assert ring and all(t['hidden'] and t['axes'] == ['sequence'] for t in ring)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from lct.data import tokenizer as tokenizers
-from lct.eval import icl, icl_learners, icl_tasks, report, scoring
+from lct.eval import scoring
+from lct.eval.report import figures
+from lct.eval.tasks import icl, icl_learners, icl_tasks
 
 BYTES = tokenizers.load('bytes')
 BASE = tokenizers.load(pathlib.Path(__file__).parents[1] / 'experiments' / 'base')
@@ -145,7 +147,7 @@ def test_lengths_hold_every_set_and_are_known_without_it(config, monkeypatch):
 
 def test_the_figure_is_written(tmp_path):
     curve = {shots: {'accuracy': 0.5, 'interval': [0.4, 0.6]} for shots in (1, 2, 1024)}
-    report.shots_figure({'model': curve}, tmp_path / 'shots.png', {'table': {1: 0.2, 1024: 1.0}})
+    figures.shots_figure({'model': curve}, tmp_path / 'shots.png', {'table': {1: 0.2, 1024: 1.0}})
     assert (tmp_path / 'shots.png').read_bytes()[:4] == b'\x89PNG'
 
 

@@ -1,6 +1,6 @@
 """Log-likelihoods and texts are those that the lm-evaluation-harness gets from transformers with the same weights in float64.
 
-The golden file is made by experiments/check_lm_eval.py --golden; what needs the harness itself is skipped without it.
+The golden file is made by experiments/checks/check_lm_eval.py --golden; what needs the harness itself is skipped without it.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import pytest
 
 from lct import sharding
 from lct.data import tokenizer
-from lct.eval import continuations, runner
+from lct.eval import loglikelihood, runner
 from lct.models import llama
 from lct.weights import llama_hf
 
@@ -40,7 +40,7 @@ def test_likelihoods_are_those_of_transformers(degrees):
     with on(degrees):
         pairs = [(one['context'], one['continuation']) for one in GOLDEN['pairs']]
         seen = []
-        got = continuations.score(base(), pairs, lambda *at: seen.append(at))
+        got = loglikelihood.score(base(), pairs, lambda *at: seen.append(at))
     np.testing.assert_allclose([value for value, _ in got], [one['value'] for one in GOLDEN['pairs']], atol=BAR)
     assert [greedy for _, greedy in got] == [one['greedy'] for one in GOLDEN['pairs']]
     assert seen[-1] == (len(pairs), len(pairs))
@@ -48,7 +48,7 @@ def test_likelihoods_are_those_of_transformers(degrees):
 
 def test_texts_are_those_of_transformers():
     prompts = [one['prompt'] for one in GOLDEN['written']]
-    got = continuations.write(base(), prompts, GOLDEN['new'], [GOLDEN['stop']])
+    got = loglikelihood.write(base(), prompts, GOLDEN['new'], [GOLDEN['stop']])
     assert got == [one['text'] for one in GOLDEN['written']]
 
 
@@ -61,25 +61,25 @@ def test_a_page_in_windows_is_its_whole_likelihood():
         for start in range(1, len(ids), size):
             stop = min(start + size, len(ids))
             pairs.append((ids[max(stop - size - 1, 0):start], ids[start:stop]))
-        assert sum(value for value, _ in continuations.score(model, pairs)) == pytest.approx(
+        assert sum(value for value, _ in loglikelihood.score(model, pairs)) == pytest.approx(
             one['value'], abs=BAR, rel=OF_A_PAGE)
 
 
 def test_likely_and_greedy_agree_with_writing():
     model = base()
     ids = model.tokenizer.encode('def main():\n    parser = ')
-    text = continuations.write(model, [ids], 6)[0]
+    text = loglikelihood.write(model, [ids], 6)[0]
     new = model.tokenizer.encode(text)
-    (value, greedy), (other, wrong) = continuations.score(model, [(ids, new), (ids, [*new[:-1], (new[-1] + 1) % 1000])])
+    (value, greedy), (other, wrong) = loglikelihood.score(model, [(ids, new), (ids, [*new[:-1], (new[-1] + 1) % 1000])])
     assert greedy and not wrong and other < value < 0
 
 
 def test_bad_input():
     model = base()
     with pytest.raises(ValueError, match='1 of 2 pairs have an empty context or continuation; begin with the BOS'):
-        continuations.score(model, [([1], [2]), ([], [3])])
+        loglikelihood.score(model, [([1], [2]), ([], [3])])
     with pytest.raises(ValueError, match='token id 1024 in row 1'):
-        continuations.score(model, [([1], [1024])])
+        loglikelihood.score(model, [([1], [1024])])
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -116,15 +116,16 @@ def test_our_tasks_under_the_harness(adapter):
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    from lct.data.documents import Document
-    from lct.eval import readers, ruler, suites
+    from lct.data.corpus.documents import Document
+    from lct.eval import suites
+    from lct.eval.tasks import reference_readers, ruler
     model = base()
     material = ruler.Material(model.tokenizer, [Document('page', (ROOT / 'tests' / 'golden' / 'page.txt').read_text())])
     plan = suites.Plan(material, (512,), {512: 2}, ('niah_single_1', 'vt'))
 
     class Oracle(adapter.ShardedLM):
         def generate_until(self, requests, disable_tqdm=False):
-            return [readers.oracle(one.args[0]) for one in requests]
+            return [reference_readers.oracle(one.args[0]) for one in requests]
 
     found = simple_evaluate(model=Oracle(model), tasks=adapter.tasks(suites.ruler_items(plan)), bootstrap_iters=0,
                             task_manager=TaskManager(include_defaults=False))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from lct.data import tokenizer as tokenizers
+from lct.data.batches.loader import Loader, check_ids
+from lct.data.batches.memory_source import Mixture
 from lct.data.layout import inverse, permutation
-from lct.data.loader import Loader, check_ids
-from lct.data.mixture import Mixture
 
 TOKENIZER = tokenizers.load('bytes')
 

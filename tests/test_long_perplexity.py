@@ -10,7 +10,8 @@ import pytest
 from test_perplexity import CONFIG
 
 from lct import sharding
-from lct.eval import long_perplexity, loss_suite, perplexity, runner
+from lct.eval import runner
+from lct.eval.loss import by_position, long_context, suite
 from lct.models import llama
 
 FAR = 40  # tokens that the reader below looks back
@@ -33,66 +34,66 @@ def texts(seq_len=256, period=30):
 
 
 def test_the_loss_falls_where_the_context_reaches_what_is_repeated():
-    sizes = long_perplexity.contexts(256, 16, first=8)
+    sizes = long_context.contexts(256, 16, first=8)
     assert sizes == (8, 16, 32, 64, 128, 240)
-    got = long_perplexity.growing_context(reader, texts(), 16, sizes, bos_id=0)
+    got = long_context.growing_context(reader, texts(), 16, sizes, bos_id=0)
     # Behind 16 tokens and the BOS, the targets 30 tokens after their first use are the last ones alone.
     expected = [5.0, 5.0 - 4.5 * 2 / 16, 0.5, 0.5, 0.5, 0.5]
     np.testing.assert_allclose(got, np.array(expected)[:, None].repeat(3, 1), rtol=1e-6)
-    assert long_perplexity.effective_context(sizes, got.mean(1)) == 32
-    assert long_perplexity.effective_context((8, 16, 32), [np.nan, np.inf, 2.0]) == 32
+    assert long_context.effective_context(sizes, got.mean(1)) == 32
+    assert long_context.effective_context((8, 16, 32), [np.nan, np.inf, 2.0]) == 32
     for wrong in (np.nan, np.inf):
-        assert long_perplexity.effective_context((8, 16), [2.0, wrong]) is None
+        assert long_context.effective_context((8, 16), [2.0, wrong]) is None
     with pytest.raises(ValueError, match='windows of 64 tokens do not hold 16 targets behind 64'):
-        long_perplexity.contexts(64, 16)
+        long_context.contexts(64, 16)
 
 
 def test_key_tokens_are_those_that_only_the_long_context_makes_known():
     windows = texts(period=30)
     windows[0, 1:] = 100 + np.arange(256)  # a text that never repeats has none
     full = reader(windows)
-    short = long_perplexity.short_losses(reader, windows, full, context=16, stride=8, bos_id=0)
+    short = long_context.short_losses(reader, windows, full, context=16, stride=8, bos_id=0)
     for i, start in ((1, 16), (2, 248)):  # what a forward over those tokens alone says
         cut = np.concatenate([windows[i, :1], windows[i, start - 15:start + 9]])[None]
         np.testing.assert_array_equal(short[i, start:start + 8], reader(cut)[0, 16:])
-    key = long_perplexity.key_tokens(full, short)
+    key = long_context.key_tokens(full, short)
     assert key.sum(1).tolist() == [0, 256 - 30, 256 - 30]
-    assert long_perplexity.long_ppl(full, key) == pytest.approx(np.exp(0.5))
-    assert np.isnan(long_perplexity.long_ppl(full[:1], key[:1]))
-    uneven = long_perplexity.short_losses(reader, windows, full, context=16, stride=7, bos_id=0)
+    assert long_context.long_ppl(full, key) == pytest.approx(np.exp(0.5))
+    assert np.isnan(long_context.long_ppl(full[:1], key[:1]))
+    uneven = long_context.short_losses(reader, windows, full, context=16, stride=7, bos_id=0)
     assert (uneven >= full).all() and not (uneven[:, :16] != full[:, :16]).any()
     with pytest.raises(ValueError, match='does not fit into windows of 256'):
-        long_perplexity.short_losses(reader, windows, full, 200, 100)
+        long_context.short_losses(reader, windows, full, 200, 100)
 
 
 def test_borders_lie_between_devices():
-    distance = long_perplexity.border_distance('contiguous', 16, 4)
+    distance = long_context.border_distance('contiguous', 16, 4)
     assert distance.tolist() == [3, 2, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 2, 3]
-    zigzag = long_perplexity.border_distance('zigzag', 16, 2)  # stretches of 4: devices 0, 1, 1, 0
+    zigzag = long_context.border_distance('zigzag', 16, 2)  # stretches of 4: devices 0, 1, 1, 0
     assert zigzag.tolist() == [3, 2, 1, 0, 0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3]
     losses = np.where(distance == 0, 3.0, 1.0)[None].repeat(2, 0)
-    bins = long_perplexity.by_distance(losses, distance)
+    bins = long_context.by_distance(losses, distance)
     assert bins.edges == (0, 1, 2, 4) and bins.mean.tolist() == [3, 1, 1] and bins.num_windows == 2
     for layout, ring_size in (('striped', 4), ('zigzag', 1)):
         with pytest.raises(ValueError, match='use contiguous or zigzag and two devices'):
-            long_perplexity.border_distance(layout, 16, ring_size)
+            long_context.border_distance(layout, 16, ring_size)
 
 
 def test_a_regression_is_paired():
-    got = long_perplexity.regression([2.0, 3.0, 4.0], [1.9, 2.9, 3.9], [0, 1, 2])
+    got = long_context.regression([2.0, 3.0, 4.0], [1.9, 2.9, 3.9], [0, 1, 2])
     assert got['difference'] == pytest.approx(0.1) and got['stderr'] == pytest.approx(0, abs=1e-12)
     assert got['base'] == pytest.approx(2.9) and got['num_windows'] == 3 and got['documents'] == 3
-    assert np.isnan(long_perplexity.regression([2.0, 3.0], [1.0, 1.5], [0, 0])['stderr'])
+    assert np.isnan(long_context.regression([2.0, 3.0], [1.0, 1.5], [0, 0])['stderr'])
     rows = [{'length': 8, 'window': name, 'document': i, 'meta': {'mean': 2.0}} for i, name in enumerate('abc')]
-    assert loss_suite.regression(rows, rows)['difference'] == 0
+    assert suite.regression(rows, rows)['difference'] == 0
     for others in (rows[::-1], rows[:2], [*rows[:2], {**rows[2], 'window': 'd'}]):
         with pytest.raises(ValueError, match='the model was read on 3 windows and the base model on [23], of which'):
-            loss_suite.regression(rows, others)
+            suite.regression(rows, others)
 
 
 def test_windows_are_measured_once_and_others_again(tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(loss_suite, '_loss', lambda model, windows: read.append(windows[0]) or np.ones(
+    monkeypatch.setattr(suite, '_loss', lambda model, windows: read.append(windows[0]) or np.ones(
         (1, windows.shape[1] - 1), np.float32))
     words, path = types.SimpleNamespace(bos_id=None), tmp_path / 'short.jsonl'
     model = types.SimpleNamespace(memory=llama.Memory(remat='none'), tokenizer=words)
@@ -102,8 +103,8 @@ def test_windows_are_measured_once_and_others_again(tmp_path, monkeypatch):
         plan = types.SimpleNamespace(lengths=(64,), counts={64: count}, tokenizer=words,
                                      material=types.SimpleNamespace(seed=seed))
         before = len(read)
-        rows, problems = loss_suite.run_short(model, plan, documents, path, 64)
-        wanted = perplexity.windows(documents, 64, count, seed)[0]
+        rows, problems = suite.run_short(model, plan, documents, path, 64)
+        wanted = by_position.windows(documents, 64, count, seed)[0]
         assert [row['window'] for row in rows] == [runner.digest(window) for window in wanted]
         return len(read) - before, problems
 
@@ -129,12 +130,12 @@ def test_the_suite_measures_the_same_on_a_mesh(tmp_path):
             placed = jax.tree.map(sharding.put, params, llama.specs(CONFIG))
             model = types.SimpleNamespace(params=placed, config=CONFIG, memory=llama.Memory(remat='none'), tokenizer=words)
             path = tmp_path / f'{degrees}.jsonl'
-            rows, problems = loss_suite.run(model, plan, documents, path)
+            rows, problems = suite.run(model, plan, documents, path)
             assert problems == []
             if degrees is None:  # what the file holds is not measured again
                 again = types.SimpleNamespace(memory=model.memory, tokenizer=words)
-                assert loss_suite.run(again, plan, documents, path)[0] == rows
-            found.append(loss_suite.scores(rows))
+                assert suite.run(again, plan, documents, path)[0] == rows
+            found.append(suite.scores(rows))
     one, two = found
     assert 'border' not in one and two['border']['num_windows'] == 2
     assert one['growing']['contexts'] == [64, 128, 240]
@@ -143,7 +144,7 @@ def test_the_suite_measures_the_same_on_a_mesh(tmp_path):
     for name in ('mean', 'stderr'):
         np.testing.assert_allclose(one[name], two[name], rtol=1e-4)
         np.testing.assert_allclose(one['growing'][name], two['growing'][name], rtol=1e-4)
-    whole = perplexity.loss_by_position(params, CONFIG, perplexity.windows(documents, 256, 2, 0)[0], layout='zigzag')
+    whole = by_position.loss_by_position(params, CONFIG, by_position.windows(documents, 256, 2, 0)[0], layout='zigzag')
     np.testing.assert_allclose(one['growing']['mean'][-1], whole[:, 240:].mean(), rtol=1e-5)
 
 
@@ -151,7 +152,7 @@ def test_key_tokens_of_windows_come_together():
     rows = [{'length': 64, 'window': str(i), 'document': document, 'meta': {
         'edges': [0, 64], 'means': [2.0], 'short_context': 16, 'key': key, 'key_loss': loss}}
         for i, (document, key, loss) in enumerate([(3, 2, 1.0), (3, 1, 2.0), (5, 3, 6.0), (6, 0, 0.0)])]
-    got = loss_suite.scores(rows)['long_ppl']
+    got = suite.scores(rows)['long_ppl']
     assert (got['key_tokens'], got['of'], got['context'], got['documents']) == (6, 256, 16, 2)
     # Documents of 3 key tokens each, 3 and 6 nats in all, which lie 1.5 to either side of the mean.
     assert got['nats'] == 1.5 and got['value'] == pytest.approx(math.exp(1.5))
@@ -161,6 +162,6 @@ def test_key_tokens_of_windows_come_together():
 def test_the_same_bundle_again_is_no_second_one():
     rows = [{'window': window, 'meta': {'edges': [1, 64], 'sums': [total], 'counts': [2]}}
             for window, total in (('a', 3.0), ('a', 3.0), ('b', 5.0))]
-    assert np.isnan(loss_suite.identifier_scores(rows[:2])['stderr'][0])
-    got = loss_suite.identifier_scores(rows)
+    assert np.isnan(suite.identifier_scores(rows[:2])['stderr'][0])
+    got = suite.identifier_scores(rows)
     assert got['bundles'] == [2] and got['stderr'][0] > 0 and got['counts'] == [6]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lct.data import tokenizer as tokenizers
-from lct.data.mixture import Mixture
+from lct.data.batches.memory_source import Mixture
 
 ALL = {'text': 0.5, 'recall': 0.3, 'copy': 0.2}
 TOKENIZER = tokenizers.load('bytes')

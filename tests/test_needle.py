@@ -10,7 +10,7 @@ import pytest
 
 from lct import sharding
 from lct.data.tokenizer import BytesTokenizer
-from lct.eval import needle
+from lct.eval import recall_probe
 from lct.models import llama
 from lct.ops.rope import RopeConfig
 
@@ -45,7 +45,7 @@ def reader(memory_of):
 
 
 def scored(generate, **options):
-    return needle.run(None, CONFIG, TOKENIZER, HAYSTACK, LENGTHS, DEPTHS, SAMPLES, generate=generate,
+    return recall_probe.run(None, CONFIG, TOKENIZER, HAYSTACK, LENGTHS, DEPTHS, SAMPLES, generate=generate,
                       **options)
 
 
@@ -54,7 +54,7 @@ def test_a_reader_that_looks_the_answer_up_is_always_right():
     generate = reader(lambda text: text)
     result = scored(generate, progress=lambda *args: seen.append(args))
     assert result.scores.shape == (3, 3) and (result.scores == 1).all()
-    assert needle.cells_right(result) == (9, 9) and needle.cells_right(result, 257, 600) == (3, 3)
+    assert recall_probe.cells_right(result) == (9, 9) and recall_probe.cells_right(result, 257, 600) == (3, 3)
     assert len({call[:2] for call in generate.calls}) == 2  # two buckets, two programs
     assert seen[-1] == (18, 18, 1536)
     first = result.records[0]
@@ -64,7 +64,7 @@ def test_a_reader_that_looks_the_answer_up_is_always_right():
 
 def test_a_mute_reader_is_never_right():
     result = scored(reader(lambda text: ''), num_distractors=2)
-    assert (result.scores == 0).all() and needle.cells_right(result) == (0, 9)
+    assert (result.scores == 0).all() and recall_probe.cells_right(result) == (0, 9)
 
 
 def test_a_reader_of_the_last_part_is_right_where_it_looks():
@@ -74,33 +74,33 @@ def test_a_reader_of_the_last_part_is_right_where_it_looks():
 
 def test_a_cell_does_not_depend_on_the_rest_of_the_grid():
     whole = scored(reader(lambda text: text))
-    part = needle.run(None, CONFIG, TOKENIZER, HAYSTACK, (512,), DEPTHS, 1,
+    part = recall_probe.run(None, CONFIG, TOKENIZER, HAYSTACK, (512,), DEPTHS, 1,
                       generate=reader(lambda text: text))
     answers = {(r['length'], r['depth'], r['sample']): r['answer'] for r in whole.records}
     assert all(answers[r['length'], r['depth'], r['sample']] == r['answer'] for r in part.records)
 
 
 def test_exactly_the_digits_count():
-    assert needle.is_correct(' 482913.', '482913') and needle.is_correct('482913', '482913')
-    assert not needle.is_correct('4829131', '482913') and not needle.is_correct('48291', '482913')
-    assert not needle.is_correct('is 482913', '482913')
+    assert recall_probe.is_correct(' 482913.', '482913') and recall_probe.is_correct('482913', '482913')
+    assert not recall_probe.is_correct('4829131', '482913') and not recall_probe.is_correct('48291', '482913')
+    assert not recall_probe.is_correct('is 482913', '482913')
 
 
 def test_json_round_trip():
     result = scored(reader(lambda text: text))
-    again = needle.NeedleResult.from_json(result.to_json())
+    again = recall_probe.NeedleResult.from_json(result.to_json())
     np.testing.assert_array_equal(again.scores, result.scores)
     assert again.records == result.records and again.lengths == result.lengths and again.depths == result.depths
 
 
 def test_cache_lengths_divide_over_the_ring():
-    assert needle.cache_len(256, 8, 1024) == 1024
-    assert needle.cache_len(8192, 8, 1024) == 8192
-    assert needle.cache_len(3000, 4, 1024) == 3072
-    assert needle.cache_len(100, 8, 100) == 112
+    assert recall_probe.cache_len(256, 8, 1024) == 1024
+    assert recall_probe.cache_len(8192, 8, 1024) == 8192
+    assert recall_probe.cache_len(3000, 4, 1024) == 3072
+    assert recall_probe.cache_len(100, 8, 100) == 112
     for length in (128, 200):
-        assert needle.cache_len(length, 8, 200, ffn_chunks=4) == 256
-    assert needle.cache_len(3000, 8, 1024, ffn_chunks=3) == 3072
+        assert recall_probe.cache_len(length, 8, 200, ffn_chunks=4) == 256
+    assert recall_probe.cache_len(3000, 8, 1024, ffn_chunks=3) == 3072
 
 
 def test_batches_are_whole_on_every_replica_and_of_one_length_where_the_angles_need_it():
@@ -114,7 +114,7 @@ def test_batches_are_whole_on_every_replica_and_of_one_length_where_the_angles_n
     for config, lengths_of_a_batch in ((CONFIG, 2), (scaled, 1)):
         calls.clear()
         with jax.set_mesh(sharding.make_mesh((2, 2, 2, 1))):
-            needle.run(None, config, TOKENIZER, HAYSTACK, (256, 512), (0.0, 1.0), 1, generate=mute,
+            recall_probe.run(None, config, TOKENIZER, HAYSTACK, (256, 512), (0.0, 1.0), 1, generate=mute,
                        batch_tokens=600)
         assert {rows for rows, _ in calls} == {4}
         assert max(len(lengths) for _, lengths in calls) == lengths_of_a_batch
@@ -125,30 +125,30 @@ def test_the_summary_says_where_a_model_reads():
     base[:, :3] = 1
     base[0, 6] = 0.75
     lengths, depths = (128, 256, 512, 1024, 2048, 4096, 8192), (0.0, 0.25, 0.5, 0.75, 1.0)
-    got = needle.summary(needle.NeedleResult(lengths, depths, base, ()), 512)
+    got = recall_probe.summary(recall_probe.NeedleResult(lengths, depths, base, ()), 512)
     assert got['inside'] == [15, 15] and got['beyond'] == [0, 15] and got['worst_length'] == 1024
     assert got['reads_inside'] and got['blind_beyond'] and not got['reads_everywhere']
     assert json.loads(json.dumps(got)) == got
     extended = np.ones((5, 7))
     extended[0, 4] = 0.5
-    got = needle.summary(needle.NeedleResult(lengths, depths, extended, ()), 512)
+    got = recall_probe.summary(recall_probe.NeedleResult(lengths, depths, extended, ()), 512)
     assert got['worst_length'] == 2048 and got['worst_mean'] == 0.9 and got['reads_everywhere']
     assert got['beyond'] == [14, 15] and not got['blind_beyond']
-    assert needle.summary(needle.NeedleResult(lengths, depths, extended, ()), 8192)['blind_beyond'] is None
+    assert recall_probe.summary(recall_probe.NeedleResult(lengths, depths, extended, ()), 8192)['blind_beyond'] is None
 
 
 def test_errors_name_the_remedy():
     with pytest.raises(ValueError, match='more text or lengths up to'):
-        needle.run(None, CONFIG, TOKENIZER, HAYSTACK, (10**6,), DEPTHS, 1)
+        recall_probe.run(None, CONFIG, TOKENIZER, HAYSTACK, (10**6,), DEPTHS, 1)
     with pytest.raises(ValueError, match='at least one of each'):
-        needle.run(None, CONFIG, TOKENIZER, HAYSTACK, (), DEPTHS, 1)
+        recall_probe.run(None, CONFIG, TOKENIZER, HAYSTACK, (), DEPTHS, 1)
     with pytest.raises(ValueError, match=r'must lie in 0\.\.1'):
-        needle.check((128,), (0, 50), 1, 1000)
+        recall_probe.check((128,), (0, 50), 1, 1000)
 
 
 def test_a_model_runs_on_a_mesh():
     with jax.set_mesh(sharding.make_mesh((1, 1, 8, 1))):
         params = llama.init(CONFIG, jax.random.key(0))
         memory = llama.Memory(ffn_chunks=4)
-        result = needle.run(params, CONFIG, TOKENIZER, HAYSTACK, (128, 200), (0.0, 1.0), 1, memory=memory)
+        result = recall_probe.run(params, CONFIG, TOKENIZER, HAYSTACK, (128, 200), (0.0, 1.0), 1, memory=memory)
     assert result.scores.shape == (2, 2) and len(result.records) == 4

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lct.data.packing import pack, pack_documents, piece
+from lct.data.batches.packing import pack, pack_documents, piece
 
 BOS = 999
 

@@ -8,26 +8,25 @@ import json
 import math
 import pathlib
 import re
-import sys
 import xml.etree.ElementTree as ET
 
+import blockwise_parallel
+import causal_imbalance
+import claims
+import gradient
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import ring_attention
+
+from lct.data.layout import LAYOUTS, permutation
+from lct.eval.report import svg
+from lct.ops.masks import visible
+from lct.plan import balance, buffers, cost, search
+from lct.plan.longest import longest_context
 
 PAPERS = pathlib.Path(__file__).parents[1] / 'experiments' / 'papers'
-sys.path.insert(0, str(PAPERS))
-import blockwise_parallel  # noqa: E402
-import causal_imbalance  # noqa: E402
-import claims  # noqa: E402
-import gradient  # noqa: E402
-import ring_attention  # noqa: E402
 
-from lct.data.layout import LAYOUTS, permutation  # noqa: E402
-from lct.eval import figures  # noqa: E402
-from lct.ops.masks import visible  # noqa: E402
-from lct.plan import balance, buffers, cost, search  # noqa: E402
-from lct.plan.longest import longest_context  # noqa: E402
 
 SCRIPTS = ('ring_attention', 'blockwise_parallel', 'causal_imbalance', 'gradient', 'lwm', 'easycontext', 'two_level')
 
@@ -159,7 +158,7 @@ def test_chunks_take_less_memory_than_scores():
 
 def test_drawings_are_svg_and_the_same_every_time(tmp_path):
     pairs = {layout: balance.pairs_by_hop(layout, 64, 4) for layout in LAYOUTS}
-    once, again = (figures.ring_schedule(pairs) for _ in range(2))
+    once, again = (svg.ring_schedule(pairs) for _ in range(2))
     assert once.text == again.text == once._repr_svg_()
     once.save(tmp_path / 'ring.svg')
     words = re.findall(r'>([^<>]+)</text>', (tmp_path / 'ring.svg').read_text())
@@ -167,8 +166,8 @@ def test_drawings_are_svg_and_the_same_every_time(tmp_path):
 
 
 def test_other_drawings():
-    for picture in (figures.lines({'a': ([1024, 2048], [1, 2]), 'a (published)': ([1024], [1])}, 'x', 'y', marks=[(1024, 'm')]),
-                    figures.lines({'a': ([0, 1], [1, 2])}, 'x', 'y', lengths=False),
-                    figures.bars(['p', 'q'], {'a': [1, None], 'b': [2, 3]}, 'y', log_y=True),
-                    figures.stacked(['p', 'q'], {'a': [1, 2], 'b': [2, 3]}, 'y')):
+    for picture in (svg.lines({'a': ([1024, 2048], [1, 2]), 'a (published)': ([1024], [1])}, 'x', 'y', marks=[(1024, 'm')]),
+                    svg.lines({'a': ([0, 1], [1, 2])}, 'x', 'y', lengths=False),
+                    svg.bars(['p', 'q'], {'a': [1, None], 'b': [2, 3]}, 'y', log_y=True),
+                    svg.stacked(['p', 'q'], {'a': [1, 2], 'b': [2, 3]}, 'y')):
         assert ET.fromstring(picture.text).tag.endswith('svg')

@@ -3,20 +3,19 @@
 import dataclasses
 import pathlib
 import re
-import sys
 import time
 
+import plan as planner
 import pytest
 
-EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
-sys.path.insert(0, str(EXPERIMENTS))
-import plan as planner  # noqa: E402
-import setup_run  # noqa: E402
+from lct.cli.config import load_config, make_run
+from lct.models.llama_sizes import LLAMA3_8B, LLAMA3_70B, SIZES
+from lct.plan import cost, hardware, search, timing
+from lct.plan.buffers import buffers
+from lct.train import stages
 
-from lct.models.llama_sizes import LLAMA3_8B, LLAMA3_70B, SIZES  # noqa: E402
-from lct.plan import cost, hardware, search, timing  # noqa: E402
-from lct.plan.buffers import buffers  # noqa: E402
-from lct.train import stages  # noqa: E402
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
+
 
 M = 2**20
 L40S = hardware.find('l40s')
@@ -66,12 +65,12 @@ def test_the_best_plan_beats_the_recipes_own_mesh(found):
 
 def recipe_steps(name):
     """[(Step, number of steps, published minutes)] of a recipe."""
-    config = setup_run.load_config(EXPERIMENTS / 'configs' / f'{name}.py')
+    config = load_config(next((EXPERIMENTS / 'configs').rglob(f'{name}.py')))
     return [
         (cost.Step(GRADIENT[name], stage.mesh, stage.seq_len, stage.batch_size, stage.accumulation,
                    dataclasses.replace(stage.memory, dtype='bfloat16')),
          stage.num_steps, raw.published.minutes)
-        for stage, raw in zip(setup_run.run_of(config).stages, config.stages)]
+        for stage, raw in zip(make_run(config).stages, config.stages)]
 
 
 def minutes(name):
@@ -97,7 +96,7 @@ def test_stages_in_the_published_order_but_for_one_pair(name):
 
 @pytest.mark.parametrize('name', GRADIENT)
 def test_the_table_of_a_recipe(name, capsys):
-    planner.run(['--recipe', str(EXPERIMENTS / 'configs' / f'{name}.py'), '--price-per-hour', '2'])
+    planner.run(['--recipe', str(next((EXPERIMENTS / 'configs').rglob(f'{name}.py'))), '--price-per-hour', '2'])
     text = capsys.readouterr().out
     for predicted, published in minutes(name):
         assert re.search(rf' {predicted:.0f} +{published} +{predicted / published:.2f} ', text)
@@ -119,22 +118,22 @@ def test_a_plan_is_printed_and_its_config_trains_what_was_planned(tmp_path, caps
     for word in ('PREDICTED', 'moments of AdamW', 'attention', 'tokens/s', 'utilisation', 'days', 'per device and hour'):
         assert word in text
     best = search.best(search.Job(LLAMA3_8B, M, 8), L40S, 512).plans[0]
-    run = setup_run.run_of(setup_run.load_config(path))
+    run = make_run(load_config(path))
     (stage,) = run.stages
     assert (run.param_dtype, stage.memory.dtype) == (best.step.dtype, best.step.memory.dtype) == ('float32', 'bfloat16')
     assert (stage.mesh, stage.seq_len, stage.batch_size, stage.accumulation, stage.memory) == (
         best.step.mesh, M, best.step.batch_size, best.step.accumulation, best.step.memory)
     assert stage.num_steps * stage.tokens_per_step == pytest.approx(planner.DEFAULT_TOKENS, rel=0.02)
     assert stages.configs(run.stages, LLAMA3_8B)[0].rope_theta == 3_580_165_449  # the critical base at 1M
-    recipe = setup_run.load_config(EXPERIMENTS / 'configs' / 'gradient_llama3_8b.py')
-    assert set(setup_run.load_config(path)) == {*recipe, 'param_dtype'}  # all that extend.py reads
+    recipe = load_config(EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py')
+    assert set(load_config(path)) == {*recipe, 'param_dtype'}  # all that extend.py reads
 
 
 def test_a_recipe_planned_for_other_devices(tmp_path, capsys):
     path = tmp_path / 'planned.py'
-    recipe = EXPERIMENTS / 'configs' / 'gradient_llama3_8b.py'
+    recipe = EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py'
     planner.run(['--recipe', str(recipe), '--hardware', 'h200', '--devices', '64', '--out', str(path)])
-    theirs, ours = (setup_run.run_of(setup_run.load_config(p)).stages for p in (recipe, path))
+    theirs, ours = (make_run(load_config(p)).stages for p in (recipe, path))
     assert [s.tokens_per_step for s in ours] == [s.tokens_per_step for s in theirs]
     assert all(s.mesh[0] * s.mesh[1] * s.mesh[2] * s.mesh[3] == 64 for s in ours)
     assert [c.rope_theta for c in stages.configs(ours, LLAMA3_8B)] == [
@@ -163,10 +162,10 @@ def changed(**flags):
     (changed(theta='5e8'), r'context 1048576 is beyond the 359,277 tokens that theta 500,000,000 reaches .* --theta 3580165450'),
     (ONE[:6], r'--devices is needed'),
     (changed(compile='h100:64'), r'--compile h100:64 is 64 x h100, the plan is for 512 x l40s; name the same machine'),
-    (['--recipe', str(EXPERIMENTS / 'configs' / 'gradient_llama3_8b.py'), '--context', '8M'],
+    (['--recipe', str(EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py'), '--context', '8M'],
      r'context 8M is beyond the 4194304 tokens .* theta 45,218,125,209'),
     (['--recipe', str(EXPERIMENTS / 'configs' / 'laptop.py'), '--hardware', 'h100'], r"model 'laptop' is not in the table"),
-    (['--recipe', str(EXPERIMENTS / 'configs' / 'gradient_llama3_8b.py'), '--rows', '3'], r'--rows is set by the recipe'),
+    (['--recipe', str(EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py'), '--rows', '3'], r'--rows is set by the recipe'),
 ])
 def test_mistakes(argv, expected):
     with pytest.raises(ValueError, match=expected):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lct.data import tokenizer as tokenizers
-from lct.data.recall import (
+from lct.data.synthetic.recall import (
     ADJECTIVES,
     NOUNS,
     RecallWords,

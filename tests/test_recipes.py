@@ -3,10 +3,10 @@
 import dataclasses
 import math
 import pathlib
-import sys
 
 import pytest
 
+from lct.cli.config import load_config, make_run
 from lct.models.llama import LlamaConfig
 from lct.models.llama_sizes import LLAMA3_8B, LLAMA3_70B
 from lct.ops.rope import RopeConfig
@@ -14,8 +14,6 @@ from lct.train import stages as plans
 from lct.train.loop import Run
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
-sys.path.insert(0, str(EXPERIMENTS))
-import setup_run  # noqa: E402
 
 LLAMA2_7B = LlamaConfig(  # meta-llama/Llama-2-7b-hf
     vocab_size=32000, embed_dim=4096, mlp_dim=11008, num_layers=32, num_heads=32, num_kv_heads=32,
@@ -29,7 +27,7 @@ BASES = {
 }
 OWN = {  # nothing published to compare with
     'base', 'laptop', 'laptop_gated', 'laptop_lora', 'laptop_one_shot', 'smoke', 'theta_4k', 'theta_4k_chosen'}
-CONFIGS = sorted(path.stem for path in (EXPERIMENTS / 'configs').glob('*.py'))
+CONFIGS = sorted(path.stem for path in (EXPERIMENTS / 'configs').rglob('*.py'))
 
 # (seq_len, theta) of every stage. Integers: the 70B card, and what the 8B card rounds to 15.3M .. 45.2B.
 THETAS = {
@@ -63,14 +61,14 @@ PRINTED_TOTAL = {('gradient_llama3_8b', '1048K'): (419_430_400, 838_860_800)}
 
 
 def load(name):
-    return setup_run.load_config(EXPERIMENTS / 'configs' / f'{name}.py')
+    return load_config(next((EXPERIMENTS / 'configs').rglob(f'{name}.py')))
 
 
 def stages_of(name):
     """(Stage, its published figures) of every stage of a recipe."""
     config = load(name)
     published = [fields.published.to_dict() for fields in config.stages]
-    return list(zip(setup_run.run_of(config).stages, published, strict=True))
+    return list(zip(make_run(config).stages, published, strict=True))
 
 
 def planned(name):
@@ -92,7 +90,7 @@ EVERY_STAGE = [(name, i) for name in BASES for i in range(len(THETAS[name]))]
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_every_config_is_a_valid_run(name):
-    run = setup_run.run_of(load(name))
+    run = make_run(load(name))
     assert isinstance(run, Run)
     assert run.stages
 

@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from lct.eval import report
-from lct.eval.needle import NeedleResult
-from lct.eval.perplexity import Bins
+from lct.eval.loss.by_position import Bins
+from lct.eval.recall_probe import NeedleResult
+from lct.eval.report import figures as report_figures
 
 LENGTHS, DEPTHS = (128, 256, 512, 1024, 2048, 4096, 8192), (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -36,8 +36,8 @@ def curves():
 
 
 def test_figures_are_written(results, curves, tmp_path):
-    report.needle_figure(*results, 512, tmp_path / 'needle.png')
-    report.loss_figure(curves, 512, tmp_path / 'loss.png')
+    report_figures.needle_figure(*results, 512, tmp_path / 'needle.png')
+    report_figures.loss_figure(curves, 512, tmp_path / 'loss.png')
     for name in ('needle.png', 'loss.png'):
         assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
         assert (tmp_path / name).stat().st_size > 10_000
@@ -50,7 +50,7 @@ def test_the_backend_of_a_notebook_is_left_alone():
 
 
 def test_the_terminal_table_holds_the_scores(results):
-    lines = report.needle_table(results[1]).splitlines()
+    lines = report_figures.needle_table(results[1]).splitlines()
     assert lines[0].split() == ['depth', '128', '256', '512', '1K', '2K', '4K', '8K']
     assert lines[3].split() == ['25%', '100', '100', '100', '100', '100', '100', '75']
     assert lines[-2].split()[0] == 'mean' and lines[-2].split()[-1] == '95'
@@ -63,7 +63,7 @@ def test_the_card_says_what_was_done(results, curves):
         {'length': 2048, 'theta': 4e6, 'rule': 'dynamic NTK', 'steps': 200, 'tokens': 6_553_600},
         {'length': 8192, 'theta': 32e6, 'rule': 'dynamic NTK', 'steps': 100, 'tokens': 6_553_600},
     ]
-    card = report.model_card(
+    card = report_figures.model_card(
         name='small-8K', base_model='some/small', native=512, stages=stages, data='Speeches until 1990.',
         command='python -m lct something', needle=dict(zip(('base', 'extended'), results, strict=True)),
         losses=curves, license='llama3', figures=[('needle.png', 'needle')],
@@ -78,5 +78,5 @@ def test_the_card_says_what_was_done(results, curves):
 
 
 def test_lengths_are_written_short():
-    assert [report.short(x) for x in (128, 1024, 1536, 8192, 1047552, 2**20)] == [
+    assert [report_figures.short(x) for x in (128, 1024, 1536, 8192, 1047552, 2**20)] == [
         '128', '1K', '1.5K', '8K', '1023K', '1M']

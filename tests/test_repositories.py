@@ -2,7 +2,7 @@ import ast
 
 import pytest
 
-from lct.data.repositories import by_dependency, by_path, document, repositories
+from lct.data.corpus.repositories import by_dependency, by_path, document, repositories
 
 FILES = {
     'README.md': '# The project',
@@ -50,7 +50,10 @@ def test_the_order_of_this_package_has_no_import_before_its_module():
     for path in order:
         for node in ast.walk(ast.parse(files[path])):
             if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('lct.data.'):
-                assert before(order, node.module.replace('.', '/') + '.py', path)
+                module = node.module.replace('.', '/')
+                for alias in node.names:
+                    inside = f'{module}/{alias.name}.py'
+                    assert before(order, inside if inside in files else f'{module}.py', path)
 
 
 def test_documents_have_paths_above_their_files(tmp_path):

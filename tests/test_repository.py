@@ -5,10 +5,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from lct.data import bundle
 from lct.data import tokenizer as tokenizers
-from lct.data.documents import Document
-from lct.eval import repository, ruler, scoring, suites
+from lct.data.corpus import bundle
+from lct.data.corpus.documents import Document
+from lct.eval import scoring, suites
+from lct.eval.tasks import code_questions, ruler
 
 ROOT = pathlib.Path(__file__).parents[1]
 BASE = tokenizers.load(ROOT / 'experiments' / 'base' / 'tokenizer.json')
@@ -43,21 +44,21 @@ def material():
 
 
 def test_what_the_syntax_tree_says():
-    assert repository.functions(SOURCE) == [repository.Function('area', '(width, height=2.0) -> float:')]
-    assert set(repository.defined(SOURCE)) == {'area', 'Box', 'area_of', 'long_one', 'later'}
-    found = repository.identifiers(SOURCE)
+    assert code_questions.functions(SOURCE) == [code_questions.Function('area', '(width, height=2.0) -> float:')]
+    assert set(code_questions.defined(SOURCE)) == {'area', 'Box', 'area_of', 'long_one', 'later'}
+    found = code_questions.identifiers(SOURCE)
     names = [name for _, name in found]
     assert names == ['width', 'height', 'float', 'size', 'width', 'height', 'size', 'self', 'a', 'b', 'a', 'self', 'café',
                      'wide', 'area', 'b', 'a', 'b', 'a', 'a', 'b']
     assert all(SOURCE.startswith(name, start) for start, name in found)
     twice = Document('twice.py', f"{SOURCE}\nclass Other:\n    def area(self, x):\n        pass\n")
-    assert len(repository._questions([Document('once.py', SOURCE)])) == 1 and repository._questions([twice]) == []
-    assert repository.functions('print "2"') == [] and repository.identifiers('def (') == []
+    assert len(code_questions._questions([Document('once.py', SOURCE)])) == 1 and code_questions._questions([twice]) == []
+    assert code_questions.functions('print "2"') == [] and code_questions.identifiers('def (') == []
 
 
-@pytest.mark.parametrize('task', repository.TASKS)
+@pytest.mark.parametrize('task', code_questions.TASKS)
 def test_a_prompt_has_whole_files_one_answer_and_a_full_budget(material, task):
-    config, sizes, depths = repository.TASKS[task], [], []
+    config, sizes, depths = code_questions.TASKS[task], [], []
     for i in range(8):
         sample = config.generate(material, 8192, i)
         sizes.append(len(BASE.encode(sample.text)) + 1 + sample.max_new_tokens)
@@ -93,16 +94,16 @@ def test_questions_about_one_text_share_it(material):
 
 def test_bad_input(material):
     with pytest.raises(ValueError, match='length 512 has no room for files of the repository'):
-        repository.TASKS['defines'].generate(material, 512, 0)
+        code_questions.TASKS['defines'].generate(material, 512, 0)
     prose = ruler.Material(BASE, [Document('a.txt', 'def no_python(a, b):\n    pass\n')])
     with pytest.raises(ValueError, match='the documents hold no Python file; give a repository'):
-        repository.TASKS['defines'].generate(prose, 4096, 0)
+        code_questions.TASKS['defines'].generate(prose, 4096, 0)
 
 
 def test_distances_to_the_first_use_cross_files():
     files = [Document('a.py', 'first = 1\nsecond = first\n'), Document('b.py', 'third = "é"\nfirst += third + second\n')]
     for words in (BASE, tokenizers.load('bytes')):
-        ids, found = repository.identifier_distances(files, words)
+        ids, found = code_questions.identifier_distances(files, words)
         assert ids == words.encode(bundle.text(files))
         said = [words.decode(ids[first:last + 1]).strip() for first, last, _ in found]
         assert said == ['first', 'first', 'third', 'second']
@@ -112,14 +113,14 @@ def test_distances_to_the_first_use_cross_files():
     losses = np.zeros(len(ids))
     for first, last, _ in found[:3]:
         losses[first:last + 1] = 0.5
-    sums, counts = repository.identifier_losses(losses, found, [1, 16, 32, 128])
+    sums, counts = code_questions.identifier_losses(losses, found, [1, 16, 32, 128])
     assert counts.tolist() == [0, 2, 2] or counts.tolist() == [1, 1, 2]
     assert sums.sum() == pytest.approx(0.5 * 15)
-    assert repository.identifier_losses(losses[:40], found, [1, 128])[1].tolist() == [0]
+    assert code_questions.identifier_losses(losses[:40], found, [1, 128])[1].tolist() == [0]
 
 
 def test_overfull_bundles(material):
-    files = repository.overfull(material, 6000, 0)
+    files = code_questions.overfull(material, 6000, 0)
     size = len(BASE.encode(bundle.text(files)))
     assert size >= 6000 and files == sorted(files, key=lambda one: one.name)
-    assert files != repository.overfull(material, 6000, 1) and repository.overfull(material, 10**7, 0) == []
+    assert files != code_questions.overfull(material, 6000, 1) and code_questions.overfull(material, 10**7, 0) == []

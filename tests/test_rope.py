@@ -17,7 +17,7 @@ from lct.weights.llama_config import config_from_json
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 MILLION = 1 << 20
-SCALINGS = json.loads((GOLDEN / 'rope_scalings.json').read_text())['cases']  # experiments/make_golden_rope.py
+SCALINGS = json.loads((GOLDEN / 'rope_scalings.json').read_text())['cases']  # experiments/golden/make_golden_rope.py
 
 
 @pytest.mark.parametrize('name', tiny_hf.ROPE_CASES)

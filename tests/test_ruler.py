@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 
 from lct.data import tokenizer as tokenizers
-from lct.data.documents import Document
-from lct.eval import fitting, placement, questions, readers, ruler, ruler_text, samples, scoring
+from lct.data.corpus.documents import Document
+from lct.eval import samples, scoring
+from lct.eval.tasks import (
+    needle_placement,
+    prompt_fitting,
+    qa_documents,
+    reference_readers,
+    ruler,
+    ruler_text,
+)
 
 BASE = pathlib.Path(__file__).parent.parent / 'experiments' / 'base' / 'tokenizer.json'
 TEXT = [Document('a', '\n\n'.join(
@@ -37,8 +45,8 @@ def test_an_oracle_is_right_and_the_budget_is_full_and_kept(materials, name, len
     assert max(sizes) <= length
     assert np.median(sizes) >= (0.9 if task.startswith('qa') else 0.97) * length
     assert [sample.meta['tokens'] for sample in made] == sizes
-    assert [scoring.score(task, readers.oracle(s.text), s.outputs) for s in made] == [1.0] * 8
-    assert [scoring.score(task, readers.mute(s.text), s.outputs) for s in made] == [0.0] * 8
+    assert [scoring.score(task, reference_readers.oracle(s.text), s.outputs) for s in made] == [1.0] * 8
+    assert [scoring.score(task, reference_readers.mute(s.text), s.outputs) for s in made] == [0.0] * 8
     assert all(answer not in s.text.rpartition('Question:')[2] for s in made for answer in s.outputs)
 
 
@@ -87,7 +95,7 @@ def test_an_answer_is_said_where_meta_says_and_nowhere_else(materials):
 def test_no_name_is_said_twice_among_distractors(materials):
     for kind in ('niah_multikey_2', 'niah_multikey_3'):
         sample = materials['bytes'].sample(ruler.task(kind), 65536, 0)
-        names, values = zip(*readers.NEEDLE.findall(sample.prompt), strict=True)
+        names, values = zip(*reference_readers.NEEDLE.findall(sample.prompt), strict=True)
         assert len(set(names)) == len(names) > 300
         assert len(set(values)) == len(values)
 
@@ -97,7 +105,7 @@ def test_every_knob_turns(materials):
 
     def right(config):
         sample = material.sample(config, 16384, 1)
-        assert scoring.score(config.task, readers.oracle(sample.text), sample.outputs) == 1
+        assert scoring.score(config.task, reference_readers.oracle(sample.text), sample.outputs) == 1
         return sample
 
     assert len(right(ruler.task('niah_single_2', keys=6, values=2, queries=3, value_kind='words')).outputs) == 6
@@ -120,7 +128,7 @@ def test_frequencies_are_the_zeta_distributions(materials):
 
 def test_fixed_shuffles_are_rulers(materials):
     # RULER itself, measured: of 12 documents the gold one is always number 10, of 2 always number 2.
-    fixed = placement.RulerFixed(42)
+    fixed = needle_placement.RulerFixed(42)
     assert fixed.put_gold(None, 0, ['gold'], list(range(11))).index('gold') == 9
     assert fixed.put_gold(None, 0, ['gold'], [1]) == [1, 'gold']
     material = ruler.Material(TOKENIZERS['bytes'], TEXT, placement=fixed)
@@ -134,7 +142,7 @@ def test_fixed_shuffles_are_rulers(materials):
     patterns = set()
     for i in range(3):  # a word of the list has the place of its rank
         sample = material.sample(ruler.task('cwe'), 8192, i)
-        items = readers.ITEM.findall(sample.prompt.rpartition('Keep count')[2])
+        items = reference_readers.ITEM.findall(sample.prompt.rpartition('Keep count')[2])
         patterns.add(tuple(sample.outputs.index(item) if item in sample.outputs else -1 for item in items[:200]))
     assert len(patterns) == 1
 
@@ -195,7 +203,7 @@ def test_bad_input_is_named():
     for kinds in ({'value_kind': 'hex'}, {'name_kind': 'hex'}):
         with pytest.raises(ValueError, match="unknown kind 'hex' of names or values; use one of numbers, words"):
             material.sample(ruler.task('niah_single_2', **kinds), 4096, 0)
-    fixed = ruler.Material(TOKENIZERS['bytes'], TEXT, placement=placement.RulerFixed())
+    fixed = ruler.Material(TOKENIZERS['bytes'], TEXT, placement=needle_placement.RulerFixed())
     with pytest.raises(ValueError, match='41 needles in text are more than the 40 depths'):
         fixed.sample(ruler.task('niah_single_2', keys=41), 16384, 0)
     with pytest.raises(ValueError, match="unknown haystack 'essay'"):
@@ -234,7 +242,7 @@ def squad(tmp_path):
 
 
 def test_questions_of_squad(squad):
-    given = questions.read_squad(squad)
+    given = qa_documents.read_squad(squad)
     assert len(given.texts) == 90 and len(given.questions) == 60  # the impossible ones are left out
     first = given.question(0, 90)
     assert first.answers == ['x0y0', 'says x0y0'] and first.gold == (0,) and first.near == (1, 2)
@@ -252,7 +260,7 @@ def test_questions_of_hotpotqa(tmp_path):
     path.write_text(json.dumps([
         {'question': f'Who {i}?', 'answer': f'person {i}',
          'context': [[f'Title {i} {j}', ['One. ', f'It was person {i}.']] for j in range(10)]} for i in range(20)]))
-    given = questions.read_hotpotqa(path)
+    given = qa_documents.read_hotpotqa(path)
     assert len(given.texts) == 200 and given.question(21, 200).answers == ['person 1']
     assert given.question(1, 200).gold == tuple(range(10, 20))
     material = ruler.Material(TOKENIZERS['bytes'], TEXT, sources={'two_hop': given})
@@ -261,7 +269,7 @@ def test_questions_of_hotpotqa(tmp_path):
     for broken in ('{', '{"data": 3}', '[{"question": 1}]'):
         path.write_text(broken)
         with pytest.raises(ValueError, match='is not a file of HotpotQA'):
-            questions.read_hotpotqa(path)
+            qa_documents.read_hotpotqa(path)
 
 
 def test_files_of_ruler_come_back(tmp_path, materials):
@@ -296,15 +304,15 @@ def test_overhead_of_a_chat_template_is_kept_free(materials):
 
 
 def test_parts_fill_what_whole_lines_leave():
-    counter = fitting.Counter(TOKENIZERS['bytes'])
-    lines, tokens = fitting.with_part(counter, ['ab\n'], np.array([3]), 'one two three\n', 12)
+    counter = prompt_fitting.Counter(TOKENIZERS['bytes'])
+    lines, tokens = prompt_fitting.with_part(counter, ['ab\n'], np.array([3]), 'one two three\n', 12)
     assert lines == ['ab\n', 'one two\n'] and tokens.tolist() == [3, 8]
-    assert fitting.with_part(counter, [], np.zeros(0, int), 'one\n', 3)[0] == []
+    assert prompt_fitting.with_part(counter, [], np.zeros(0, int), 'one\n', 3)[0] == []
 
 
 def test_a_cycle_begins_anew():
-    counter = fitting.Counter(TOKENIZERS['bytes'])
-    cycle = fitting.Cycle(counter, ['aa\n', 'bbb\n', 'c\n'])
+    counter = prompt_fitting.Counter(TOKENIZERS['bytes'])
+    cycle = prompt_fitting.Cycle(counter, ['aa\n', 'bbb\n', 'c\n'])
     lines, tokens = cycle.cut(1, 16)
     assert lines == ['bbb\n', 'c\n', 'aa\n', 'bbb\n', 'c\n'] and tokens.sum() == 15
     assert cycle.cut(0, 2)[0] == []

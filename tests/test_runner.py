@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from lct import sharding
-from lct.data import chat, tokenizer
-from lct.data.documents import Document
-from lct.eval import continuations, ruler, runner, samples, suites
+from lct.data import chat_template, tokenizer
+from lct.data.corpus.documents import Document
+from lct.eval import loglikelihood, runner, samples, suites
+from lct.eval.tasks import ruler
 from lct.models import decode, llama
 from lct.ops import rope
 
@@ -62,7 +63,7 @@ def test_right_answers_are_forced_where_they_are_wanted(model, tmp_path):
             sample = one.make()
             context, answer = model.prompt_ids(sample), model.tokenizer.encode(f' {sample.outputs[0]}')
             assert model.answer_ids(sample, sample.answer) == answer
-            ((nats, greedy),) = continuations.score(model, [(context, answer)])
+            ((nats, greedy),) = loglikelihood.score(model, [(context, answer)])
             assert row['forced'] == {'nats': pytest.approx(nats, rel=1e-4), 'tokens': 2, 'greedy': greedy}
     assert suites.forced_scores(rows) is None
     mean = suites.forced_scores(rows[4:])
@@ -81,7 +82,7 @@ def test_of_choices_the_likeliest_line_is_chosen(model, tmp_path):
     rows, _ = runner.run(model, items, tmp_path / 'a.jsonl')
     for one, row, names in zip(items, rows, choices, strict=True):
         context = model.prompt_ids(one.make())
-        nats = [nats for nats, _ in continuations.score(
+        nats = [nats for nats, _ in loglikelihood.score(
             model, [(context, model.tokenizer.encode(f' {name}\n')) for name in names])] if names else []
         assert row.get('chosen') == (names[int(np.argmax(nats))] if names else None)
     assert [row['text'] for row in rows] == [expected(model, one) for one in items]
@@ -149,7 +150,7 @@ def test_a_one_line_answer_ends_with_its_line(model):
 
 
 def test_a_template_frames_the_prompt(model):
-    template = chat.ChatTemplate("{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    template = chat_template.ChatTemplate("{% for m in messages %}<{{ m.content }}>{% endfor %}"
                                  "{% if add_generation_prompt %}!{% endif %}")
     framed = runner.Model(model.params, CONFIG, model.tokenizer, template)
     assert framed.tokenizer.decode(framed.prompt_ids(ITEMS[0].make())) == f'<{"x" * 11} 0>! ='
@@ -158,7 +159,7 @@ def test_a_template_frames_the_prompt(model):
 
 
 def test_straddling_needles_lie_on_two_devices(model):
-    template = chat.ChatTemplate("{% for m in messages %}<user>{{ m.content }}{% endfor %}"
+    template = chat_template.ChatTemplate("{% for m in messages %}<user>{{ m.content }}{% endfor %}"
                                  "{% if add_generation_prompt %}</user>!{% endif %}")
     framed = runner.Model(model.params, CONFIG, model.tokenizer, template)
     material = ruler.Material(model.tokenizer, TEXT, overhead=framed.overhead(), before=framed.overhead_before())

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from lct.eval import ruler, samples, scoring
+from lct.eval import samples, scoring
+from lct.eval.tasks import ruler
 
 # Means from 4K to 128K and wAvg (inc), wAvg (dec) as RULER's README prints them.
 PUBLISHED = {

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from tiny_store import BYTES, MemoryStore, lognormal, make_store
 
-from lct.data import sequences
-from lct.data.shuffle import shuffled, uniform
-from lct.data.stream import Stream
+from lct.data.batches import packing_plan
+from lct.data.batches.random_order import shuffled, uniform
+from lct.data.batches.store_source import Stream
 
-MODES = [getattr(sequences, name) for name in sequences.MODES]
-EXACT = [mode for mode in MODES if mode is not sequences.truncated]
+MODES = [getattr(packing_plan, name) for name in packing_plan.MODES]
+EXACT = [mode for mode in MODES if mode is not packing_plan.truncated]
 
 
 def covered(plan, lengths, seq_len):
@@ -42,45 +42,45 @@ def test_every_token_is_planned_once_and_in_order(mode, seed):
 def test_modes_do_what_their_names_say():
     rng = np.random.default_rng(0)
     lengths = lognormal(rng, 500, median=100)
-    packed, alone = (mode(lengths, 1000, rng) for mode in (sequences.packed, sequences.alone))
+    packed, alone = (mode(lengths, 1000, rng) for mode in (packing_plan.packed, packing_plan.alone))
     short = np.flatnonzero((lengths <= 1000) & (lengths > 0))
     assert (np.bincount(packed.document, minlength=500)[short] == 1).all()  # nothing is cut that fits
     for r in range(alone.num_sequences):
         sizes = (alone.stop - alone.start)[alone.first[r]:alone.first[r + 1]]
         assert len(sizes) == 1 or sizes.max() < 500
-    joined, concatenated = (mode(lengths, 1000, rng) for mode in (sequences.joined, sequences.concatenated))
+    joined, concatenated = (mode(lengths, 1000, rng) for mode in (packing_plan.joined, packing_plan.concatenated))
     assert joined.joined and not concatenated.joined
     np.testing.assert_array_equal(joined.document, concatenated.document)
-    assert sequences.census(concatenated, 1000)['padding'] < 1000
-    truncated = sequences.truncated(lengths, 1000, rng)
+    assert packing_plan.census(concatenated, 1000)['padding'] < 1000
+    truncated = packing_plan.truncated(lengths, 1000, rng)
     assert (truncated.start == 0).all() and truncated.stop.sum() == np.minimum(lengths, 1000).sum()
-    assert sequences.census(packed, 1000)['cut'] == ((lengths[lengths > 0] - 1) // 1000).sum()
+    assert packing_plan.census(packed, 1000)['cut'] == ((lengths[lengths > 0] - 1) // 1000).sum()
 
 
 def test_documents_that_see_each_other_have_one_segment_and_no_target_between_them():
-    plan = sequences.joined(np.array([3, 4]), 10, None)
-    row = sequences.sequence_of(plan, 0, np.array([5, 8]), np.zeros(2, np.int64), np.array([3, 4]))
+    plan = packing_plan.joined(np.array([3, 4]), 10, None)
+    row = packing_plan.sequence_of(plan, 0, np.array([5, 8]), np.zeros(2, np.int64), np.array([3, 4]))
     assert row.segment.tolist() == [1, 1] and row.position.tolist() == [0, 3]
     assert not row.follows.any() and not row.continues.any() and row.counts() == (7, 28)
-    apart = sequences.concatenated(np.array([3, 4]), 10, None)
-    row = sequences.sequence_of(apart, 0, np.array([5, 8]), np.zeros(2, np.int64), np.array([3, 4]))
+    apart = packing_plan.concatenated(np.array([3, 4]), 10, None)
+    row = packing_plan.sequence_of(apart, 0, np.array([5, 8]), np.zeros(2, np.int64), np.array([3, 4]))
     assert row.segment.tolist() == [1, 2] and row.position.tolist() == [0, 0] and row.counts() == (7, 16)
 
 
 @pytest.mark.parametrize('seq_len', [2048, 8192, 65536])
 def test_waste_is_under_one_percent_on_a_long_tail(seq_len):
     lengths = np.random.default_rng(1).lognormal(np.log(1000), 1.3, 40_000).astype(np.int64)
-    census = sequences.census(sequences.packed(lengths, seq_len, np.random.default_rng(2)), seq_len)
+    census = packing_plan.census(packing_plan.packed(lengths, seq_len, np.random.default_rng(2)), seq_len)
     assert census['tokens'] == lengths.sum() and census['waste'] < 0.01
 
 
 def test_best_fit_is_best_fit():
-    rows = sequences.best_fit(np.array([6, 5, 0, 4, 3, 10, 1]), 10)
+    rows = packing_plan.best_fit(np.array([6, 5, 0, 4, 3, 10, 1]), 10)
     assert rows[2] == -1 and rows[0] == rows[3] and rows[1] != rows[0] and rows[4] == rows[1]
     rng = np.random.default_rng(0)
     for _ in range(20):
         lengths = rng.integers(1, 100, 200)
-        rows = sequences.best_fit(lengths, 100)
+        rows = packing_plan.best_fit(lengths, 100)
         filled = np.bincount(rows, lengths)
         assert filled.max() <= 100 and len(filled) <= 11 / 9 * np.ceil(lengths.sum() / 100) + 1
 
@@ -88,9 +88,9 @@ def test_best_fit_is_best_fit():
 def test_what_remains_of_a_plan_is_a_range_of_each_document():
     rng = np.random.default_rng(3)
     lengths = lognormal(rng, 100)
-    plan = sequences.packed(lengths, 64, rng)
+    plan = packing_plan.packed(lengths, 64, rng)
     for r in (0, 1, plan.num_sequences // 2, plan.num_sequences - 1, plan.num_sequences):
-        begin, end = sequences.remaining(plan, r, len(lengths))
+        begin, end = packing_plan.remaining(plan, r, len(lengths))
         left = np.zeros(100, np.int64)
         np.add.at(left, plan.document[plan.first[r]:], (plan.stop - plan.start)[plan.first[r]:])
         np.testing.assert_array_equal(end - begin, left)
@@ -157,8 +157,8 @@ def test_every_token_of_every_document_comes_once_an_epoch(mode, seq_lens):
 
 
 def test_windows_smaller_than_an_epoch_change_nothing(monkeypatch):
-    monkeypatch.setattr('lct.data.stream.MIN_SEQUENCES', 4)
-    monkeypatch.setattr('lct.data.stream.MIN_TOKENS', 1)
+    monkeypatch.setattr('lct.data.batches.store_source.MIN_SEQUENCES', 4)
+    monkeypatch.setattr('lct.data.batches.store_source.MIN_TOKENS', 1)
     store = make_store(count=100)
     stream = Stream(store, BYTES, seed=2)
     seen = epochs(stream, None, [64, 64, 64, 256])
@@ -168,8 +168,8 @@ def test_windows_smaller_than_an_epoch_change_nothing(monkeypatch):
 
 
 def test_resume_anywhere_across_lengths_weights_and_epochs(monkeypatch):
-    monkeypatch.setattr('lct.data.stream.MIN_SEQUENCES', 3)
-    monkeypatch.setattr('lct.data.stream.MIN_TOKENS', 1)
+    monkeypatch.setattr('lct.data.batches.store_source.MIN_SEQUENCES', 3)
+    monkeypatch.setattr('lct.data.batches.store_source.MIN_TOKENS', 1)
     store = make_store(count=40)
     steps = [(64, {'text': 1})] * 9 + [(256, {'text': 1})] * 5 + [(256, {'books': 3, 'web': 1})] * 8
     steps += [(512, {'code': 1, 'text': 1})] * 6

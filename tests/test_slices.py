@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from tiny_store import BYTES, MemoryStore, make_store
 
-from lct.data import packing, sequences
+from lct.data.batches import packing, packing_plan
+from lct.data.batches.sharded_loader import Documents, SliceLoader, columns, read
+from lct.data.batches.store_source import Stream
 from lct.data.layout import LAYOUTS, inverse, permutation
-from lct.data.slices import Documents, SliceLoader, columns, read
-from lct.data.stream import Stream
 
-MODES = [getattr(sequences, name) for name in sequences.MODES]
+MODES = [getattr(packing_plan, name) for name in packing_plan.MODES]
 NAMES = ('tokens', 'targets', 'positions', 'segment_ids', 'loss_mask')
 
 
@@ -66,7 +66,7 @@ def digests(found):
 @pytest.mark.parametrize('seq_len', [16, 200, 3000])
 def test_a_row_is_what_packing_makes_of_the_whole_documents(seq_len):
     store = make_store()
-    for row in whole_rows(store, sequences.packed, seq_len)[0]:
+    for row in whole_rows(store, packing_plan.packed, seq_len)[0]:
         pieces = [packing.piece(store.documents[d], None, BYTES.bos_id, int(start), int(stop))
                   for d, start, stop in zip(row.document, row.start, row.stop, strict=True)]
         found = read(row, Documents(store, BYTES.bos_id), [(0, seq_len)])
@@ -89,7 +89,7 @@ def test_targets_never_cross_a_document_and_positions_agree_with_offsets(mode):
             np.testing.assert_array_equal(found['targets'][here][:len(following)], following)
             mask = np.arange(stop - start) < len(following)
             np.testing.assert_array_equal(found['loss_mask'][here], mask)
-            if mode is sequences.joined:
+            if mode is packing_plan.joined:
                 np.testing.assert_array_equal(found['positions'][here], np.arange(here.start, here.stop))
                 assert (found['segment_ids'][here] == 1).all()
             else:
@@ -138,7 +138,7 @@ def test_the_stream_of_batches_is_the_same_on_any_mesh_layout_and_number_of_proc
                     assert digests(batches(store, 6, layout, degrees, num_processes)[0]) == expected
 
 
-@pytest.mark.parametrize('options', [{}, {'mode': sequences.joined}, {'weights': {'books': 3, 'chat': 1, 'recall': 1, 'copy': 1, 'long': 1}}])
+@pytest.mark.parametrize('options', [{}, {'mode': packing_plan.joined}, {'weights': {'books': 3, 'chat': 1, 'recall': 1, 'copy': 1, 'long': 1}}])
 def test_resume_on_another_mesh_and_number_of_processes_hash_for_hash(options):
     store = MemoryStore(make_store(count=80, median=400).documents, ('books', 'code'), np.arange(80) % 2)
     options |= {'seq_len': 2048}
@@ -184,7 +184,7 @@ def test_ids_that_the_model_does_not_have_are_refused():
 @pytest.mark.parametrize('kind', ['recall', 'copy'])
 def test_recall_and_copy_rows_are_those_of_the_recall_module_over_text_of_the_store(kind):
     """The same random numbers over the tokens themselves give the same rows."""
-    from lct.data import recall, references
+    from lct.data.synthetic import over_store, recall
 
     store = make_store(count=20, median=500)
     documents, words = Documents(store, BYTES.bos_id), recall.RecallWords(BYTES)
@@ -194,10 +194,10 @@ def test_recall_and_copy_rows_are_those_of_the_recall_module_over_text_of_the_st
     for seed in range(20):
         one, two = np.random.default_rng(seed), np.random.default_rng(seed)
         if kind == 'recall':
-            row = references.recall(one, words, spans, 900)
+            row = over_store.recall(one, words, spans, 900)
             expected = recall.recall_documents(two, words, haystack, 900)
         else:
-            row = references.copy(one, spans, 900, vocabulary, documents.bos)
+            row = over_store.copy(one, spans, 900, vocabulary, documents.bos)
             expected = [recall.copy_row(two, haystack, 899, vocabulary=vocabulary)]
         expected = packing.pack([packing.piece(*pair, BYTES.bos_id) for pair in expected], 900)
         for name, values in read(row, documents, [(0, 900)]).items():

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lct.data import sources
+from lct.data.corpus import files
 
 
 def whole(chunks, size):
@@ -21,10 +21,10 @@ def small(chunks, size):
         yield text[start:start + 1000], True
 
 
-def read(spec, fields=sources.FIELDS, pieces=whole):
+def read(spec, fields=files.FIELDS, pieces=whole):
     """[Text] of all files of spec."""
-    return [text for file in sources.find(spec) for block in sources.blocks(file, pieces, fields)
-            for text in sources.texts(block, fields)]
+    return [text for file in files.find(spec) for block in files.blocks(file, pieces, fields)
+            for text in files.texts(block, fields)]
 
 
 @pytest.fixture
@@ -48,14 +48,14 @@ def test_folders_globs_and_names(folder):
     assert [text[:3] for text in read(f'{folder}/**/*.md')] == [('web/deep/a.md', 'web', 'a\r\nb')]
     assert [text[:3] for text in read(folder / 'web.txt')] == [('web.txt', 'web', 'top')]
     assert [text[:3] for text in read(f'books={folder}/*.txt')] == [('books/web.txt', 'books', 'top')]
-    named = read(folder / 'web' / 'b.jsonl.gz', sources.Fields('text', 'meta.set'))
+    named = read(folder / 'web' / 'b.jsonl.gz', files.Fields('text', 'meta.set'))
     assert [text.source for text in named] == ['x', 'y', 'x']
     with pytest.raises(FileNotFoundError, match='nowhere does not exist and matches no file'):
         read(folder / 'nowhere')
 
 
 def test_blocks_hold_whole_lines_and_characters(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, 'BLOCK', 64)
+    monkeypatch.setattr(files, 'BLOCK', 64)
     text = ''.join(f'{i}é中🙂 ' + 'x' * (i % 90) + '\n' for i in range(200))
     lines = text.split('\n')[:-1]
     (tmp_path / 'a.txt').write_text(text)
@@ -65,8 +65,8 @@ def test_blocks_hold_whole_lines_and_characters(tmp_path, monkeypatch):
     assert [piece.ends for piece in pieces] == [False] * (len(pieces) - 1) + [True] and len(pieces) > 9
     records = read(tmp_path / 'b.jsonl')
     assert [(t.name, t.text) for t in records] == [(f'b.jsonl:{i}', line) for i, line in enumerate(lines, 1)]
-    file, = sources.find(tmp_path / 'b.jsonl')
-    reads = [block.read for block in sources.blocks(file, whole)]
+    file, = files.find(tmp_path / 'b.jsonl')
+    reads = [block.read for block in files.blocks(file, whole)]
     assert len(reads) > 50 and reads == sorted(reads) and reads[-1] == (tmp_path / 'b.jsonl').stat().st_size
 
 
@@ -88,7 +88,7 @@ def test_a_bad_line_is_named_and_the_others_are_read(tmp_path, line, message):
 
 @pytest.mark.parametrize('at', [0, 3, 62, 63, 64, 65, 1000])
 def test_a_byte_that_is_not_utf8_is_found_wherever_it_is(tmp_path, monkeypatch, at):
-    monkeypatch.setattr(sources, 'BLOCK', 64)
+    monkeypatch.setattr(files, 'BLOCK', 64)
     content = bytearray(b'ab\n' * 400)
     content[at] = 0xFF
     (tmp_path / 'a.txt').write_bytes(content)
@@ -131,15 +131,15 @@ def test_parquet(tmp_path):
     meta = pa.array([{'set': 'ab'[i % 2], 'n': i} for i in range(200)])
     table = pa.table({'id': range(200), 'text': values, 'broken': broken, 'gaps': [None, *values[1:]], 'meta': meta})
     parquet.write_table(table, tmp_path / 'a.parquet', row_group_size=90)
-    rows = read(tmp_path, sources.Fields('text', 'meta.set'))
+    rows = read(tmp_path, files.Fields('text', 'meta.set'))
     assert [(t.name, t.source, t.text) for t in rows] == [
         (f'a.parquet:{i}', 'ab'[i % 2], value) for i, value in enumerate(values)]
-    rows = read(tmp_path, sources.Fields('broken'))
+    rows = read(tmp_path, files.Fields('broken'))
     assert [t.text for t in rows] == values[:150] + [''] + values[151:]
     assert 'a.parquet row 150 is not UTF-8 text' in rows[150].bad
-    assert "row 0 is not an object with a string field 'gaps'" in read(tmp_path, sources.Fields('gaps'))[0].bad
+    assert "row 0 is not an object with a string field 'gaps'" in read(tmp_path, files.Fields('gaps'))[0].bad
     with pytest.raises(ValueError, match="a.parquet has no column 'body', only id, text, broken, gaps, meta"):
-        read(tmp_path, sources.Fields('body'))
+        read(tmp_path, files.Fields('body'))
     (tmp_path / 'a.parquet').write_bytes((tmp_path / 'a.parquet').read_bytes()[:-20])
     with pytest.raises(ValueError, match='a.parquet is no whole Parquet file'):
         read(tmp_path)

@@ -5,9 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
-from lct.data import store_writer
-from lct.data.store import Store, fingerprint_of
-from lct.data.store_writer import Writer
+from lct.data.corpus import store_writer
+from lct.data.corpus.store import Store, fingerprint_of
+from lct.data.corpus.store_writer import Writer
 
 NUM = 40
 

@@ -1,8 +1,6 @@
 """The training loop over a token store."""
 
 import json
-import pathlib
-import sys
 
 import jax
 import numpy as np
@@ -11,14 +9,12 @@ import tiny_training
 from ml_collections import ConfigDict
 from tiny_store import BYTES, make_store
 
-from lct.data.mixture import Mixture
-from lct.data.store_writer import Writer
-from lct.data.stream import Stream
+from lct.cli.corpus import open_corpus
+from lct.data.batches.memory_source import Mixture
+from lct.data.batches.store_source import Stream
+from lct.data.corpus.store_writer import Writer
 from lct.models import llama
 from lct.train import loop
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'experiments'))
-import setup_run  # noqa: E402
 
 
 def test_the_loop_trains_on_a_store_and_keeps_its_state(tmp_path):
@@ -53,7 +49,7 @@ def test_a_corpus_is_a_store_or_is_tokenized_on_the_spot(tmp_path):
     config = ConfigDict({
         'corpus': str(tmp_path / 'store'), 'corpus_bytes': 10**6, 'held_out': 0.2, 'seed': 3, 'sequences': 'joined',
         'upsample': {'at_least': 100, 'keep': 0.5}, 'loss': {'seq_len': 64, 'windows': 8}, 'needle': {'lengths': (64, 128)}})
-    rows, held_out = setup_run.stream(config, BYTES)
+    rows, held_out = open_corpus(config, BYTES)
     assert isinstance(rows, Stream) and sum(map(len, held_out)) >= 2 * 8 * 64
     row = rows.next_sequence(512)
     assert (row.segment == 1).all() and len(row.segment) > 1
@@ -61,11 +57,11 @@ def test_a_corpus_is_a_store_or_is_tokenized_on_the_spot(tmp_path):
     assert all(ids.tobytes() in texts for ids in held_out)
     config.sequences = 'shuffled'
     with pytest.raises(ValueError, match="config.sequences 'shuffled' is not one of packed, alone, concatenated, joined"):
-        setup_run.stream(config, BYTES)
+        open_corpus(config, BYTES)
     for i in range(30):
         (tmp_path / f'{i}.txt').write_text(f'document {i} ' * (i + 1))
     config.corpus = str(tmp_path / '*.txt')
-    rows, held_out = setup_run.stream(config, BYTES)
+    rows, held_out = open_corpus(config, BYTES)
     assert isinstance(rows, Mixture) and 0 < len(held_out) < 30
 
 

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from lct.data import tokenizer
-from lct.data.text_stream import TextStream
+from lct.data.detokenizer import TextStream
 
 BASE = pathlib.Path(__file__).parents[1] / 'experiments' / 'base' / 'tokenizer.json'
 TOKENIZERS = [tokenizer.load('bytes'), tokenizer.load(BASE)]

@@ -4,23 +4,22 @@ import copy
 import json
 import math
 import pathlib
-import sys
 import xml.etree.ElementTree
 
 import numpy as np
 import pytest
+import theta as theta_table
+import theta_positions
+import theta_search
 
+from lct.cli.config import load_config, make_run, set_field
 from lct.models.llama_sizes import LLAMA3_8B, LLAMA31_8B
 from lct.ops.rope import RopeConfig
 from lct.train import stages
 from lct.weights import llama_hf
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
-sys.path.insert(0, str(EXPERIMENTS))
-import setup_run  # noqa: E402
-import theta as theta_table  # noqa: E402
-import theta_positions  # noqa: E402
-import theta_search  # noqa: E402
+
 
 M = 1 << 20
 
@@ -57,7 +56,7 @@ def test_warning_names_the_numbers_and_is_silent_where_the_theta_suffices():
 
 
 def test_extend_warns_of_a_stage_beyond_its_theta():
-    run = setup_run.run_of(setup_run.load_config(EXPERIMENTS / 'configs' / 'theta_4k.py'))
+    run = make_run(load_config(EXPERIMENTS / 'configs' / 'theta_4k.py'))
     doubts = stages.doubts(run.stages, llama_hf.read_config(EXPERIMENTS / 'base'))
     assert len(doubts) == 1 and '582' in doubts[0] and '4,096' in doubts[0] and '140,66' in doubts[0]
 
@@ -74,7 +73,7 @@ def test_target_within_the_trained_length_is_refused():
 
 @pytest.fixture(scope='module')
 def config():
-    return setup_run.load_config(EXPERIMENTS / 'configs' / 'theta_4k.py')
+    return load_config(EXPERIMENTS / 'configs' / 'theta_4k.py')
 
 
 @pytest.fixture(scope='module')
@@ -106,13 +105,13 @@ def test_thetas_are_ranked_by_long_loss_and_needles_together(summary):
 def test_chosen_config_is_one_that_extend_takes(summary, config, tmp_path):
     path = tmp_path / 'chosen.py'
     path.write_text(theta_search.chosen_config(config, 140665.0))
-    chosen = setup_run.load_config(path)
-    setup_run.set_field(chosen, 'stages.0.num_steps=3')
-    setup_run.set_field(chosen, 'stages.0.warmup_steps=1')
+    chosen = load_config(path)
+    set_field(chosen, 'stages.0.num_steps=3')
+    set_field(chosen, 'stages.0.warmup_steps=1')
     chosen.stages[0].mesh = (1, 1, 2, 1)
-    stage, = setup_run.run_of(chosen).stages
+    stage, = make_run(chosen).stages
     assert (stage.theta, stage.num_steps, stage.mesh) == (140665.0, 3, (1, 1, 2, 1))
-    assert stage.mixture == setup_run.run_of(config).stages[0].mixture
+    assert stage.mixture == make_run(config).stages[0].mixture
     assert 'search' not in chosen and chosen.needle.lengths == config.needle.lengths
 
 

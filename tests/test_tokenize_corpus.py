@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import tokenizers as library
 
-from lct.data import corpus, sources, tokenizer
+from lct.data import tokenizer
+from lct.data.corpus import files as corpus_files
+from lct.data.corpus import tokenize as tokenize_module
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = ROOT / 'experiments' / 'tokenize_corpus.py'
@@ -44,7 +46,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def store(folder):
     """The store of the corpus, by one worker that nobody stopped."""
-    return corpus.tokenize([folder / 'files'], folder / 'tokenizer.json', folder / 'store', workers=1,
+    return tokenize_module.tokenize([folder / 'files'], folder / 'tokenizer.json', folder / 'store', workers=1,
                            shard_tokens=80_000)
 
 
@@ -85,13 +87,13 @@ def test_every_document_is_what_the_library_makes_of_it_whole(folder, store):
 
 KILLED = """
 import os, signal, sys
-from lct.data import corpus
+from lct.data.corpus import tokenize
 calls = []
 def progress(p):
     calls.append(p)
     if len(calls) == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-corpus.tokenize([sys.argv[1]], sys.argv[2], sys.argv[3], workers=3, shard_tokens=80_000, progress=progress)
+tokenize.tokenize([sys.argv[1]], sys.argv[2], sys.argv[3], workers=3, shard_tokens=80_000, progress=progress)
 """
 
 
@@ -140,9 +142,9 @@ def test_bad_documents_are_refused_or_counted(tmp_path):
     (tmp_path / 'in' / 'b.jsonl').write_text('{"text": "one"}\n{"text": \n{"text": "z"}\n')
     (tmp_path / 'in' / 'c.txt').write_text('three')
     with pytest.raises(ValueError, match='a.txt line 2 is not UTF-8 text.*or skip such documents'):
-        corpus.tokenize([tmp_path / 'in'], 'bytes', tmp_path / 's', workers=1)
+        tokenize_module.tokenize([tmp_path / 'in'], 'bytes', tmp_path / 's', workers=1)
     seen = []
-    store = corpus.tokenize([tmp_path / 'in'], 'bytes', tmp_path / 's', workers=1, skip_bad=True,
+    store = tokenize_module.tokenize([tmp_path / 'in'], 'bytes', tmp_path / 's', workers=1, skip_bad=True,
                             progress=lambda p: seen.extend(p.skipped))
     assert list(store.names) == ['b.jsonl:1', 'b.jsonl:3', 'c.txt'] and store.lengths.tolist() == [3, 1, 5]
     assert store.counts['bad'] == 2 and ['a.txt line 2' in seen[0], 'b.jsonl line 2' in seen[1]] == [True, True]
@@ -152,14 +154,14 @@ def test_a_corpus_is_corrected(tmp_path):
     """Before the first shard is closed nothing is begun; after it the refusal says what to remove."""
     def write(name, text):
         (tmp_path / name).write_text(text)
-        return corpus.tokenize([tmp_path / 'a.jsonl', tmp_path / 'b.jsonl'], 'bytes', tmp_path / 's', workers=1,
+        return tokenize_module.tokenize([tmp_path / 'a.jsonl', tmp_path / 'b.jsonl'], 'bytes', tmp_path / 's', workers=1,
                                shard_tokens=10)
 
     (tmp_path / 'b.jsonl').write_text('{"text": \n')
     with pytest.raises(ValueError, match='a.jsonl line 1'):
         write('a.jsonl', '{"text": \n')
     with pytest.raises(ValueError, match='b.jsonl line 1'):  # a.jsonl fills a shard
-        write('a.jsonl', '{"text": "' + 'x' * sources.BLOCK + '"}\n')
+        write('a.jsonl', '{"text": "' + 'x' * corpus_files.BLOCK + '"}\n')
     with pytest.raises(ValueError, match='the files of the corpus changed since .*s.partial was begun; remove that'):
         write('b.jsonl', '{"text": "y"}\n')
     shutil.rmtree(tmp_path / 's.partial')
@@ -174,14 +176,14 @@ def test_what_cannot_begin(tmp_path):
             ([ROOT / 'README.md'], {'workers': 0}, 'workers 0 and shard_tokens 134217728 must be at least 1'),
             ([ROOT / 'README.md'], {'shard_tokens': 0}, 'shard_tokens 0 must be at least 1')]:
         with pytest.raises(ValueError, match=message):
-            corpus.tokenize(specs, 'bytes', tmp_path / 's', **{'workers': 1, **options})
+            tokenize_module.tokenize(specs, 'bytes', tmp_path / 's', **{'workers': 1, **options})
     assert list(tmp_path.iterdir()) == [tmp_path / 'empty.txt']
     assert 'give SOURCE, --tokenizer and --output' in script('--tokenizer', 'bytes').stderr
 
 
 def test_groups_do_not_depend_on_where_reading_begins(folder):
     words = tokenizer.load('bytes')
-    groups = list(corpus._blocks([folder / 'files'], words, sources.FIELDS, [0, 0]))
+    groups = list(tokenize_module._blocks([folder / 'files'], words, corpus_files.FIELDS, [0, 0]))
     assert len(groups) > 4 and groups[-1][2] == sum(p.stat().st_size for p in (folder / 'files').rglob('*.*'))
     for number in range(len(groups) - 1):
-        assert list(corpus._blocks([folder / 'files'], words, sources.FIELDS, groups[number][1])) == groups[number + 1:]
+        assert list(tokenize_module._blocks([folder / 'files'], words, corpus_files.FIELDS, groups[number][1])) == groups[number + 1:]

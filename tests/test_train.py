@@ -15,7 +15,7 @@ import tiny
 import tiny_training
 
 from lct import sharding
-from lct.data.loader import Loader
+from lct.data.batches.loader import Loader
 from lct.models import llama
 from lct.train import checkpoint, loop, optimizer, stages, state
 from lct.train.metrics import Metrics, Pace, matmul_params, train_flops

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from tiny_store import BYTES, MemoryStore
 
-from lct.data import sequences
-from lct.data.stream import Stream
-from lct.data.upsample import Upsample, chosen, profile, token_shares
+from lct.data.batches import packing_plan
+from lct.data.batches.store_source import Stream
+from lct.data.batches.upsample import Upsample, chosen, profile, token_shares
 
 RECIPE = Upsample(at_least=400, keep=0.1)
 
@@ -22,8 +22,8 @@ def store():
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
-    monkeypatch.setattr('lct.data.stream.MIN_SEQUENCES', 1)
-    monkeypatch.setattr('lct.data.stream.MIN_TOKENS', 2**17)
+    monkeypatch.setattr('lct.data.batches.store_source.MIN_SEQUENCES', 1)
+    monkeypatch.setattr('lct.data.batches.store_source.MIN_TOKENS', 2**17)
 
 
 def seen(stream):
@@ -73,6 +73,6 @@ def test_what_is_no_recipe_is_refused(store):
         with pytest.raises(ValueError, match='is no recipe'):
             Stream(store, BYTES, upsample=recipe)
     with pytest.raises(ValueError, match="source 'books' has 0 tokens in 2 epochs of 60 documents"):
-        Stream(store, BYTES, {'books': 1}, upsample=Upsample(10**9, 0), mode=sequences.packed).next_sequence(64)
+        Stream(store, BYTES, {'books': 1}, upsample=Upsample(10**9, 0), mode=packing_plan.packed).next_sequence(64)
     with pytest.raises(ValueError, match='the store holds no tokens'):
         token_shares(MemoryStore([[], []]))

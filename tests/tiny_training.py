@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import tiny
 
-from lct.data.mixture import Mixture
+from lct.data.batches.memory_source import Mixture
 from lct.data.tokenizer import load
 from lct.models import llama
 from lct.train import loop, metrics

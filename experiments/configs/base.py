@@ -1,6 +1,6 @@
 """The base checkpoint that the project ships: a small real Llama-3, native context 512.
 
-    python experiments/pretrain_base.py --config experiments/configs/base.py --workdir runs/base
+    python experiments/studies/pretrain_base.py --config experiments/configs/base.py --workdir runs/base
 
 20 to 60 minutes on two cores. The stages first teach reading back (copies and facts) at short
 lengths, where the one earlier place that matters is easy to find, then stretch it to 512.

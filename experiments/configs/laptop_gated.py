@@ -9,12 +9,13 @@ needles and 32 windows of 512 tokens.
 
 import pathlib
 
-import setup_run
 from ml_collections import ConfigDict
+
+from lct.cli.config import load_config
 
 
 def get_config():
-    config = setup_run.load_config(pathlib.Path(__file__).with_name('laptop.py'))
+    config = load_config(pathlib.Path(__file__).with_name('laptop.py'))
     config.name = 'lct-base-8k-gated'
     for stage in config.stages:
         stage.gate = ConfigDict({'every': 10, 'needle': 0.9, 'short_loss_rise': 0.05, 'otherwise': 'advance'})

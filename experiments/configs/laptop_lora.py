@@ -8,12 +8,13 @@ small model. Adapters want a larger learning rate than weights do.
 
 import pathlib
 
-import setup_run
 from ml_collections import ConfigDict
+
+from lct.cli.config import load_config
 
 
 def get_config():
-    config = setup_run.load_config(pathlib.Path(__file__).with_name('laptop.py'))
+    config = load_config(pathlib.Path(__file__).with_name('laptop.py'))
     config.name = 'lct-base-8k-lora'
     config.adapter = ConfigDict({
         'rank': 4, 'alpha': 16.0, 'also_train': ('attn_norm', 'mlp_norm', 'final_norm'),

@@ -8,11 +8,11 @@ in both.
 
 import pathlib
 
-import setup_run
+from lct.cli.config import load_config
 
 
 def get_config():
-    config = setup_run.load_config(pathlib.Path(__file__).with_name('laptop.py'))
+    config = load_config(pathlib.Path(__file__).with_name('laptop.py'))
     config.name = 'lct-base-8k-one-shot'
     first, last = config.stages
     last.num_steps += first.num_steps

@@ -1,4 +1,4 @@
-"""The theta that experiments/theta_search.py chose for 4,096 tokens, with the settings of its runs.
+"""The theta that experiments/studies/theta_search.py chose for 4,096 tokens, with the settings of its runs.
 
     python experiments/extend.py --config THIS_FILE --workdir runs/chosen
 """

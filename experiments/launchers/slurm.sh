@@ -19,7 +19,7 @@
 set -euo pipefail
 
 WORKDIR=${WORKDIR:-runs/8b}  # on a file system that all nodes share
-CONFIG=${CONFIG:-experiments/configs/gradient_llama3_8b.py}
+CONFIG=${CONFIG:-experiments/configs/published/gradient_llama3_8b.py}
 MESH=${MESH:-1,1,$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE)),1}  # data,fsdp,sequence,tensor
 
 # so that transfers run beside the computation

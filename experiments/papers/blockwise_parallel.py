@@ -14,10 +14,10 @@ import functools
 import os
 
 import claims
-import setup_run
 from llama1_sizes import SIZES
 
-from lct.eval import figures
+from lct.cli.main import run_script
+from lct.eval.report import svg
 from lct.plan import buffers
 
 K = 2**10
@@ -147,11 +147,11 @@ def write(out, known):
             xs, ys = series.setdefault(row['method'], ([], []))
             xs.append(row['tokens of a device'])
             ys.append(row['GiB'])
-    drawing = {'memory': figures.lines(series, 'tokens of a device', 'GiB', 'one layer of LLaMA 7B, float32, compiled for '
+    drawing = {'memory': svg.lines(series, 'tokens of a device', 'GiB', 'one layer of LLaMA 7B, float32, compiled for '
                                        + rows[0]['compiler'], log_y=True)} if rows else {}
     claims.report(out, 'blockwise_parallel', 'Blockwise Parallel Transformer, arXiv 2305.19370',
                   {'memory of a layer': rows} if rows else {}, claims_of(rows), **drawing)
 
 
 if __name__ == '__main__':
-    setup_run.main(run)
+    run_script(run)

@@ -16,11 +16,11 @@ import statistics
 import time
 
 import claims
-import setup_run
 from llama1_sizes import SIZES
 
+from lct.cli.main import run_script
 from lct.data.layout import LAYOUTS, permutation
-from lct.eval import figures
+from lct.eval.report import svg
 from lct.models.llama import Memory
 from lct.models.llama_sizes import LLAMA31_8B
 from lct.ops.blockwise_attention import Chunks
@@ -225,15 +225,15 @@ def run(argv=None):
         tables |= {title: rows} if rows else {}
     a100 = [row for row in tables['striped attention'] if row['hardware'] == 'a100' and row['model'] == '7B']
     tokens = [row['tokens'] for row in a100]
-    speedups = figures.lines(
+    speedups = svg.lines(
         {'striped, predicted': (tokens, [row['striped, predicted'] for row in a100]),
          'zigzag, predicted': (tokens, [row['zigzag, predicted'] for row in a100]),
          'striped (published)': (tokens, [row['published'] for row in a100])},
         'tokens of a row', 'speedup over contiguous', 'a training step of 7B on eight A100, a ring of four')
-    schedule = figures.ring_schedule({layout: balance.pairs_by_hop(layout, 2048, 8) for layout in LAYOUTS})
+    schedule = svg.ring_schedule({layout: balance.pairs_by_hop(layout, 2048, 8) for layout in LAYOUTS})
     claims.report(args.out, 'causal_imbalance', 'Striped Attention, arXiv 2311.09431, and ring-flash-attention', tables,
                   claims_of(tables), speedups=speedups, schedule=schedule)
 
 
 if __name__ == '__main__':
-    setup_run.main(run)
+    run_script(run)

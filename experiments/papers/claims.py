@@ -5,11 +5,9 @@ import dataclasses
 import json
 import os
 import pathlib
-import sys
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing here needs an accelerator, and a plan must not wait for one
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 RESULTS = pathlib.Path(__file__).resolve().parents[1] / 'results' / 'papers'
 KINDS = ('counted', 'predicted', 'compiled', 'measured')
 AGREES = ('yes', 'in part', 'no', 'not published')

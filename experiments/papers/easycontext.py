@@ -2,16 +2,16 @@
 
     python experiments/papers/easycontext.py
 
-Config: experiments/configs/easycontext_llama2_7b.py. The rows of their README, with the efficiencies that were chosen
+Config: experiments/configs/published/easycontext_llama2_7b.py. The rows of their README, with the efficiencies that were chosen
 on Gradient's stages and with nothing of these. They run weights sharded over all GPUs with the optimizer in host memory,
 checkpoints of activations offloaded, zigzag ring attention.
 """
 
 import claims
-import setup_run
 from llama1_sizes import SIZES
 
-from lct.eval import figures
+from lct.cli.main import run_script
+from lct.eval.report import svg
 from lct.models.llama import Memory
 from lct.ops.blockwise_attention import Chunks
 from lct.ops.strategies import Attention
@@ -63,10 +63,10 @@ def run(argv=None):
     args = claims.flags(__doc__, argv)
     rows = table()
     names = [f'{row["tokens of a row"] // K}K, {row["mesh"]}' for row in rows]
-    picture = figures.bars(names, {name: [row[f'{name} tokens/s'] for row in rows] for name in ('published', 'predicted')},
+    picture = svg.bars(names, {name: [row[f'{name} tokens/s'] for row in rows] for name in ('published', 'predicted')},
                            'tokens/s', 'Llama-2-7B on eight A100')
     claims.report(args.out, 'easycontext', 'README of EasyContext', {'tokens per second': rows}, claims_of(rows), speed=picture)
 
 
 if __name__ == '__main__':
-    setup_run.main(run)
+    run_script(run)

@@ -2,7 +2,7 @@
 
     python experiments/papers/gradient.py
 
-Configs: experiments/configs/gradient_llama3_8b.py and gradient_llama3_70b.py. Every stage on its own mesh, with the one
+Configs: experiments/configs/published/gradient_llama3_8b.py and gradient_llama3_70b.py. Every stage on its own mesh, with the one
 set of efficiencies of lct.plan.timing; then the same stage on the same network under the strategies that know of nodes,
 and with another number of rings side by side. The network of their nodes was never published; the one in
 lct.plan.hardware was chosen so that these nine rows come within a factor of two, so they are no independent test of it.
@@ -11,9 +11,11 @@ lct.plan.hardware was chosen so that these nine rows come within a factor of two
 import dataclasses
 
 import claims
-import setup_run
 
-from lct.eval import figures
+from lct.cli.config import load_config, make_run
+from lct.cli.main import run_script
+from lct.cli.paths import experiments_folder
+from lct.eval.report import svg
 from lct.models.llama_sizes import LLAMA3_8B, LLAMA3_70B
 from lct.ops.strategies import TWO_LEVEL, Attention
 from lct.plan import buffers, cost, hardware, search, timing
@@ -26,8 +28,8 @@ SPEEDUP = 33  # of 'layered parallelism', by the 8B model's card
 def stages():
     """Iterator of (model, stage, the fields of its config, Step)."""
     for model, (name, config) in RECIPES.items():
-        raw = setup_run.load_config(setup_run.HERE / 'configs' / f'{name}.py')
-        for stage, fields in zip(setup_run.run_of(raw).stages, raw.stages, strict=True):
+        raw = load_config(experiments_folder() / 'configs' / 'published' / f'{name}.py')
+        for stage, fields in zip(make_run(raw).stages, raw.stages, strict=True):
             memory = dataclasses.replace(stage.memory, dtype='bfloat16')
             yield model, stage, fields, cost.Step(config, stage.mesh, stage.seq_len, stage.batch_size, stage.accumulation, memory)
 
@@ -138,7 +140,7 @@ def run(argv=None):
     tables = {'stages': rows, 'rings side by side': rings(), 'more adapters': networks()}
     names = [f'{row["model"]} {row["stage"]}' for row in rows]
     best = [row['double_ring'] and min(row[strategy] for strategy in TWO_LEVEL) for row in rows]
-    picture = figures.bars(names, {'published': [row['published min'] for row in rows],
+    picture = svg.bars(names, {'published': [row['published min'] for row in rows],
                                    'predicted': [row['predicted min'] for row in rows],
                                    'predicted, best two-level strategy': best}, 'minutes', "Gradient's stages", log_y=True)
     claims.report(args.out, 'gradient', 'model cards of gradientai/Llama-3-8B-Instruct-Gradient-4194k and '
@@ -146,4 +148,4 @@ def run(argv=None):
 
 
 if __name__ == '__main__':
-    setup_run.main(run)
+    run_script(run)

@@ -2,7 +2,7 @@
 
     python experiments/papers/lwm.py
 
-Config: experiments/configs/lwm_text_7b.py, with their meshes. The paper's text gives about seven minutes a gradient step
+Config: experiments/configs/published/lwm_text_7b.py, with their meshes. The paper's text gives about seven minutes a gradient step
 at 1M (read second hand); its table prints no hours. Predicted for our program, then for one that works on every pair of
 the square, as theirs does: an imbalanced ring gains nothing from skipping. Then the best plan of the search.
 """
@@ -10,10 +10,12 @@ the square, as theirs does: an imbalanced ring gains nothing from skipping. Then
 import dataclasses
 
 import claims
-import setup_run
 from llama1_sizes import SIZES
 
-from lct.eval import figures
+from lct.cli.config import load_config, make_run
+from lct.cli.main import run_script
+from lct.cli.paths import experiments_folder
+from lct.eval.report import svg
 from lct.plan import cost, hardware, search, timing
 
 V4 = hardware.find('v4')
@@ -22,8 +24,8 @@ SECONDS_AT_1M = 7 * 60
 
 def stages():
     """Iterator of (stage, Step) of the config."""
-    raw = setup_run.load_config(setup_run.HERE / 'configs' / 'lwm_text_7b.py')
-    for stage in setup_run.run_of(raw).stages:
+    raw = load_config(experiments_folder() / 'configs' / 'published' / 'lwm_text_7b.py')
+    for stage in make_run(raw).stages:
         memory = dataclasses.replace(stage.memory, dtype='bfloat16')
         yield stage, cost.Step(SIZES['7B'], stage.mesh, stage.seq_len, stage.batch_size, stage.accumulation, memory)
 
@@ -68,7 +70,7 @@ def claims_of(rows):
 def run(argv=None):
     args = claims.flags(__doc__, argv)
     rows = table()
-    picture = figures.bars([row['stage'] for row in rows], {
+    picture = svg.bars([row['stage'] for row in rows], {
         'our program, their mesh': [row['s a step'] for row in rows], 'all pairs, their mesh': [row['all pairs, s a step'] for row in rows],
         'our program, best mesh': [row['best, s a step'] for row in rows],
         'published': [None] * (len(rows) - 1) + [SECONDS_AT_1M]}, 'seconds a step', 'LWM text stages on a TPU v4-512, predicted')
@@ -76,4 +78,4 @@ def run(argv=None):
 
 
 if __name__ == '__main__':
-    setup_run.main(run)
+    run_script(run)

@@ -12,10 +12,10 @@ real training step at the published context to the compiler for A100s and writes
 import dataclasses
 
 import claims
-import setup_run
 from llama1_sizes import SIZES
 
-from lct.eval import figures
+from lct.cli.main import run_script
+from lct.eval.report import svg
 from lct.models.llama import Memory
 from lct.ops.blockwise_attention import Chunks
 from lct.ops.strategies import Attention
@@ -228,14 +228,14 @@ def write(out, known):
     if known:
         tables['table 3, compiled'] = compiled_table(known)
     three = tables['table 3']
-    picture = figures.bars(
+    picture = svg.bars(
         [f'{row["machine"]} {row["model"]}' for row in three],
         {'BPT, predicted': [f for f, _ in cells(three, METHODS[2])], 'BPT, published': [p for _, p in cells(three, METHODS[2])],
          'ring, predicted': [f for f, _ in cells(three, 'ring')], 'ring, published': [p for _, p in cells(three, 'ring')]},
         'thousands of tokens', 'longest context that trains', log_y=True)
     lengths = [4 * K << n for n in range(9)]
     ratio = lambda d: [(6 * d + length) / (6 * d + 4 * K) for length in lengths]
-    flops = figures.lines(
+    flops = svg.lines(
         {**{f'{name}, their formula': (lengths, ratio(d)) for name, d in (('7B', 4096), ('175B', 12288))},
          '7B, our program, causal': (lengths, [per_token('7B', n // K, True) / per_token('7B', 4, True) for n in lengths]),
          '7B (published)': ([n * K for _, d, n, _ in FIGURE_5 if d == 4096], [p for _, d, _, p in FIGURE_5 if d == 4096])},
@@ -245,4 +245,4 @@ def write(out, known):
 
 
 if __name__ == '__main__':
-    setup_run.main(run)
+    run_script(run)

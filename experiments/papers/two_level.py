@@ -10,10 +10,10 @@ networks of their clusters are assumptions, written beside each row.
 import dataclasses
 
 import claims
-import setup_run
 from llama1_sizes import SIZES
 
-from lct.eval import figures
+from lct.cli.main import run_script
+from lct.eval.report import svg
 from lct.models.llama import Memory
 from lct.models.llama_sizes import LLAMA3_8B
 from lct.ops.blockwise_attention import Chunks
@@ -136,7 +136,7 @@ def run(argv=None):
     tables = {'bytes of a layer': volumes(), 'LoongTrain, 7B at 128K on 32 A100': loongtrain(),
               'LoongTrain, 7B at 1M on 32 A100': loongtrain_million(), 'USP, Llama-3 8B': usp()}
     rows = tables['LoongTrain, 7B at 128K on 32 A100']
-    picture = figures.bars([row['strategy'] for row in rows], {name: [row[f'{name} tokens/s/GPU'] for row in rows]
+    picture = svg.bars([row['strategy'] for row in rows], {name: [row[f'{name} tokens/s/GPU'] for row in rows]
                                                               for name in ('published', 'predicted')},
                            'tokens/s/GPU', '7B at 128K on 32 A100')
     claims.report(args.out, 'two_level', 'USP, arXiv 2405.07719, and LoongTrain, arXiv 2406.18485', tables, claims_of(tables),
@@ -144,4 +144,4 @@ def run(argv=None):
 
 
 if __name__ == '__main__':
-    setup_run.main(run)
+    run_script(run)

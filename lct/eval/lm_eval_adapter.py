@@ -13,7 +13,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from lct.eval import continuations, scoring
+from lct.eval import loglikelihood, scoring
 from lct.models.sampling import Sampling
 
 LOG = logging.getLogger('lct')
@@ -95,7 +95,7 @@ class ShardedLM(TemplateLM):
                 raise ValueError(f'a continuation of {len(continuation)} tokens does not fit into the {self.max_length} '
                                  'of the model; use a task with shorter ones or loglikelihood_rolling')
             pairs.append((context[max(over, 0):], continuation))
-        return continuations.score(self.model, pairs)
+        return loglikelihood.score(self.model, pairs)
 
     def generate_until(self, requests, disable_tqdm=False):
         groups = collections.defaultdict(list)
@@ -113,7 +113,7 @@ class ShardedLM(TemplateLM):
                 LOG.warning('%d prompts of up to %d tokens lose their beginning to fit into %d', len(longer),
                             max(longer), room)
             drawn = Sampling(settings['temperature'] or 1.0, settings.get('top_p', 1.0)) if settings['do_sample'] else None
-            texts = continuations.write(self.model, [ids[-room:] for ids in prompts], limit, stops, drawn, self.seed)
+            texts = loglikelihood.write(self.model, [ids[-room:] for ids in prompts], limit, stops, drawn, self.seed)
             for i, text in zip(group, texts, strict=True):
                 out[i] = text
         return out

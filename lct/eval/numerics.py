@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lct import sharding
-from lct.data import layout, packing
+from lct.data import layout
+from lct.data.batches import packing
 from lct.models import llama
 from lct.ops import rope, strategies
 from lct.ops.attention import attention as dense_attention

@@ -19,7 +19,7 @@ from lct import sharding
 from lct.data import layout as layouts
 from lct.data import tokenizer as tokenizers
 from lct.eval import samples
-from lct.eval.needle import ROPE_BY_LENGTH
+from lct.eval.recall_probe import ROPE_BY_LENGTH
 from lct.models import decode, llama
 from lct.models.session import Session
 

@@ -7,8 +7,9 @@ import functools
 import numpy as np
 
 from lct import sharding
-from lct.eval import adversarial_needles, icl, repository, ruler, runner, samples, scoring
-from lct.eval import placement as placements
+from lct.eval import runner, samples, scoring
+from lct.eval.tasks import adversarial_needles, code_questions, icl, ruler
+from lct.eval.tasks import needle_placement as placements
 
 DEPTHS = tuple(i / 10 for i in range(11))
 NEEDLE = ruler.Niah('needle', 'text', max_new_tokens=32)
@@ -251,8 +252,8 @@ def icl_scores(plan, rows):
 
 def repository_items(plan):
     """The questions of all tasks about one text share it."""
-    configs = [repository.TASKS[name] for name in plan.chosen(repository.TASKS)]
-    group = lambda config, length, i: ('repository', length, i // repository.QUESTIONS)
+    configs = [code_questions.TASKS[name] for name in plan.chosen(code_questions.TASKS)]
+    group = lambda config, length, i: ('repository', length, i // code_questions.QUESTIONS)
     return [item for length in plan.lengths for item in _items(plan, configs, length, group)]
 
 
@@ -264,7 +265,7 @@ def repository_scores(plan, rows):
         mine = [row for row in rows if (row['task'], row['length']) == (task, length)]
         scores, by_text = [scoring.score(task, row['text'], row['outputs']) for row in mine], {}
         for row, score in zip(mine, scores, strict=True):
-            text = row['meta'].get('bundle', row['index'] // repository.QUESTIONS)  # rows of an earlier version have none
+            text = row['meta'].get('bundle', row['index'] // code_questions.QUESTIONS)  # rows of an earlier version have none
             by_text.setdefault(text, []).append(score)
         scored = dataclasses.asdict(scoring.task_score(scores, [row['text'] for row in mine]))
         del scored['stderr']  # of questions as if they were independent
@@ -288,7 +289,7 @@ SUITES = {
     'needle': Suite(needle_items, needle_scores, ('needle',)),
     'adversarial': Suite(adversarial_items, adversarial_scores, tuple(adversarial_needles.TASKS), 'contiguous'),
     'icl': Suite(icl_items, icl_scores, tuple(icl.TASKS)),
-    'repository': Suite(repository_items, repository_scores, tuple(repository.TASKS)),
+    'repository': Suite(repository_items, repository_scores, tuple(code_questions.TASKS)),
 }
 
 

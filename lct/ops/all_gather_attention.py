@@ -9,8 +9,8 @@ import jax
 from jax import lax
 
 from lct.ops.blockwise_attention import Chunks, nothing, zero_grads
+from lct.ops.context_parallel import Split, finished_dq, see, see_grad, split_attention, zero_dq
 from lct.ops.ring_attention import turn, turn_grad
-from lct.ops.split_attention import Split, finished_dq, see, see_grad, split_attention, zero_dq
 
 
 def all_gather_attention(

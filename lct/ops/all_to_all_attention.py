@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lct.ops.blockwise_attention import Chunks, nothing
-from lct.ops.ring_attention import turn, turn_grad
-from lct.ops.split_attention import (
+from lct.ops.context_parallel import (
     Cotangent,
     Keys,
     Queries,
@@ -21,6 +20,7 @@ from lct.ops.split_attention import (
     split_attention,
     zero_dq,
 )
+from lct.ops.ring_attention import turn, turn_grad
 
 
 def all_to_all_attention(

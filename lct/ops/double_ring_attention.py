@@ -6,8 +6,8 @@ single ring leaves it one.
 """
 
 from lct.ops.blockwise_attention import Chunks, nothing
+from lct.ops.context_parallel import Split, finished_dq, see, see_grad, split_attention, zero_dq
 from lct.ops.ring_attention import turn, turn_grad
-from lct.ops.split_attention import Split, finished_dq, see, see_grad, split_attention, zero_dq
 
 
 def double_ring_attention(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lct.ops.blockwise_attention import Chunks, fit, nothing, zero_grads
-from lct.ops.split_attention import Split, finished_dq, see, see_grad, split_attention, zero_dq
+from lct.ops.context_parallel import Split, finished_dq, see, see_grad, split_attention, zero_dq
 
 
 def ring_attention(

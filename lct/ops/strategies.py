@@ -11,10 +11,10 @@ from jax import lax
 from lct.ops.all_gather_attention import all_gather_attention
 from lct.ops.all_to_all_attention import all_to_all_attention
 from lct.ops.blockwise_attention import Chunks
+from lct.ops.context_parallel import KERNELS
 from lct.ops.double_ring_attention import double_ring_attention
 from lct.ops.kernels import triton_attention
 from lct.ops.ring_attention import ring_attention
-from lct.ops.split_attention import KERNELS
 
 # strategy: (how a shard meets the others, what it needs, what waits for the network)
 CAPABILITIES = {

@@ -1,0 +1,169 @@
+"""Decoding on a ring: is it the forward pass to the last digit, and what does a token cost?
+
+    python experiments/bench/bench_decode.py --check     1,000 decoded tokens against a plain forward, on every mesh
+    python experiments/bench/bench_decode.py             a token at 32K on 8 devices next to one at 4K on one, interleaved
+    ... --out experiments/results/decode.json      keeps the figures of either
+
+What is compared: a ring of 8 holds 4K of the 32K tokens on each device and reads all weights there, which is what one
+device does at 4K. Virtual devices share the cores of the machine, so that the eight take eight times as long even if
+nothing is lost; the ratio that says what the split costs is per device, the time of the ring over 8 times that of the
+one. Beside it stands the ring over 8 devices that decode a 4K text each, apart: the same work and the same crowd on the
+same cores and caches, and nothing to merge.
+
+A token's price is the difference between long and short answers, over the tokens between them. What an answer costs
+once, above all bringing together the weights that are split over the ring, is given apart.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import statistics
+import time
+
+import jax
+
+from lct.cli.main import run_script
+
+jax.config.update('jax_num_cpu_devices', 8)
+
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax import lax  # noqa: E402
+
+from lct import sharding  # noqa: E402
+from lct.data import layout  # noqa: E402
+from lct.models import decode, llama  # noqa: E402
+from lct.models.kv_cache import empty_cache  # noqa: E402
+from lct.models.session import Session  # noqa: E402
+from lct.ops import rope  # noqa: E402
+from lct.ops.blockwise_attention import Chunks  # noqa: E402
+from lct.ops.strategies import Attention  # noqa: E402
+
+MESHES = [(1, 1, 1, 1), (1, 1, 8, 1), (2, 1, 4, 1), (1, 1, 4, 2)]
+SMALL = llama.LlamaConfig(vocab_size=64, embed_dim=32, mlp_dim=64, num_layers=2, num_heads=4, num_kv_heads=2,
+                          head_dim=8, rope=rope.RopeConfig(theta=10000.0))
+BENCH = llama.LlamaConfig(vocab_size=1024, embed_dim=256, mlp_dim=768, num_layers=4, num_heads=8, num_kv_heads=4,
+                          head_dim=64, tie_embeddings=True, rope=rope.RopeConfig(theta=1e6))
+MEMORY = llama.Memory(remat='none', attention=Attention(chunks=Chunks(32, 32)), ffn_chunks=2)
+LENGTHS, NEW, SEQ_LEN = (50, 3, 17, 200), 1000, 1280
+STEPS = 33  # tokens of a long answer
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--check', action='store_true')
+    parser.add_argument('--rounds', type=int, default=9)
+    parser.add_argument('--out', type=pathlib.Path, help='JSON, of which this run replaces its half')
+    args = parser.parse_args()
+    result = {'exact': check()} if args.check else {'speed': bench(args.rounds)}
+    if args.out:
+        kept = json.loads(args.out.read_text()) if args.out.is_file() else {}
+        args.out.write_text(json.dumps({**kept, **result}, indent=1) + '\n')
+
+
+def on(degrees):
+    return contextlib.nullcontext() if set(degrees) == {1} else jax.set_mesh(sharding.make_mesh(degrees))
+
+
+def check():
+    """The largest difference of any logit from the forward's, after prompts of unequal lengths."""
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(np.asarray, llama.init(SMALL, jax.random.key(0)))
+    whole = rng.integers(1, SMALL.vocab_size, (len(LENGTHS), SEQ_LEN)).astype(np.int32)
+    expected = np.asarray(llama.logits(params, SMALL, whole))
+    at = np.array(LENGTHS)[:, None] - 1 + np.arange(NEW + 1)
+    expected = np.take_along_axis(expected, at[:, :, None], 1)
+    forced = np.take_along_axis(whole, at[:, 1:], 1)
+    errors = {}
+    for degrees in MESHES:
+        for piece in (None, 64):
+            with on(degrees):
+                placed = jax.tree.map(sharding.put, params, llama.specs(SMALL))
+                indices = layout.permutation('striped', SEQ_LEN, degrees[2])
+                session = Session(placed, SMALL, len(LENGTHS), SEQ_LEN, indices, MEMORY)
+                session.read([row[:n].tolist() for row, n in zip(whole, LENGTHS)], piece)
+                got = follow(placed, session.cache, session.slot_of, sharding.put(forced, sharding.spec('BD')),
+                             sharding.put(session.lengths, sharding.spec('B')), session.tables)
+                first = np.abs(np.asarray(session.logits) - expected[:, 0]).max()
+                later = np.abs(np.asarray(got).swapaxes(0, 1) - expected[:, 1:]).max()
+            name = f"{','.join(map(str, degrees))} " + ('whole' if piece is None else f'pieces of {piece}')
+            errors[name] = {'first': float(first), f'{NEW} decoded': float(later)}
+            print(f'{name:24s} prefill {first:.1e}   {NEW} decoded tokens {later:.1e}', flush=True)
+    return errors
+
+
+@jax.jit
+def follow(params, cache, slot_of, forced, lengths, tables):
+    """Logits [n, B, V] after each of the forced tokens [B, n]."""
+    params = decode.gathered(params, SMALL)
+
+    def step(cache, inputs):
+        token, i = inputs
+        positions = lengths + i
+        slots = decode.rows_at(slot_of, positions)
+        return decode.decode_step(params, SMALL.architecture(), cache, token, positions, slots, tables)
+
+    return lax.scan(step, cache, (forced.T, jnp.arange(forced.shape[1])))[1]
+
+
+def bench(rounds):
+    """Milliseconds of a token and of an answer's beginning, rounds interleaved, ratios within a round."""
+    sides = {'1 device, 4K': side((1, 1, 1, 1), 4096), '8 devices, 32K': side((1, 1, 8, 1), 32768),
+             '8 devices, 4K each': side((8, 1, 1, 1), 4096)}
+    measured = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, run in sides.items():
+            measured[name].append(run())
+    tokens, once = ({name: [pair[i] for pair in pairs] for name, pairs in measured.items()} for i in (0, 1))
+    for name, values in tokens.items():
+        print(f'{name:18s} {statistics.median(values):6.2f} ms a token ({min(values):.2f} to {max(values):.2f}), '
+              f'{statistics.median(once[name]):.1f} ms once for an answer')
+    one, ring, apart = (np.array(values) for values in tokens.values())
+    ratios = {'per_device': ring / one / 8, 'to_eight_apart': ring / apart}
+    for name, values in ratios.items():
+        print(f'{name:18s} {np.median(values):.2f} ({values.min():.2f} to {values.max():.2f})')
+    return {'ms_a_token': tokens, 'ms_once': once, 'cores': os.cpu_count(), 'jax': jax.__version__,
+            **{name: float(np.median(values)) for name, values in ratios.items()}}
+
+
+def side(degrees, length):
+    """A function that answers behind full caches, a row of `length` tokens for every replica -> milliseconds of a token
+    and of what comes once."""
+    rows = degrees[0]
+    with on(degrees):
+        params = llama.init(BENCH, jax.random.key(0))
+        tables = rope.make_tables(BENCH.rope, BENCH.head_dim, length)
+        indices = layout.permutation('striped', length, degrees[2]).astype(np.int32)
+        positions = sharding.put(np.tile(indices, (rows, 1)), sharding.spec('BS'))
+        slot_of = sharding.put(layout.inverse(indices), jax.P(None))
+        row = lambda x: sharding.put(np.full(rows, x, np.int32), sharding.spec('B'))
+        start, stop = row(length - STEPS - 1), sharding.put(np.zeros(BENCH.vocab_size, bool), jax.P(None))
+        filled = jax.jit(lambda positions: empty_cache(BENCH, positions, jnp.float32).replace(
+            segment_ids=(positions < length - STEPS).astype(jnp.int32)))
+        cache = filled(positions)
+        logits = sharding.put(np.zeros((rows, BENCH.vocab_size), np.float32), sharding.spec('BV'))
+        step = jax.jit(decode.decode, static_argnames=('config', 'max_new_tokens'), donate_argnames='cache')
+
+    def seconds(count):
+        """Of an answer of count tokens. It fills the slots that the one before filled."""
+        nonlocal cache
+        limits = row(count)
+        jax.block_until_ready((cache, limits))
+        begin = time.perf_counter()
+        cache, tokens, _ = step(params, BENCH.architecture(), cache, logits, start, slot_of, limits, stop, tables, STEPS)
+        jax.block_until_ready((cache, tokens))
+        return time.perf_counter() - begin
+
+    def run():
+        with on(degrees):
+            short, long = seconds(1), seconds(STEPS)
+            return (long - short) * 1e3 / (STEPS - 1), short * 1e3
+
+    run()
+    return run
+
+
+if __name__ == '__main__':
+    run_script(main)

@@ -1,0 +1,105 @@
+"""The Llama-3 tokenizer here, in Meta's own code on tiktoken, and in the tokenizers library, on lines of
+mixed text, code, emoji, CJK, odd white space and special tokens.
+
+    pip install '.[llama3-tokenizer]'
+    python experiments/checks/check_tokenizer.py                      against Meta's class
+    python experiments/checks/check_tokenizer.py --json PATH          and a tokenizer.json in the library
+"""
+
+import argparse
+import json
+import pathlib
+import random
+import sys
+import tempfile
+
+import tokenizers
+
+from lct.cli.main import check_positive, needs, run_script
+from lct.data import tokenizer, tokenizer_json
+
+WORDS = ("the of don't we'll I'D it's naïve Straße café résumé Hello WORLD x1y2 e.g. U.S.A. 3.14159 "
+         '1,000,000 ½ Ⅷ x² Ελληνικά Привет мир שלום مرحبا नमस्ते สวัสดี 한국어 こんにちは 北京 東京都 ﬁ İstanbul ǅ '
+         'aͤ̈ e\u0301 \u200bzero 👍🏽 👩‍👩‍👧 🏳️‍🌈 🙂 🇫🇷 ♥ ∑∂x → … — “quoted” ‘s ʼn').split(' ')
+CODE = ('def f(x):', '\treturn x ** 2  # square', 'for(int i=0;i<n;++i){', '}', 'SELECT * FROM t WHERE a!=b;',
+        'https://example.org/a?b=c&d=%20', '<div class="x">', '{"key": [1, 2.5e-7, null]}',
+        '#include <stdio.h>', "x = y if z else 'w'", 'snake_case CamelCase', '\\frac{a}{b}$', '=====', '-->',
+        '0x1F', '!!??', "'''", '@@ -1,2 +3 @@')
+SPACES = (' ', ' ', ' ', '  ', '   ', '\t', '\n', '\r\n', '\n\n', ' \n ', '\u00a0', '\u3000', '\u2003',
+          '\x0b', '\x0c', '\u2028', '', '\x00', '\x85', '                        ')
+# Named alike in all releases of Llama-3; the last two are special nowhere.
+SPECIAL = ('<|begin_of_text|>', '<|end_of_text|>', '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>',
+           '<|reserved_special_token_0|>', '<|begin_of_text', '<|nothing|>')
+
+
+def lines(count, seed=0):
+    """count lines, each of up to 40 pieces of all kinds."""
+    draw = random.Random(seed)
+
+    def any_character():
+        while True:
+            point = draw.choice((draw.randrange(0x250), draw.randrange(0x3000), draw.randrange(0x110000)))
+            if not 0xD800 <= point < 0xE000:  # surrogates are no characters
+                return chr(point)
+
+    kinds = (lambda: draw.choice(WORDS), lambda: draw.choice(CODE), lambda: draw.choice(SPECIAL),
+             lambda: str(draw.randrange(10**draw.randrange(1, 12))),
+             lambda: ''.join(any_character() for _ in range(draw.randrange(1, 6))))
+    weights = (8, 3, 1, 2, 2)
+    for _ in range(count):
+        pieces = draw.choices(kinds, weights, k=draw.randrange(41))
+        yield ''.join(piece() + draw.choice(SPACES) for piece in pieces)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--json', type=pathlib.Path, metavar='PATH')
+    parser.add_argument('--lines', type=int, default=10_000)
+    args = parser.parse_args()
+    check_positive(args, 'lines')
+    ours = tokenizer.load('llama3')
+    with needs("'.[llama3-tokenizer]'"):
+        from llama_models.llama3.tokenizer import Tokenizer as Meta
+    meta = Meta.get_instance()
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = tokenizer_json.from_tiktoken(tokenizer.installed_llama3())
+        path = pathlib.Path(folder, 'tokenizer.json')
+        path.write_text(json.dumps(made))
+        made_here = tokenizer.load(path)
+        checks = {
+            "encode == Meta's encode": lambda x: ours.encode(x) == meta.encode(x, bos=False, eos=False),
+            "encode_special == Meta's with allowed_special='all'": lambda x: (
+                ours.encode_special(x) == meta.encode(x, bos=False, eos=False, allowed_special='all')),
+            'decode(encode(x)) == x': lambda x: ours.decode(ours.encode(x)) == x,
+            'the tokenizer.json made of it == encode': lambda x: made_here.encode(x) == ours.encode(x),
+        }
+        if args.json:
+            library, read = tokenizers.Tokenizer.from_file(str(args.json)), tokenizer.load(args.json)
+            checks |= {
+                'encode_special == the library': lambda x: ours.encode_special(x) == library.encode(
+                    x, add_special_tokens=False).ids,
+                'tokenizer.json read here == encode': lambda x: read.encode(x) == ours.encode(x),
+                '... and encode_special == the library': lambda x: read.encode_special(x) == library.encode(
+                    x, add_special_tokens=False).ids,
+                '... and decode(encode(x)) == x': lambda x: read.decode(read.encode(x)) == x,
+            }
+        text = list(lines(args.lines))
+        failed = {name: [x for x in text if not check(x)] for name, check in checks.items()}
+    tokens = sum(len(ours.encode(x)) for x in text)
+    print(f'{len(text)} lines, {sum(map(len, text))} characters, {tokens} tokens')
+    for name, bad in failed.items():
+        print(f'{name}: {len(text) - len(bad)} of {len(text)}', f'first: {bad[0]!r}' if bad else '')
+    good = not any(failed.values())
+    if args.json:
+        theirs = json.loads(args.json.read_text())['model']
+        for key in ('vocab', 'merges'):
+            same = theirs[key] == made['model'][key]
+            good &= same
+            print(f'{len(theirs[key])} {key} of the one made of it: {"equal" if same else "OTHER"}')
+    sys.exit(0 if good else 'not the same')
+
+
+if __name__ == '__main__':
+    run_script(main)

@@ -1,0 +1,75 @@
+"""Gradient's Llama-3-8B-Instruct from 8,192 to 4,194,304 tokens, as their model cards print it.
+
+    python experiments/extend.py --config experiments/configs/published/gradient_llama3_8b.py \\
+        --workdir runs/gradient_8b --set model_folder=/models/llama3-8b --set corpus=/data/long_documents
+
+Source: the tables of gradientai/Llama-3-8B-Instruct-Gradient-1048k and -4194k on Hugging Face: lengths,
+thetas, steps, batches, learning rate, GPUs and minutes. `published` repeats what they print and is no input
+to the run.
+
+Thetas: dynamic NTK with alpha 4, from stage to stage, and the critical base at 4,194,304. The cards name
+neither rule; the rules are inferred from the figures, which they meet to every printed digit. The 1048K
+stage was trained from the weights of 524K, yet its theta follows from 262K's: 207,112,184 * 13^(128/126) =
+2,804,339,835. No rule from stage to stage gives that, so it stands below as a number. (The released 1048K
+weights are reported to carry 3,580,165,449, the critical base, and not the 2.80B of the table.)
+
+Mesh: 8,192 tokens on a GPU, so the ring has seq_len / 8,192 GPUs and the others are more rings beside it
+(16,384 tokens at 1048K), from a row "ring parallelism" of an earlier version of the card. 4194K has no such
+row; one ring of 512 is our reading. The rings side by side lie on the fsdp axis, which splits rows as data
+does, and weights besides. `--mesh` puts all stages on the devices that you have.
+
+What differs: the batch of 1048K (see there); the cards give no optimizer beyond the learning rate, so it is
+EasyContext's, which they built on, without warm-up; they trained in bfloat16, here what is computed is
+bfloat16, and the weights that the optimizer moves and its moments are float32 (16 bytes a parameter on a ring
+of eight: 16 GB a GPU), because a step of 2e-5 is below the last digit of a bfloat16 weight; their text is
+SlimPajama, augmented to long documents; their chat fine-tuning is no part of this.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.name = 'llama3-8b-4194k'
+    config.model_folder = ''  # your folder of meta-llama/Meta-Llama-3-8B-Instruct
+    config.base = ConfigDict({'max_position_embeddings': 8192, 'rope_theta': 500000.0})
+    config.license = 'llama3'
+    config.seed = 0
+    config.corpus = ''  # your long documents: a folder, glob, JSONL or text file
+    config.corpus_bytes = 2_000_000_000
+    config.held_out = 0.01
+    config.optimizer = ConfigDict({'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1})
+    config.checkpoint_every = 10
+
+    def stage(name, seq_len, ring, rings, batch_size, accumulation, num_steps, theta, remat, ffn_chunks, /,
+              **published):
+        return ConfigDict({
+            'name': name, 'seq_len': seq_len, 'batch_size': batch_size, 'accumulation': accumulation,
+            'num_steps': num_steps, 'learning_rate': 2e-5, 'warmup_steps': 0, 'final_fraction': 1.0,
+            'theta': theta, 'alpha': 4.0, 'mesh': (1, rings, ring, 1), 'layout': 'zigzag',
+            'mixture': {'text': 1.0},
+            'memory': {'remat': remat, 'query_chunk': 512, 'key_chunk': 512, 'ffn_chunks': ffn_chunks,
+                       'loss_chunk': 512, 'dtype': 'bfloat16'},
+            'published': {'device': 'NVIDIA L40S', **published},
+        })
+
+    # name, seq_len, ring, rings, batch_size, accumulation, num_steps, theta, remat, ffn_chunks
+    config.stages = (
+        stage('65K', 2**16, 8, 1, 1, 32, 30, 'dynamic_ntk', 'full', 1,
+              rope_theta='15.3M', devices=8, rings=1, minutes=202, total_tokens=62_914_560),
+        stage('262K', 2**18, 32, 1, 1, 16, 24, 'dynamic_ntk', 'full', 8,
+              rope_theta='207.1M', devices=32, rings=1, minutes=555, total_tokens=100_663_296),
+        stage('524K', 2**19, 64, 8, 16, 1, 50, 'dynamic_ntk', 'offload', 8,
+              rope_theta='1.06B', devices=512, rings=8, minutes=61, total_tokens=419_430_400),
+        # Its column contradicts itself: batch 8 (corrected from 16), yet 838,860,800 tokens, the product with
+        # 16. That many in 87 minutes would be 75% of the peak of 512 L40S; 419,430,400 are 38%. So batch 8.
+        stage('1048K', 2**20, 64, 8, 8, 1, 50, 2_804_339_835, 'offload', 8,
+              rope_theta='2.80B', devices=512, rings=8, minutes=87, total_tokens=838_860_800),
+        stage('4194K', 2**22, 512, 1, 2, 2, 12, 'critical_base', 'offload', 8,  # "stopped early"
+              rope_theta='45.2B', devices=512, minutes=433, total_tokens=201_326_592),
+    )
+    config.needle = ConfigDict({
+        'lengths': tuple(2**n for n in range(13, 23)), 'depths': (0.0, 0.25, 0.5, 0.75, 1.0), 'samples': 2,
+    })
+    config.loss = ConfigDict({'seq_len': 2**17, 'windows': 16, 'rotations': 4})  # single documents must be as long as this
+    return config

@@ -1,0 +1,65 @@
+"""Large World Model (Liu et al. 2024, arXiv 2402.08268), the text stages: Llama-2-7B from 4,096 to 1,048,576.
+
+    python experiments/extend.py --config experiments/configs/published/lwm_text_7b.py \\
+        --workdir runs/lwm --set model_folder=/models/llama2-7b --set corpus=/data/books
+
+Source: Table 11 of the paper: lengths, thetas, tokens, steps, learning rate, warm-up, meshes. `published`
+repeats what it prints and is no input to the run. No rule from length to length explains these thetas; they
+are numbers.
+
+Mesh: theirs, (dp, fsdp, tp, sp) written in our order and with fsdp's -1 filled in for a TPU v4-512. That
+name counts the two cores of a chip, so 256 devices: then every shard of dp * fsdp has one row or two, while
+512 devices would leave shards without a row at 128K. Little of it is a ring: they used up to 16-way tensor
+parallelism first, and rings of 2 and 4 in the last two stages.
+
+What differs: a batch of "4M tokens" is 4,194,304 in whole rows, where their totals count 4.0M a step, so a
+stage sees up to 5% more than its printed total; the table has no betas and no weight decay, so they are
+EasyContext's; they trained in float32, which a TPU multiplies in one pass of bfloat16 unless told otherwise,
+here what is computed is bfloat16 and the weights that the optimizer moves are float32; their data is Books3;
+their chat and vision stages are no part of this.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.name = 'llama2-7b-lwm-1m'
+    config.model_folder = ''  # your folder of meta-llama/Llama-2-7b-hf
+    config.base = ConfigDict({'max_position_embeddings': 4096, 'rope_theta': 10000.0})
+    config.license = 'llama2'
+    config.seed = 0
+    config.corpus = ''  # your long documents: a folder, glob, JSONL or text file
+    config.corpus_bytes = 2_000_000_000
+    config.held_out = 0.01
+    config.optimizer = ConfigDict({'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1})
+    config.checkpoint_every = 50
+
+    def stage(name, seq_len, mesh, num_steps, warmup_steps, theta, remat, ffn_chunks, /, **published):
+        return ConfigDict({
+            'name': name, 'seq_len': seq_len, 'batch_size': 2**22 // seq_len, 'accumulation': 1,
+            'num_steps': num_steps, 'learning_rate': 4e-5, 'warmup_steps': warmup_steps,
+            'final_fraction': 1.0, 'theta': theta, 'mesh': mesh, 'layout': 'zigzag', 'mixture': {'text': 1.0},
+            'memory': {'remat': remat, 'query_chunk': 512, 'key_chunk': 512, 'ffn_chunks': ffn_chunks,
+                       'loss_chunk': 512, 'dtype': 'bfloat16'},
+            'published': {'device': 'TPU v4-512', 'tokens_per_batch': '4M', **published},
+        })
+
+    # name, seq_len, mesh, num_steps, warmup_steps, theta, remat, ffn_chunks
+    config.stages = (
+        stage('32K', 2**15, (1, 64, 1, 4), 1200, 100, 1_000_000, 'full', 4,
+              mesh_dim='1,-1,4,1', total_tokens=4.8e9),
+        stage('128K', 2**17, (1, 32, 1, 8), 3000, 200, 10_000_000, 'offload', 16,
+              mesh_dim='1,-1,8,1', total_tokens=12e9),
+        stage('256K', 2**18, (1, 16, 1, 16), 3000, 200, 10_000_000, 'offload', 32,
+              mesh_dim='1,-1,16,1', total_tokens=12e9),
+        stage('512K', 2**19, (1, 8, 2, 16), 720, 50, 25_000_000, 'offload', 32,
+              mesh_dim='1,-1,16,2', total_tokens=3e9),
+        stage('1M', 2**20, (1, 4, 4, 16), 450, 25, 50_000_000, 'offload', 32,
+              mesh_dim='1,-1,16,4', total_tokens=1.8e9),
+    )
+    config.needle = ConfigDict({
+        'lengths': tuple(2**n for n in range(12, 21)), 'depths': (0.0, 0.25, 0.5, 0.75, 1.0), 'samples': 2,
+    })
+    config.loss = ConfigDict({'seq_len': 2**17, 'windows': 16, 'rotations': 4})  # single documents must be as long as this
+    return config

@@ -1,0 +1,69 @@
+"""Train the small base checkpoint (a Llama-3 with native context 512) and write it as a Hugging Face folder.
+
+    python experiments/studies/pretrain_base.py --workdir runs/base
+
+Text: the standard library of the Python that runs this. Recall data: the generators of lct.data.recall.
+"""
+
+import json
+import pathlib
+import sys
+
+from lct.cli.config import as_plain, make_run, parse_args, setup_devices
+from lct.cli.corpus import encode_documents
+from lct.cli.main import run_script
+from lct.cli.paths import experiments_folder
+
+
+def run():
+    config, args = parse_args(__doc__, experiments_folder() / 'configs' / 'base.py', 'runs/base')
+    setup_devices(config)
+    import jax
+
+    from lct.data import tokenizer
+    from lct.data.batches.memory_source import Mixture
+    from lct.data.corpus import documents
+    from lct.data.synthetic import recall
+    from lct.models import llama
+    from lct.ops.rope import RopeConfig
+    from lct.train import loop
+    from lct.train.checkpoint import claim
+    from lct.weights import llama_hf
+
+    workdir, run_config = pathlib.Path(args.workdir), make_run(config)
+    lock = claim(workdir, as_plain(config))  # noqa: F841  held while the process lives
+    training, _ = documents.split(documents.read(config.corpus, config.corpus_bytes), config.held_out)
+    texts = [document.text for document in training]
+    folder = workdir / 'tokenizer'
+    if not (folder / 'generation_config.json').exists():  # the last file written
+        tokenizer.train(texts, config.model.vocab_size, folder / 'tokenizer.json',
+                        recall.ADJECTIVES + recall.NOUNS)
+        (folder / 'tokenizer_config.json').write_text(json.dumps({
+            'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': tokenizer.BOS_NAMES[0],
+            'eos_token': tokenizer.EOS_NAMES[0], 'model_max_length': config.model.max_position_embeddings,
+        }, indent=2))
+        ids = {'bos_token_id': 0, 'eos_token_id': 1}  # the order in which tokenizer.train adds them
+        for name in ('config.json', 'generation_config.json'):
+            (folder / name).write_text(json.dumps(ids, indent=2))
+    words = tokenizer.load(folder)
+    mixture = Mixture(encode_documents(words, training), words, seed=config.seed)
+
+    fields = config.model.to_dict()
+    rope = RopeConfig(theta=fields.pop('rope_theta'))
+    model = llama.LlamaConfig(**fields, rope=rope)
+    loop.say(f'{llama.num_params(model):,} parameters, {mixture.num_tokens:,} tokens of text')
+    with loop.stop_requests() as asked:
+        try:
+            model, params, _ = loop.train(
+                run_config, model, lambda: llama.init(model, jax.random.key(config.seed)),
+                mixture, workdir, asked,
+            )
+        except loop.Interrupted as stop:
+            loop.say(str(stop))
+            sys.exit(130)
+    llama_hf.save(workdir / 'model', model, params, dtype='float32', tokenizer_from=folder, overwrite=True)
+    loop.say(f'wrote {workdir / "model"}')
+
+
+if __name__ == '__main__':
+    run_script(run, resumes=True)

@@ -1,0 +1,167 @@
+"""An endless, deterministic stream of rows: shuffled documents packed into rows, with long
+stretches of one document, recall rows and copy rows between them.
+
+What row r is, and every random number in it, is a function of (seed, r) and the weights; where the text goes
+on is a cursor. The two together are the state: four integers, from which the stream continues anywhere.
+"""
+import numpy as np
+
+from lct.data.batches.loader import Loader
+from lct.data.batches.packing import pack, piece, take
+from lct.data.synthetic.recall import RecallWords, copy_row, recall_documents
+
+KINDS = ('text', 'recall', 'copy', 'long')
+
+
+class Mixture:
+    """documents: list of int arrays [n], without special tokens. weights: kind -> share of the rows, for
+    example {'text': 0.4, 'recall': 0.3, 'copy': 0.3}."""
+
+    def __init__(self, documents, tokenizer, weights=None, seed=0):
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self.weights = weights or {'text': 1.0}
+        documents = [_as_ids(ids, number) for number, ids in enumerate(documents) if len(ids)]
+        if not documents:
+            raise ValueError('the corpus has no tokens; give documents with text')
+        # One array for random pieces of text; the documents are views of it.
+        self._text = np.concatenate(documents)
+        self._documents = np.split(self._text, np.cumsum([len(ids) for ids in documents])[:-1])
+        self._vocabulary = np.unique(self._text)
+        self._words = None
+        self._permutation = (None, None)
+        self._state = {'row': 0, 'epoch': 0, 'document': 0, 'offset': 0}
+
+    @property
+    def weights(self):
+        return dict(self._weights)
+
+    @weights.setter
+    def weights(self, weights):
+        unknown = sorted(set(weights) - set(KINDS))
+        if unknown:
+            raise ValueError(f'mixture weight {unknown[0]!r} is not one of {", ".join(KINDS)}')
+        if min(weights.values(), default=0) < 0 or not 0 < sum(weights.values()) < float('inf'):
+            raise ValueError(f'mixture weights {weights} must be non-negative with a positive sum; '
+                             "use for example {'text': 1.0}")
+        self._weights = dict(weights)
+
+    @property
+    def state(self):
+        """{row, epoch, document, offset}: the next row, and the next token of text in the epoch's order."""
+        return dict(self._state)
+
+    @state.setter
+    def state(self, state):
+        if set(state) != set(self._state) or not all(isinstance(n, int) and n >= 0 for n in state.values()):
+            raise ValueError(f'data state {state} is not {{row, epoch, document, offset}} of integers >= 0; '
+                             'give the state that this loader returned')
+        count = len(self._documents)
+        if state['document'] >= count:
+            raise ValueError(f'data state is at document {state["document"]} of an epoch of {count}: it '
+                             'belongs to another corpus; resume with the one of the run, or start a new run')
+        length = len(self._document(state['epoch'], state['document'])) + len(self._bos)
+        if state['offset'] >= length:
+            raise ValueError(f'data state is at token {state["offset"]} of a document of {length}: it '
+                             'belongs to another corpus; resume with the one of the run, or start a new run')
+        self._state = dict(state)
+
+    @property
+    def num_tokens(self):
+        """Tokens of one epoch of text, the bos of each document included."""
+        return len(self._text) + len(self._bos) * len(self._documents)
+
+    @property
+    def _bos(self):
+        return [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+
+    def kind(self, row):
+        """-> 'text', 'recall' or 'copy': what row number `row` is under the present weights."""
+        return self._kind(self._rng(row))
+
+    def next_row(self, seq_len):
+        """-> the next row of seq_len tokens (a dict of [T] arrays, see packing) and moves the state on."""
+        self.check_length(seq_len)
+        rng = self._rng(self._state['row'])
+        kind = self._kind(rng)
+        make = {'text': self._text_row, 'recall': self._recall_row, 'copy': self._copy_row,
+                'long': self._long_row}[kind]
+        pieces = make(rng, seq_len)
+        self._state['row'] += 1
+        return pack(pieces, seq_len)
+
+    def loader(self, batch_size, seq_len, layout, ring_size, vocab_size, held):
+        """-> Loader of whole batches, whatever part of them this process holds: the corpus is in its memory."""
+        return Loader(self, batch_size, seq_len, layout, ring_size, vocab_size)
+
+    def check_length(self, seq_len):
+        """Refuses a corpus shorter than one sequence, or without a long document where rows ask for one."""
+        if self.num_tokens < seq_len:
+            raise ValueError(f'the corpus has {self.num_tokens} tokens, fewer than one sequence of seq_len '
+                             f'{seq_len}; add documents or use a shorter sequence')
+        if self._weights.get('long', 0) > 0 and not self._starts(seq_len).any():
+            longest = max(map(len, self._documents))
+            raise ValueError(f"mixture kind 'long' needs a document of seq_len {seq_len} tokens, but the longest has "
+                             f"{longest}; add longer documents, or use kind 'text', which packs short ones")
+
+    def _rng(self, row):
+        return np.random.default_rng((self.seed, 0, row))
+
+    def _kind(self, rng):
+        shares = np.array([self._weights.get(kind, 0) for kind in KINDS], np.float64)
+        drawn = np.searchsorted(np.cumsum(shares / shares.sum()), rng.random(), side='right')
+        return KINDS[min(drawn, np.flatnonzero(shares)[-1])]  # the sum of the shares may round to less than 1
+
+    def _document(self, epoch, index):
+        if self._permutation[0] != epoch:
+            order = np.random.default_rng((self.seed, 1, epoch)).permutation(len(self._documents))
+            self._permutation = (epoch, order)
+        return self._documents[self._permutation[1][index]]
+
+    def _text_row(self, rng, seq_len):
+        state, count = self._state, len(self._documents)
+
+        def document(index):
+            return self._document(state['epoch'] + index // count, index % count)
+
+        cursor = (state['document'], state['offset'])
+        pieces, (index, offset) = take(document, cursor, seq_len, self.tokenizer.bos_id)
+        epoch = state['epoch'] + index // count
+        self._state = {**state, 'epoch': epoch, 'document': index % count, 'offset': offset}
+        return pieces
+
+    def _starts(self, seq_len):
+        """int [documents]: how many stretches of a whole row each document holds."""
+        sizes = np.array([len(ids) for ids in self._documents])
+        return np.maximum(sizes - (seq_len - len(self._bos)) + 1, 0)
+
+    def _long_row(self, rng, seq_len):
+        """One stretch of one document that fills the row: most documents are short, and rows packed with them
+        teach nothing about the far end of the window."""
+        starts = self._starts(seq_len)
+        document = rng.choice(len(starts), p=starts / starts.sum())
+        start = rng.integers(starts[document])
+        ids = self._documents[document][start:start + seq_len - len(self._bos)]
+        return [piece(ids, None, self.tokenizer.bos_id)]
+
+    def _recall_row(self, rng, seq_len):
+        self._words = self._words or RecallWords(self.tokenizer)
+        return [piece(ids, weights, self.tokenizer.bos_id)
+                for ids, weights in recall_documents(rng, self._words, self._text, seq_len)]
+
+    def _copy_row(self, rng, seq_len):
+        ids, weights = copy_row(rng, self._text, seq_len - len(self._bos), vocabulary=self._vocabulary)
+        return [piece(ids, weights, self.tokenizer.bos_id)]
+
+
+def _as_ids(ids, number):
+    """int32 [n]; an id that does not fit is refused here, because a cast would turn it into another one."""
+    ids = np.asarray(ids)
+    if ids.ndim != 1 or ids.dtype.kind not in 'iu':
+        raise ValueError(f'document {number} is {ids.dtype} {list(ids.shape)}; '
+                         'give a flat array of integer token ids')
+    if ids.dtype != np.int32 and (ids.min() < 0 or ids.max() > np.iinfo(np.int32).max):
+        at = int(np.argmax((ids < 0) | (ids > np.iinfo(np.int32).max)))
+        raise ValueError(f'document {number} has token id {ids[at]} at {at}, outside int32; '
+                         'tokenize it again')
+    return ids.astype(np.int32, copy=False)

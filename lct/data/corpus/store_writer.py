@@ -1,0 +1,239 @@
+"""Writes a token store (see store), a shard at a time; a stopped writer leaves nothing under the store's name and
+all its closed shards to the next one.
+
+    FOLDER.partial/plan.json     what the store is made of: another plan is refused
+                   00000.json    of closed shard 0: its checksum, where its input ended, counts up to there
+                   00000.npz     the documents that end in it
+                   store/        what becomes FOLDER
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+from array import array
+from collections import Counter
+
+import numpy as np
+
+from lct.data.corpus.store import (
+    FORMAT,
+    TABLES,
+    VERSION,
+    Store,
+    check_size,
+    fingerprint_of,
+    ids_dtype,
+    sha256_of,
+    shard_name,
+)
+
+COUNTS = ('empty', 'bad', 'inexact_cuts')
+START = {'cursor': None, 'counts': {}, 'num_tokens': 0, 'num_documents': 0, 'document_start': 0, 'name_bytes': 0,
+         'sources': []}
+
+
+class Writer(contextlib.AbstractContextManager):
+    """Writes a store into FOLDER.partial, a shard at a time; finish() gives it its name. A Writer opened after
+    another one was stopped, in whatever way, goes on behind its last closed shard.
+
+    cursor: where the next shard begins in the input, as the caller said; None at the beginning.
+
+    Args:
+      folder: the name of the store; must not exist.
+      plan: dict of JSON values, equal for two runs that write the same store.
+    Raises:
+      ValueError: if the folder exists, if it was begun with another tokenizer or plan, or if another process
+        is writing it.
+    """
+
+    def __init__(self, folder, tokenizer_hash, vocab_size, plan):
+        self.folder = pathlib.Path(folder)
+        self.partial = self.folder.with_name(self.folder.name + '.partial')
+        self._store = self.partial / 'store'
+        if self.folder.exists():
+            raise ValueError(f'{self.folder} exists; remove it or give another name')
+        self._store.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.partial / 'lock', 'w')  # noqa: SIM115
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f'another process is writing {self.partial}; wait for it or stop it') from None
+        self._plan = {'version': VERSION, 'tokenizer': tokenizer_hash, 'vocab_size': vocab_size, **plan}
+        self._dtype = ids_dtype(vocab_size)
+        try:
+            self._check_plan()
+            self._resume()
+        except ValueError:
+            self._lock.close()
+            raise
+        self._open_shard()
+
+    def _resume(self):
+        self._records = []
+        while (record := self._read_record(len(self._records))) is not None:
+            self._records.append(record)
+        last = self._records[-1] if self._records else START
+        self.cursor, self.counts = last['cursor'], Counter(last['counts'])
+        self.num_tokens, self.num_documents = last['num_tokens'], last['num_documents']
+        self._document_start, self._name_bytes = last['document_start'], last['name_bytes']
+        self._sources = {name: i for i, name in enumerate(last['sources'])}
+
+    def __exit__(self, kind, error, traceback):
+        self._shard.abandon()
+        self._lock.close()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(error.errno, f'{self.partial} cannot grow: {error.strerror}; make room and run the same '
+                          'again, it goes on behind the last closed shard') from error
+
+    @property
+    def shard_tokens(self):
+        """Tokens in the shard that is open."""
+        return self._shard.count
+
+    def append(self, ids, documents):
+        """ids [n]: more of the stream; documents: (name, source, end) of those that end in it, end being their
+        place in ids. A document without tokens is counted and left out."""
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self._plan['vocab_size']:
+            raise ValueError(f'ids from {ids.min()} to {ids.max()} are not all in a vocabulary of '
+                             f'{self._plan["vocab_size"]}; the tokenizer states a wrong vocab_size')
+        begin = self.num_tokens
+        self._shard.append(ids)
+        self.num_tokens += len(ids)
+        for name, source, end in documents:
+            end = begin + int(end)
+            if end == self._document_start:
+                self.counts['empty'] += 1
+                continue
+            self._document_start = end
+            self.num_documents += 1
+            self._ends.append(end)
+            self._source_of.append(self._sources.setdefault(source, len(self._sources)))
+            self._names += name.encode('utf-8', 'surrogateescape')
+            self._name_ends.append(self._name_bytes + len(self._names))
+
+    def close_shard(self, cursor):
+        """Make what was appended last; a run that goes on from here begins its input at cursor."""
+        number = len(self._records)
+        file = self._shard.close()
+        with _whole(self.partial / f'{number:05d}.npz') as path, open(path, 'wb') as out:
+            np.savez(out, ends=np.array(self._ends, np.int64), source_of=np.array(self._source_of, np.int32),
+                     names=np.frombuffer(self._names, np.uint8), name_ends=np.array(self._name_ends, np.int64))
+        self._name_bytes += len(self._names)
+        record = {'file': file, 'cursor': cursor, 'num_tokens': self.num_tokens, 'counts': dict(self.counts),
+                  'num_documents': self.num_documents, 'document_start': self._document_start,
+                  'name_bytes': self._name_bytes, 'sources': list(self._sources)}
+        with _whole(self.partial / f'{number:05d}.json') as path:  # the last of the three: it makes them count
+            path.write_text(json.dumps(record))
+        self._records.append(record)
+        self.cursor = cursor
+        self._open_shard()
+
+    def finish(self, cursor):
+        """Write tables and index and give the folder its name. Returns the Store."""
+        if self._shard.count:
+            self.close_shard(cursor)
+        if not self.num_documents:
+            raise ValueError(f'the corpus of {self.folder} holds no text; it had {self.counts["empty"]} empty '
+                             f'documents and {self.counts["bad"]} bad ones')
+        self._shard.abandon()
+        index = {
+            'format': FORMAT, 'version': VERSION, 'tokenizer_hash': self._plan['tokenizer'],
+            'vocab_size': self._plan['vocab_size'], 'num_tokens': self.num_tokens,
+            'num_documents': self.num_documents, 'sources': list(self._sources),
+            'counts': {key: self.counts[key] for key in COUNTS}, 'tables': self._write_tables(),
+            'shards': [record['file'] for record in self._records]}
+        with _whole(self._store / 'index.json') as path:
+            path.write_text(json.dumps({**index, 'sha256': fingerprint_of(index)}, indent=1) + '\n')
+        os.rename(self._store, self.folder)
+        shutil.rmtree(self.partial)
+        return Store(self.folder)
+
+    def _check_plan(self):
+        path = self.partial / 'plan.json'
+        if not (self.partial / '00000.json').exists():  # nothing to go on from: whoever began it binds nobody
+            with _whole(path) as temporary:
+                temporary.write_text(json.dumps(self._plan))
+        begun = json.loads(path.read_text())
+        for key, value in self._plan.items():
+            if begun.get(key) != value and key == 'corpus':
+                raise ValueError(f'the files of the corpus changed since {self.partial} was begun; remove that folder '
+                                 'to begin anew')
+            if begun.get(key) != value:
+                raise ValueError(f'{self.partial} was begun with {key} {begun.get(key)!r}, and this run has '
+                                 f'{value!r}; a store is of one {key}: give the same, or remove the folder')
+
+    def _read_record(self, number):
+        path = self.partial / f'{number:05d}.json'
+        if not path.exists():
+            return None
+        record = json.loads(path.read_text())
+        check_size(self._store / shard_name(number), record['file']['bytes'])
+        return record
+
+    def _open_shard(self):
+        self._shard = _NpyFile(self._store / shard_name(len(self._records)), self._dtype)
+        self._ends, self._name_ends, self._source_of, self._names = array('q'), array('q'), array('i'), bytearray()
+
+    def _write_tables(self):
+        files = {name: _NpyFile(self._store / f'{name}.npy', dtype) for name, dtype in TABLES.items()}
+        for name in ('offsets', 'name_offsets'):
+            files[name].append(np.zeros(1, np.int64))
+        end = 0
+        for number in range(len(self._records)):
+            with np.load(self.partial / f'{number:05d}.npz') as part:
+                files['offsets'].append(part['ends'])
+                files['lengths'].append(np.diff(part['ends'], prepend=end))
+                files['source_of'].append(part['source_of'])
+                files['names'].append(part['names'])
+                files['name_offsets'].append(part['name_ends'])
+                end = part['ends'][-1] if len(part['ends']) else end
+        return {name: file.close() for name, file in files.items()}
+
+
+class _NpyFile:
+    """A one-dimensional .npy that grows: under a temporary name until it is closed."""
+
+    def __init__(self, path, dtype):
+        self.path, self.dtype, self.count = path, np.dtype(dtype), 0
+        self._temporary = path.with_name(path.name + '.tmp')
+        self._file = open(self._temporary, 'wb')  # noqa: SIM115
+        self._write_header()
+
+    def append(self, numbers):
+        self._file.write(np.ascontiguousarray(numbers, self.dtype).data)
+        self.count += len(numbers)
+
+    def close(self):
+        """Returns {count, bytes, sha256}."""
+        self._file.seek(0)
+        self._write_header()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        digest = sha256_of(self._temporary)
+        os.replace(self._temporary, self.path)
+        return {'count': self.count, 'bytes': os.path.getsize(self.path), 'sha256': digest}
+
+    def abandon(self):
+        with contextlib.suppress(OSError):  # what is lost here, on a full disk for one, nobody wants
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _write_header(self):
+        # numpy pads a header so that the first dim may grow in place: it has one size for every count.
+        header = {'descr': np.lib.format.dtype_to_descr(self.dtype), 'fortran_order': False, 'shape': (self.count,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+@contextlib.contextmanager
+def _whole(path):
+    """A temporary path, to be written, that gets the name path when all is on the disk."""
+    temporary = path.with_name(path.name + '.tmp')
+    yield temporary
+    with open(temporary, 'rb') as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
