@@ -26,6 +26,7 @@ import time
 
 from lct.cli.main import run_script
 from lct.cli.model import add_model_flags, find_model, load_model, mesh_context, parse_ints
+from lct.files import atomic_file, write_atomically
 
 TASKWISE = ('adversarial', 'icl', 'repository')  # suites whose scores are {task: ...}
 
@@ -95,10 +96,10 @@ def evaluate(args):
     before = earlier(path)
     report = {'about': about, 'trained': args.trained or model.config.max_position_embeddings,
               'samples': before['samples'] | samples, 'results': before['results'] | results}
-    write(path, json.dumps(strict(report), indent=1) + '\n')
+    write_atomically(path, json.dumps(strict(report), indent=1) + '\n')
     report = json.loads(path.read_text())
     write_csv(args.workdir / 'results.csv', html.cells(report))
-    write(args.workdir / 'report.html', html.page(report))
+    write_atomically(args.workdir / 'report.html', html.page(report))
     print(html.terminal(report))
     print(f'written: {args.workdir}/results.json, results.csv, report.html')
 
@@ -236,24 +237,15 @@ def check_workdir(workdir, about):
             raise ValueError(f"{workdir} holds answers made with other {', '.join(different)} "
                              f'({old[different[0]]!r}, not {about[different[0]]!r}); use another --workdir')
         about = old | about
-    write(path, json.dumps(about, indent=1) + '\n')
+    write_atomically(path, json.dumps(about, indent=1) + '\n')
     return about
 
 
-def write(path, text):
-    """A text file that appears whole or not at all."""
-    part = path.with_name(path.name + '.part')
-    part.write_text(text, encoding='utf-8')
-    part.replace(path)
-
-
 def write_csv(path, cells):
-    part = path.with_name(path.name + '.part')
-    with part.open('w', newline='') as file:
+    with atomic_file(path) as file:
         table = csv.writer(file)
         table.writerow(('suite', 'task', 'at', 'score', 'low', 'high', 'count'))
         table.writerows(cells)
-    part.replace(path)
 
 
 class Progress:

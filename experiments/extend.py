@@ -20,6 +20,7 @@ from lct.cli.corpus import open_corpus
 from lct.cli.main import run_script
 from lct.cli.model import find_model, model_fingerprint
 from lct.cli.paths import experiments_folder
+from lct.files import write_atomically
 
 SHORT_WINDOWS = 32  # of the native length, for the gates of stages
 
@@ -117,7 +118,7 @@ def run():
                 params = load_params() if params is None else params
                 text = compute(name, model_config, params).to_json()
                 if processes.is_first():
-                    write(path, text)
+                    write_atomically(path, text)
             results.append(read(text))
         return results
 
@@ -195,7 +196,7 @@ def run():
     summary |= {name: recall_probe.summary(result, native)
                 for name, result in (('base', base_needle), ('extended', needle_result))}
     command = 'python ' + ' '.join(map(shlex.quote, sys.argv))
-    write(workdir / 'results.json', json.dumps({
+    write_atomically(workdir / 'results.json', json.dumps({
         'name': config.name, 'native': native, 'target': last.seq_len, 'stages': stage_rows, 'summary': summary,
         'needle': {'base': json.loads(base_needle.to_json()), 'extended': json.loads(needle_result.to_json())},
         'loss_by_position': {'base': base_loss.to_dict(), 'extended': loss_result.to_dict()},
@@ -234,13 +235,6 @@ def rule(stage):
     theta = {'dynamic_ntk': f'dynamic NTK, alpha {stage.alpha:g}', 'critical_base': 'critical base',
              'keep': 'unchanged'}.get(stage.theta, 'given')
     return f'{theta}, scaled by {dict(stage.scaling)["type"]}' if stage.scaling else theta
-
-
-def write(path, text):
-    """Write a file whole or not at all."""
-    part = path.with_suffix('.part')
-    part.write_text(text)
-    part.replace(path)
 
 
 if __name__ == '__main__':

@@ -19,15 +19,14 @@ def run():
     parser.add_argument('out', type=pathlib.Path)
     parser.add_argument('--order', choices=('dependency', 'path'), default='dependency')
     args = parser.parse_args()
+    from lct import files
     from lct.data.corpus import repositories
 
     order = {'dependency': repositories.by_dependency, 'path': repositories.by_path}[args.order]
-    part = args.out.with_suffix('.part')
-    with part.open('w') as file:
+    with files.atomic_file(args.out) as file:
         for one in repositories.repositories(args.root, order):
             file.write(json.dumps({'name': one.name, 'text': one.text}) + '\n')
             print(f'{one.name}: {len(one.text):,} characters')
-    part.replace(args.out)
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ import numpy as np
 from lct.cli.main import run_script
 from lct.cli.model import find_model
 from lct.cli.paths import experiments_folder
+from lct.files import atomic_file
 
 STDLIB = pathlib.Path(sysconfig.get_path('stdlib'))
 TEXTS = (STDLIB / 'pydoc_data' / 'topics.py', STDLIB / 'typing.py', experiments_folder().parent / 'lct')
@@ -63,10 +64,8 @@ def run():
             start = time.monotonic()
             model = dataclasses.replace(base, rope=rope, max_position_embeddings=args.length)
             loss = by_position.loss_by_position(params, model, ids[None], layout='contiguous', memory=memory)[0]
-            part = path.with_suffix('.part')
-            with part.open('wb') as file:
+            with atomic_file(path, 'wb') as file:
                 np.save(file, loss)
-            part.replace(path)
             spent.append(time.monotonic() - start)
             rest = sum(spent) / len(spent) * (len(todo) - i - 1)
             say(f'{i + 1} of {len(todo)}: {text}, {name}: loss {loss.mean():.3f} in {clock(spent[-1])}, '

@@ -22,6 +22,7 @@ from lct.cli.corpus import encode_documents
 from lct.cli.main import run_script
 from lct.cli.model import find_model
 from lct.cli.paths import experiments_folder
+from lct.files import write_atomically
 
 CHOSEN = '''"""The theta that experiments/studies/theta_search.py chose for {target:,} tokens, with the settings of its runs.
 
@@ -108,9 +109,7 @@ def run():
                     grid[theta], base, load, mixture, workdir / name, asked)
             result = {'theta': theta, 'seed': seed, **evaluate(model_config, params),
                       'training_seconds': summary['seconds'], 'seconds': time.monotonic() - start}
-            part = path.with_suffix('.part')
-            part.write_text(json.dumps(result))
-            part.replace(path)
+            write_atomically(path, json.dumps(result))
         return json.loads(path.read_text())
 
     jobs = [(f'theta{theta:.0f}_seed{seed}', theta, seed) for seed in config.search.seeds for theta in grid]

@@ -5,6 +5,8 @@ import json
 import pathlib
 import random
 
+from lct import files
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
@@ -88,14 +90,12 @@ def prediction(sample, text):
 
 
 def write(path, rows):
-    """JSON objects as ASCII lines: the file appears whole or not at all."""
+    """JSON objects as ASCII lines, atomically."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + '.part')
-    with part.open('w', encoding='ascii', newline='\n') as file:
+    with files.atomic_file(path) as file:
         for row in rows:
             file.write(json.dumps(row) + '\n')
-    part.replace(path)
 
 
 def read(path):

@@ -8,7 +8,7 @@ import pathlib
 import jax
 import orbax.checkpoint as ocp
 
-from lct import processes
+from lct import files, processes
 
 logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax reports every phase of every save
 
@@ -138,9 +138,7 @@ def claim(workdir, config):
                 'run, or choose another --workdir, or delete it'
             )
     else:
-        part = path.with_suffix('.part')
-        part.write_text(text)
-        part.replace(path)
+        files.write_atomically(path, text)
     return lock
 
 

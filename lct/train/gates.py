@@ -9,7 +9,7 @@ import dataclasses
 import json
 import pathlib
 
-from lct import processes
+from lct import files, processes
 
 SCORES = ('needle', 'short_loss_rise')
 
@@ -82,7 +82,5 @@ class Looks:
         row = {'stage': stage, 'step': step, 'steps': steps, **{name: float(scores[name]) for name in SCORES}}
         self._rows[stage, step] = row
         if processes.is_first():
-            part = self._path.with_suffix('.part')
-            part.write_text(json.dumps(list(self._rows.values()), indent=1))
-            part.replace(self._path)
+            files.write_atomically(self._path, json.dumps(list(self._rows.values()), indent=1))
         return row

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import tensorboardX
 
-from lct import processes
+from lct import files, processes
 from lct.models import llama, lora
 
 
@@ -101,9 +101,7 @@ class Metrics:
         self._path = folder / 'metrics.jsonl' if first else pathlib.Path(os.devnull)
         if self._path.is_file():  # drop what a killed run wrote beyond its last checkpoint
             rows = [row for row in self._path.read_text().splitlines() if _step_of(row) <= first_step]
-            part = self._path.with_suffix('.part')  # a kill in the middle must not cost the rows of before
-            part.write_text(''.join(row + '\n' for row in rows))
-            part.replace(self._path)
+            files.write_atomically(self._path, ''.join(row + '\n' for row in rows))
         self._lines = self._path.open('a')
         self._every, self._last_line = line_every_s, -float('inf')
 

@@ -7,6 +7,8 @@ import re
 import secrets
 import shutil
 
+from lct import files
+
 
 def check_writable(folder, nbytes, overwrite=False):
     """Raise ValueError, before any work is done, if folder cannot be created with nbytes in it."""
@@ -51,8 +53,8 @@ def whole_folder(folder, overwrite=False):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         for name in os.listdir(temporary):
-            _sync(os.path.join(temporary, name))
-        _sync(temporary)
+            files.sync(os.path.join(temporary, name))
+        files.sync(temporary)
         check_writable(folder, 0, overwrite)  # someone may have written there meanwhile
         moved = os.path.isdir(folder) and bool(os.listdir(folder))
         if moved:
@@ -63,7 +65,7 @@ def whole_folder(folder, overwrite=False):
             if moved:
                 os.rename(aside, folder)
             raise
-        _sync(os.path.dirname(folder))
+        files.sync(os.path.dirname(folder))
         if moved:
             # Half removed it must not look like a folder to restore.
             rubbish = _sibling(folder, 'writing')
@@ -115,14 +117,6 @@ def _in_use(folder):
 def _sibling(folder, purpose):
     parent, name = os.path.split(folder)
     return os.path.join(parent, f'.{name}.{purpose}-{secrets.token_hex(4)}')
-
-
-def _sync(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def allocate(file, size):

@@ -19,6 +19,7 @@ from collections import Counter
 
 import numpy as np
 
+from lct import files
 from lct.data.corpus.store import (
     FORMAT,
     TABLES,
@@ -118,16 +119,16 @@ class Writer(contextlib.AbstractContextManager):
     def close_shard(self, cursor):
         """Make what was appended last; a run that goes on from here begins its input at cursor."""
         number = len(self._records)
-        file = self._shard.close()
-        with _whole(self.partial / f'{number:05d}.npz') as path, open(path, 'wb') as out:
-            np.savez(out, ends=np.array(self._ends, np.int64), source_of=np.array(self._source_of, np.int32),
+        shard = self._shard.close()
+        with files.atomic_file(self.partial / f'{number:05d}.npz', 'wb') as file:
+            np.savez(file, ends=np.array(self._ends, np.int64), source_of=np.array(self._source_of, np.int32),
                      names=np.frombuffer(self._names, np.uint8), name_ends=np.array(self._name_ends, np.int64))
         self._name_bytes += len(self._names)
-        record = {'file': file, 'cursor': cursor, 'num_tokens': self.num_tokens, 'counts': dict(self.counts),
+        record = {'file': shard, 'cursor': cursor, 'num_tokens': self.num_tokens, 'counts': dict(self.counts),
                   'num_documents': self.num_documents, 'document_start': self._document_start,
                   'name_bytes': self._name_bytes, 'sources': list(self._sources)}
-        with _whole(self.partial / f'{number:05d}.json') as path:  # the last of the three: it makes them count
-            path.write_text(json.dumps(record))
+        # The record is the last of the three files: it makes them count.
+        files.write_atomically(self.partial / f'{number:05d}.json', json.dumps(record))
         self._records.append(record)
         self.cursor = cursor
         self._open_shard()
@@ -146,8 +147,8 @@ class Writer(contextlib.AbstractContextManager):
             'num_documents': self.num_documents, 'sources': list(self._sources),
             'counts': {key: self.counts[key] for key in COUNTS}, 'tables': self._write_tables(),
             'shards': [record['file'] for record in self._records]}
-        with _whole(self._store / 'index.json') as path:
-            path.write_text(json.dumps({**index, 'sha256': fingerprint_of(index)}, indent=1) + '\n')
+        text = json.dumps({**index, 'sha256': fingerprint_of(index)}, indent=1) + '\n'
+        files.write_atomically(self._store / 'index.json', text)
         os.rename(self._store, self.folder)
         shutil.rmtree(self.partial)
         return Store(self.folder)
@@ -155,8 +156,7 @@ class Writer(contextlib.AbstractContextManager):
     def _check_plan(self):
         path = self.partial / 'plan.json'
         if not (self.partial / '00000.json').exists():  # nothing to go on from: whoever began it binds nobody
-            with _whole(path) as temporary:
-                temporary.write_text(json.dumps(self._plan))
+            files.write_atomically(path, json.dumps(self._plan))
         begun = json.loads(path.read_text())
         for key, value in self._plan.items():
             if begun.get(key) != value and key == 'corpus':
@@ -179,19 +179,19 @@ class Writer(contextlib.AbstractContextManager):
         self._ends, self._name_ends, self._source_of, self._names = array('q'), array('q'), array('i'), bytearray()
 
     def _write_tables(self):
-        files = {name: _NpyFile(self._store / f'{name}.npy', dtype) for name, dtype in TABLES.items()}
+        tables = {name: _NpyFile(self._store / f'{name}.npy', dtype) for name, dtype in TABLES.items()}
         for name in ('offsets', 'name_offsets'):
-            files[name].append(np.zeros(1, np.int64))
+            tables[name].append(np.zeros(1, np.int64))
         end = 0
         for number in range(len(self._records)):
             with np.load(self.partial / f'{number:05d}.npz') as part:
-                files['offsets'].append(part['ends'])
-                files['lengths'].append(np.diff(part['ends'], prepend=end))
-                files['source_of'].append(part['source_of'])
-                files['names'].append(part['names'])
-                files['name_offsets'].append(part['name_ends'])
+                tables['offsets'].append(part['ends'])
+                tables['lengths'].append(np.diff(part['ends'], prepend=end))
+                tables['source_of'].append(part['source_of'])
+                tables['names'].append(part['names'])
+                tables['name_offsets'].append(part['name_ends'])
                 end = part['ends'][-1] if len(part['ends']) else end
-        return {name: file.close() for name, file in files.items()}
+        return {name: file.close() for name, file in tables.items()}
 
 
 class _NpyFile:
@@ -199,8 +199,8 @@ class _NpyFile:
 
     def __init__(self, path, dtype):
         self.path, self.dtype, self.count = path, np.dtype(dtype), 0
-        self._temporary = path.with_name(path.name + '.tmp')
-        self._file = open(self._temporary, 'wb')  # noqa: SIM115
+        self._partial = files.partial_path(path)
+        self._file = open(self._partial, 'wb')  # noqa: SIM115
         self._write_header()
 
     def append(self, numbers):
@@ -211,29 +211,17 @@ class _NpyFile:
         """Returns {count, bytes, sha256}."""
         self._file.seek(0)
         self._write_header()
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
-        digest = sha256_of(self._temporary)
-        os.replace(self._temporary, self.path)
+        digest = sha256_of(self._partial)
+        files.publish(self._partial, self.path)
         return {'count': self.count, 'bytes': os.path.getsize(self.path), 'sha256': digest}
 
     def abandon(self):
         with contextlib.suppress(OSError):  # what is lost here, on a full disk for one, nobody wants
             self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        self._partial.unlink(missing_ok=True)
 
     def _write_header(self):
         # numpy pads a header so that the first dim may grow in place: it has one size for every count.
         header = {'descr': np.lib.format.dtype_to_descr(self.dtype), 'fortran_order': False, 'shape': (self.count,)}
         np.lib.format.write_array_header_1_0(self._file, header)
-
-
-@contextlib.contextmanager
-def _whole(path):
-    """A temporary path, to be written, that gets the name path when all is on the disk."""
-    temporary = path.with_name(path.name + '.tmp')
-    yield temporary
-    with open(temporary, 'rb') as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -1,11 +1,11 @@
 """What an extension did, for the eye: needle heat maps, loss by position, tables and the model card."""
 
-import pathlib
-
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+
+from lct import files
 
 RAMP = LinearSegmentedColormap.from_list('score', ['#F0496E', '#EBB839', '#0CD79F'])
 LINE_COLORS = ('#8A8F98', '#1F5FBF', '#0B9E74', '#C2573A')
@@ -32,11 +32,9 @@ def _new_figure(width, height):
 
 
 def _save(figure, path):
-    """Write a PNG whole or not at all."""
-    path = pathlib.Path(path)
-    part = path.with_name(path.name + '.part')
-    figure.savefig(part, dpi=130, format='png')
-    part.replace(path)
+    """Write a PNG atomically."""
+    with files.atomic_path(path) as partial:
+        figure.savefig(partial, dpi=130, format='png')
 
 
 def needle_figure(base, extended, native, path, names=('before', 'after')):

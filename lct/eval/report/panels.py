@@ -1,12 +1,11 @@
 """Curves over length in panels side by side, one colour for each of an ordered set of settings, as SVG."""
 
-import pathlib
-
 import matplotlib
 from matplotlib import colormaps
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from lct import files
 from lct.eval.report.figures import short
 
 PLAIN = {'color': '#10241F', 'linestyle': '--'}
@@ -47,8 +46,5 @@ def draw(panels, path, marks=None, plain=()):
         axis.grid(alpha=0.25, linewidth=0.6)
         axis.spines[['top', 'right']].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right center', frameon=False)
-    path = pathlib.Path(path)
-    part = path.with_name(path.name + '.part')
-    with matplotlib.rc_context({'svg.hashsalt': 'lct', 'svg.fonttype': 'none'}):
-        figure.savefig(part, format='svg', metadata={'Date': None})
-    part.replace(path)
+    with matplotlib.rc_context({'svg.hashsalt': 'lct', 'svg.fonttype': 'none'}), files.atomic_path(path) as partial:
+        figure.savefig(partial, format='svg', metadata={'Date': None})

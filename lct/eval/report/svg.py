@@ -2,12 +2,12 @@
 
 import io
 import itertools
-import pathlib
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from lct import files
 from lct.eval.report.figures import LINE_COLORS, short
 
 INK = '#10241F'
@@ -30,11 +30,8 @@ class Picture:
         return f'Picture of {len(self.text):,} characters'
 
     def save(self, path):
-        """Write it whole or not at all."""
-        path = pathlib.Path(path)
-        part = path.with_name(path.name + '.part')
-        part.write_text(self.text)
-        part.replace(path)
+        """Write the file atomically."""
+        files.write_atomically(path, self.text)
 
 
 def _drawn(width, height, draw):

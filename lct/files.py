@@ -1,0 +1,55 @@
+"""Files that appear under their name complete, or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+
+def partial_path(path: str | os.PathLike) -> Path:
+    """The name beside path that a file has while it is being written."""
+    path = Path(path)
+    return path.with_name(path.name + '.part')
+
+
+def publish(partial: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Give a finished file its final name, once its bytes are on disk; an old file of that name is replaced."""
+    sync(partial)
+    os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary name to write to. At the end of the block the file gets its final name; after an error it is
+    removed and an old file under the final name stays as it was."""
+    partial = partial_path(path)
+    try:
+        yield partial
+        publish(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike, mode: str = 'w') -> Iterator[IO]:
+    """Open a file for writing, mode 'w' (UTF-8, line ends as written) or 'wb'; see atomic_path."""
+    text = {} if 'b' in mode else {'encoding': 'utf-8', 'newline': ''}
+    with atomic_path(path) as partial, open(partial, mode, **text) as file:
+        yield file
+
+
+def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
+    """Write a file: text as UTF-8, bytes as they are."""
+    with atomic_file(path, 'w' if isinstance(content, str) else 'wb') as file:
+        file.write(content)
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Return when a file's bytes, or a folder's entries, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
