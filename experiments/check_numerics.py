@@ -21,6 +21,7 @@ import time
 
 from lct.cli.main import run_script
 from lct.cli.model import find_model
+from lct.text import aligned
 
 
 def flags():
@@ -75,9 +76,8 @@ def model_of(args):
     return f'random {args.random}', config, jax.device_get(llama.init(config, jax.random.key(0)))
 
 
-def row(cells, widths=(16, 4, 11, 4, 7, 8, 8, 8, 8, 26, 4)):
-    return ' '.join(f'{cell:<{width}}' if i in (0, 2, 4, 9) else f'{cell:>{width}}'
-                    for i, (cell, width) in enumerate(zip(cells, widths)))
+def row(cells):
+    return aligned(cells, widths=(16, 4, 11, 4, 7, 7, 7, 7, 7, 26, 4), left=(0, 2, 4, 9))
 
 
 def cells_of(setting, record, allowed):

@@ -27,6 +27,7 @@ from lct.ops.strategies import Attention  # noqa: E402
 from lct.plan import hardware, hlo  # noqa: E402
 from lct.plan.buffers import buffers  # noqa: E402
 from lct.plan.cost import Step  # noqa: E402
+from lct.text import table  # noqa: E402
 
 RESULTS = experiments_folder() / 'results' / 'plan_memory.json'
 BF16, F32, MIXED = ('bfloat16', None), ('float32', None), ('float32', 'bfloat16')  # parameters, computation
@@ -114,8 +115,9 @@ def compiled(point):
 
 
 def show(found):
-    rows = [('', 'target', 'model', 'mesh', 'rows x times', 'tokens', 'policy', 'dtype', 'predicted GiB',
-             'compiled GiB', 'ratio')]
+    header = ('', 'target', 'model', 'mesh', 'rows x times', 'tokens', 'policy', 'dtype', 'predicted GiB',
+              'compiled GiB', 'ratio')
+    rows = []
     ratios = []
     for kind, points in (('seen', SEEN), ('held out', HELD_OUT)):
         for point in (p for p in points if key(p) in found):
@@ -126,7 +128,7 @@ def show(found):
             rows.append((kind, *point[:2], step.mesh, f'{step.batch_size} x {step.accumulation}', step.seq_len,
                          planner.policy(step), '/'.join(part for part in point[-1] if part), f'{predicted / 2**30:.2f}', f'{peak / 2**30:.2f}',
                          f'{ratios[-1]:.2f}'))
-    print(planner.table(rows))
+    print(table(header, rows, left=(0, 1, 2, 6, 7)))
     within = sum(abs(ratio - 1) <= 0.15 for ratio in ratios)
     print(f'\n{within} of {len(ratios)} within 15%; ratios {min(ratios):.2f} to {max(ratios):.2f}')
 

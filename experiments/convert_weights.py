@@ -14,6 +14,7 @@ import os
 import pathlib
 
 from lct.cli.main import run_script
+from lct.text import table
 
 ORBAX = 'params'  # the folder of arrays beside the config.json
 
@@ -166,14 +167,15 @@ def dry_run(config, degrees, itemsize=2):
     llama.check_mesh(config, degrees)
     size, axes = llama.dims(config), dict(zip(sharding.AXES, degrees))
     total = 0
-    print(f'{"parameter":20} {"shape":26} {"sharding":44} bytes per device')
+    rows = []
     for name, entry in streaming.named_entries(config).items():
         spec = sharding.weight_spec(entry.letters)
         split = math.prod(axes[axis] for axis in jax.tree.leaves(tuple(spec)))
         nbytes = math.prod(size[x] for x in entry.letters) * itemsize // split
         total += nbytes
         shape = ', '.join(f'{x} {size[x]}' for x in entry.letters)
-        print(f'{name:20} {shape:26} {str(tuple(spec)):44} {nbytes:,}')
+        rows.append((name, shape, tuple(spec), f'{nbytes:,}'))
+    print(table(('parameter', 'shape', 'sharding', 'bytes per device'), rows, left=(0, 1, 2)))
     print(f'{llama.num_params(config):,} parameters; {total:,} bytes on each of {math.prod(degrees)} devices, at '
           f'{itemsize} bytes a number')
 

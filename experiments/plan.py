@@ -33,6 +33,7 @@ from lct.plan import hardware, search, serving, targets, timing  # noqa: E402
 from lct.plan.buffers import buffers  # noqa: E402
 from lct.plan.cost import Step  # noqa: E402
 from lct.plan.hlo import device_bytes  # noqa: E402
+from lct.text import parse_length, table  # noqa: E402
 from lct.train import stages  # noqa: E402
 
 GiB = 2**30
@@ -56,14 +57,6 @@ def get_config():
     config.stages = tuple(ConfigDict(stage) for stage in {stages})
     return config
 '''
-
-
-def number(text):
-    """'1M' -> 1048576, '64K' -> 65536, '1000' -> 1000."""
-    found = re.fullmatch(r'([1-9][0-9]*)([KM]?)', text.upper())
-    if not found:
-        raise ValueError(f'{text!r} is not a number of tokens; write 1048576, 1M or 64K')
-    return int(found[1]) * {'': 1, 'K': 2**10, 'M': 2**20}[found[2]]
 
 
 def recipe_model(path, name):
@@ -109,12 +102,6 @@ def theta_for(config, context, theta):
 # ---------------------------------------------------------------------------------------------------
 
 
-def table(rows):
-    """Rows of text in columns, the first row being the head."""
-    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
-    return '\n'.join('  '.join(str(cell).rjust(w) for cell, w in zip(row, widths)) for row in rows)
-
-
 def assumptions(kind):
     values = ', '.join(f'{name} {value}' for name, value in dataclasses.asdict(timing.Efficiency()).items())
     return (f'Assumed shares of nominal peaks (lct/plan/timing.py, Efficiency): {values}; usable memory {search.USABLE}.\n'
@@ -131,18 +118,17 @@ def policy(step):
 
 def by_part(parts):
     total = sum(parts.values())
-    rows = [('part of the step, predicted', 's', 'share')]
-    rows += [(name, f'{s:.2f}', f'{s / total:.1%}') for name, s in parts.items() if s >= total / 1000]
-    return table([*rows, ('step', f'{total:.2f}', '')])
+    rows = [(name, f'{s:.2f}', f'{s / total:.1%}') for name, s in parts.items() if s >= total / 1000]
+    rows.append(('step', f'{total:.2f}', ''))
+    return table(('part of the step, predicted', 's', 'share'), rows, footer=1)
 
 
 def by_buffer(needed, kind):
-    rows = [('memory of a device at its peak, predicted', 'GiB')]
-    rows += [(name, f'{size / GiB:.2f}') for name, size in needed.at_peak().items() if size >= GiB / 100]
-    rows += [(f'peak, in phase {needed.phase!r}', f'{needed.peak / GiB:.2f}'),
-             ('of the device', f'{kind.memory / GiB:.2f}')]
-    rows += [(f'host memory: {name}', f'{size / GiB:.2f}') for name, size in needed.host.items()]
-    return table(rows)
+    rows = [(name, f'{size / GiB:.2f}') for name, size in needed.at_peak().items() if size >= GiB / 100]
+    totals = [(f'peak, in phase {needed.phase!r}', f'{needed.peak / GiB:.2f}'),
+              ('of the device', f'{kind.memory / GiB:.2f}')]
+    totals += [(f'host memory: {name}', f'{size / GiB:.2f}') for name, size in needed.host.items()]
+    return table(('memory of a device at its peak, predicted', 'GiB'), rows + totals, footer=len(totals))
 
 
 def money(hours, devices, price):
@@ -175,7 +161,7 @@ def compiled_size(kind, name, step):
 
 def plan_context(args):
     name = hardware.known(args.model, MODELS, 'model')
-    config, kind, context = MODELS[name], machine(args), number(args.context)
+    config, kind, context = MODELS[name], machine(args), parse_length(args.context)
     theta = theta_for(config, context, args.theta)
     rows = args.rows or max(2**22 // context, 1)
     found = search.best(search.Job(config, context, rows, args.param_dtype), kind, args.devices)
@@ -196,9 +182,9 @@ def plan_context(args):
     print(f'on the same mesh a prompt of {context:,} tokens is read in {reading:.1f} s, {step.batch_size} at a time, and '
           f'a token written in {1000 * writing:.0f} ms (weights are gathered for every token)\n')
     print(f'{len(found.plans)} plans are feasible, best first:')
-    print(table([('s a step', 'MFU', 'GiB', 'mesh', 'rows x times', 'policy'), *(
+    print(table(('s a step', 'MFU', 'GiB', 'mesh', 'rows x times', 'policy'), [
         (f'{p.seconds:.1f}', f'{timing.utilisation(p.step, kind, p.seconds):.1%}', f'{p.buffers.peak / GiB:.1f}',
-         p.step.mesh, f'{p.step.batch_size} x {p.step.accumulation}', policy(p.step)) for p in found.plans[:args.show])]))
+         p.step.mesh, f'{p.step.batch_size} x {p.step.accumulation}', policy(p.step)) for p in found.plans[:args.show]], left=(5,)))
     print(f'\n{len(found.refusals)} are not:')
     for count, reason, where in found.reasons():
         print(f'  {count:>5}, for example mesh {where.mesh} with {where.memory.attention.strategy}, remat '
@@ -269,17 +255,18 @@ def plan_recipe(args):
     raw = load_config(args.recipe)
     run, (name, config) = make_run(raw), recipe_model(args.recipe, args.model)
     last = run.stages[-1]
-    if args.context and number(args.context) > last.seq_len:
+    if args.context and parse_length(args.context) > last.seq_len:
         theta = stages.configs(run.stages, config)[-1].rope_theta
         raise ValueError(f'context {args.context} is beyond the {last.seq_len} tokens for which the last stage of '
                          f'{args.recipe} sets theta {theta:,.0f}; add a stage with theta critical_base, or drop --context')
     where = f'on the best mesh of {args.devices} devices' if args.devices else 'on its own meshes'
     print(f'{name}, {args.recipe}: stage by stage, parameters in {args.param_dtype}, computing in bfloat16, {where}\n')
-    rows = [('stage', 'hardware', 'mesh', 'policy', 's/step', 'tokens/s', 'MFU', 'GiB', 'predicted min',
-             'published min', 'ratio', 'compiled GiB')]
+    header = ('stage', 'hardware', 'mesh', 'policy', 's/step', 'tokens/s', 'MFU', 'GiB', 'predicted min',
+              'published min', 'ratio', 'compiled GiB')
+    rows = []
     parts, seconds, planned, hours, days = [], [], [], 0.0, 0.0
     for stage, fields in zip(run.stages, (one.to_dict() for one in raw.stages)):
-        if args.context and stage.seq_len > number(args.context):
+        if args.context and stage.seq_len > parse_length(args.context):
             break
         published = fields.get('published', {})
         kind = machine(args, published.get('device', ''))
@@ -307,12 +294,12 @@ def plan_recipe(args):
         planned.append(stage_fields(fields, step))
         hours += minutes / 60 * step.devices
         days += minutes / 60 / 24
-    print(table(rows))
+    print(table(header, rows, left=(0, 3)))
     print('\nGiB: predicted, of one device; ! where that is more than can be used. ratio: predicted to '
           'published, where hardware and devices are theirs.')
     names = list(dict.fromkeys(name for _, part in parts for name in part))
     print('\nseconds of a step, predicted:')
-    print(table([('stage', *names), *((stage, *(f'{part.get(one, 0):.1f}' for one in names)) for stage, part in parts)]))
+    print(table(('stage', *names), [(stage, *(f'{part.get(one, 0):.1f}' for one in names)) for stage, part in parts]))
     print(f'\n{days:.2f} days, {hours:,.0f} device-hours in all{money(hours, 1, args.price_per_hour)}\n\n{assumptions(kind)}')
     report_agreement(seconds)
     if args.out:

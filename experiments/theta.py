@@ -10,13 +10,12 @@ import argparse
 import math
 import pathlib
 
-from plan import number
-
 from lct.cli.main import run_script
 from lct.cli.model import find_model
 from lct.models.llama_sizes import SIZES
 from lct.ops import rope, theta
 from lct.ops.rope import RopeConfig
+from lct.text import parse_length, table
 
 COLUMNS = ('choice', 'theta', 'attention', 'longest period', 'full turns', 'law', 'similar', 'supports')
 LEGEND = '''attention: factor on cos and sin. longest period: tokens of one turn of the slowest dim.
@@ -36,7 +35,7 @@ def run():
     args = parser.parse_args()
     config = config_of(args.model)
     trained = args.trained or config.rope.original_max_position or config.max_position_embeddings
-    target = number(args.target)
+    target = parse_length(args.target)
     print('\n'.join(report(pathlib.Path(args.model).name, config, trained, target, args.theta)))
 
 
@@ -56,19 +55,19 @@ def report(name, config, trained, target, chosen=None):
     head_dim, base = config.head_dim, config.rope_theta
     turned = theta.critical_dimension(base, trained, head_dim)
     judged = RopeConfig(chosen) if chosen else config.rope
-    rows = [('given' if chosen else 'present', judged, 'to be judged' if chosen else 'what the model has')]
-    rows += choices(base, trained, target, head_dim)
-    table = [row_of(name, rope_config, turned, target, head_dim) for name, rope_config, _ in rows]
+    ways = [('given' if chosen else 'present', judged, 'to be judged' if chosen else 'what the model has')]
+    ways += choices(base, trained, target, head_dim)
+    rows = [row_of(name, rope_config, turned, target, head_dim) for name, rope_config, _ in ways]
     factor = target / trained
-    table.append(('LongRoPE', f'{base:,.0f}', f'{longrope_factor(trained, factor):.3f}', *('searched',) * 5))
-    rows.append(('LongRoPE', None, 'a divisor for every dim, searched for the model; about 1,000 steps'))
+    rows.append(('LongRoPE', f'{base:,.0f}', f'{longrope_factor(trained, factor):.3f}', *('searched',) * 5))
+    ways.append(('LongRoPE', None, 'a divisor for every dim, searched for the model; about 1,000 steps'))
     own = theta.similar_len(rope.frequencies(RopeConfig(base), head_dim)[0], target)
     return [
         f'{name}: theta {base:,.0f}, trained to {trained:,} tokens, head_dim {head_dim}; target {target:,}, '
         f'{factor:g} times longer',
         f'critical dimension {turned} of {head_dim}: so many made a full turn in training; similar keys stand out up '
-        f'to {own:,} tokens', '', *aligned([COLUMNS, *table]), '',
-        *(f'{name:22}{promise}' for name, _, promise in rows), '', LEGEND,
+        f'to {own:,} tokens', '', *table(COLUMNS, rows).splitlines(), '',
+        *(f'{name:22}{promise}' for name, _, promise in ways), '', LEGEND,
         *warning(judged, base, trained, target, head_dim),
     ]
 
@@ -124,13 +123,6 @@ def warning(config, base, trained, target, head_dim):
 
 def reaches(bound, target):
     return bound > target - 0.5  # the law's inverse comes back with a rounding
-
-
-def aligned(rows):
-    """Lines: the first column to the left, the others to the right, a rule under the header."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ['  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    return [lines[0], '-' * len(lines[0]), *lines[1:]]
 
 
 if __name__ == '__main__':

@@ -70,8 +70,8 @@ def test_dry_run_says_what_each_device_will_hold(degrees, folder, monkeypatch, c
         _, params = llama_hf.load(folder)
     leaves = jax.tree.leaves(params)
     held = [leaf.addressable_shards[0].data.nbytes for leaf in leaves]
-    assert [int(line.split()[-1].replace(',', '')) for line in lines[1:-1]] == held
-    for line, leaf in zip(lines[1:-1], leaves, strict=True):
+    assert [int(line.split()[-1].replace(',', '')) for line in lines[2:-1]] == held
+    for line, leaf in zip(lines[2:-1], leaves, strict=True):
         assert re.findall(r'\b[A-Z] (\d+)', line) == [str(n) for n in leaf.shape]
     assert f'{sum(held):,} bytes on each of {np.prod(degrees)} devices' in lines[-1]
 

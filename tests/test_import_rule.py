@@ -10,14 +10,15 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'lct').rglo
 MAX_LINES = 400
 
 # What a module of the package may import from the package, besides its own folder.
-BELOW = ('ops', 'models', 'data', 'files', 'sharding', 'processes')
+BELOW = ('ops', 'models', 'data', 'files', 'sharding', 'processes', 'text')
 MAY_IMPORT = {
     'sharding': (),
     'processes': (),
     'files': (),
-    'data': ('files',),
-    'ops': (),
-    'models': ('ops', 'sharding'),
+    'text': (),
+    'data': ('files', 'text'),
+    'ops': ('text',),
+    'models': ('ops', 'sharding', 'text'),
     'weights': BELOW,
     'train': BELOW,
     'eval': BELOW,
@@ -31,7 +32,8 @@ HOMES = {
     'orbax': 'lct/train/',
     'tensorboardX': 'lct/train/',
 }
-NOT_IN_DATA = ('jax', 'jaxlib', 'flax')  # the data folder, and the files module under it, are numpy alone
+NO_JAX = ('data', 'files', 'text')  # numpy alone
+JAX = ('jax', 'jaxlib', 'flax')
 
 
 def imported(source):
@@ -69,7 +71,7 @@ def violations(path, source):
                 out.append(f'{place}: {own} imports {name}; it may import {", ".join(sorted(allowed))}')
         elif top in HOMES and not path.startswith(HOMES[top]):
             out.append(f'{place}: {top} stays in {HOMES[top]}')
-        elif own in ('data', 'files') and top in NOT_IN_DATA:
+        elif own in NO_JAX and top in JAX:
             out.append(f'{place}: {own} imports {top}')
     return out
 
@@ -103,6 +105,8 @@ def test_the_files_were_found():
     ('lct/data/a.py', 'import jax.numpy as jnp'),
     ('lct/data/a.py', 'from flax import struct'),
     ('lct/files.py', 'import jax'),
+    ('lct/text.py', 'import jax'),
+    ('lct/text.py', 'from lct.ops import rope'),
     ('lct/models/a.py', 'import optax'),
     ('lct/eval/a.py', 'from orbax import checkpoint'),
     ('lct/eval/a.py', 'from tensorboardX import SummaryWriter'),

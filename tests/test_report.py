@@ -9,6 +9,7 @@ import pytest
 from lct.eval.loss.by_position import Bins
 from lct.eval.recall_probe import NeedleResult
 from lct.eval.report import figures as report_figures
+from lct.text import short_length
 
 LENGTHS, DEPTHS = (128, 256, 512, 1024, 2048, 4096, 8192), (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -78,5 +79,5 @@ def test_the_card_says_what_was_done(results, curves):
 
 
 def test_lengths_are_written_short():
-    assert [report_figures.short(x) for x in (128, 1024, 1536, 8192, 1047552, 2**20)] == [
+    assert [short_length(x) for x in (128, 1024, 1536, 8192, 1047552, 2**20)] == [
         '128', '1K', '1.5K', '8K', '1023K', '1M']

@@ -6,6 +6,8 @@ import json
 import os
 import pathlib
 
+from lct.text import table
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing here needs an accelerator, and a plan must not wait for one
 
 RESULTS = pathlib.Path(__file__).resolve().parents[1] / 'results' / 'papers'
@@ -62,11 +64,9 @@ def report(out, name, paper, tables, claims, **pictures):
 
     tables: {title: [row as a dict]}; pictures: lct.eval.figures.Picture by name.
     """
-    from plan import table
-
     for title, rows in tables.items():
-        heads = list(dict.fromkeys(key for row in rows for key in row))
-        print(f'\n{title}\n' + table([heads, *([_text(row.get(head)) for head in heads] for row in rows)]))
+        header = list(dict.fromkeys(key for row in rows for key in row))
+        print(f'\n{title}\n' + table(header, [[_text(row.get(key)) for key in header] for row in rows]))
     for claim in claims:
         print(f'\n{claim.text}\n    published: {claim.published}\n    {claim.kind}: {claim.found}\n'
               f'    agrees: {claim.agrees}. {claim.why}')

@@ -24,6 +24,7 @@ from lct.cli.main import run_script
 from lct.cli.model import find_model
 from lct.cli.paths import experiments_folder
 from lct.files import atomic_file
+from lct.text import table
 
 STDLIB = pathlib.Path(sysconfig.get_path('stdlib'))
 TEXTS = (STDLIB / 'pydoc_data' / 'topics.py', STDLIB / 'typing.py', experiments_folder().parent / 'lct')
@@ -76,7 +77,7 @@ def run():
     summary |= {'model': args.model, 'texts': {name: digest(ids) for name, ids in rows.items()}}
     (args.workdir / 'theta_positions.json').write_text(json.dumps(summary, indent=1) + '\n')
     figure(summary, args.workdir / 'theta_positions.svg')
-    say('\n'.join(table(summary)))
+    say(summary_table(summary))
     say(f'wrote {args.workdir}/theta_positions.json, theta_positions.svg')
 
 
@@ -130,19 +131,21 @@ def summarise(base, rows, losses, length):
     return out
 
 
-def table(summary):
-    """Lines: mean over the texts of the loss within and beyond the trained length, and beyond it of each text."""
+def summary_table(summary):
+    """Text for the terminal: mean over the texts of the loss within and beyond the trained length, and of each
+    text beyond it."""
     edges, trained = summary['edges'], summary['trained']
     inside = [i for i, high in enumerate(edges[1:]) if high <= trained]
     beyond = [i for i, low in enumerate(edges[:-1]) if low >= trained]
     pick = lambda loss, bins: statistics.mean(loss[i] for i in bins)
-    lines = [f'nats per token: up to {trained:,} | beyond, to {edges[-1]:,} (each text) | law | similar keys']
+    header = ('nats per token', f'up to {trained:,}', f'beyond, to {edges[-1]:,}', 'each text', 'law', 'similar keys')
+    rows = []
     for name, one in summary['scalings'].items():
         each = [pick(loss, beyond) for loss in one['loss'].values()]
-        lines.append(f"{name:8} {statistics.mean(pick(loss, inside) for loss in one['loss'].values()):.3f} | "
-                     f"{statistics.mean(each):.3f} ({', '.join(f'{x:.3f}' for x in each)}) | {one['law']:,.0f} | "
-                     f"{one['similar']:,}")
-    return lines
+        rows.append((name, f"{statistics.mean(pick(loss, inside) for loss in one['loss'].values()):.3f}",
+                     f'{statistics.mean(each):.3f}', ', '.join(f'{x:.3f}' for x in each), f"{one['law']:,.0f}",
+                     f"{one['similar']:,}"))
+    return table(header, rows)
 
 
 def figure(summary, path):

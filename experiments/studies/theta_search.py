@@ -23,6 +23,7 @@ from lct.cli.main import run_script
 from lct.cli.model import find_model
 from lct.cli.paths import experiments_folder
 from lct.files import write_atomically
+from lct.text import table
 
 CHOSEN = '''"""The theta that experiments/studies/theta_search.py chose for {target:,} tokens, with the settings of its runs.
 
@@ -134,7 +135,7 @@ def run():
     (workdir / 'theta_search.json').write_text(json.dumps(summary, indent=1) + '\n')
     figure(summary, config, workdir / 'theta_search.svg')
     (workdir / 'chosen.py').write_text(chosen_config(config, summary['chosen']))
-    loop.say('\n'.join(table(summary)))
+    loop.say(summary_table(summary))
     loop.say(f'wrote {workdir}/theta_search.json, theta_search.svg, chosen.py')
 
 
@@ -200,20 +201,21 @@ def spreads(lists):
     return [statistics.stdev(column) if len(column) > 1 else 0.0 for column in zip(*lists, strict=True)]
 
 
-def table(summary):
-    """Lines for the terminal: thetas in order of merit, then the laws and the choice."""
+def summary_table(summary):
+    """Text for the terminal: thetas in order of merit, then the laws and the choice."""
     low, high = summary['long_loss_of']
-    lines = [f'theta, rank by loss and by needles | loss {low:,}-{high:,} | needles found at '
-             f'{", ".join(f"{length:,}" for length in summary["long_needle_of"])} | law | similar keys']
-    for row in summary['rows']:
-        lines.append(
-            f"{row['theta']:>12,.0f} {row['rank_loss']}, {row['rank_needle']} | {row['long_loss']:.3f} "
-            f"(sd {row['long_loss_sd']:.3f}) | {row['long_needle']:.0%} | {row['law']:,.0f} | {row['similar']:,}"
-            + (' | control' if row['control'] else ''))
+    lengths = ', '.join(f'{length:,}' for length in summary['long_needle_of'])
+    header = ('theta', 'rank by loss', 'by needles', f'loss {low:,}-{high:,}', 'sd', f'needles found at {lengths}', 'law',
+              'similar keys', '')
+    rows = [(f"{row['theta']:,.0f}", row['rank_loss'], row['rank_needle'], f"{row['long_loss']:.3f}",
+             f"{row['long_loss_sd']:.3f}", f"{row['long_needle']:.0%}", f"{row['law']:,.0f}", f"{row['similar']:,}",
+             'control' if row['control'] else '') for row in summary['rows']]
     laws = summary['laws']
-    return [*lines, f"laws for {summary['target']:,}: critical base {laws['critical_base']:,.0f}, bound reached from "
+    return '\n'.join([
+            table(header, rows, left=(8,)),
+            f"laws for {summary['target']:,}: critical base {laws['critical_base']:,.0f}, bound reached from "
             f"{laws['theta_for_bound']:,.0f}, lower bound {laws['lower_bound']:,.0f}",
-            f"chosen: {summary['chosen']:,.0f}"]
+            f"chosen: {summary['chosen']:,.0f}"])
 
 
 def figure(summary, config, path):

@@ -8,6 +8,7 @@ import dataclasses
 import jax
 from jax import lax
 
+from lct import text
 from lct.ops.all_gather_attention import all_gather_attention
 from lct.ops.all_to_all_attention import all_to_all_attention
 from lct.ops.blockwise_attention import Chunks
@@ -104,10 +105,9 @@ def attend(q, k, v, positions, segment_ids, axis_name, attention):
 
 def table():
     """The capability table as text."""
-    rows = [('strategy', 'how', 'needs', 'what is waited for'), *((name, *row) for name, row in CAPABILITIES.items())]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return '\n'.join([*lines, '', f'All of them: {EVERYWHERE}'])
+    header = ('strategy', 'how', 'needs', 'what is waited for')
+    rows = [(name, *row) for name, row in CAPABILITIES.items()]
+    return f'{text.table(header, rows, left=range(4))}\n\nAll of them: {EVERYWHERE}'
 
 
 if __name__ == '__main__':

@@ -6,18 +6,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from lct import files
+from lct.text import markdown_table, short_length, table
 
 RAMP = LinearSegmentedColormap.from_list('score', ['#F0496E', '#EBB839', '#0CD79F'])
 LINE_COLORS = ('#8A8F98', '#1F5FBF', '#0B9E74', '#C2573A')
-
-
-def short(length):
-    """1024 -> '1K', 1048576 -> '1M', 1536 -> '1.5K'."""
-    for size, suffix in ((2**20, 'M'), (2**10, 'K')):
-        if length >= size:
-            return f'{length / size:{".3g" if length < 1000 * size else ".0f"}}{suffix}'
-    return f'{length:g}'
-
 
 # ---------------------------------------------------------------------------------------------------
 # Figures
@@ -56,7 +48,7 @@ def _heat_map(axis, result, native, name):
     # A fixed scale: with an automatic one a map that is uniformly wrong looks as lively as any other.
     image = axis.pcolormesh(scores, cmap=RAMP, vmin=0, vmax=1, edgecolors='white', linewidth=1)
     axis.invert_yaxis()
-    axis.set_xticks(np.arange(len(result.lengths)) + 0.5, [short(x) for x in result.lengths], rotation=45)
+    axis.set_xticks(np.arange(len(result.lengths)) + 0.5, [short_length(x) for x in result.lengths], rotation=45)
     axis.set_yticks(np.arange(len(result.depths)) + 0.5, [f'{100 * d:.0f}%' for d in result.depths])
     axis.tick_params(length=0)
     axis.set_xlabel('context length (tokens)')
@@ -67,7 +59,7 @@ def _heat_map(axis, result, native, name):
     within = sum(length <= native for length in result.lengths)
     # A boundary between columns: lengths on its left were trained on before the extension.
     axis.axvline(within, color='#10241F', linewidth=2, linestyle='--', clip_on=False)
-    axis.annotate(f'trained to {short(native)}', (within, 0), xytext=(3 if within == 0 else -3, 3),
+    axis.annotate(f'trained to {short_length(native)}', (within, 0), xytext=(3 if within == 0 else -3, 3),
                   textcoords='offset points', ha='left' if within == 0 else 'right', va='bottom', fontsize=8)
     axis.set_title(f'{name}: mean {scores.mean():.2f}, n = {result.samples} per cell', pad=18)
     for spine in axis.spines.values():
@@ -88,10 +80,10 @@ def loss_figure(curves, native, path):
         axis.fill_between(at, curve.mean - error, curve.mean + error, color=color, alpha=0.18, linewidth=0)
     axis.set_xscale('log', base=2)
     edges = sorted({edge for curve in curves.values() for edge in curve.edges if edge > 0})
-    axis.set_xticks(edges, [short(edge) for edge in edges], rotation=45 if len(edges) > 10 else 0)
+    axis.set_xticks(edges, [short_length(edge) for edge in edges], rotation=45 if len(edges) > 10 else 0)
     axis.minorticks_off()
     axis.axvline(native, color='#10241F', linewidth=1.2, linestyle='--')
-    axis.annotate(f'trained to {short(native)}', (native, 1), xycoords=('data', 'axes fraction'),
+    axis.annotate(f'trained to {short_length(native)}', (native, 1), xycoords=('data', 'axes fraction'),
                   xytext=(-4, -4), textcoords='offset points', ha='right', va='top', fontsize=8, rotation=90)
     axis.set_xlabel('position in the text (tokens)')
     axis.set_ylabel('loss (nats per token)')
@@ -121,7 +113,7 @@ def shots_figure(curves, path, references=None, title='learning in context'):
                   linestyle=('--', ':', '-.')[i % 3], label=learner)
     axis.set_xscale('log', base=2)
     counts = sorted({shots for curve in (*curves.values(), *(references or {}).values()) for shots in curve})
-    axis.set_xticks(counts, [short(count) for count in counts], rotation=45 if len(counts) > 10 else 0)
+    axis.set_xticks(counts, [short_length(count) for count in counts], rotation=45 if len(counts) > 10 else 0)
     axis.minorticks_off()
     axis.set_ylim(-0.02, 1.02)
     axis.set_xlabel('shots')
@@ -146,24 +138,12 @@ def _middles(edges):
 
 def needle_table(result):
     """A heat map for the terminal: percent right, depth downwards and length rightwards."""
-    header = ['depth', *(short(length) for length in result.lengths)]
+    header = ['depth', *(short_length(length) for length in result.lengths)]
     rows = [[f'{100 * depth:.0f}%', *(f'{100 * score:.0f}' for score in scores)]
             for depth, scores in zip(result.depths, result.scores, strict=True)]
     rows.append(['mean', *(f'{100 * score:.0f}' for score in result.scores.mean(0))])
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = ['  '.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-             for row in [header, *rows]]
-    lines.insert(1, '-' * len(lines[0]))
-    lines.insert(-1, lines[1])
     total = f'{100 * result.scores.mean():.1f}% of {len(result.records)} needles found'
-    return '\n'.join([*lines, total])
-
-
-def markdown_table(header, rows):
-    """A table in markdown, the first column to the left and the others to the right."""
-    lines = ['| ' + ' | '.join(map(str, row)) + ' |' for row in [header, *rows]]
-    lines.insert(1, '|' + '|'.join([':--', *['--:'] * (len(header) - 1)]) + '|')
-    return '\n'.join(lines)
+    return f'{table(header, rows, left=(), footer=1)}\n{total}'
 
 
 def model_card(*, name, base_model, native, stages, data, command, needle=None, losses=None, license=None,
@@ -179,14 +159,14 @@ def model_card(*, name, base_model, native, stages, data, command, needle=None, 
       license: the identifier of the base model's license, which the weights inherit.
       figures: (file name in the folder, caption) pairs.
     """
-    longest = short(max(stage['length'] for stage in stages))
+    longest = short_length(max(stage['length'] for stage in stages))
     front = {'base_model': base_model, 'library_name': 'transformers', 'pipeline_tag': 'text-generation',
              'license': license, 'tags': '[llama, long-context]'}
     matter = '\n'.join(f'{key}: {value}' for key, value in front.items() if value)
     tokens = sum(stage['tokens'] for stage in stages)
     parts = [
         f'---\n{matter}\n---', f'# {name}',
-        f'`{base_model}`, trained to {short(native)} tokens, extended to **{longest} tokens** by {trained} '
+        f'`{base_model}`, trained to {short_length(native)} tokens, extended to **{longest} tokens** by {trained} '
         f'on {tokens:,} tokens with `lct`.',
         '## Stages',
         markdown_table(['length', 'rope theta', 'theta from', 'steps', 'tokens'], [
@@ -213,7 +193,7 @@ def _needle_markdown(needle):
         rows.append([name, *(f'{100 * mean[x]:.0f}' if x in mean else 'not run' for x in lengths)])
     return (f'Percent of six-digit numbers repeated exactly, greedy, mean over {depths} depths with '
             f'{samples} prompts each. Keys and numbers are those that `lct.data.recall` keeps from training.\n\n'
-            + markdown_table(['model', *(short(x) for x in lengths)], rows))
+            + markdown_table(['model', *(short_length(x) for x in lengths)], rows))
 
 
 def _loss_markdown(losses):
@@ -223,7 +203,7 @@ def _loss_markdown(losses):
     for name, curve in losses.items():
         known = dict(zip(zip(curve.edges[:-1], curve.edges[1:], strict=True), curve.mean, strict=True))
         rows.append([name, *(f'{known[span]:.3f}' if span in known else 'not run' for span in spans)])
-    header = ['model', *(f'{short(low)} to {short(high)}' for low, high in spans)]
+    header = ['model', *(f'{short_length(low)} to {short_length(high)}' for low, high in spans)]
     return f'Nats per token over {_windows(losses)}, by position.\n\n' + markdown_table(header, rows)
 
 

@@ -6,7 +6,8 @@ import html
 import math
 
 from lct.eval.report import loss
-from lct.eval.report.figures import LINE_COLORS, RAMP, short
+from lct.eval.report.figures import LINE_COLORS, RAMP
+from lct.text import short_length, table
 
 INK, FAINT = '#10241F', '#D5DAD8'
 CELL_WIDTH, CELL_HEIGHT = 58, 22
@@ -60,17 +61,17 @@ def tables(suite, result):
                 for mean, error in zip(result['means'], result['stderr'], strict=True))])
         counts = [next(iter(result['tasks'].values()))[length]['count'] for length in lengths]
         rows.append(['samples a task', *map(str, counts)])
-        yield ['task', *(short(int(length)) for length in lengths)], rows
+        yield ['task', *(short_length(int(length)) for length in lengths)], rows
     elif suite == 'needle':
         rows = [[f'depth {100 * depth:.0f}%', *(f'{100 * score:.0f}' for score in row)]
                 for depth, row in zip(result['depths'], result['scores'], strict=True)]
         rows.append(['samples a cell', *map(str, result['samples'])])
-        yield ['needle', *map(short, result['lengths'])], rows
+        yield ['needle', *map(short_length, result['lengths'])], rows
     elif suite == 'adversarial':
         lengths = sorted({length for one in result['tasks'].values() for length in one}, key=int)
         rows = [[task, *(f"{100 * one[length]['target']:.0f} right, {100 * one[length]['stale']:.0f} misled"
                          for length in lengths)] for task, one in result['tasks'].items()]
-        yield ['needle', *(short(int(length)) for length in lengths)], rows
+        yield ['needle', *(short_length(int(length)) for length in lengths)], rows
     elif suite == 'icl':
         shots = sorted({n for one in result['tasks'].values() for n in one['curve']}, key=int)
         rows = [[name, *(f"{100 * curve[n]['accuracy']:.0f}" if n in curve else '' for n in shots)]
@@ -111,16 +112,9 @@ def terminal(report):
     for suite, result in report['results'].items():
         out += ['', TITLES[suite]]
         for header, rows in tables(suite, result):
-            out += [*_aligned(header, rows), '']
+            out += [table(header, rows), '']
         out += sentences(suite, result)
     return '\n'.join(out)
-
-
-def _aligned(header, rows):
-    """The first column to the left, the others to the right, a rule under the header."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ['  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in [header, *rows]]
-    return [lines[0], '-' * len(lines[0]), *lines[1:]]
 
 
 def effective(result):
@@ -129,8 +123,8 @@ def effective(result):
 
     def length(value):
         if value is None:
-            return f'below {short(min(result["lengths"]))}'
-        return short(value) + (' or more' if value == longest else '')
+            return f'below {short_length(min(result["lengths"]))}'
+        return short_length(value) + (' or more' if value == longest else '')
 
     return [
         f"average {result['average']:.1f}, weighted to long {result['weighted_increasing']:.1f}, to short "
@@ -172,11 +166,11 @@ def heat_map(columns, rows, scores, trained, side):
             parts.append(f'<rect x="{x}" y="{y}" width="{CELL_WIDTH - 1}" height="{CELL_HEIGHT - 1}" '
                          f'fill="{_color(score)}"/>' + _text(x + CELL_WIDTH / 2, y + 15, f'{score:.2f}'))
     bottom = top + len(rows) * CELL_HEIGHT
-    parts += [_text(left + (j + 0.5) * CELL_WIDTH, bottom + 15, short(length)) for j, length in enumerate(columns)]
+    parts += [_text(left + (j + 0.5) * CELL_WIDTH, bottom + 15, short_length(length)) for j, length in enumerate(columns)]
     parts.append(_text(left + len(columns) * CELL_WIDTH / 2, bottom + 32, 'context length (tokens)'))
     edge = left + CELL_WIDTH * sum(length <= trained for length in columns) - 0.5
     parts.append(f'<line x1="{edge}" x2="{edge}" y1="{top - 6}" y2="{bottom}" stroke="{INK}" stroke-width="2" '
-                 'stroke-dasharray="5 3"/>' + _text(edge, top - 12, f'trained to {short(trained)}'))
+                 'stroke-dasharray="5 3"/>' + _text(edge, top - 12, f'trained to {short_length(trained)}'))
     return _svg(width, height, parts)
 
 
@@ -193,11 +187,11 @@ def curves(series, label, side, trained=None, bottom=0.0, top=1.0):
         parts.append(f'<line x1="{left}" x2="{left + PLOT_WIDTH}" y1="{at_y(y):.1f}" y2="{at_y(y):.1f}" '
                      f'stroke="{FAINT}"/>' + _text(left - 6, at_y(y) + 4, f'{y:.3g}', 'end'))
     for x in places:
-        parts.append(_text(at_x(x), above + PLOT_HEIGHT + 16, short(x)))
+        parts.append(_text(at_x(x), above + PLOT_HEIGHT + 16, short_length(x)))
     if trained:
         parts.append(f'<line x1="{at_x(trained):.1f}" x2="{at_x(trained):.1f}" y1="{above}" '
                      f'y2="{above + PLOT_HEIGHT}" stroke="{INK}" stroke-dasharray="5 3"/>'
-                     + _text(at_x(trained) - 4, above + 10, f'trained to {short(trained)}', 'end'))
+                     + _text(at_x(trained) - 4, above + 10, f'trained to {short_length(trained)}', 'end'))
     for i, (name, (xs, ys, band)) in enumerate(series.items()):
         color = LINE_COLORS[(i + 1) % len(LINE_COLORS)]
         if band:
@@ -303,7 +297,7 @@ def page(report):
     title = f"What {about['model']} reads"
     parts = [f'<h1>{html.escape(title)}</h1>',
              f'<p class="note">Scores are of our own wording of the tasks and of greedy answers; fixed colour scale from '
-             f'0 to 1. Trained length: {short(trained)} tokens.</p>']
+             f'0 to 1. Trained length: {short_length(trained)} tokens.</p>']
     for suite, result in report['results'].items():
         parts.append(f'<h2>{html.escape(TITLES[suite])}</h2>')
         parts += [f'<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>'

@@ -6,7 +6,7 @@ import math
 
 from scipy.special import stdtrit
 
-from lct.eval.report.figures import short
+from lct.text import short_length
 
 FEW = 5  # documents; of fewer the intervals are wide
 
@@ -57,7 +57,7 @@ def tables(result):
     """Iterator of (header, rows) of text."""
     yield ['positions', *_spans(result['edges'])], [['nats per token', *_nats(result['mean'])]]
     if one := result.get('growing'):
-        yield (['context', *map(short, one['contexts'])],
+        yield (['context', *map(short_length, one['contexts'])],
                [[f"nats per token, the same {one['targets']}", *_nats(one['mean'])]])
     if one := result.get('identifiers'):
         yield (['tokens since the first use', *_spans(one['edges'])], [
@@ -67,7 +67,7 @@ def tables(result):
 
 
 def _spans(edges):
-    return [f'{short(low)}-{short(high)}' for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    return [f'{short_length(low)}-{short_length(high)}' for low, high in zip(edges[:-1], edges[1:], strict=True)]
 
 
 def _nats(values):
@@ -78,7 +78,7 @@ def sentences(result):
     """What the losses come to, and how far they can be trusted."""
     out = []
     if (one := result.get('growing')) and one['effective_context'] is not None:
-        out.append(f"within 1% of the loss with the longest context: {short(one['effective_context'])} tokens of it")
+        out.append(f"within 1% of the loss with the longest context: {short_length(one['effective_context'])} tokens of it")
     if one := result.get('long_ppl'):
         value = f"perplexity {one['value']:.2f}" if one['value'] else 'no perplexity'
         if ends := perplexities(one):
@@ -86,7 +86,7 @@ def sentences(result):
         out.append(f"LongPPL: {value} on {one['key_tokens']:,} of {one['of']:,} tokens, those that {one['context']:,} tokens "
                    'of context do not make known and the whole window does, as this model finds them')
     if one := result.get('short'):
-        where = f"on the same windows of {short(one['length'])} tokens (documents: {one['documents']})"
+        where = f"on the same windows of {short_length(one['length'])} tokens (documents: {one['documents']})"
         if one['difference'] is None:
             out.append(f'{where}: a loss of this or of the base model is NaN or infinite')
         else:

@@ -6,7 +6,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from lct import files
-from lct.eval.report.figures import short
+from lct.text import short_length
 
 PLAIN = {'color': '#10241F', 'linestyle': '--'}
 
@@ -38,7 +38,7 @@ def draw(panels, path, marks=None, plain=()):
                           textcoords='offset points', ha='right', va='top', fontsize=8, color='#5A6462')
         axis.set_xscale('log', base=2)
         ticks = sorted({1 << (x.bit_length() - 1) for xs, _, _ in lines.values() for x in map(int, xs)})
-        axis.set_xticks(ticks, [short(tick) for tick in ticks])
+        axis.set_xticks(ticks, [short_length(tick) for tick in ticks])
         axis.minorticks_off()
         axis.set_title(title)
         axis.set_xlabel('tokens')

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lct import files
-from lct.eval.report.figures import LINE_COLORS, short
+from lct.eval.report.figures import LINE_COLORS
+from lct.text import short_length
 
 INK = '#10241F'
 DARK, CELL = (23, 78, 146), 28  # of ring_schedule: the colour of a full cell, its side
@@ -59,7 +60,7 @@ def lines(series, x_label, y_label, title='', log_y=False, marks=(), lengths=Tru
         if lengths:
             at = sorted({x for xs, _ in series.values() for x in xs})
             axis.set_xscale('log', base=2)
-            axis.set_xticks(at, [short(x) for x in at], rotation=45 if len(at) > 10 else 0)
+            axis.set_xticks(at, [short_length(x) for x in at], rotation=45 if len(at) > 10 else 0)
             axis.minorticks_off()
         for x, text in marks:
             axis.axvline(x, color=INK, linewidth=1, linestyle='--')
