@@ -15,7 +15,7 @@ import sys
 import time
 import zlib
 
-from lct.cli.config import as_plain, claimed_config, make_run, parse_args, setup_devices
+from lct.cli.config import as_plain, make_run, parse_args, run_identity, setup_devices
 from lct.cli.corpus import open_corpus
 from lct.cli.main import run_script
 from lct.cli.model import find_model, model_fingerprint
@@ -37,8 +37,10 @@ def run():
     from lct.eval.loss import by_position
     from lct.eval.report import figures
     from lct.models import llama, lora
-    from lct.train import loop, stages
-    from lct.train.checkpoint import claim
+    from lct.train import loop, stages, stopping
+    from lct.train.checkpoint import lock_workdir
+    from lct.train.metrics import clock, log
+    from lct.train.warnings import stage_warnings
     from lct.weights import llama_hf
     from lct.weights.tensors import check_dtype
 
@@ -56,8 +58,8 @@ def run():
     words = tokenizer.load(folder)
     tokenizer.check_vocab(words, base_config.vocab_size)
     plan = stages.configs(run_config.stages, base_config)
-    for doubt in stages.doubts(run_config.stages, base_config, run_config.param_dtype):
-        loop.say(f'WARNING: {doubt}')
+    for warning in stage_warnings(run_config.stages, base_config, run_config.param_dtype):
+        log(f'WARNING: {warning}')
     native = base_config.max_position_embeddings
     mixture, unseen = open_corpus(config, words)
     for stage in run_config.stages:
@@ -86,13 +88,13 @@ def run():
     check_dtype(save_dtype, 'to save')
     workdir.mkdir(parents=True, exist_ok=True)
     llama_hf.check_writable(workdir / 'model', nbytes, overwrite=True)
-    lock = claim(workdir, {  # noqa: F841  held while the process lives
-        **claimed_config(config), 'inputs': {
+    lock = lock_workdir(workdir, {  # noqa: F841  held while the process lives
+        **run_identity(config), 'inputs': {
             'model': model_fingerprint(folder), 'tokenizer': words.fingerprint, 'tokens': mixture.num_tokens,
             'held_out': zlib.crc32(haystack.tobytes()),
         },
     })
-    loop.say(
+    log(
         f'{folder.name}: {size:,} parameters, {trained:,} of them trained ({trained / size:.2%}), native context '
         f'{native:,} -> {last.seq_len:,}; {mixture.num_tokens:,} training tokens, {len(unseen)} held-out documents; '
         f'{jax.default_backend()}, {jax.process_count()} process(es), mesh {dict(mesh.shape)}'
@@ -127,23 +129,23 @@ def run():
 
         def progress(done, total, length):
             left = (time.monotonic() - start) / done * (total - done)
-            loop.say(f'needles, {name} | {done}/{total} prompts | up to {length:,} tokens | {loop.clock(left)} left')
-            loop.check(asked)
+            log(f'recall probe, {name} | {done}/{total} prompts | up to {length:,} tokens | {clock(left)} left')
+            stopping.check_stop(stop_requested)
 
         wanted = config.needle
         result = recall_probe.run(
             params, model_config, words, haystack, wanted.lengths, wanted.depths, wanted.samples,
             layout=last.layout, memory=last.memory, seed=config.seed, progress=progress,
         )
-        loop.say(f'{name}: needles found in percent, depth downwards, length rightwards\n'
+        log(f'{name}: recall probe, percent right, depth downwards, length rightwards\n'
                  f'{figures.needle_table(result)}')
         return result
 
     def loss_curve(name, model_config, params):
         def progress(done, total):
             if done % 8 == 0 or done == total:
-                loop.say(f'loss by position, {name} | {done}/{total} windows')
-            loop.check(asked)
+                log(f'loss by position, {name} | {done}/{total} windows')
+            stopping.check_stop(stop_requested)
 
         losses = by_position.loss_by_position(
             params, model_config, windows, layout=last.layout, memory=last.memory, progress=progress
@@ -154,7 +156,7 @@ def run():
         """One bin: the mean loss over held-out text of the native length."""
         losses = by_position.loss_by_position(
             params, model_config, short, layout=stage.layout, memory=stage.memory, batch_size=8,
-            progress=lambda done, total: loop.check(asked))
+            progress=lambda done, total: stopping.check_stop(stop_requested))
         return by_position.bins(losses, (0, native), short_sources)
 
     def gate_scores(stage, stage_config, params):
@@ -162,21 +164,21 @@ def run():
         found = recall_probe.run(
             params, stage_config, words, haystack, (stage.seq_len,), config.needle.depths, config.needle.samples,
             layout=stage.layout, memory=stage.memory, seed=config.seed + 1,
-            progress=lambda done, total, length: loop.check(asked))
+            progress=lambda done, total, length: stopping.check_stop(stop_requested))
         loss = short_loss(stage.name, stage_config, params, stage)
         return {'needle': found.scores.mean(), 'short_loss_rise': loss.mean[0] - base_short[0].mean[0]}
 
-    with loop.stop_requests() as asked:
+    with stopping.catch_signals() as stop_requested:
         try:
             with jax.set_mesh(mesh):
                 base_needle, base_loss, *base_short = evaluate('base', base_config, load)
             extended_config, params, summary = loop.train(
-                run_config, base_config, load, mixture, workdir, asked, gate_scores
+                run_config, base_config, load, mixture, workdir, stop_requested, gate_scores
             )
             with jax.set_mesh(mesh):
                 needle_result, loss_result, *_ = evaluate('extended', extended_config, lambda: params)
-        except loop.Interrupted as stop:
-            loop.say(str(stop))
+        except stopping.Interrupted as stop:
+            log(str(stop))
             sys.exit(130)
 
     params = sharding.collect(params)
@@ -218,16 +220,16 @@ def run():
     llama_hf.save(workdir / 'model', extended_config, params, dtype=save_dtype,
                   tokenizer_from=folder, card=card, overwrite=True)
     for path in ('needle.png', 'loss.png', 'results.json', 'metrics', 'model'):
-        loop.say(f'wrote {workdir / path}')
+        log(f'wrote {workdir / path}')
     for name in ('base', 'extended'):
         one = summary[name]
-        loop.say(
+        log(
             f'{name}: needle cells right {one["inside"][0]}/{one["inside"][1]} up to {native:,}, '
             f'{one["beyond"][0]}/{one["beyond"][1]} beyond {2 * native:,}; worst length '
             f'{one["worst_length"]:,} with {one["worst_mean"]:.0%}'
         )
     processes.wait_for_all()
-    loop.say(f'{native:,} -> {last.seq_len:,} tokens; this call took {loop.clock(time.monotonic() - began)}')
+    log(f'{native:,} -> {last.seq_len:,} tokens; this call took {clock(time.monotonic() - began)}')
 
 
 def rule(stage):

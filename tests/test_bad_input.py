@@ -13,7 +13,7 @@ import extend
 import make_ruler
 import pytest
 
-from lct.cli.config import claimed_config, fit_ring, load_config, make_run, set_field
+from lct.cli.config import fit_ring, load_config, make_run, run_identity, set_field
 from lct.cli.main import needs, run_script
 from lct.cli.model import load_model
 from lct.train import loop
@@ -161,11 +161,11 @@ def test_a_file_that_is_no_config(name):
 
 def test_a_run_may_end_with_another_dtype_of_the_model():
     config = load_config(EXPERIMENTS / 'configs' / 'smoke.py')
-    before = claimed_config(config)
+    before = run_identity(config)
     config.save_dtype = 'bfloat16'
-    assert claimed_config(config) == before
+    assert run_identity(config) == before
     config.param_dtype = 'bfloat16'
-    assert claimed_config(config) != before
+    assert run_identity(config) != before
 
 
 @pytest.mark.parametrize('count, ring', [(1, 1), (3, 2), (7, 4), (8, 8), (64, 8)])

@@ -1,4 +1,4 @@
-"""From stage to stage: meshes through checkpoints, RoPE scalings, the optimizer's moments, doubts about theta."""
+"""From stage to stage: meshes through checkpoints, RoPE scalings, the optimizer's moments, warnings."""
 
 import dataclasses
 import json
@@ -15,8 +15,9 @@ from lct.models import llama
 from lct.models.llama_sizes import LLAMA3_8B, LLAMA31_8B
 from lct.ops import rope
 from lct.ops.blockwise_attention import Chunks
-from lct.train import loop, optimizer, stages, state
+from lct.train import loop, optimizer, stages, state, stopping
 from lct.train.step import train_step
+from lct.train.warnings import stage_warnings
 from lct.weights import llama_config
 
 MESHES = ((1, 1, 8, 1), (2, 1, 4, 1), (1, 2, 2, 2))
@@ -31,10 +32,10 @@ def no_benchmark():
         yield
 
 
-def train(workdir, run_stages, asked=()):
+def train(workdir, run_stages, stop_requested=()):
     run = loop.Run(stages=tuple(run_stages), checkpoint_every=100)
     start = lambda: llama.init(tiny_training.CONFIG, jax.random.key(0))
-    loop.train(run, tiny_training.CONFIG, start, tiny_training.mixture(), workdir, asked)
+    loop.train(run, tiny_training.CONFIG, start, tiny_training.mixture(), workdir, stop_requested)
 
 
 def losses(workdir):
@@ -46,17 +47,17 @@ def test_hand_over_from_mesh_to_mesh_keeps_the_loss(tmp_path, monkeypatch):
     """Between the first two stages in memory, between the last two through a checkpoint: a run that is stopped."""
     staged = [dataclasses.replace(STAGE, name=str(mesh), mesh=mesh) for mesh in MESHES]
     train(tmp_path / 'whole', [dataclasses.replace(stage, mesh=MESHES[0]) for stage in staged])
-    asked, original = [], loop.train_step
+    stop_requested, original = [], loop.train_step
 
-    def then_ask(train_state, *args):
+    def then_stop(train_state, *args):
         if int(train_state.step) == 3:  # the last step of the second stage
-            asked.append('SIGTERM')
+            stop_requested.append('SIGTERM')
         return original(train_state, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, 'train_step', then_ask)
-        with pytest.raises(loop.Interrupted, match='saved step 4 of 6'):
-            train(tmp_path / 'staged', staged, asked)
+        patch.setattr(loop, 'train_step', then_stop)
+        with pytest.raises(stopping.Interrupted, match='saved step 4 of 6'):
+            train(tmp_path / 'staged', staged, stop_requested)
     train(tmp_path / 'staged', staged)
     one, several = losses(tmp_path / 'whole'), losses(tmp_path / 'staged')
     assert len(one) == len(several) == 6 and one[0] - one[-1] > 0.1  # it learns: a loss that stands still proves nothing
@@ -156,36 +157,36 @@ def test_a_dynamic_scaling_of_the_base_is_not_dropped():
     (2018, 1, 1, 2016), (4098, 1, 3, 4100), (8 * 2018, 8, 1, 8 * 2016), (4096, 1, None, None), (1018, 1, None, None),
     (256000, 8, None, None),
 ])
-def test_a_length_that_leaves_attention_crumbs_is_doubted(seq_len, ring, small, better):
+def test_a_length_that_divides_into_degenerate_chunks_only_is_warned_of(seq_len, ring, small, better):
     stage = stages.Stage(name='odd', seq_len=seq_len, num_steps=1, mesh=(1, 1, ring, 1), theta=1e9)
-    found = [doubt for doubt in stages.doubts([stage], LLAMA3_8B) if 'chunks' in doubt]
+    found = [warning for warning in stage_warnings([stage], LLAMA3_8B) if 'chunks' in warning]
     assert found == ([] if small is None else [
         f'stage odd: seq_len {seq_len:,} gives a device {seq_len // ring:,} tokens, which attention can only cut into '
         f'chunks of {small}, and is slow; the nearest length without that is {better:,}'])
 
 
-def test_small_chunks_that_were_asked_for_are_not_doubted():
+def test_small_chunks_by_choice_are_not_warned_of():
     memory = llama.Memory(attention=llama.Attention(chunks=Chunks(8, 16)))
-    stage = stages.Stage(name='asked', seq_len=4096, num_steps=1, memory=memory, theta=1e9)
-    assert stages.doubts([stage], LLAMA3_8B) == []
+    stage = stages.Stage(name='small chunks', seq_len=4096, num_steps=1, memory=memory, theta=1e9)
+    assert stage_warnings([stage], LLAMA3_8B) == []
 
 
-def test_weights_of_bfloat16_that_hardly_move_are_doubted():
+def test_weights_of_bfloat16_that_hardly_move_are_warned_of():
     stage = stages.Stage(name='one', seq_len=8192, num_steps=1, learning_rate=2e-5)
-    (doubt,) = stages.doubts([stage], LLAMA3_8B, 'bfloat16')
-    assert 'learning rate 2e-05 are rounded away from weights larger than 0.01, which stand still' in doubt and 'float32' in doubt
-    assert stages.doubts([stage], LLAMA3_8B) == []
+    (warning,) = stage_warnings([stage], LLAMA3_8B, 'bfloat16')
+    assert 'learning rate 2e-05 are rounded away from weights larger than 0.01, which stand still' in warning and 'float32' in warning
+    assert stage_warnings([stage], LLAMA3_8B) == []
     moved = jnp.bfloat16(1.01 * 512 * 2e-5)  # what the sentence says
     assert moved - jnp.bfloat16(2e-5) == moved
 
 
-def test_a_length_that_theta_does_not_support_is_doubted_with_the_numbers():
-    def doubts(**more):
-        return stages.doubts([stages.Stage(name='far', seq_len=65536, num_steps=1, **more)], LLAMA3_8B)
+def test_a_length_that_theta_does_not_support_is_warned_of_with_the_numbers():
+    def warnings(**more):
+        return stage_warnings([stages.Stage(name='far', seq_len=65536, num_steps=1, **more)], LLAMA3_8B)
 
-    assert doubts(theta='critical_base') == [] == doubts(scaling=(('type', 'yarn'),))
-    (doubt,) = doubts()
-    assert doubt == (
+    assert warnings(theta='critical_base') == [] == warnings(scaling=(('type', 'yarn'),))
+    (warning,) = warnings()
+    assert warning == (
         'stage far: seq_len 65,536 is beyond the 8,219 tokens that theta 500,000 (default) supports by the scaling law of '
         'RoPE; it takes a theta of 22,271,460, and to extrapolate further the critical base 22,443,169')
-    assert 'beyond the 53,364 tokens' in doubts(theta='dynamic_ntk')[0]  # Gradient's first stage
+    assert 'beyond the 53,364 tokens' in warnings(theta='dynamic_ntk')[0]  # Gradient's first stage

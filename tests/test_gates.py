@@ -1,4 +1,4 @@
-"""Gates: a stage ends when its scores say so, a run that is killed decides the same, and a shut gate is said aloud."""
+"""Gates: a stage ends when its scores say so, a run that is killed decides the same, a closed gate says so."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ import pytest
 import tiny
 import tiny_training
 
-from lct.cli.config import as_plain, claimed_config, load_config, make_run
+from lct.cli.config import as_plain, load_config, make_run, run_identity
 from lct.models import llama
 from lct.train import gates, loop, stages
 
@@ -25,7 +25,7 @@ STAGES = (dataclasses.replace(FIRST, gate=GATE), dataclasses.replace(FIRST, name
 
 @pytest.fixture(scope='module', autouse=True)
 def pretended():
-    """Steps and the peak of the machine cost nothing here: gates are around them."""
+    """Steps and the measured peak of the machine cost nothing here: gates do not need them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, 'train_step', pretend.train_step)
         patch.setattr(loop, 'measured_peak', lambda dtype: 1e12)
@@ -33,21 +33,21 @@ def pretended():
 
 
 class Scores:
-    """Stands in for an evaluation: needle scores by step, taken from a list; remembers when it was asked."""
+    """Stands in for an evaluation: needle scores by step, taken from a list; counts its calls."""
 
     def __init__(self, *needle, rise=0.0):
-        self._needle, self._rise, self.asked = list(needle), rise, 0
+        self._needle, self._rise, self.calls = list(needle), rise, 0
 
     def __call__(self, stage, config, params):
         assert config.max_position_embeddings >= stage.seq_len and params.embed.shape == (258, 32)
-        self.asked += 1
+        self.calls += 1
         return {'needle': self._needle.pop(0), 'short_loss_rise': self._rise}
 
 
-def train(workdir, scores, run_stages=STAGES, asked=(), **more):
+def train(workdir, scores, run_stages=STAGES, stop_requested=(), **more):
     run = loop.Run(stages=run_stages, checkpoint_every=100, line_every_s=0, **more)
     start = lambda: llama.init(CONFIG, jax.random.key(0))
-    _, params, summary = loop.train(run, CONFIG, start, tiny_training.mixture(), workdir, asked, scores)
+    _, params, summary = loop.train(run, CONFIG, start, tiny_training.mixture(), workdir, stop_requested, scores)
     return tiny_training.digest(jax.device_get(params)), summary
 
 
@@ -58,10 +58,10 @@ def steps(workdir):
 
 @pytest.fixture(scope='module')
 def passed(tmp_path_factory):
-    """A run whose gate opens at the second look: its folder, the digest of its weights and its summary."""
+    """A run whose gate opens at the second evaluation: its folder, the digest of its weights and its summary."""
     folder, scores = tmp_path_factory.mktemp('passed'), Scores(0.4, 0.5)
     out = train(folder, scores)
-    assert scores.asked == 2
+    assert scores.calls == 2
     return folder, *out
 
 
@@ -76,7 +76,7 @@ def test_a_stage_ends_when_its_gate_opens_and_the_next_has_its_own_rate(passed):
 def test_the_lines_say_why_a_stage_ended(tmp_path, capsys):
     train(tmp_path, Scores(0.4, 0.9))
     out = capsys.readouterr().out
-    assert 'gate shut after 2 steps: needles found 0.40 (at least 0.50), short-context loss +0.000' in out
+    assert 'gate closed after 2 steps: recall probe 0.40 (at least 0.50), short-context loss +0.000' in out
     assert 'gate open after 4 steps' in out
     assert re.search(r'stage first: done in \S+, gate open after 4 of at most 6 steps', out)
     assert re.search(r'stage second: done in \S+, all 3 steps taken', out)
@@ -88,49 +88,49 @@ def test_both_thresholds_count(rise, needle, opens):
     assert GATE.opens({'needle': needle, 'short_loss_rise': rise}) == opens
 
 
-def test_a_run_killed_at_a_look_looks_again_and_after_it_does_not(passed, tmp_path):
+def test_a_run_killed_at_an_evaluation_repeats_it_and_after_it_does_not(passed, tmp_path):
     class Killed(Exception):
         pass
 
     def kill(*args):
         raise Killed
 
-    with pytest.raises(Killed):  # the checkpoint of step 2 is saved, its look is not
+    with pytest.raises(Killed):  # the checkpoint of step 2 is saved, its scores are not
         train(tmp_path, kill)
-    add, scores = gates.Looks.add, Scores(0.4, 0.5)
+    add, scores = gates.GateLog.add, Scores(0.4, 0.5)
 
     def add_and_kill(self, stage, step, *args):
-        if step == 6:  # the look that opened the gate at step 4 is recorded, the checkpoint of the jump is not
+        if step == 6:  # the scores that opened the gate at step 4 are recorded, the checkpoint of the jump is not
             raise Killed
         return add(self, stage, step, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gates.Looks, 'add', add_and_kill)
+        patch.setattr(gates.GateLog, 'add', add_and_kill)
         with pytest.raises(Killed):
             train(tmp_path, scores)
-    assert scores.asked == 2
-    weights, summary = train(tmp_path, Scores())  # an empty list: a third look would fail
+    assert scores.calls == 2
+    weights, summary = train(tmp_path, Scores())  # an empty list: a third evaluation would fail
     assert (weights, summary['stage_steps']) == (passed[1], [4, 3])
-    again, _ = train(tmp_path, Scores())  # a finished run is not trained or looked at again
+    again, _ = train(tmp_path, Scores())  # a finished run is not trained or evaluated again
     assert again == weights
 
 
-def test_a_shut_gate_stops_the_run_until_it_is_told_otherwise(tmp_path, capsys):
-    shut = 'gate is shut after all 6 steps: needles found 0.30 .*the steps are saved: continue with other thresholds'
-    with pytest.raises(gates.Shut, match=shut):
+def test_a_closed_gate_stops_the_run_unless_it_says_advance(tmp_path, capsys):
+    closed = 'gate is closed after all 6 steps: recall probe 0.30 .*the steps are saved: continue with other thresholds'
+    with pytest.raises(gates.GateClosed, match=closed):
         train(tmp_path, Scores(0.1, 0.2, 0.3))
-    with pytest.raises(gates.Shut, match=shut):  # the same command says the same, without a look
+    with pytest.raises(gates.GateClosed, match=closed):  # the same command says the same, without an evaluation
         train(tmp_path, Scores())
     advance = dataclasses.replace(STAGES[0], gate=dataclasses.replace(GATE, otherwise='advance'))
     _, summary = train(tmp_path, Scores(), (advance, STAGES[1]))
     assert summary['stage_steps'] == [6, 3] and steps(tmp_path) == list(range(1, 10))
     _, summary = train(tmp_path / 'new', Scores(0.1, 0.2, 0.3), (advance, STAGES[1]))
-    assert 'all 6 steps taken, and on although the gate is shut' in capsys.readouterr().out
+    assert 'all 6 steps taken, and on although the gate is closed' in capsys.readouterr().out
 
 
 def test_the_gate_of_the_last_stage_counts_too(tmp_path):
     last = (STAGES[1], dataclasses.replace(STAGES[0], num_steps=2, name='last'))
-    with pytest.raises(gates.Shut, match='stage last'):
+    with pytest.raises(gates.GateClosed, match='stage last'):
         train(tmp_path, Scores(0.0), last)
     lower = dataclasses.replace(last[1], gate=dataclasses.replace(GATE, needle=0.0))
     assert train(tmp_path, Scores(), (last[0], lower))[1]['stage_steps'] == [3, 2]
@@ -152,8 +152,8 @@ def test_a_gate_without_an_evaluation_is_refused_before_anything_is_computed(tmp
 
 
 def test_a_run_may_go_on_with_other_gates():
-    """What the folder of a run is claimed for is its config without them."""
+    """Gates are not part of the identity of a run."""
     gated, plain = (load_config(next((EXPERIMENTS / 'configs').rglob(f'{name}.py'))) for name in ('laptop_gated', 'laptop'))
     plain.name = gated.name
     assert all(stage.gate.every == 10 for stage in make_run(gated).stages)
-    assert claimed_config(gated) == claimed_config(plain) != as_plain(gated)
+    assert run_identity(gated) == run_identity(plain) != as_plain(gated)

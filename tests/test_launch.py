@@ -166,9 +166,9 @@ def test_contradictions_are_refused(change, message):
 
 
 def test_alone_a_process_agrees_with_itself():
-    asked = []
-    answer = processes.anyone(asked)
-    asked.append('SIGTERM')
+    stop_requested = []
+    answer = processes.anyone(stop_requested)
+    stop_requested.append('SIGTERM')
     assert answer and processes.from_first(7) == 7 and processes.is_first()
     processes.check_same('a', 'b')
 

@@ -13,7 +13,7 @@ from attention_cases import relative_error
 from lct import sharding
 from lct.models import llama, lora
 from lct.models.llama_sizes import LLAMA3_8B
-from lct.train import loop, optimizer, stages, state
+from lct.train import loop, optimizer, stages, state, stopping
 from lct.train.metrics import matmul_params, train_flops
 from lct.train.step import loss_and_grads
 from lct.weights import llama_hf
@@ -45,8 +45,8 @@ def start():
     return llama.init(CONFIG, jax.random.key(0))
 
 
-def train(workdir, asked=()):
-    return loop.train(RUN, CONFIG, start, tiny_training.mixture(), workdir, asked)
+def train(workdir, stop_requested=()):
+    return loop.train(RUN, CONFIG, start, tiny_training.mixture(), workdir, stop_requested)
 
 
 @pytest.fixture(scope='module')
@@ -147,16 +147,16 @@ def test_training_moves_only_what_is_listed(trained):
 
 
 def test_checkpoints_hold_adapters_alone_and_a_stopped_run_ends_with_the_same_bits(trained, tmp_path, monkeypatch):
-    asked, original = [], loop.train_step
+    stop_requested, original = [], loop.train_step
 
-    def then_ask(train_state, *args):
-        if not asked and int(train_state.step) == 3:
-            asked.append('SIGTERM')
+    def then_stop(train_state, *args):
+        if not stop_requested and int(train_state.step) == 3:
+            stop_requested.append('SIGTERM')
         return original(train_state, *args)
 
-    monkeypatch.setattr(loop, 'train_step', then_ask)
-    with pytest.raises(loop.Interrupted, match='saved step 4 of 6'):
-        train(tmp_path, asked)
+    monkeypatch.setattr(loop, 'train_step', then_stop)
+    with pytest.raises(stopping.Interrupted, match='saved step 4 of 6'):
+        train(tmp_path, stop_requested)
     size = sum(path.stat().st_size for path in (tmp_path / 'checkpoints' / '4').rglob('*') if path.is_file())
     assert size < 4 * llama.num_params(CONFIG)  # less than the model without its optimizer
     params = train(tmp_path)[1]

@@ -15,7 +15,7 @@ import theta_search
 from lct.cli.config import load_config, make_run, set_field
 from lct.models.llama_sizes import LLAMA3_8B, LLAMA31_8B
 from lct.ops.rope import RopeConfig
-from lct.train import stages
+from lct.train.warnings import stage_warnings
 from lct.weights import llama_hf
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
@@ -57,8 +57,8 @@ def test_warning_names_the_numbers_and_is_silent_where_the_theta_suffices():
 
 def test_extend_warns_of_a_stage_beyond_its_theta():
     run = make_run(load_config(EXPERIMENTS / 'configs' / 'theta_4k.py'))
-    doubts = stages.doubts(run.stages, llama_hf.read_config(EXPERIMENTS / 'base'))
-    assert len(doubts) == 1 and '582' in doubts[0] and '4,096' in doubts[0] and '140,66' in doubts[0]
+    warnings = stage_warnings(run.stages, llama_hf.read_config(EXPERIMENTS / 'base'))
+    assert len(warnings) == 1 and '582' in warnings[0] and '4,096' in warnings[0] and '140,66' in warnings[0]
 
 
 def test_target_within_the_trained_length_is_refused():

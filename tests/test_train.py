@@ -17,7 +17,7 @@ import tiny_training
 from lct import sharding
 from lct.data.batches.loader import Loader
 from lct.models import llama
-from lct.train import checkpoint, loop, optimizer, stages, state
+from lct.train import checkpoint, loop, optimizer, stages, state, stopping
 from lct.train.metrics import Metrics, Pace, matmul_params, train_flops
 from lct.train.step import loss_and_grads, train_step
 
@@ -38,9 +38,9 @@ def one_step(tx, train_state, batch):
     return train_step(train_state, batch, tiny.tables(), architecture, tiny.MEMORY, tx, SCHEDULE)
 
 
-def run_tiny(run, workdir, asked=()):
+def run_tiny(run, workdir, stop_requested=()):
     return loop.train(run, tiny_training.CONFIG, lambda: llama.init(tiny_training.CONFIG, jax.random.key(0)),
-                      tiny_training.mixture(), workdir, asked)
+                      tiny_training.mixture(), workdir, stop_requested)
 
 
 def test_the_loss_falls_and_a_bad_step_changes_nothing_but_the_counters(tx):
@@ -118,8 +118,8 @@ def test_metrics_are_written_for_every_step(tmp_path, capsys):
     assert 0 < again['seconds'] <= summary['seconds'] and again['tokens_of_this_call'] == 0
 
 
-def test_a_stop_claims_only_what_was_saved(tmp_path, monkeypatch):
-    asked, original = [], Loader.next
+def test_a_stop_reports_only_what_was_saved(tmp_path, monkeypatch):
+    stop_requested, original = [], Loader.next
 
     def full(self, step, *args):
         if step == 2:  # found in the background, after save() has returned; nothing of the step remains
@@ -128,24 +128,24 @@ def test_a_stop_claims_only_what_was_saved(tmp_path, monkeypatch):
             raise OSError('No space left on device')
         return finalize(self, step, *args)
 
-    def next_then_ask(self):
+    def next_then_stop(self):
         batch, cursor = original(self)
         if len(batches) == 1:
-            asked.append('SIGTERM')
+            stop_requested.append('SIGTERM')
         batches.append(batch)
         return batch, cursor
 
     batches, finalize = [], checkpoint.ocp.CheckpointManager._finalize
-    monkeypatch.setattr(Loader, 'next', next_then_ask)
+    monkeypatch.setattr(Loader, 'next', next_then_stop)
     monkeypatch.setattr(checkpoint.ocp.CheckpointManager, '_finalize', full)
     run = loop.Run(stages=(dataclasses.replace(STAGE, num_steps=5),), checkpoint_every=1, keep_checkpoints=1)
-    with pytest.raises(loop.Interrupted, match=r'stopped after step 2 of 5, not saved \(.*No space left.*\); '
+    with pytest.raises(stopping.Interrupted, match=r'stopped after step 2 of 5, not saved \(.*No space left.*\); '
                                                'the same command continues after step 1'):
-        run_tiny(run, tmp_path, asked)
-    with pytest.raises(loop.Interrupted, match='saved step 1 of 5'):  # asked before it does anything
-        run_tiny(run, tmp_path, asked)
-    with pytest.raises(loop.Interrupted, match='before the first step'):
-        run_tiny(run, tmp_path / 'new', asked)
+        run_tiny(run, tmp_path, stop_requested)
+    with pytest.raises(stopping.Interrupted, match='saved step 1 of 5'):  # requested before it does anything
+        run_tiny(run, tmp_path, stop_requested)
+    with pytest.raises(stopping.Interrupted, match='before the first step'):
+        run_tiny(run, tmp_path / 'new', stop_requested)
 
 
 def test_the_pace_is_that_of_the_last_steps():
@@ -174,34 +174,34 @@ def test_rows_beyond_the_checkpoint_are_dropped_and_flushed_rows_survive(tmp_pat
         {'step': 1, 'loss': 1.0}, {'step': 2, 'loss': 1.0}, {'step': 3, 'loss': 2.0}]
 
 
-def test_stop_requests_outside_the_main_thread_asks_nothing():
-    def ask():
-        with loop.stop_requests() as asked:
-            return asked
+def test_outside_the_main_thread_no_signal_is_caught():
+    def catch():
+        with stopping.catch_signals() as stop_requested:
+            return stop_requested
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        assert pool.submit(ask).result() == []
+        assert pool.submit(catch).result() == []
 
 
-def test_a_folder_is_claimed_by_one_config_and_one_process(tmp_path, monkeypatch):
+def test_a_folder_is_locked_to_one_config_and_one_process(tmp_path, monkeypatch):
     config = {'seed': 0, 'stages': [{'num_steps': 80, 'mesh': [1, 1]}, {'num_steps': 10}], 'extra': []}
-    lock = checkpoint.claim(tmp_path, config)
+    lock = checkpoint.lock_workdir(tmp_path, config)
     with pytest.raises(ValueError, match='another process is at work'):
-        checkpoint.claim(tmp_path, config)
+        checkpoint.lock_workdir(tmp_path, config)
     lock.close()
-    checkpoint.claim(tmp_path, config).close()
+    checkpoint.lock_workdir(tmp_path, config).close()
     other = {'seed': 0, 'stages': [{'num_steps': 40, 'mesh': [1, 2]}], 'extra': []}
     with pytest.raises(ValueError, match='stages.0.mesh.1 1 -> 2, stages.0.num_steps 80 -> 40, '
                                          r'stages.1.num_steps 10 -> \(absent\); set this back'):
-        checkpoint.claim(tmp_path, other)
+        checkpoint.lock_workdir(tmp_path, other)
     with pytest.raises(ValueError, match=r'e \(absent\) -> 1 and 3 more'):
-        checkpoint.claim(tmp_path, {**config, **dict.fromkeys('abcdefgh', 1)})
+        checkpoint.lock_workdir(tmp_path, {**config, **dict.fromkeys('abcdefgh', 1)})
 
     def unsupported(*args):
         raise OSError(95, 'Operation not supported')
 
     monkeypatch.setattr(fcntl, 'flock', unsupported)  # as on some network file systems
-    checkpoint.claim(tmp_path, config).close()
+    checkpoint.lock_workdir(tmp_path, config).close()
 
 
 def test_schedule_warms_up_decays_and_starts_again_with_the_next_stage():

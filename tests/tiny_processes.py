@@ -14,17 +14,18 @@ import tiny_training
 
 from lct import processes, sharding
 from lct.models import llama
-from lct.train import checkpoint, loop
+from lct.train import checkpoint, loop, stopping
+from lct.train.metrics import log
 
 DEVICES = 2
 RUN = loop.Run(stages=(tiny_training.stage('ring', 64, (1, 1, DEVICES, 1)),), checkpoint_every=4, line_every_s=0)
 
 
-def train(workdir, asked=()):
+def train(workdir, stop_requested=()):
     config = tiny_training.CONFIG
-    lock = checkpoint.claim(workdir, {'what': 'tiny'})  # noqa: F841
+    lock = checkpoint.lock_workdir(workdir, {'what': 'tiny'})  # noqa: F841
     return loop.train(RUN, config, lambda: llama.init(config, jax.random.key(0)), tiny_training.mixture(), workdir,
-                      asked)
+                      stop_requested)
 
 
 def initial_weights():
@@ -36,7 +37,7 @@ def main(workdir, step=None):
     count = processes.join()
     jax.config.update('jax_num_cpu_devices', DEVICES // count)
     weights = initial_weights()
-    loop.say(f'weights {weights}')
+    log(f'weights {weights}')
     if step and jax.process_index() == count - 1:
         report = loop._Reports.__call__
 
@@ -46,11 +47,11 @@ def main(workdir, step=None):
                 os.kill(os.getpid(), 15)
 
         loop._Reports.__call__ = then_signal
-    with loop.stop_requests() as asked:
+    with stopping.catch_signals() as stop_requested:
         try:
-            train(workdir, asked)
-        except loop.Interrupted as stop:
-            loop.say(str(stop))
+            train(workdir, stop_requested)
+        except stopping.Interrupted as stop:
+            log(str(stop))
             sys.exit(130)
 
 

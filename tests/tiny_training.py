@@ -21,7 +21,7 @@ import tiny
 from lct.data.batches.memory_source import Mixture
 from lct.data.tokenizer import load
 from lct.models import llama
-from lct.train import loop, metrics
+from lct.train import loop, metrics, stopping
 from lct.train.optimizer import OptimizerConfig
 from lct.train.stages import Stage
 
@@ -74,12 +74,12 @@ def signal_after(step, number, delay, workdir):
 def main(workdir, step=None, number=None, delay=0):
     if step:
         signal_after(int(step), int(number), float(delay), workdir)
-    with loop.stop_requests() as asked:
+    with stopping.catch_signals() as stop_requested:
         try:
             _, params, _ = loop.train(
-                run(), CONFIG, lambda: llama.init(CONFIG, jax.random.key(0)), mixture(), workdir, asked
+                run(), CONFIG, lambda: llama.init(CONFIG, jax.random.key(0)), mixture(), workdir, stop_requested
             )
-        except loop.Interrupted as stop:
+        except stopping.Interrupted as stop:
             print(stop)
             sys.exit(130)
     print('weights', digest(jax.device_get(params)))

@@ -26,12 +26,13 @@ def run():
     from lct.data.synthetic import recall
     from lct.models import llama
     from lct.ops.rope import RopeConfig
-    from lct.train import loop
-    from lct.train.checkpoint import claim
+    from lct.train import loop, stopping
+    from lct.train.checkpoint import lock_workdir
+    from lct.train.metrics import log
     from lct.weights import llama_hf
 
     workdir, run_config = pathlib.Path(args.workdir), make_run(config)
-    lock = claim(workdir, as_plain(config))  # noqa: F841  held while the process lives
+    lock = lock_workdir(workdir, as_plain(config))  # noqa: F841  held while the process lives
     training, _ = documents.split(documents.read(config.corpus, config.corpus_bytes), config.held_out)
     texts = [document.text for document in training]
     folder = workdir / 'tokenizer'
@@ -51,18 +52,18 @@ def run():
     fields = config.model.to_dict()
     rope = RopeConfig(theta=fields.pop('rope_theta'))
     model = llama.LlamaConfig(**fields, rope=rope)
-    loop.say(f'{llama.num_params(model):,} parameters, {mixture.num_tokens:,} tokens of text')
-    with loop.stop_requests() as asked:
+    log(f'{llama.num_params(model):,} parameters, {mixture.num_tokens:,} tokens of text')
+    with stopping.catch_signals() as stop_requested:
         try:
             model, params, _ = loop.train(
                 run_config, model, lambda: llama.init(model, jax.random.key(config.seed)),
-                mixture, workdir, asked,
+                mixture, workdir, stop_requested,
             )
-        except loop.Interrupted as stop:
-            loop.say(str(stop))
+        except stopping.Interrupted as stop:
+            log(str(stop))
             sys.exit(130)
     llama_hf.save(workdir / 'model', model, params, dtype='float32', tokenizer_from=folder, overwrite=True)
-    loop.say(f'wrote {workdir / "model"}')
+    log(f'wrote {workdir / "model"}')
 
 
 if __name__ == '__main__':

@@ -43,7 +43,7 @@ def run():
     from lct.models.llama import Memory
     from lct.ops.blockwise_attention import Chunks
     from lct.ops.strategies import Attention
-    from lct.train.metrics import clock, say
+    from lct.train.metrics import clock, log
     from lct.weights import llama_hf
 
     folder = find_model(args.model)
@@ -69,7 +69,7 @@ def run():
                 np.save(file, loss)
             spent.append(time.monotonic() - start)
             rest = sum(spent) / len(spent) * (len(todo) - i - 1)
-            say(f'{i + 1} of {len(todo)}: {text}, {name}: loss {loss.mean():.3f} in {clock(spent[-1])}, '
+            log(f'{i + 1} of {len(todo)}: {text}, {name}: loss {loss.mean():.3f} in {clock(spent[-1])}, '
                 f'about {clock(rest)} left')
         losses[text, name] = np.load(path)
 
@@ -77,8 +77,8 @@ def run():
     summary |= {'model': args.model, 'texts': {name: digest(ids) for name, ids in rows.items()}}
     (args.workdir / 'theta_positions.json').write_text(json.dumps(summary, indent=1) + '\n')
     figure(summary, args.workdir / 'theta_positions.svg')
-    say(summary_table(summary))
-    say(f'wrote {args.workdir}/theta_positions.json, theta_positions.svg')
+    log(summary_table(summary))
+    log(f'wrote {args.workdir}/theta_positions.json, theta_positions.svg')
 
 
 def window(words, path, length):

@@ -56,8 +56,9 @@ def run():
     from lct.eval import recall_probe
     from lct.eval.loss import by_position
     from lct.sharding import make_mesh
-    from lct.train import loop, stages
-    from lct.train.checkpoint import claim
+    from lct.train import loop, stages, stopping
+    from lct.train.checkpoint import lock_workdir
+    from lct.train.metrics import log
     from lct.weights import llama_hf
 
     workdir = pathlib.Path(args.workdir)
@@ -79,7 +80,7 @@ def run():
     recall_probe.check(config.needle.lengths, config.needle.depths, config.needle.samples, len(haystack))
     windows, sources = by_position.windows(
         unseen, config.loss.seq_len, config.loss.windows, config.seed, words.bos_id, config.loss.rotations)
-    lock = claim(workdir, as_plain(config))  # noqa: F841  held while the process lives
+    lock = lock_workdir(workdir, as_plain(config))  # noqa: F841  held while the process lives
     # The runs differ in the values of RoPE's tables alone, so one compiled program serves them all.
     jax.config.update('jax_compilation_cache_dir', str(workdir / 'xla'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
@@ -91,10 +92,10 @@ def run():
         """Loss by position and needle grid, of the same windows and prompts for every model."""
         how = {'layout': stage.layout, 'memory': stage.memory}
         losses = by_position.loss_by_position(params, model_config, windows, batch_size=4, **how)
-        loop.check(asked)
+        stopping.check_stop(stop_requested)
         wanted = config.needle
         result = recall_probe.run(params, model_config, words, haystack, wanted.lengths, wanted.depths, wanted.samples,
-                            seed=config.seed, progress=lambda *_: loop.check(asked), **how)
+                            seed=config.seed, progress=lambda *_: stopping.check_stop(stop_requested), **how)
         return {'loss': by_position.bins(losses, sources=sources).to_dict(), 'needle': result.scores.mean(0).tolist()}
 
     def one(name, theta, seed):
@@ -107,7 +108,7 @@ def run():
             else:
                 mixture = Mixture(encoded, words, seed=seed)
                 model_config, params, summary = loop.train(
-                    grid[theta], base, load, mixture, workdir / name, asked)
+                    grid[theta], base, load, mixture, workdir / name, stop_requested)
             result = {'theta': theta, 'seed': seed, **evaluate(model_config, params),
                       'training_seconds': summary['seconds'], 'seconds': time.monotonic() - start}
             write_atomically(path, json.dumps(result))
@@ -115,16 +116,16 @@ def run():
 
     jobs = [(f'theta{theta:.0f}_seed{seed}', theta, seed) for seed in config.search.seeds for theta in grid]
     results = []
-    with loop.stop_requests() as asked:
+    with stopping.catch_signals() as stop_requested:
         try:
             with jax.set_mesh(make_mesh(stage.mesh)):
                 untrained = one('untrained', base.rope_theta, None)
             for i, job in enumerate(jobs):
-                loop.say(f'run {i + 1} of {len(jobs)}: theta {job[1]:,.0f}, seed {job[2]}{left(results, len(jobs))}')
+                log(f'run {i + 1} of {len(jobs)}: theta {job[1]:,.0f}, seed {job[2]}{left(results, len(jobs))}')
                 with jax.set_mesh(make_mesh(stage.mesh)):
                     results.append(one(*job))
-        except loop.Interrupted as stop:
-            loop.say(str(stop))
+        except stopping.Interrupted as stop:
+            log(str(stop))
             sys.exit(130)
 
     summary = summarise(config, base, untrained, results)
@@ -135,8 +136,8 @@ def run():
     (workdir / 'theta_search.json').write_text(json.dumps(summary, indent=1) + '\n')
     figure(summary, config, workdir / 'theta_search.svg')
     (workdir / 'chosen.py').write_text(chosen_config(config, summary['chosen']))
-    loop.say(summary_table(summary))
-    loop.say(f'wrote {workdir}/theta_search.json, theta_search.svg, chosen.py')
+    log(summary_table(summary))
+    log(f'wrote {workdir}/theta_search.json, theta_search.svg, chosen.py')
 
 
 def check(config):

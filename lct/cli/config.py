@@ -6,6 +6,8 @@ import math
 import os
 import pathlib
 
+from ml_collections import ConfigDict
+
 from lct.cli.paths import experiments_folder
 
 RUN_FIELDS = ('param_dtype', 'checkpoint_every', 'keep_checkpoints', 'max_skips_in_row')
@@ -93,9 +95,9 @@ def as_plain(config):
     return config
 
 
-def claimed_config(config):
-    """as_plain(config) less what a run may go on with another of: the gates of its stages, and the dtype of the model
-    that it writes at its end."""
+def run_identity(config: ConfigDict) -> dict:
+    """as_plain(config) without the fields that may change when a run is continued: the gates of its stages, and the
+    dtype of the model that it writes at its end."""
     values = as_plain(config)
     values.pop('save_dtype', None)
     for stage in values['stages']:

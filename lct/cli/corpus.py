@@ -30,7 +30,7 @@ def open_corpus(config, words):
     from lct.data.batches.store_source import Stream
     from lct.data.batches.upsample import Upsample
     from lct.data.corpus import documents, store
-    from lct.train.metrics import say
+    from lct.train.metrics import log
 
     if not config.corpus:
         raise ValueError('config.corpus is empty; add --set corpus=PATH of your documents: a folder, glob, JSONL or '
@@ -45,7 +45,7 @@ def open_corpus(config, words):
     template = chat_template.read(find_model(config.model_folder)) if config.get('chat_template') else None
     rows = Stream(store.Store(config.corpus), words, seed=config.seed, mode=getattr(packing_plan, mode),
                   upsample=upsample, held_out=config.held_out, template=template)
-    say(', '.join(f'{count:,} {what}' for what, count in rows.census().items()) + f' in the store {config.corpus}')
+    log(', '.join(f'{count:,} {what}' for what, count in rows.census().items()) + f' in the store {config.corpus}')
     # enough for the loss windows and the haystack, not a hundredth of a terabyte
     wanted = 2 * max(config.loss.seq_len * config.loss.windows, *config.needle.lengths)
     return rows, rows.held_out(wanted) if config.held_out else []

@@ -102,7 +102,7 @@ def _first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def claim(workdir, config):
+def lock_workdir(workdir, config):
     """Make workdir this run's own, or continue in it if it holds the same config. Of several processes the first
     does it for all.
 

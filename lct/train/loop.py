@@ -1,11 +1,7 @@
 """The training run: stages in order, checkpoints, metrics, and a stop that loses nothing."""
 
-import contextlib
 import dataclasses
 import functools
-import os
-import signal
-import threading
 import time
 
 import jax
@@ -22,8 +18,9 @@ from lct.train import optimizer as optimizers
 from lct.train import stages as stage_plans
 from lct.train import state as states
 from lct.train.checkpoint import Checkpoints
-from lct.train.metrics import Metrics, Pace, clock, measured_peak, say, train_flops, whole_row_flops
+from lct.train.metrics import Metrics, Pace, clock, log, measured_peak, train_flops, whole_row_flops
 from lct.train.step import train_step
+from lct.train.stopping import Interrupted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,62 +50,22 @@ class Run:
                 raise ValueError(f'{field} {getattr(self, field)} must be at least 1')
 
 
-class Interrupted(Exception):
-    """The run was asked to stop and has saved what it could; the message says what that is."""
-
-
-@contextlib.contextmanager
-def stop_requests():
-    """Yields a list that receives the name of the first Ctrl-C or SIGTERM; a second one stops at once.
-
-    Outside the main thread, where Python takes no handlers, the list stays empty.
-    """
-    asked = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    def handle(number, _frame):
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(signal.Signals(number).name)
-        # not print: the signal may have come in the middle of one, and a buffered stream cannot be re-entered
-        with contextlib.suppress(OSError):
-            text = f'{asked[0]}: stopping after this step and saving (once more to stop at once)\n'
-            os.write(2, text.encode())
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def check(asked):
-    """Raise Interrupted if a stop was asked of any process, where nothing is left to save. All processes must come
-    here together."""
-    if processes.anyone(asked):
-        why = asked[0] if asked else 'a signal to another process'
-        raise Interrupted(f'{why}: stopped; what is finished is kept, run the same command to continue')
-
-
-def train(run, config, params, mixture, workdir, asked=(), gate_scores=None):
+def train(run, config, params, mixture, workdir, stop_requested=(), gate_scores=None):
     """Train through all stages, continuing from the newest checkpoint under workdir if there is one.
 
     Args:
       run: Run; config: LlamaConfig of the start; params: callable () -> Params on the current mesh, called
         only when there is no checkpoint, or when the run has an adapter and so no frozen weights in checkpoints.
       mixture: data.mixture.Mixture or data.stream.Stream, the rows; its cursor is part of every checkpoint.
-      asked: list of stop_requests.
+      stop_requested: a list that is not empty once the run is to stop (stopping.catch_signals).
       gate_scores: callable (Stage, LlamaConfig, Params) -> {needle, short_loss_rise}, see gates.Gate; called on the
         stage's mesh.
     Returns:
       (LlamaConfig, Params, summary dict), on the mesh of the last stage, adapters merged. The summary's seconds are
       those of the stages, compilation included, over all the times that the run was continued.
     Raises:
-      Interrupted: after saving, when a stop was asked for.
-      gates.Shut: after saving, when the gate of a stage did not open and is to stop the run.
+      stopping.Interrupted: after saving, when a stop was requested.
+      gates.GateClosed: after saving, when the gate of a stage did not open and is to stop the run.
       FloatingPointError: after max_skips_in_row non-finite steps in a row.
     """
     if gate_scores is None and any(stage.gate for stage in run.stages):
@@ -119,19 +76,19 @@ def train(run, config, params, mixture, workdir, asked=(), gate_scores=None):
     checkpoints = Checkpoints(f'{workdir}/checkpoints', run.keep_checkpoints)
     dtype = jnp.dtype(run.param_dtype)
     peak = measured_peak(jnp.dtype(run.stages[0].memory.dtype or dtype))
-    looks = gates.Looks(f'{workdir}/gates.json')
+    gate_log = gates.GateLog(f'{workdir}/gates.json')
     state, cursor, seconds, step = None, None, 0.0, processes.from_first(checkpoints.latest() or 0)
     if step:
         record = checkpoints.record(step)
         cursor, seconds = record['cursor'], record.get('seconds', 0.0)
-        say(f'continuing after step {step} of {ends[-1]} from {checkpoints.folder}')
+        log(f'continuing after step {step} of {ends[-1]} from {checkpoints.folder}')
     metrics = Metrics(f'{workdir}/metrics', step, run.line_every_s)
     spent_tokens = 0
 
     try:
         for stage, stage_config, end in zip(run.stages, plan, ends):
             start = end - stage.num_steps
-            complete = step >= end and _settled(looks, stage, end)
+            complete = step >= end and _settled(gate_log, stage, end)
             if complete and end < ends[-1]:  # of a complete run the last stage still gives the mesh
                 continue
             with jax.set_mesh(sharding.make_mesh(stage.mesh)):
@@ -147,9 +104,9 @@ def train(run, config, params, mixture, workdir, asked=(), gate_scores=None):
                         state = state.replace(frozen=lora.freeze(params(), run.adapter)[1])
                 if complete:
                     break
-                if processes.anyone(asked):  # between two stages: the one before is saved
+                if processes.anyone(stop_requested):  # between two stages: the one before is saved
                     raise Interrupted(_stopped(checkpoints, step, ends[-1]))
-                say(
+                log(
                     f'stage {stage.name}: {stage.num_steps} steps of {stage.tokens_per_step:,} tokens, '
                     f'seq_len {stage.seq_len:,}, theta {stage_config.rope.theta:,.0f} ({stage.theta}), '
                     f'{stage_config.rope.type} rope, mesh {"x".join(map(str, stage.mesh))} {stage.layout}'
@@ -166,7 +123,7 @@ def train(run, config, params, mixture, workdir, asked=(), gate_scores=None):
                 pending, opened, stage_start = None, False, time.monotonic()
                 later = [s for s, after in zip(run.stages, ends) if after > end]
                 report = _Reports(run, config, stage, end, ends[-1], later, metrics, peak)
-                look = functools.partial(_look, looks, stage, stage_config, gate_scores)
+                look = functools.partial(_look, gate_log, stage, stage_config, gate_scores)
                 try:
                     while step < end:
                         if stage.gate and stage.gate.due(step - start):
@@ -174,7 +131,7 @@ def train(run, config, params, mixture, workdir, asked=(), gate_scores=None):
                             if opened:
                                 break
                         host_batch, cursor = loader.next()
-                        stop_asked = processes.anyone(asked)  # ahead of the step, so as not to wait for it
+                        stop_now = processes.anyone(stop_requested)  # ahead of the step, so as not to wait for it
                         state, device_metrics = train_step(
                             state, _placed(host_batch, stage), tables, config.architecture(), stage.memory,
                             tx, schedule,
@@ -184,7 +141,7 @@ def train(run, config, params, mixture, workdir, asked=(), gate_scores=None):
                             report(*pending)
                         pending = (device_metrics, step, train_flops(config, *loader.counts(host_batch), run.adapter))
                         spent_tokens += stage.tokens_per_step
-                        stopping = bool(stop_asked)  # read once: a signal between two reads would stop unsaved
+                        stopping = bool(stop_now)  # read once: a signal between two reads would stop unsaved
                         due = stage.gate and stage.gate.due(step - start)
                         if step % run.checkpoint_every == 0 or step == end or stopping or due:
                             jax.block_until_ready(state)
@@ -202,20 +159,20 @@ def train(run, config, params, mixture, workdir, asked=(), gate_scores=None):
                 why = f'all {stage.num_steps} steps taken'
                 if opened:
                     why = f'gate open after {step - start} of at most {stage.num_steps} steps'
-                    looks.add(stage.name, end, step - start, looks.at(stage.name, step))
+                    gate_log.add(stage.name, end, step - start, gate_log.at(stage.name, step))
                     step, state = end, state.replace(step=states.scalar(end))
                     _save(checkpoints, step, state, cursor, seconds + time.monotonic() - stage_start)
                 elif stage.gate and not look(end, stage.num_steps, state):
                     if stage.gate.otherwise == 'stop':
-                        raise gates.Shut(gates.stopped(stage, looks.at(stage.name, end)))
-                    why += ', and on although the gate is shut'
+                        raise gates.GateClosed(gates.closed_message(stage, gate_log.at(stage.name, end)))
+                    why += ', and on although the gate is closed'
                 seconds += time.monotonic() - stage_start
-                say(f'stage {stage.name}: done in {clock(time.monotonic() - stage_start)}, {why}, '
+                log(f'stage {stage.name}: done in {clock(time.monotonic() - stage_start)}, {why}, '
                     f'input waits {waited:.1f}s')
         problem = checkpoints.wait()
         if problem:
-            say(f'WARNING: {problem}')
-        looked = [looks.at(stage.name, end) for stage, end in zip(run.stages, ends)]
+            log(f'WARNING: {problem}')
+        looked = [gate_log.at(stage.name, end) for stage, end in zip(run.stages, ends)]
         taken = [row['steps'] if row else stage.num_steps for stage, row in zip(run.stages, looked)]
         summary = {
             'steps': sum(taken), 'stage_steps': taken, 'skipped': int(state.skipped), 'seconds': seconds,
@@ -253,22 +210,22 @@ def _placed(batch, stage):
 def _save(checkpoints, step, state, cursor, seconds):
     problem = checkpoints.save(step, state.replace(frozen=None), {'cursor': cursor, 'seconds': seconds})
     if problem:
-        say(f'WARNING: {problem}')
+        log(f'WARNING: {problem}')
 
 
-def _look(looks, stage, config, gate_scores, step, steps, state):
+def _look(gate_log, stage, config, gate_scores, step, steps, state):
     """Whether the stage's gate is open after so many of its steps; what was measured before is not measured again."""
-    row = looks.at(stage.name, step)
+    row = gate_log.at(stage.name, step)
     if row is None:
-        row = looks.add(stage.name, step, steps, gate_scores(stage, config, states.model(state)))
+        row = gate_log.add(stage.name, step, steps, gate_scores(stage, config, states.model(state)))
     opened = bool(processes.from_first(stage.gate.opens(row)))
-    say(f'stage {stage.name}: gate {"open" if opened else "shut"} after {row["steps"]} steps: {stage.gate.describe(row)}')
+    log(f'stage {stage.name}: gate {"open" if opened else "closed"} after {row["steps"]} steps: {stage.gate.describe(row)}')
     return opened
 
 
-def _settled(looks, stage, end):
+def _settled(gate_log, stage, end):
     """Whether a stage whose steps are taken leaves nothing to be looked at."""
-    row = looks.at(stage.name, end)
+    row = gate_log.at(stage.name, end)
     return not stage.gate or (row is not None and (stage.gate.opens(row) or stage.gate.otherwise == 'advance'))
 
 

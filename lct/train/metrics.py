@@ -118,7 +118,7 @@ class Metrics:
         if force or now - self._last_line >= self._every:
             self._last_line = now
             self._lines.flush()
-            say(text)
+            log(text)
 
     def flush(self):
         """Hand all rows to the system: what comes before a checkpoint must survive a kill after it."""
@@ -137,7 +137,7 @@ def _step_of(row):
         return 1 << 62  # a line cut short by the kill
 
 
-def say(text):
+def log(text: str) -> None:
     """One line on stdout from the first process only, visible at once."""
     if processes.is_first():
         print(text, flush=True)

@@ -1,13 +1,10 @@
 """The curriculum: each stage a length, a theta rule, a RoPE scaling, a mesh, a mix, an optimizer schedule, a gate."""
 
 import dataclasses
-import itertools
 import math
 
 from lct.models.llama import Memory, check_mesh
 from lct.ops import rope, strategies
-from lct.ops import theta as laws
-from lct.ops.blockwise_attention import fit
 from lct.train.gates import Gate
 
 LAYOUTS = ('contiguous', 'zigzag', 'striped')
@@ -163,56 +160,3 @@ def configs(stages, config):
         scaled = rope_of(stage, scaled, theta, length, base[1], config.head_dim)
         out.append(dataclasses.replace(config, max_position_embeddings=length, rope=scaled))
     return out
-
-
-def doubts(stages, config, param_dtype='float32'):
-    """Sentences about stages that can run, but slowly, without effect, or at a length that their theta and scaling are
-    not known to support.
-
-    The measure of a length is the scaling law of arXiv 2310.05209: beyond the period of the first dim that made no
-    full turn in training, that dim meets angles that it never saw.
-    """
-    native, base, out = config.rope.original_max_position or config.max_position_embeddings, config.rope.theta, []
-    turned = laws.critical_dimension(base, native, config.head_dim) // 2
-    group = config.num_heads // config.num_kv_heads
-    if param_dtype == 'bfloat16':
-        rate = max(stage.learning_rate for stage in stages)
-        out.append(  # half a unit in the last place of w is between |w| / 512 and |w| / 256; AdamW moves by the rate
-            f'param_dtype bfloat16: steps of the learning rate {rate:g} are rounded away from weights larger than '
-            f'{512 * rate:.2g}, which stand still; use param_dtype float32, with memory dtype bfloat16')
-    for stage, planned in zip(stages, configs(stages, config)):
-        if size := _crumbs(stage, stage.seq_len, group):
-            out.append(
-                f'stage {stage.name}: seq_len {stage.seq_len:,} gives a device {stage.seq_len // stage.mesh[2]:,} tokens, '
-                f'which attention can only cut into chunks of {size}, and is slow; the nearest length without that is '
-                f'{_without_crumbs(stage, group):,}')
-        inv_freq, _ = rope.frequencies(planned.rope, config.head_dim, stage.seq_len)
-        if stage.seq_len <= native or turned == len(inv_freq):
-            continue
-        bound = 2 * math.pi / inv_freq[turned]
-        if bound < stage.seq_len - 0.5:
-            out.append(
-                f'stage {stage.name}: seq_len {stage.seq_len:,} is beyond the {bound:,.0f} tokens that theta '
-                f'{planned.rope.theta:,.0f} ({planned.rope.type}) supports by the scaling law of RoPE; it takes a theta of '
-                f'{laws.theta_for_bound(stage.seq_len, base, native, config.head_dim):,.0f}, and to extrapolate further '
-                f'the critical base {laws.critical_base(base, native, stage.seq_len):,.0f}')
-    return out
-
-
-def _crumbs(stage, seq_len, group):
-    """Tokens of the smaller chunks of attention on a shard that is long but has no better divisors, else 0."""
-    chunks, shard = stage.memory.attention.chunks, seq_len // stage.mesh[2]
-    fitted = {wanted: fit(wanted, shard) for wanted in (chunks.queries(group), chunks.key)}
-    # less than half of what was asked for: multiples of 32 always give that much
-    small = [size for wanted, size in fitted.items() if 2 * size < min(wanted, 64)]
-    return min(small) if small and shard > 1024 else 0
-
-
-def _without_crumbs(stage, group):
-    """The length nearest to the stage's that divides as it must and leaves no crumbs."""
-    ring = stage.mesh[2]
-    step = math.lcm(2 * ring, ring * stage.memory.ffn_chunks)
-    down = stage.seq_len // step * step
-    lengths = (n for i in itertools.count() for n in (down - i * step, down + (i + 1) * step))
-    return min(itertools.islice((n for n in lengths if not _crumbs(stage, n, group)), 2),
-               key=lambda n: abs(n - stage.seq_len))
