@@ -69,16 +69,16 @@ def run():
         raise ValueError(f'held_out {config.held_out} leaves no document to evaluate on; use for example 0.1')
     haystack = np.concatenate(unseen)
     recall_probe.check(config.needle.lengths, config.needle.depths, config.needle.samples, len(haystack))
-    by_position.check(config.loss.seq_len, last.mesh[2], last.memory.ffn_chunks)
+    by_position.check_window_length(config.loss.seq_len, last.mesh[2], last.memory.ffn_chunks)
     gated = [stage for stage in run_config.stages if stage.gate]
     for stage in gated:
         recall_probe.check((stage.seq_len,), config.needle.depths, config.needle.samples, len(haystack))
-        by_position.check(native, stage.mesh[2], stage.memory.ffn_chunks)
-    windows, sources = by_position.windows(
+        by_position.check_window_length(native, stage.mesh[2], stage.memory.ffn_chunks)
+    windows, sources = by_position.evaluation_windows(
         unseen, config.loss.seq_len, config.loss.windows, config.seed, words.bos_id, config.loss.rotations
     )
     if gated:
-        short, short_sources = by_position.windows(unseen, native, SHORT_WINDOWS, config.seed, words.bos_id)
+        short, short_sources = by_position.evaluation_windows(unseen, native, SHORT_WINDOWS, config.seed, words.bos_id)
     size = trained = llama.num_params(base_config)
     if run_config.adapter:
         trained = lora.num_trained(base_config, run_config.adapter)
@@ -110,8 +110,8 @@ def run():
         results = []
         for kind, compute, read in (
             ('needle', needle_grid, recall_probe.NeedleResult.from_json),
-            ('loss', loss_curve, by_position.Bins.from_json),
-            *([('short', short_loss, by_position.Bins.from_json)] if gated else []),
+            ('loss', loss_curve, by_position.LossBins.from_json),
+            *([('short', short_loss, by_position.LossBins.from_json)] if gated else []),
         ):
             path = workdir / f'{kind}_{name}.json'
             if processes.from_first(path.exists()):
@@ -150,14 +150,14 @@ def run():
         losses = by_position.loss_by_position(
             params, model_config, windows, layout=last.layout, memory=last.memory, progress=progress
         )
-        return by_position.bins(losses, sources=sources)
+        return by_position.bin_losses(losses, documents=sources)
 
     def short_loss(name, model_config, params, stage=last):
         """One bin: the mean loss over held-out text of the native length."""
         losses = by_position.loss_by_position(
             params, model_config, short, layout=stage.layout, memory=stage.memory, batch_size=8,
             progress=lambda done, total: stopping.check_stop(stop_requested))
-        return by_position.bins(losses, (0, native), short_sources)
+        return by_position.bin_losses(losses, (0, native), short_sources)
 
     def gate_scores(stage, stage_config, params):
         """What a gate looks at (lct.train.gates); its needles are not those of the grid that is reported."""

@@ -78,7 +78,7 @@ def run():
         raise ValueError(f'needle.lengths {config.needle.lengths} has none above the trained '
                          f'{base.max_position_embeddings} and up to the target {stage.seq_len}; add {stage.seq_len}')
     recall_probe.check(config.needle.lengths, config.needle.depths, config.needle.samples, len(haystack))
-    windows, sources = by_position.windows(
+    windows, sources = by_position.evaluation_windows(
         unseen, config.loss.seq_len, config.loss.windows, config.seed, words.bos_id, config.loss.rotations)
     lock = lock_workdir(workdir, as_plain(config))  # noqa: F841  held while the process lives
     # The runs differ in the values of RoPE's tables alone, so one compiled program serves them all.
@@ -96,7 +96,7 @@ def run():
         wanted = config.needle
         result = recall_probe.run(params, model_config, words, haystack, wanted.lengths, wanted.depths, wanted.samples,
                             seed=config.seed, progress=lambda *_: stopping.check_stop(stop_requested), **how)
-        return {'loss': by_position.bins(losses, sources=sources).to_dict(), 'needle': result.scores.mean(0).tolist()}
+        return {'loss': by_position.bin_losses(losses, documents=sources).to_dict(), 'needle': result.scores.mean(0).tolist()}
 
     def one(name, theta, seed):
         """The result of one run; kept in a file once done."""

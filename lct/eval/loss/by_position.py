@@ -1,11 +1,13 @@
-"""Loss by position: how much better is a token predicted the more text stands before it.
+"""Loss by position: how much better a token is predicted as the context before it grows.
 
-Every window is one stretch of one held-out document, so all positions are averaged over the same text.
+Letters: n windows, S tokens of a window, m bins.
 """
 
 import dataclasses
 import functools
 import json
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,52 +20,61 @@ from lct.ops.cross_entropy import cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
-class Bins:
-    """Mean loss (nats per token) of positions edges[i] <= p < edges[i + 1], and its standard error over
-    documents (NaN for a single one), as over_documents says."""
+class LossBins:
+    """Mean loss (nats per token) of positions edges[i] <= p < edges[i + 1] with its standard error over documents
+    (NaN for a single document), computed as in mean_over_documents."""
 
-    edges: tuple  # [n + 1]
-    mean: np.ndarray  # [n]
-    stderr: np.ndarray  # [n]
+    edges: tuple  # [m + 1]
+    mean: np.ndarray  # [m]
+    stderr: np.ndarray  # [m]
     num_windows: int
-    documents: int  # that the windows come from
+    documents: int  # number of distinct documents that the windows come from
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
         """Plain lists and numbers for JSON."""
         error = [None if np.isnan(x) else float(x) for x in self.stderr]
         return {'edges': list(self.edges), 'mean': self.mean.tolist(), 'stderr': error,
                 'num_windows': self.num_windows, 'documents': self.documents}
 
-    def to_json(self):
-        """JSON text; from_json reads it back."""
+    def to_json(self) -> str:
+        """JSON text that from_json reads."""
         return json.dumps(self.to_dict())
 
     @classmethod
-    def from_json(cls, text):
+    def from_json(cls, text: str) -> 'LossBins':
         fields = json.loads(text)
         if 'documents' not in fields:
-            raise ValueError("a kept loss by position has no field 'documents': it is of windows that are drawn in another "
-                             'way now; remove its file to measure it again')
+            raise ValueError("a saved loss by position has no field 'documents': an earlier version wrote it, which drew "
+                             'its windows differently; remove its file to measure it again')
         error = np.array([np.nan if x is None else x for x in fields['stderr']])
         return cls(tuple(fields['edges']), np.array(fields['mean']), error, fields['num_windows'], fields['documents'])
 
 
-def windows(documents, seq_len, count, seed, bos_id=None, rotations=1):
-    """Random stretches of documents that are long enough, none across two documents.
+class EvaluationWindows(NamedTuple):
+    """tokens: int32 [n, S + 1], of which [:, :-1] are the inputs and [:, 1:] the targets;
+    documents: int [n], the index of the document that each window comes from."""
 
-    Each stretch gives `rotations` windows that begin at even steps within it and run over its end into its
-    beginning. So the same tokens stand at every position, with little context and with much: a curve over
-    positions then shows what the context is worth, and not which tokens happen to stand late in a file.
-    Long enough documents come in a random order, and none comes again before all have come. Window i depends on
-    the seed and on i alone, so more windows are the same ones and some after them.
+    tokens: np.ndarray
+    documents: np.ndarray
+
+
+def evaluation_windows(
+    documents: Sequence, seq_len: int, count: int, seed: int, bos_id: int | None = None, rotations: int = 1,
+) -> EvaluationWindows:
+    """Random spans of the documents that are long enough. No window crosses from one document into another.
+
+    Each span gives `rotations` windows, which start at even steps within it and wrap around its end. The same tokens
+    therefore stand at every position, once with little context and once with much, and a curve over positions shows
+    the value of context rather than which tokens tend to stand late in a file.
+    Documents come in random order, and each comes once before any comes again. Window i depends only on the seed
+    and i, so a larger count extends a smaller one.
 
     Args:
       documents: lists or arrays of token ids.
-      count: windows in all, a multiple of rotations.
-      bos_id: put at position 0 of every window, as in training, if the tokenizer has one.
-    Returns:
-      (int32 [count, seq_len + 1]: inputs are [:, :-1], targets [:, 1:];
-       int [count]: which document each window comes from)
+      count: total number of windows, a multiple of rotations.
+      bos_id: id at position 0 of every window, as in training; None for a tokenizer without one.
+    Raises:
+      ValueError: if count is not a multiple of rotations, or no document is long enough.
     """
     if rotations < 1 or count % rotations:
         raise ValueError(f'{count} windows are not a multiple of {rotations} rotations; use for example '
@@ -72,71 +83,79 @@ def windows(documents, seq_len, count, seed, bos_id=None, rotations=1):
         raise ValueError(f'seq_len {seq_len} and count {count} must both be at least 1')
     needed = seq_len + 1 - (bos_id is not None)
     sizes = np.array([len(document) for document in documents], np.int64)
-    fitting = np.flatnonzero(sizes >= needed)
-    if not len(fitting):
+    num_spans = count // rotations
+    chosen = _choose_documents(sizes, needed, seq_len, num_spans, seed)
+    out = np.full((count, seq_len + 1), 0 if bos_id is None else bos_id, np.int32)
+    groups = out[:, seq_len + 1 - needed:].reshape(num_spans, rotations, needed)
+    for i, (group, document) in enumerate(zip(groups, chosen, strict=True)):
+        start = np.random.default_rng([seed, 1, i]).integers(sizes[document])
+        span = np.take(documents[document], np.arange(start, start + needed), mode='wrap')
+        for rotation, window in enumerate(group):
+            window[:] = np.roll(span, -(rotation * needed // rotations))
+    out[:, seq_len + 1 - needed:] = groups.reshape(count, needed)
+    return EvaluationWindows(out, chosen.repeat(rotations))
+
+
+def _choose_documents(sizes, needed, seq_len, count, seed):
+    """int [count]: indices of documents of at least `needed` tokens, all of them once before any comes again."""
+    long_enough = np.flatnonzero(sizes >= needed)
+    if not len(long_enough):
         longest = sizes.max(initial=0)
         raise ValueError(
             f'none of the {len(sizes)} held-out documents has the {needed} tokens of a window: the longest has '
             f'{longest}; use a seq_len up to {max(longest - needed + seq_len, 1)} or longer documents'
         )
-    stretches = count // rotations
-    rounds = range(-(-stretches // len(fitting)))
-    orders = [np.random.default_rng([seed, 0, i]).permutation(fitting) for i in rounds]
-    chosen = np.concatenate(orders)[:stretches]
-    out = np.full((count, seq_len + 1), 0 if bos_id is None else bos_id, np.int32)
-    groups = out[:, seq_len + 1 - needed:].reshape(stretches, rotations, needed)
-    for i, (group, source) in enumerate(zip(groups, chosen, strict=True)):
-        start = np.random.default_rng([seed, 1, i]).integers(sizes[source])
-        stretch = np.take(documents[source], np.arange(start, start + needed), mode='wrap')
-        for turn, window in enumerate(group):
-            window[:] = np.roll(stretch, -(turn * needed // rotations))
-    out[:, seq_len + 1 - needed:] = groups.reshape(count, needed)
-    return out, chosen.repeat(rotations)
+    rounds = range(-(-count // len(long_enough)))
+    orders = [np.random.default_rng([seed, 0, i]).permutation(long_enough) for i in rounds]
+    return np.concatenate(orders)[:count]
 
 
-def check(seq_len, ring_size=1, ffn_chunks=1):
-    """Refuse windows of seq_len tokens that do not divide over the ring or into FFN pieces."""
+def check_window_length(seq_len: int, ring_size: int = 1, ffn_chunks: int = 1) -> None:
+    """Raise ValueError for windows of seq_len tokens that do not divide over the ring or into FFN chunks."""
     unit = decode.length_unit(ring_size, ffn_chunks)
     if seq_len < 1 or seq_len % unit:
         raise ValueError(
-            f'windows of {seq_len} tokens do not divide into 2 * ring_size = {2 * ring_size} stretches and '
-            f'ring_size * ffn_chunks = {ring_size * ffn_chunks} pieces; use a multiple of {unit}, for '
+            f'windows of {seq_len} tokens do not divide into 2 * ring_size = {2 * ring_size} layout blocks and '
+            f'ring_size * ffn_chunks = {ring_size * ffn_chunks} FFN chunks; use a multiple of {unit}, for '
             f'example {max(seq_len // unit, 1) * unit}'
         )
 
 
-def loss_by_position(params, config, windows, *, layout='zigzag', memory=None, batch_size=1, progress=None):
-    """The loss of every token on the current mesh; no [B, T, V] exists.
+def loss_by_position(
+    params: llama.Params, config: llama.LlamaConfig, windows: np.ndarray, *, layout: str = 'zigzag',
+    memory: llama.Memory | None = None, batch_size: int = 1, progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """The loss of every token, computed on the current mesh without an array [B, T, V].
 
     Args:
-      windows: int [n, seq_len + 1], the first of what windows() gives.
+      windows: int [n, S + 1], EvaluationWindows.tokens.
       batch_size: windows computed at a time; the last batch is padded to it.
       progress: called as progress(done, total) after every batch.
     Returns:
-      numpy float32 [n, seq_len]: entry p is the loss of token p + 1 given the tokens 0..p.
+      float32 [n, S]: entry p is the loss of token p + 1 given the tokens 0..p.
     """
     windows, memory = np.asarray(windows), memory or llama.Memory(remat='none')
     num_windows, seq_len = windows.shape[0], windows.shape[1] - 1
-    check(seq_len, sharding.axis_size('sequence'), memory.ffn_chunks)
+    check_window_length(seq_len, sharding.axis_size('sequence'), memory.ffn_chunks)
     decode.check_ids(windows, config.vocab_size)
     windows = windows.astype(np.int32)
     indices = layouts.permutation(layout, seq_len, sharding.axis_size('sequence'))
-    rows = sharding.axis_size('data') * sharding.axis_size('fsdp')
-    batch_size = -(-min(batch_size, num_windows) // rows) * rows
+    replicas = sharding.axis_size('data') * sharding.axis_size('fsdp')
+    batch_size = -(-min(batch_size, num_windows) // replicas) * replicas
     tables = rope.make_tables(config.rope, config.head_dim, seq_len)
     losses = np.empty((num_windows, seq_len), np.float32)
     positions = np.tile(indices.astype(np.int32), (batch_size, 1))
     for start in range(0, num_windows, batch_size):
-        chosen = np.minimum(np.arange(start, start + batch_size), num_windows - 1)
+        rows = np.minimum(np.arange(start, start + batch_size), num_windows - 1)
         real = np.minimum(batch_size, num_windows - start)
         batch = {
-            'tokens': windows[chosen, :-1][:, indices],
-            'targets': windows[chosen, 1:][:, indices],
+            'tokens': windows[rows, :-1][:, indices],
+            'targets': windows[rows, 1:][:, indices],
             'positions': positions,
         }
         batch = {name: sharding.put(x, sharding.spec('BT')) for name, x in batch.items()}
-        got = _losses(params, config.architecture(), batch, tables, memory)
-        losses[start:start + real, indices] = sharding.fetch(got)[:real]
+        batch_losses = _losses(params, config.architecture(), batch, tables, memory)
+        losses[start:start + real, indices] = sharding.fetch(batch_losses)[:real]
         if progress is not None:
             progress(start + real, num_windows)
     return losses
@@ -151,7 +170,12 @@ def _losses(params, config, batch, tables, memory):
     return cross_entropy(x, llama.head(params), batch['targets'], mask, memory.loss_chunk)
 
 
-def doubling_edges(seq_len, first=64):
+# ---------------------------------------------------------------------------------------------------
+# Means and their errors
+# ---------------------------------------------------------------------------------------------------
+
+
+def doubling_edges(seq_len: int, first: int = 64) -> tuple:
     """(0, first, 2 * first, ..., seq_len)."""
     edges = [0]
     while edges[-1] < seq_len:
@@ -159,44 +183,51 @@ def doubling_edges(seq_len, first=64):
     return tuple(edges)
 
 
-def bins(losses, edges=None, sources=None):
-    """Bins of losses [n, T]; edges default to doubling_edges(T), sources are as in binned."""
+def bin_losses(losses: np.ndarray, edges: Sequence | None = None, documents: Sequence | None = None) -> LossBins:
+    """LossBins of losses [n, S]; edges default to doubling_edges(S), documents [n] to one for each window."""
     seq_len = losses.shape[1]
     edges = doubling_edges(seq_len) if edges is None else tuple(int(edge) for edge in edges)
     if len(edges) < 2 or edges[0] < 0 or edges[-1] > seq_len or (np.diff(edges) < 1).any():
         raise ValueError(f'edges {edges} must increase within 0..{seq_len}, the length of the windows')
     spans = zip(edges[:-1], edges[1:], strict=True)
-    return binned(edges, [losses[:, lo:hi].mean(1, dtype=np.float64) for lo, hi in spans], sources)
+    return bin_means(edges, [losses[:, lo:hi].mean(1, dtype=np.float64) for lo, hi in spans], documents)
 
 
-def binned(edges, values, sources=None):
-    """Bins of the mean losses [bins, n] of n windows; sources: [n] their documents, by default one for each."""
-    values = np.asarray(values)
-    sources = range(values.shape[1]) if sources is None else sources
-    return Bins(tuple(edges), *over_documents(values, sources), values.shape[1], len(set(sources)))
+def bin_means(edges: Sequence, means: Sequence, documents: Sequence | None = None) -> LossBins:
+    """LossBins of the mean losses [m, n] of n windows; documents [n] default to one for each window."""
+    means = np.asarray(means)
+    documents = range(means.shape[1]) if documents is None else documents
+    return LossBins(tuple(edges), *mean_over_documents(means, documents), means.shape[1], len(set(documents)))
 
 
-def over_documents(values, sources):
-    """(mean, standard error) [m], [m] of values [m, n] whose columns come from the documents sources [n].
+def mean_over_documents(values: np.ndarray, documents: Sequence) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, standard error), each [m], of values [m, n] whose columns come from the documents [n].
 
-    Windows of one document are alike, so its mean counts as one observation: many windows of few documents say
-    little about others. The error is NaN for a single document.
+    Windows of one document are correlated, so the mean of a document counts as one observation: many windows of few
+    documents say little about others. The error is NaN for a single document.
     """
-    sources = np.asarray(sources)
-    units = np.stack([values[:, sources == one].mean(1) for one in np.unique(sources)], 1)
+    documents = np.asarray(documents)
+    units = np.stack([values[:, documents == one].mean(1) for one in np.unique(documents)], 1)
     count = units.shape[1]
     error = units.std(1, ddof=1) / count**0.5 if count > 1 else np.full(len(units), np.nan)
     return units.mean(1), error
 
 
-def ratio_over_documents(sums, counts, sources):
-    """(sums / counts, standard error, documents with counts) [m] each of totals [m, n] whose columns come from the
-    documents sources [n]: means of tokens of which a document has many or few (Cochran 1977, Sampling Techniques,
-    section 6.3). NaN where nothing is counted, and the error also where only one document is. Where one document
-    holds most of what is counted, the error is too small.
+def ratio_over_documents(
+    sums: np.ndarray, counts: np.ndarray, documents: Sequence,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ratio estimate of a mean over tokens of which documents hold different numbers (Cochran 1977, Sampling
+    Techniques, section 6.3).
+
+    Args:
+      sums, counts: [m, n], totals of n windows that come from the documents [n].
+    Returns:
+      (sums / counts, its standard error, number of documents with counts), each [m]. The ratio is NaN where nothing
+      is counted; the error is NaN also where only one document is. The error is too small where one document holds
+      most of the counted tokens.
     """
-    sources = np.asarray(sources)
-    sums, counts = (np.stack([x[:, sources == one].sum(1) for one in np.unique(sources)], 1).astype(float)
+    documents = np.asarray(documents)
+    sums, counts = (np.stack([x[:, documents == one].sum(1) for one in np.unique(documents)], 1).astype(float)
                     for x in (np.asarray(sums), np.asarray(counts)))
     known = (counts > 0).sum(1)
     with np.errstate(invalid='ignore', divide='ignore'):

@@ -1,28 +1,32 @@
-"""Losses that say what a long context is worth: on the same targets with more and more of it, on the tokens that
-need it, next to the borders between devices, and beside the base model where the context is short.
+"""Losses that measure the value of a long context: on the same targets with a growing context, on key tokens, next to
+the borders between devices, and against the base model on short windows.
 
-Letters: n windows, S tokens of a window. Windows are those of perplexity.windows: int32 [n, S + 1], the BOS first if
-the tokenizer has one, and sources [n] are their documents; losses are those of perplexity.loss_by_position, float32 [n, S].
+Letters: n windows, S tokens of a window. Windows are by_position.EvaluationWindows: tokens int32 [n, S + 1], which begin
+with the BOS if the tokenizer has one, and documents [n]; losses are those of by_position.loss_by_position, float32 [n, S].
+`loss` is a function from windows [n, s + 1] to losses [n, s].
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from lct.data import layout as layouts
 from lct.eval.loss import by_position
 
-ALPHA, BETA = 2.0, 2.0  # nats: a key token gains more than ALPHA by the long context and ends below BETA
-SAME = 0.01  # a context reads as well as the longest one if its loss is at most this fraction above
+ALPHA, BETA = 2.0, 2.0  # nats: a key token gains more than ALPHA from the long context and ends below BETA
+TOLERANCE = 0.01  # a context is as good as the longest one if its loss is at most this fraction higher
+
+LossFunction = Callable[[np.ndarray], np.ndarray]
 
 
 # ---------------------------------------------------------------------------------------------------
-# The same targets, more and more context
+# The same targets with a growing context
 # ---------------------------------------------------------------------------------------------------
 
 
-def contexts(seq_len, targets, first=64):
-    """(first, 2 * first, ..., seq_len - targets): tokens before the targets."""
+def context_sizes(seq_len: int, targets: int, first: int = 64) -> tuple[int, ...]:
+    """(first, 2 * first, ..., seq_len - targets): numbers of tokens before the targets."""
     longest = seq_len - targets
     if targets < 1 or longest < first:
         raise ValueError(f'windows of {seq_len} tokens do not hold {targets} targets behind {first} tokens of context; '
@@ -30,13 +34,13 @@ def contexts(seq_len, targets, first=64):
     return tuple(first << i for i in range((longest - 1).bit_length()) if first << i < longest) + (longest,)
 
 
-def growing_context(loss, windows, targets, sizes, bos_id=None):
-    """float64 [len(sizes), n]: the mean loss of the last `targets` tokens of every window, read with no more than so
-    many tokens before the first of them. It removes what a curve over positions cannot: that other tokens stand
-    late in a text than early.
+def growing_context(
+    loss: LossFunction, windows: np.ndarray, targets: int, sizes: Sequence, bos_id: int | None = None,
+) -> np.ndarray:
+    """float64 [len(sizes), n]: mean loss of the last `targets` tokens of every window, given no more than `size` tokens
+    before the first of them. Unlike a curve over positions, it does not depend on which tokens stand late in a text.
 
-    loss: windows [n, s + 1] -> losses [n, s], for s = size + targets of every size. bos_id: what every text began with
-    in training, if the tokenizer has one.
+    bos_id: the id that every text began with in training; None for a tokenizer without one.
     """
     stop = windows.shape[1]
     cuts = [_cut(windows, stop - size - targets - 1, stop, bos_id) for size in sizes]
@@ -44,19 +48,19 @@ def growing_context(loss, windows, targets, sizes, bos_id=None):
 
 
 def _cut(windows, start, stop, bos_id):
-    """A part of the windows as if it were a text, the BOS in place of its first token."""
+    """Tokens start:stop of the windows as texts of their own, with the BOS in place of their first token."""
     cut = windows[:, start:stop].copy()
     if bos_id is not None:
         cut[:, 0] = bos_id
     return cut
 
 
-def effective_context(sizes, losses):
-    """The shortest context whose loss is within SAME of the longest one's (Khandelwal et al. 2018); None where that is
-    NaN or infinite."""
+def effective_context(sizes: Sequence, losses: Sequence) -> int | None:
+    """The shortest context whose loss is within TOLERANCE of the longest one's (Khandelwal et al. 2018); None where
+    the latter is NaN or infinite."""
     if not math.isfinite(losses[-1]):
         return None
-    return next(size for size, value in zip(sizes, losses, strict=True) if value <= losses[-1] * (1 + SAME))
+    return next(size for size, value in zip(sizes, losses, strict=True) if value <= losses[-1] * (1 + TOLERANCE))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -64,9 +68,11 @@ def effective_context(sizes, losses):
 # ---------------------------------------------------------------------------------------------------
 
 
-def short_losses(loss, windows, full, context, stride, bos_id=None):
-    """float32 [n, S]: the losses given only the last `context` tokens or up to `stride` - 1 more: one forward over
-    context + stride tokens serves stride targets. Targets with no more than that before them keep their `full` one.
+def short_context_losses(
+    loss: LossFunction, windows: np.ndarray, full: np.ndarray, context: int, stride: int, bos_id: int | None = None,
+) -> np.ndarray:
+    """float32 [n, S]: losses given only the last `context` to `context + stride - 1` tokens: one forward over
+    context + stride tokens serves stride targets. The first `context` targets keep their loss in `full` [n, S].
     """
     seq_len = windows.shape[1] - 1
     if min(context, stride) < 1 or context + stride > seq_len:
@@ -80,13 +86,13 @@ def short_losses(loss, windows, full, context, stride, bos_id=None):
     return out
 
 
-def key_tokens(full, short):
-    """bool [n, S]: the tokens that a long context makes known (Fang et al. 2024, "What is Wrong with Perplexity for
-    Long-context Language Modeling?"). The model that finds them may be another than the one that is scored."""
+def key_tokens(full: np.ndarray, short: np.ndarray) -> np.ndarray:
+    """bool [n, S]: the tokens whose prediction needs the long context (Fang et al. 2024, "What is Wrong with Perplexity
+    for Long-context Language Modeling?"). The model that finds them may differ from the model that is scored."""
     return (short - full > ALPHA) & (full < BETA)
 
 
-def long_ppl(losses, key):
+def long_ppl(losses: np.ndarray, key: np.ndarray) -> float:
     """exp of the mean loss on key tokens; NaN where there are none."""
     return math.exp(losses[key].mean(dtype=np.float64)) if key.any() else math.nan
 
@@ -96,9 +102,9 @@ def long_ppl(losses, key):
 # ---------------------------------------------------------------------------------------------------
 
 
-def border_distance(layout, seq_len, ring_size):
-    """int [S]: tokens from each position to the nearest border, where the next position is another device's: 0 on
-    both sides of it. A model that is sharded right knows nothing of borders."""
+def border_distance(layout: str, seq_len: int, ring_size: int) -> np.ndarray:
+    """int [S]: tokens from each position to the nearest border, which lies where the next position is on another
+    device; 0 on both sides of a border. The loss of a correctly sharded model does not depend on it."""
     slots = np.argsort(layouts.permutation(layout, seq_len, ring_size))
     device = slots // (seq_len // ring_size)
     borders = np.flatnonzero(np.diff(device))  # between p and p + 1
@@ -109,25 +115,27 @@ def border_distance(layout, seq_len, ring_size):
     return np.minimum(np.abs(positions[:, None] - borders), np.abs(positions[:, None] - borders - 1)).min(1)
 
 
-def by_distance(losses, distance, sources=None):
-    """perplexity.Bins over distance 0, 1, 2-3, 4-7, ..."""
+def bin_by_distance(
+    losses: np.ndarray, distance: np.ndarray, documents: Sequence | None = None,
+) -> by_position.LossBins:
+    """LossBins over distance 0, 1, 2-3, 4-7, ..."""
     edges = [0, 1]
     while edges[-1] <= distance.max():
         edges.append(2 * edges[-1])
     spans = list(zip(edges[:-1], edges[1:], strict=True))
     means = [losses[:, (distance >= low) & (distance < high)].mean(1, dtype=np.float64) for low, high in spans]
-    return by_position.binned(edges, means, sources)
+    return by_position.bin_means(edges, means, documents)
 
 
 # ---------------------------------------------------------------------------------------------------
-# Beside the base model
+# Against the base model
 # ---------------------------------------------------------------------------------------------------
 
 
-def regression(extended, base, sources):
-    """What an extension costs where the base could read already, from the mean losses [n] of the same short windows:
-    a dict of both means, their difference (above 0 is worse) and the error of that difference over documents."""
+def regression(extended: Sequence, base: Sequence, documents: Sequence) -> dict:
+    """The cost of an extension within the context of the base model, from the mean losses [n] of the same short
+    windows: both means, their difference (above 0 is worse) and its standard error over documents."""
     extended, base = np.asarray(extended, float), np.asarray(base, float)
-    mean, error = by_position.over_documents(np.stack([extended, base, extended - base]), sources)
+    mean, error = by_position.mean_over_documents(np.stack([extended, base, extended - base]), documents)
     return {'extended': float(mean[0]), 'base': float(mean[1]), 'difference': float(mean[2]), 'stderr': float(error[2]),
-            'num_windows': len(base), 'documents': len(set(sources))}
+            'num_windows': len(base), 'documents': len(set(documents))}

@@ -93,7 +93,7 @@ def _whole(model, length):
 
 def _windows(plan, documents, seq_len):
     count = plan.counts[max(plan.lengths)]
-    return by_position.windows(documents, seq_len, count, plan.material.seed, plan.tokenizer.bos_id)
+    return by_position.evaluation_windows(documents, seq_len, count, plan.material.seed, plan.tokenizer.bos_id)
 
 
 def _run(windows, sources, path, task, measure, progress):
@@ -128,33 +128,33 @@ def _measure(model, window):
     loss, windows, bos = functools.partial(_loss, model), window[None], model.tokenizer.bos_id
     full, seq_len = loss(windows), len(window) - 1
     out = {'edges': list(by_position.doubling_edges(seq_len))}
-    out['means'] = by_position.bins(full, out['edges']).mean.tolist()
+    out['means'] = by_position.bin_losses(full, out['edges']).mean.tolist()
     first = math.lcm(64, unit)
     targets = max(seq_len // TARGETS // unit, 1) * unit
     if seq_len - targets >= first:
-        sizes = long_context.contexts(seq_len, targets, first)
+        sizes = long_context.context_sizes(seq_len, targets, first)
         growing = long_context.growing_context(loss, windows, targets, sizes, bos)
         out |= {'targets': targets, 'contexts': list(sizes), 'growing': growing[:, 0].tolist()}
     context = min(SHORT_CONTEXT, seq_len // SHORT) // unit * unit
     stride = context // 4 // unit * unit
     if stride:
-        short = long_context.short_losses(loss, windows, full, context, stride, bos)
+        short = long_context.short_context_losses(loss, windows, full, context, stride, bos)
         key = long_context.key_tokens(full, short)
         out |= {'short_context': context, 'key': int(key.sum()), 'key_loss': float(full[key].sum(dtype=np.float64))}
     if sharding.axis_size('sequence') > 1:
         distance = long_context.border_distance(LAYOUT, seq_len, sharding.axis_size('sequence'))
-        bins = long_context.by_distance(full, distance)
+        bins = long_context.bin_by_distance(full, distance)
         out |= {'border_edges': list(bins.edges), 'border': bins.mean.tolist()}
     return out
 
 
 def scores(rows):
-    """perplexity.Bins as a dict, and what else the windows give: 'growing', 'long_ppl', 'border'."""
+    """by_position.LossBins as a dict, and what else the windows give: 'growing', 'long_ppl', 'border'."""
     meta, sources = [row['meta'] for row in rows], [row['document'] for row in rows]
     stacked = lambda name: np.array([one[name] for one in meta]).T
-    out = by_position.binned(meta[0]['edges'], stacked('means'), sources).to_dict()
+    out = by_position.bin_means(meta[0]['edges'], stacked('means'), sources).to_dict()
     if 'growing' in meta[0]:
-        means, error = by_position.over_documents(stacked('growing'), sources)
+        means, error = by_position.mean_over_documents(stacked('growing'), sources)
         out['growing'] = {'contexts': meta[0]['contexts'], 'targets': meta[0]['targets'], 'mean': means.tolist(),
                           'stderr': error.tolist(),
                           'effective_context': long_context.effective_context(meta[0]['contexts'], means)}
@@ -165,12 +165,12 @@ def scores(rows):
                            'context': meta[0]['short_context'], 'value': float(np.exp(nats)) if key.any() else None,
                            'nats': float(nats), 'stderr': float(error), 'documents': int(documents)}
     if 'border' in meta[0]:
-        out['border'] = by_position.binned(meta[0]['border_edges'], stacked('border'), sources).to_dict()
+        out['border'] = by_position.bin_means(meta[0]['border_edges'], stacked('border'), sources).to_dict()
     return out
 
 
 def regression(rows, base_rows):
-    """long_perplexity.regression of the rows of run_short of two models; ValueError if their windows differ."""
+    """long_context.regression of the rows of run_short of two models; ValueError if their windows differ."""
     ours, base = ([row['window'] for row in one] for one in (rows, base_rows))
     if ours != base:
         raise ValueError(f'the model was read on {len(ours)} windows and the base model on {len(base)}, of which '

@@ -68,7 +68,7 @@ def _heat_map(axis, result, native, name):
 
 
 def loss_figure(curves, native, path):
-    """Loss by position of every model in curves (name -> perplexity.Bins), with bands of one standard
+    """Loss by position of every model in curves (name -> by_position.LossBins), with bands of one standard
     error over documents."""
     figure = _new_figure(7.5, 4.5)
     axis = figure.subplots()
@@ -155,7 +155,7 @@ def model_card(*, name, base_model, native, stages, data, command, needle=None, 
       stages: dicts with length, theta, rule (where the theta comes from), steps, tokens.
       data: one paragraph on what was trained on and what was held out.
       command: what reproduces the model. trained: 'full training', or which part of the weights.
-      needle: name -> NeedleResult; losses: name -> perplexity.Bins. Before first, after second.
+      needle: name -> NeedleResult; losses: name -> by_position.LossBins. Before first, after second.
       license: the identifier of the base model's license, which the weights inherit.
       figures: (file name in the folder, caption) pairs.
     """

@@ -22,7 +22,7 @@ CONFIG = llama.LlamaConfig(
 
 def test_windows_lie_within_one_document():
     documents = [np.arange(100, 140), np.arange(200, 210), np.arange(300, 320)]
-    made, sources = by_position.windows(documents, 15, 400, seed=3)
+    made, sources = by_position.evaluation_windows(documents, 15, 400, seed=3)
     assert made.shape == (400, 16)
     np.testing.assert_array_equal(made[:, 0] // 100, sources + 1)
     assert set(sources.tolist()) == {0, 2}
@@ -31,30 +31,30 @@ def test_windows_lie_within_one_document():
         np.testing.assert_array_equal(row - first, (row[0] - first + np.arange(16)) % size)
     early, late = made[:, 0][made[:, 0] < 200], made[:, 15][made[:, 15] < 200]
     assert {100, 139} <= set(early.tolist()) and {100, 139} <= set(late.tolist())  # any token, at any position
-    with_bos, _ = by_position.windows(documents, 20, 50, seed=3, bos_id=7)
+    with_bos, _ = by_position.evaluation_windows(documents, 20, 50, seed=3, bos_id=7)
     assert (with_bos[:, 0] == 7).all()
     np.testing.assert_array_equal(with_bos[:, 2:] % 20, (with_bos[:, 1:-1] + 1) % 20)
 
 
 def test_rotations_put_the_same_tokens_at_every_position():
-    made, _ = by_position.windows([np.arange(1000, 2000)], 64, 16, seed=0, bos_id=7, rotations=8)
+    made, _ = by_position.evaluation_windows([np.arange(1000, 2000)], 64, 16, seed=0, bos_id=7, rotations=8)
     assert (made[:, 0] == 7).all()
     for group in made[:, 1:].reshape(2, 8, 8, 8):  # [stretch, rotation, eighth of the window, token]
         for eighth in range(8):
             assert set(group[:, eighth].ravel().tolist()) == set(group.ravel().tolist())
     with pytest.raises(ValueError, match='12 windows are not a multiple of 8 rotations; use for example 16'):
-        by_position.windows([np.arange(1000)], 64, 12, seed=0, rotations=8)
+        by_position.evaluation_windows([np.arange(1000)], 64, 12, seed=0, rotations=8)
 
 
 @pytest.mark.parametrize('rotations', [1, 3])
 def test_a_window_depends_on_the_seed_and_its_number_alone(rotations):
     documents = [1000 * i + np.arange(100 + i) for i in range(7)]
-    many, sources = by_position.windows(documents, 50, 30, seed=5, bos_id=1, rotations=rotations)
+    many, sources = by_position.evaluation_windows(documents, 50, 30, seed=5, bos_id=1, rotations=rotations)
     for count in (3, 9, 21, 24):
-        few, first = by_position.windows(documents, 50, count, seed=5, bos_id=1, rotations=rotations)
+        few, first = by_position.evaluation_windows(documents, 50, count, seed=5, bos_id=1, rotations=rotations)
         np.testing.assert_array_equal(few, many[:count])
         np.testing.assert_array_equal(first, sources[:count])
-    other, others = by_position.windows(documents, 50, 30, seed=6, bos_id=1, rotations=rotations)
+    other, others = by_position.evaluation_windows(documents, 50, 30, seed=6, bos_id=1, rotations=rotations)
     assert (other != many).any() and (others != sources).any()
     stretches = sources[::rotations]
     assert sorted(stretches[:7].tolist()) == list(range(7))  # all documents before any comes again
@@ -64,9 +64,9 @@ def test_a_window_depends_on_the_seed_and_its_number_alone(rotations):
 
 def test_documents_that_are_too_short_are_refused():
     with pytest.raises(ValueError, match='the longest has 40; use a seq_len up to 39'):
-        by_position.windows([np.arange(40)], 50, 1, seed=0)
+        by_position.evaluation_windows([np.arange(40)], 50, 1, seed=0)
     with pytest.raises(ValueError, match='use a seq_len up to 40'):
-        by_position.windows([np.arange(40)], 50, 1, seed=0, bos_id=7)
+        by_position.evaluation_windows([np.arange(40)], 50, 1, seed=0, bos_id=7)
 
 
 @pytest.mark.parametrize('degrees', [None, (2, 1, 2, 2)])
@@ -88,9 +88,9 @@ def test_losses_are_those_of_the_forward(degrees):
 
 
 def test_windows_that_do_not_divide_are_refused():
-    by_position.check(64, ring_size=8, ffn_chunks=4)
+    by_position.check_window_length(64, ring_size=8, ffn_chunks=4)
     with pytest.raises(ValueError, match='windows of 80 tokens .* use a multiple of 32, for example 64'):
-        by_position.check(80, ring_size=8, ffn_chunks=4)
+        by_position.check_window_length(80, ring_size=8, ffn_chunks=4)
     with pytest.raises(ValueError, match='windows of 15 tokens'):
         by_position.loss_by_position(None, CONFIG, np.zeros((1, 16), np.int32))
     with pytest.raises(ValueError, match='token id 4294967297 in row 0, column 3'):
@@ -100,38 +100,38 @@ def test_windows_that_do_not_divide_are_refused():
 def test_the_error_is_that_of_documents():
     alike = np.array([[1.0, 1.0, 3.0, 3.0], [0.0, 2.0, 5.0, 5.0]])
     for again in (1, 10):  # the same windows once more say nothing new
-        mean, error = by_position.over_documents(np.tile(alike, again), np.tile([0, 0, 1, 1], again))
+        mean, error = by_position.mean_over_documents(np.tile(alike, again), np.tile([0, 0, 1, 1], again))
         np.testing.assert_allclose(mean, [2, 3])
         np.testing.assert_allclose(error, [1, 2])  # deviations of the means 1, 3 and 1, 5 by the root of two
-    assert np.isnan(by_position.over_documents(alike, [4, 4, 4, 4])[1]).all()
+    assert np.isnan(by_position.mean_over_documents(alike, [4, 4, 4, 4])[1]).all()
     losses = np.arange(3 * 8, dtype=np.float32).reshape(3, 8)
-    made = by_position.bins(losses, (0, 4, 8), [7, 7, 9])
+    made = by_position.bin_losses(losses, (0, 4, 8), [7, 7, 9])
     assert (made.num_windows, made.documents) == (3, 2)
     np.testing.assert_allclose(made.mean, [(5.5 + 17.5) / 2, (9.5 + 21.5) / 2])
     np.testing.assert_allclose(made.stderr, 6)
 
 
 def test_bins_are_kept_as_json():
-    made = by_position.bins(np.ones((2, 8), np.float32), sources=[0, 0])
-    again = by_position.Bins.from_json(made.to_json())
+    made = by_position.bin_losses(np.ones((2, 8), np.float32), documents=[0, 0])
+    again = by_position.LossBins.from_json(made.to_json())
     assert again.documents == 1 and np.isnan(again.stderr).all() and again.to_json() == made.to_json()
     old = {name: value for name, value in made.to_dict().items() if name != 'documents'}
     with pytest.raises(ValueError, match="has no field 'documents': .* remove its file to measure it again"):
-        by_position.Bins.from_json(json.dumps(old))
+        by_position.LossBins.from_json(json.dumps(old))
 
 
 def test_bins_are_means_with_the_error_over_windows():
     losses = np.arange(2 * 256, dtype=np.float32).reshape(2, 256)
-    made = by_position.bins(losses)
+    made = by_position.bin_losses(losses)
     assert made.edges == (0, 64, 128, 256) and made.num_windows == 2
     np.testing.assert_allclose(made.mean, [31.5 + 128, 95.5 + 128, 191.5 + 128])
     np.testing.assert_allclose(made.stderr, 128)
     assert by_position.doubling_edges(8192)[-3:] == (2048, 4096, 8192)
     assert by_position.doubling_edges(100) == (0, 64, 100) and by_position.doubling_edges(32) == (0, 32)
-    one = by_position.bins(losses[:1], (0, 128, 256))
+    one = by_position.bin_losses(losses[:1], (0, 128, 256))
     assert np.isnan(one.stderr).all() and one.to_dict()['stderr'] == [None, None]
     with pytest.raises(ValueError, match='must increase within 0..256'):
-        by_position.bins(losses, (0, 512))
+        by_position.bin_losses(losses, (0, 512))
 
 
 def test_errors_of_ratios_are_the_spread_of_what_is_drawn():

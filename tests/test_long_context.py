@@ -7,7 +7,7 @@ import types
 import jax
 import numpy as np
 import pytest
-from test_perplexity import CONFIG
+from test_loss_by_position import CONFIG
 
 from lct import sharding
 from lct.eval import runner
@@ -34,7 +34,7 @@ def texts(seq_len=256, period=30):
 
 
 def test_the_loss_falls_where_the_context_reaches_what_is_repeated():
-    sizes = long_context.contexts(256, 16, first=8)
+    sizes = long_context.context_sizes(256, 16, first=8)
     assert sizes == (8, 16, 32, 64, 128, 240)
     got = long_context.growing_context(reader, texts(), 16, sizes, bos_id=0)
     # Behind 16 tokens and the BOS, the targets 30 tokens after their first use are the last ones alone.
@@ -45,14 +45,14 @@ def test_the_loss_falls_where_the_context_reaches_what_is_repeated():
     for wrong in (np.nan, np.inf):
         assert long_context.effective_context((8, 16), [2.0, wrong]) is None
     with pytest.raises(ValueError, match='windows of 64 tokens do not hold 16 targets behind 64'):
-        long_context.contexts(64, 16)
+        long_context.context_sizes(64, 16)
 
 
 def test_key_tokens_are_those_that_only_the_long_context_makes_known():
     windows = texts(period=30)
     windows[0, 1:] = 100 + np.arange(256)  # a text that never repeats has none
     full = reader(windows)
-    short = long_context.short_losses(reader, windows, full, context=16, stride=8, bos_id=0)
+    short = long_context.short_context_losses(reader, windows, full, context=16, stride=8, bos_id=0)
     for i, start in ((1, 16), (2, 248)):  # what a forward over those tokens alone says
         cut = np.concatenate([windows[i, :1], windows[i, start - 15:start + 9]])[None]
         np.testing.assert_array_equal(short[i, start:start + 8], reader(cut)[0, 16:])
@@ -60,10 +60,10 @@ def test_key_tokens_are_those_that_only_the_long_context_makes_known():
     assert key.sum(1).tolist() == [0, 256 - 30, 256 - 30]
     assert long_context.long_ppl(full, key) == pytest.approx(np.exp(0.5))
     assert np.isnan(long_context.long_ppl(full[:1], key[:1]))
-    uneven = long_context.short_losses(reader, windows, full, context=16, stride=7, bos_id=0)
+    uneven = long_context.short_context_losses(reader, windows, full, context=16, stride=7, bos_id=0)
     assert (uneven >= full).all() and not (uneven[:, :16] != full[:, :16]).any()
     with pytest.raises(ValueError, match='does not fit into windows of 256'):
-        long_context.short_losses(reader, windows, full, 200, 100)
+        long_context.short_context_losses(reader, windows, full, 200, 100)
 
 
 def test_borders_lie_between_devices():
@@ -72,7 +72,7 @@ def test_borders_lie_between_devices():
     zigzag = long_context.border_distance('zigzag', 16, 2)  # stretches of 4: devices 0, 1, 1, 0
     assert zigzag.tolist() == [3, 2, 1, 0, 0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3]
     losses = np.where(distance == 0, 3.0, 1.0)[None].repeat(2, 0)
-    bins = long_context.by_distance(losses, distance)
+    bins = long_context.bin_by_distance(losses, distance)
     assert bins.edges == (0, 1, 2, 4) and bins.mean.tolist() == [3, 1, 1] and bins.num_windows == 2
     for layout, ring_size in (('striped', 4), ('zigzag', 1)):
         with pytest.raises(ValueError, match='use contiguous or zigzag and two devices'):
@@ -104,7 +104,7 @@ def test_windows_are_measured_once_and_others_again(tmp_path, monkeypatch):
                                      material=types.SimpleNamespace(seed=seed))
         before = len(read)
         rows, problems = suite.run_short(model, plan, documents, path, 64)
-        wanted = by_position.windows(documents, 64, count, seed)[0]
+        wanted = by_position.evaluation_windows(documents, 64, count, seed)[0]
         assert [row['window'] for row in rows] == [runner.digest(window) for window in wanted]
         return len(read) - before, problems
 
@@ -144,7 +144,7 @@ def test_the_suite_measures_the_same_on_a_mesh(tmp_path):
     for name in ('mean', 'stderr'):
         np.testing.assert_allclose(one[name], two[name], rtol=1e-4)
         np.testing.assert_allclose(one['growing'][name], two['growing'][name], rtol=1e-4)
-    whole = by_position.loss_by_position(params, CONFIG, by_position.windows(documents, 256, 2, 0)[0], layout='zigzag')
+    whole = by_position.loss_by_position(params, CONFIG, by_position.evaluation_windows(documents, 256, 2, 0)[0], layout='zigzag')
     np.testing.assert_allclose(one['growing']['mean'][-1], whole[:, 240:].mean(), rtol=1e-5)
 
 
