@@ -20,7 +20,7 @@ import time
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-from lct.cli.config import load_config, make_run
+from lct.cli.config import load_config, make_run, windowed
 from lct.cli.main import run_script
 from lct.cli.paths import experiments_folder
 
@@ -84,7 +84,8 @@ def predicted_bytes(run, args, platform):
     from lct.plan.cost import Step
 
     stage = run.stages[args.stage]
-    step = Step(SIZES[model_of(args)], stage.mesh, stage.seq_len, stage.batch_size, stage.accumulation, stage.memory,
+    model = windowed(SIZES[model_of(args)], load_config(args.step))
+    step = Step(model, stage.mesh, stage.seq_len, stage.batch_size, stage.accumulation, stage.memory,
                 run.param_dtype, stage.layout)
     return buffers(step, platform).peak
 
@@ -103,7 +104,7 @@ def training_programs(run, mesh, args):
     from lct.train.step import train_step
 
     name, stage = model_of(args), run.stages[args.stage]
-    model = SIZES[name]
+    model = windowed(SIZES[name], load_config(args.step))
     rope_config = stages.configs(run.stages, model)[args.stage].rope
     tables = jax.eval_shape(lambda: rope.make_tables(rope_config, model.head_dim, stage.seq_len))
     shape = (stage.accumulation, stage.batch_size, stage.seq_len)

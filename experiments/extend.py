@@ -15,7 +15,7 @@ import sys
 import time
 import zlib
 
-from lct.cli.config import as_plain, make_run, parse_args, run_identity, setup_devices
+from lct.cli.config import as_plain, make_run, parse_args, run_identity, setup_devices, windowed
 from lct.cli.corpus import open_corpus
 from lct.cli.main import run_script
 from lct.cli.model import find_model, model_fingerprint
@@ -57,9 +57,13 @@ def run():
     llama_hf.check(folder)
     words = tokenizer.load(folder)
     tokenizer.check_vocab(words, base_config.vocab_size)
-    plan = stages.configs(run_config.stages, base_config)
+    start_config = windowed(base_config, config)
+    plan = stages.configs(run_config.stages, start_config)
     for warning in stage_warnings(run_config.stages, base_config, run_config.param_dtype):
         log(f'WARNING: {warning}')
+    if start_config.window is not None:
+        log(f'WARNING: window {start_config.window}: a Hugging Face Llama has no sliding window, so the extended model '
+            'is evaluated but not exported; its weights stay in the checkpoints')
     native = base_config.max_position_embeddings
     mixture, unseen = open_corpus(config, words)
     for stage in run_config.stages:
@@ -173,7 +177,7 @@ def run():
             with jax.set_mesh(mesh):
                 base_needle, base_loss, *base_short = evaluate('base', base_config, load)
             extended_config, params, summary = loop.train(
-                run_config, base_config, load, mixture, workdir, stop_requested, gate_scores
+                run_config, start_config, load, mixture, workdir, stop_requested, gate_scores
             )
             with jax.set_mesh(mesh):
                 needle_result, loss_result, *_ = evaluate('extended', extended_config, lambda: params)
@@ -217,9 +221,11 @@ def run():
         losses={'base': base_loss, 'extended': loss_result}, license=config.license or None,
         trained='low-rank adapters, merged' if run_config.adapter else 'full training',
     )
-    llama_hf.save(workdir / 'model', extended_config, params, dtype=save_dtype,
-                  tokenizer_from=folder, card=card, overwrite=True)
-    for path in ('needle.png', 'loss.png', 'results.json', 'metrics', 'model'):
+    exported = extended_config.window is None
+    if exported:
+        llama_hf.save(workdir / 'model', extended_config, params, dtype=save_dtype,
+                      tokenizer_from=folder, card=card, overwrite=True)
+    for path in ('needle.png', 'loss.png', 'results.json', 'metrics', *(['model'] if exported else [])):
         log(f'wrote {workdir / path}')
     for name in ('base', 'extended'):
         one = summary[name]

@@ -23,7 +23,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import compile_report  # noqa: E402
 
-from lct.cli.config import load_config, make_run
+from lct.cli.config import load_config, make_run, windowed
 from lct.cli.main import run_script
 from lct.cli.paths import experiments_folder
 from lct.models.llama import LlamaConfig  # noqa: E402
@@ -254,6 +254,7 @@ def plan_recipe(args):
             raise ValueError(f'--{flag} is set by the recipe {args.recipe}; drop the flag or write another recipe')
     raw = load_config(args.recipe)
     run, (name, config) = make_run(raw), recipe_model(args.recipe, args.model)
+    config = windowed(config, raw)
     last = run.stages[-1]
     if args.context and parse_length(args.context) > last.seq_len:
         theta = stages.configs(run.stages, config)[-1].rope_theta

@@ -80,6 +80,10 @@ def test_causal_work_halves_with_a_balanced_layout():
 
 def test_a_window_makes_work_linear():
     assert cost.visible_pairs(10, 3) == 1 + 2 + 8 * 3 == int(np.tril(np.ones((10, 10))).sum()) - 28
+    narrow = dataclasses.replace(WHOLE, config=dataclasses.replace(LLAMA3_8B, window=4096))
+    pairs = cost.visible_pairs(M) - cost.visible_pairs(M, 4096)
+    assert cost.model_flops(WHOLE) - cost.model_flops(narrow) == 12 * 32 * 32 * 128 * pairs
+    assert cost.busiest_pairs(narrow) == cost.visible_pairs(M, 4096) / 512
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 import tiny
 import tiny_training
 
+from lct.cli.config import load_config, make_run, windowed
 from lct.models import llama
 from lct.models.llama_sizes import LLAMA3_8B, LLAMA31_8B
 from lct.ops import rope
@@ -20,6 +22,7 @@ from lct.train.step import train_step
 from lct.train.warnings import stage_warnings
 from lct.weights import llama_config
 
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 MESHES = ((1, 1, 8, 1), (2, 1, 4, 1), (1, 2, 2, 2))
 STAGE = stages.Stage(name='one', seq_len=64, num_steps=2, batch_size=2, learning_rate=1e-2, memory=tiny.MEMORY)
 
@@ -190,3 +193,14 @@ def test_a_length_that_theta_does_not_support_is_warned_of_with_the_numbers():
         'stage far: seq_len 65,536 is beyond the 8,219 tokens that theta 500,000 (default) supports by the scaling law of '
         'RoPE; it takes a theta of 22,271,460, and to extrapolate further the critical base 22,443,169')
     assert 'beyond the 53,364 tokens' in warnings(theta='dynamic_ntk')[0]  # Gradient's first stage
+
+
+def test_a_run_may_give_its_model_a_sliding_window():
+    config, short = load_config(EXPERIMENTS / 'configs' / 'smoke.py'), dataclasses.replace(tiny.CONFIG, max_position_embeddings=64)
+    assert windowed(short, config) == short
+    config.window = 48
+    plans = stages.configs(make_run(config).stages, windowed(short, config))
+    assert {plan.window for plan in plans} == {48}
+    config.window = 0
+    with pytest.raises(ValueError, match='window 0 must be an integer of at least 1'):
+        windowed(short, config)

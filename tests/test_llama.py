@@ -125,6 +125,8 @@ def test_weights_that_do_not_divide_over_the_mesh_are_refused():
     ('num_kv_heads', 3, 'num_heads 4 is not a multiple of num_kv_heads 3'),
     ('head_dim', 7, 'head_dim 7 must be even'),
     ('num_layers', 0, 'num_layers must be a positive integer, got 0'),
+    ('window', 0, 'window 0 must be an integer of at least 1'),
+    ('window', 4.0, 'window 4.0 must be an integer of at least 1'),
 ])
 def test_impossible_configs_are_refused(field, value, message):
     with pytest.raises(ValueError, match=message):

@@ -1,5 +1,6 @@
 """Hugging Face folders: logits and gradients of transformers, exact round trips, refusals."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -152,6 +153,11 @@ def test_absent_fields_mean_what_transformers_means():
     assert (config.num_kv_heads, config.head_dim, config.norm_eps) == (2, 4, 1e-6)
     assert not config.tie_embeddings
     assert config.rope == rope.RopeConfig(theta=10000.0)
+
+
+def test_a_sliding_window_is_not_exported():
+    with pytest.raises(ValueError, match='window 64: config.json of a Llama has no sliding window'):
+        llama_hf.config_to_json(dataclasses.replace(SIZES['llama3-8b'], window=64))
 
 
 # --- what is refused ------------------------------------------------------------------------------

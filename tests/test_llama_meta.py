@@ -231,6 +231,8 @@ def test_what_params_cannot_say_is_told():
         params_from_config(config)
     with pytest.raises(ValueError, match="'yarn'"):
         params_from_config(llama_hf.config_from_json(tiny_hf.CASES['yarn']['config']))
+    with pytest.raises(ValueError, match='window 64: params.json has no sliding window'):
+        params_from_config(dataclasses.replace(config, window=64))
     with pytest.raises(ValueError, match='head_dim 16'):
         params_from_config(llama_hf.config_from_json(tiny_hf.CASES['head_dim']['config']))
 

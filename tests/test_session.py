@@ -119,9 +119,9 @@ def test_a_cache_that_is_full_to_the_last_slot(piece):
 
 @pytest.mark.parametrize('degrees', [None, (1, 1, 4, 2)])
 def test_decoding_keeps_to_the_window(degrees):
-    memory = dataclasses.replace(MEMORY, attention=dataclasses.replace(MEMORY.attention, window=8))
+    config = dataclasses.replace(CONFIG, window=8)
     with on(degrees):
-        session = Session(placed_params(), CONFIG, 2, SEQ_LEN, memory=memory)
+        session = Session(placed_params(), config, 2, SEQ_LEN, memory=MEMORY)
         whole = [text + answer for text, answer in zip(TEXTS, [[7, 9, 8, 3]] * 2, strict=True)]
         session.read(whole)
         after = np.asarray(session.logits)

@@ -145,7 +145,7 @@ def numerics(args, report):
             for kernel in KERNELS:
                 what = f'attention {kernel}, {dtype}, heads {heads}/{kv_heads} x {dim}, {mask}'
                 attend = lambda *x, kernel=kernel, window=window: strategies.attend(
-                    *x, None, Attention(window=window, kernel=kernel))
+                    *x, None, Attention(kernel=kernel), window)
                 try:
                     strategies.check(Attention(kernel=kernel), 1, heads, kv_heads)
                     ours = jax.device_get(both_ways(attend)(*given))

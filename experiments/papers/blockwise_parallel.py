@@ -52,7 +52,7 @@ def layer_bytes(target, method, tokens):
     def layer(x, weights, tables, positions, segments):
         angles = rope.angles(tables, positions)
         q, k, v = llama.project_qkv(x, weights, angles, config)
-        how = dense if method == 'vanilla' else functools.partial(llama.attention, how=Attention('ring', 1, Chunks(512, 512)))
+        how = dense if method == 'vanilla' else functools.partial(llama.attention, split=Attention('ring', 1, Chunks(512, 512)))
         x = x + sharding.einsum('BTNH,NHD->BTD', how(q, k, v, positions, segments), weights.wo)
         return x + llama.ffn(x, weights, config, 1 if method in METHODS[:2] else FFN_CHUNKS)
 

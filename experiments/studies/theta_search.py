@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 
-from lct.cli.config import as_plain, make_run, parse_args, setup_devices
+from lct.cli.config import as_plain, make_run, parse_args, setup_devices, windowed
 from lct.cli.corpus import encode_documents
 from lct.cli.main import run_script
 from lct.cli.model import find_model
@@ -63,7 +63,7 @@ def run():
 
     workdir = pathlib.Path(args.workdir)
     folder = find_model(config.model_folder)
-    base = llama_hf.read_config(folder)
+    base = windowed(llama_hf.read_config(folder), config)
     words = tokenizer.load(folder)
     run_config = make_run(config)
     stage = run_config.stages[0]

@@ -1,6 +1,7 @@
 """A config file turned into the dataclasses of the package, and the flags that change it."""
 
 import argparse
+import dataclasses
 import importlib.util
 import math
 import os
@@ -134,6 +135,12 @@ def make_run(config):
         adapter = Adapter(**{'frozen_dtype': stages[0].memory.dtype, **config.adapter})
     return Run(stages=stages, optimizer=OptimizerConfig(**config.optimizer), adapter=adapter,
                **{name: config[name] for name in RUN_FIELDS if name in config})
+
+
+def windowed(model_config, config):
+    """The LlamaConfig that a run trains: that of its checkpoint, with the sliding window of config.window if the
+    ConfigDict has one."""
+    return dataclasses.replace(model_config, window=config.window) if 'window' in config else model_config
 
 
 def setup_devices(config):

@@ -41,7 +41,7 @@ def prefill(params, config, tokens, positions, segment_ids, last, tables, memory
 
     def block(x, layer):
         q, k, v = llama.project_qkv(x, layer, angles, config)
-        out = llama.attention(q, k, v, positions, segment_ids, memory.attention)
+        out = llama.attention(q, k, v, positions, segment_ids, memory.attention, config.window)
         x = x + sharding.einsum('BTNH,NHD->BTD', out, layer.wo)
         return x + llama.ffn(x, layer, config, memory.ffn_chunks), (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
@@ -67,20 +67,19 @@ def _next_logits(params, config, x):
 # ---------------------------------------------------------------------------------------------------
 
 
-def decode_step(params, config, cache, tokens, positions, slots, tables, window=None):
+def decode_step(params, config, cache, tokens, positions, slots, tables):
     """One more token per row.
 
     Args:
       tokens, positions: int32 [B], the new tokens and their logical positions.
       slots: int32 [B], where the layout puts those positions in the cache.
-      window: tokens that a query sees, its own with them; None for all.
     Returns:
       the cache with the new tokens in it, and the float32 logits [B, V] that follow them.
     """
     angles = [x[:, 0] for x in rope.angles(tables, positions[:, None])]  # [B, 1, H/2]
     seen = (cache.segment_ids > 0) & (cache.positions < positions[:, None])
-    if window is not None:
-        seen &= cache.positions > positions[:, None] - window
+    if config.window is not None:
+        seen &= cache.positions > positions[:, None] - config.window
 
     def block(x, inputs):
         layer, cached_k, cached_v = inputs
@@ -133,7 +132,7 @@ def extend(params, config, cache, tokens, positions, segment_ids, slots, last, l
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         own = k, v, positions, segment_ids
         cached = cached_k, cached_v, cache.positions, cache.segment_ids
-        out = attend_piece(q, own, cached, memory.attention)
+        out = attend_piece(q, own, cached, memory.attention, config.window)
         x = x + sharding.einsum('BTNH,NHD->BTD', out, layer.wo)
         return x + llama.ffn(x, layer, config, memory.ffn_chunks), (k, v)
 
@@ -146,7 +145,7 @@ def extend(params, config, cache, tokens, positions, segment_ids, slots, last, l
 
 
 def decode(params, config, cache, logits, last, slot_of, limits, stop, tables, max_new_tokens, sampling=None,
-           key=None, window=None):
+           key=None):
     """Tokens until every row has met its limit or a token that stops it.
 
     Args:
@@ -154,7 +153,7 @@ def decode(params, config, cache, logits, last, slot_of, limits, stop, tables, m
       slot_of: int32 [S], the slot of each position.
       limits: int32 [B], new tokens of each row, up to max_new_tokens; 0 for a row that nobody asked for.
       stop: bool [V], the tokens that end a row; the one that did is its last.
-      sampling, key: as in sampling.choose. window: as in decode_step.
+      sampling, key: as in sampling.choose.
     Returns:
       the cache, tokens int32 [B, max_new_tokens] (0 where a row has ended) and their numbers [B].
     """
@@ -170,7 +169,7 @@ def decode(params, config, cache, logits, last, slot_of, limits, stop, tables, m
         i, cache, token, *rest = carry
         positions = last + i
         slots = rows_at(slot_of, positions)
-        cache, logits = decode_step(params, config, cache, token, positions, slots, tables, window)
+        cache, logits = decode_step(params, config, cache, token, positions, slots, tables)
         token = choose(logits, i, sampling, key)
         return i + 1, cache, token, *take(i, token, *rest)
 
@@ -354,4 +353,4 @@ def _generate(params, config, batch, limits, stop, tables, memory, max_new_token
     cache, logits = prefill(params, config, batch['tokens'], batch['positions'], batch['segment_ids'],
                             batch['last'], tables, memory)
     return decode(params, config, cache, logits, batch['last'], batch['slot_of'], limits, stop, tables,
-                  max_new_tokens, window=memory.attention.window)[1:]
+                  max_new_tokens)[1:]

@@ -103,10 +103,10 @@ def _write_local(cached_k, cached_v, segment_ids, k, v, slots, axis_name):
     return put(cached_k, k), put(cached_v, v), segment_ids.at[rows, local].set(1, mode='drop')
 
 
-def attend_piece(q, own, cached, how):
+def attend_piece(q, own, cached, split, window=None):
     """Attention of q [B, T, N, H] to the keys of its own piece and of the cache, each (k, v [B, K, S, H],
     positions, segments [B, S])."""
-    local = functools.partial(_attend_piece_local, how=how)
+    local = functools.partial(_attend_piece_local, split=split, window=window)
     if sharding.current_mesh() is None:
         return local(q, own, cached, axis_name=None)
     heads, tokens, keys = (sharding.spec(letters) for letters in ('BTNH', 'BT', 'BKSH'))
@@ -115,7 +115,7 @@ def attend_piece(q, own, cached, how):
                          out_specs=heads)(q, own, cached)
 
 
-def _attend_piece_local(q, own, cached, axis_name, how):
+def _attend_piece_local(q, own, cached, axis_name, split, window):
     """All queries of the piece meet the keys of this device; one merge per layer, and each query goes home."""
     everyone = lambda x: x if axis_name is None else lax.all_gather(x, axis_name, axis=1, tiled=True)
     _, _, positions, segments = own
@@ -123,7 +123,7 @@ def _attend_piece_local(q, own, cached, axis_name, how):
     all_q, positions, segments = everyone(grouped), everyone(positions), everyone(segments)
     total = nothing(all_q)
     for k, v, k_positions, k_segments in (own, cached):
-        total = attend(total, all_q, k, v, positions, k_positions, segments, k_segments, how.chunks, how.window)
+        total = attend(total, all_q, k, v, positions, k_positions, segments, k_segments, split.chunks, window)
     out, lse = total
     if axis_name is not None:
         weights = jnp.exp(lse - lax.pmax(lse, axis_name))[..., None]

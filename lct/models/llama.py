@@ -42,6 +42,7 @@ class LlamaConfig:
     tie_embeddings: bool = False
     max_position_embeddings: int = 8192
     rope: RopeConfig = RopeConfig(theta=500000.0)
+    window: int | None = None  # tokens that a query attends to, itself included; None for all before it
 
     def __post_init__(self):
         for field in ('vocab_size', 'embed_dim', 'mlp_dim', 'num_layers', 'num_heads', 'num_kv_heads',
@@ -56,6 +57,9 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f'head_dim {self.head_dim} must be even: RoPE rotates pairs of dims')
+        if self.window is not None and (type(self.window) is not int or self.window < 1):
+            raise ValueError(f'window {self.window!r} must be an integer of at least 1, because a query attends to '
+                             'itself, or None for full causal attention')
 
     @property
     def rope_theta(self):
@@ -261,12 +265,12 @@ def ffn(x, layer, config, num_chunks):
     return blockwise_ffn(lambda y: mlp(y, layer, config), x, num_chunks)
 
 
-def attention(q, k, v, positions, segment_ids, how):
-    """Causal attention within documents, the sequence split over the current mesh as how, an Attention, says."""
+def attention(q, k, v, positions, segment_ids, split, window=None):
+    """Causal attention within documents, the sequence split over the current mesh as the Attention `split` says."""
     if sharding.current_mesh() is None:
-        return strategies.attend(q, k, v, positions, segment_ids, None, how)
+        return strategies.attend(q, k, v, positions, segment_ids, None, split, window)
     heads, kv, tokens = (sharding.spec(letters) for letters in ('BTNH', 'BTKH', 'BT'))
-    local = functools.partial(strategies.attend, axis_name='sequence', attention=how)
+    local = functools.partial(strategies.attend, axis_name='sequence', attention=split, window=window)
     return jax.shard_map(
         local, in_specs=(heads, kv, kv, tokens, tokens), out_specs=heads
     )(q, k, v, positions, segment_ids)
@@ -276,7 +280,7 @@ def block(x, layer, angles, positions, segment_ids, config, memory):
     """One transformer layer: x [B, T, D] -> [B, T, D]."""
     x = checkpoint_name(x, 'layer_input')
     q, k, v = project_qkv(x, layer, angles, config)
-    out = attention(q, k, v, positions, segment_ids, memory.attention)
+    out = attention(q, k, v, positions, segment_ids, memory.attention, config.window)
     x = x + sharding.einsum('BTNH,NHD->BTD', out, layer.wo)
     return x + ffn(x, layer, config, memory.ffn_chunks)
 

@@ -195,7 +195,7 @@ def block(x, layer, adapters, angles, positions, segment_ids, config, memory):
     q = q + rope.rotate(low_rank('wq', y, adapters), angles)
     k = k + rope.rotate(low_rank('wk', y, adapters), angles)
     v = v + low_rank('wv', y, adapters)
-    out = llama.attention(q, k, v, positions, segment_ids, memory.attention)
+    out = llama.attention(q, k, v, positions, segment_ids, memory.attention, config.window)
     x = x + sharding.einsum('BTNH,NHD->BTD', out, layer.wo) + low_rank('wo', out, adapters)
     return x + llama.ffn(x, layer, config, memory.ffn_chunks)
 

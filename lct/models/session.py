@@ -99,7 +99,7 @@ class Session:
         self.cache, tokens, counts = _decode(
             self.params, self.config.architecture(), self.cache, logits,
             sharding.put(self.lengths - 1, sharding.spec('B')), self.slot_of, *decode.place_limits(limits, stop),
-            self.tables, max_new_tokens, sampling, key, self.memory.attention.window)
+            self.tables, max_new_tokens, sampling, key)
         self._rewind(lengths)
         answers = [row[:n].tolist() for row, n in zip(sharding.fetch(tokens), sharding.fetch(counts), strict=True)]
         return [ids[:-1] if ids and stop[ids[-1]] else ids for ids in answers[:count]]
@@ -198,7 +198,7 @@ class Session:
         at, put = self.lengths + np.int32(number), lambda x: sharding.put(x.astype(np.int32), sharding.spec('B'))
         slots = np.where(kept, self._slot_of[np.minimum(at, self.seq_len - 1)], self.seq_len)
         self.cache, logits = _step(params, self.config.architecture(), self.cache, tokens, put(at), put(slots),
-                                   self.tables, self.memory.attention.window)
+                                   self.tables)
         return logits
 
     def _whole(self):
@@ -242,9 +242,9 @@ def _prefill(params, config, batch, tables, memory):
 
 
 _extend = jax.jit(decode.extend, static_argnames=('config', 'memory'), donate_argnames='cache')
-_decode = jax.jit(decode.decode, static_argnames=('config', 'max_new_tokens', 'sampling', 'window'),
+_decode = jax.jit(decode.decode, static_argnames=('config', 'max_new_tokens', 'sampling'),
                   donate_argnames='cache')
-_step = jax.jit(decode.decode_step, static_argnames=('config', 'window'), donate_argnames='cache')
+_step = jax.jit(decode.decode_step, static_argnames='config', donate_argnames='cache')
 _choose = jax.jit(choose, static_argnames='sampling')
 _judge = jax.jit(judge)
 _gathered = jax.jit(decode.gathered, static_argnames='config')

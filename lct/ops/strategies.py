@@ -40,14 +40,12 @@ class Attention:
 
     strategy: a key of CAPABILITIES.
     node_size: neighbours on the sequence axis with fast links between them, for the two-level strategies.
-    chunks: tokens of one tile. window: tokens that a query sees, itself included; None for all before it.
-    kernel: the inner block, xla or, on GPUs, triton.
+    chunks: tokens of one tile. kernel: the inner block, xla or, on GPUs, triton.
     """
 
     strategy: str = 'ring'
     node_size: int = 1
     chunks: Chunks = Chunks()
-    window: int | None = None
     kernel: str = 'xla'
 
     def __post_init__(self):
@@ -60,8 +58,6 @@ class Attention:
         if self.strategy in TWO_LEVEL and self.node_size == 1:
             raise ValueError(f'strategy {self.strategy} needs node_size > 1, the devices of one machine; '
                              "with one device a machine use strategy 'ring'")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f'window {self.window} must be at least 1: a query sees itself')
 
 
 def check(attention, ring_size, num_heads, num_kv_heads):
@@ -91,10 +87,10 @@ def _platform():
     return device.platform if device else jax.default_backend()
 
 
-def attend(q, k, v, positions, segment_ids, axis_name, attention):
+def attend(q, k, v, positions, segment_ids, axis_name, attention, window=None):
     """Attention by the chosen strategy; call inside shard_map. Arguments as ring_attention's."""
     ring_size = 1 if axis_name is None else lax.axis_size(axis_name)
-    args, how = (q, k, v, positions, segment_ids, axis_name), (attention.chunks, attention.window, attention.kernel)
+    args, how = (q, k, v, positions, segment_ids, axis_name), (attention.chunks, window, attention.kernel)
     if attention.strategy == 'ring' or ring_size == 1:
         return ring_attention(*args, *how)
     if attention.strategy == 'double_ring':

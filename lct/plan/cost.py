@@ -128,7 +128,7 @@ def model_flops(step):
     """FLOPs that the model needs, whole step, all devices: 6 per matmul parameter and token, 12 L N H per visible
     pair (PaLM, appendix B). What utilisation counts."""
     config = step.config
-    pairs = visible_pairs(step.seq_len, step.memory.attention.window) * step.batch_size * step.accumulation
+    pairs = visible_pairs(step.seq_len, config.window) * step.batch_size * step.accumulation
     return (6 * matmul_params(config) * step.tokens
             + 12 * config.num_layers * config.num_heads * config.head_dim * pairs)
 
@@ -138,7 +138,7 @@ def busiest_pairs(step, causal=True):
 
     causal False: every pair is worked on, as by a ring that skips nothing.
     """
-    ring, window = step.mesh[2], step.memory.attention.window
+    ring, window = step.mesh[2], step.config.window
     heads_split = step.node[0] if step.memory.attention.strategy.startswith('all_to_all') else 1
     shards, length = ring // heads_split, step.shard * heads_split  # what goes around, and tokens of each
     if not causal:

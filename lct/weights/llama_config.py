@@ -208,7 +208,14 @@ def _read_rope_dict(values, theta, max_position, head_dim, where):
 
 
 def config_to_json(config, dtype='bfloat16'):
-    """config.json dict of a LlamaConfig, with the rope fields in the old and in the new layout."""
+    """config.json dict of a LlamaConfig, with the rope fields in the old and in the new layout.
+
+    Raises:
+      ValueError: for a config that a Hugging Face Llama cannot compute.
+    """
+    if config.window is not None:
+        raise ValueError(f'window {config.window}: config.json of a Llama has no sliding window, and its readers would '
+                         'compute full attention; export a model with window None')
     rope = config.rope
     if rope.type == 'dynamic' and rope.max_position != config.max_position_embeddings:
         raise ValueError(

@@ -123,6 +123,9 @@ def params_from_config(config):
     Raises:
       ValueError: if Meta's model cannot compute what the config says.
     """
+    if config.window is not None:
+        raise ValueError(f'window {config.window}: params.json has no sliding window, and its readers would compute '
+                         'full attention; export a model with window None')
     scaled = config.rope.type != 'default'
     if scaled and config.rope != dataclasses.replace(
             SCALED, theta=config.rope.theta, factor=WIDER.get(config.embed_dim, SCALED.factor)):
