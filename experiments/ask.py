@@ -131,7 +131,7 @@ class Reader:
         """Print an answer as it comes; returns it."""
         import jax
 
-        from lct.data.detokenizer import TextStream
+        from lct.data.detokenizer import Detokenizer
 
         start = time.monotonic()
         ids = self.prompt(question)
@@ -145,7 +145,7 @@ class Reader:
             self.prefix = self.prefix[:shared]
             self.session.rewind([shared, *self.session.lengths[1:]])
         print(bold(f'\n{question}'), flush=True)
-        out = TextStream(self.model.tokenizer.decode, self.args.stop)
+        out = Detokenizer(self.model.tokenizer.decode, self.args.stop)
         ends, count, waited = self.model.stop(one_line=False), 0, None
         tokens = self.session.stream([ids[shared:]], limit, sampling, jax.random.key(self.args.seed))
         try:

@@ -210,7 +210,7 @@ def training(note, workdir):
 
     from lct import processes
     from lct.data.batches.loader import Loader
-    from lct.data.batches.memory_source import Mixture
+    from lct.data.batches.memory_source import MemorySource
     from lct.data.tokenizer import load
     from lct.models import llama
     from lct.ops import rope
@@ -223,7 +223,7 @@ def training(note, workdir):
                                head_dim=16, tie_embeddings=True)
     stage = Stage('doctor', seq_len=64 * ring, num_steps=2, batch_size=mesh[0], learning_rate=1e-3, mesh=mesh)
     text = np.random.default_rng(0).integers(0, 256, 4 * stage.tokens_per_step).astype(np.int32)
-    rows = lambda: Mixture([text], load('bytes'))
+    rows = lambda: MemorySource([text], load('bytes'))
     init = lambda: llama.init(config, jax.random.key(0))
     folder = pathlib.Path(workdir) / f'.doctor-{processes.from_first(os.getpid())}'
     start = time.perf_counter()

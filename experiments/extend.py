@@ -56,7 +56,7 @@ def run():
     base_config = llama_hf.read_config(folder)
     llama_hf.check(folder)
     words = tokenizer.load(folder)
-    tokenizer.check_vocab(words, base_config.vocab_size)
+    tokenizer.check_vocab_size(words, base_config.vocab_size)
     start_config = windowed(base_config, config)
     plan = stages.configs(run_config.stages, start_config)
     for warning in stage_warnings(run_config.stages, base_config, run_config.param_dtype):

@@ -73,7 +73,7 @@ def main():
         return
     if not (args.sources and args.tokenizer and args.output):
         parser.error('give SOURCE, --tokenizer and --output, or --verify FOLDER')
-    store = tokenize_module.tokenize(args.sources, args.tokenizer, args.output, workers=args.workers,
+    store = tokenize_module.tokenize_corpus(args.sources, args.tokenizer, args.output, workers=args.workers,
                             shard_tokens=args.shard_tokens, skip_bad=args.skip_bad,
                             fields=files.Fields(args.field, args.source_field), progress=Watch())
     print(f'{args.output}: {store.num_documents} documents, {store.num_tokens} tokens, sources '

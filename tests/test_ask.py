@@ -110,4 +110,4 @@ def test_files_that_do_not_exist(repo):
 
 
 def test_a_file_without_a_last_line_end_gets_one():
-    assert bundle.part(Document('x', 'a')) == '======== x ========\na\n' == bundle.part(Document('x', 'a\n'))
+    assert bundle.section(Document('x', 'a')) == '======== x ========\na\n' == bundle.section(Document('x', 'a\n'))

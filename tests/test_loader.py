@@ -5,7 +5,7 @@ import pytest
 
 from lct.data import tokenizer as tokenizers
 from lct.data.batches.loader import Loader, check_ids
-from lct.data.batches.memory_source import Mixture
+from lct.data.batches.memory_source import MemorySource
 from lct.data.layout import inverse, permutation
 
 TOKENIZER = tokenizers.load('bytes')
@@ -14,7 +14,7 @@ TOKENIZER = tokenizers.load('bytes')
 def make_mixture(documents=None):
     rng = np.random.default_rng(0)
     documents = documents or [rng.integers(0, 256, rng.integers(1, 900)) for _ in range(20)]
-    return Mixture(documents, TOKENIZER, {'text': 0.6, 'recall': 0.2, 'copy': 0.2}, seed=1)
+    return MemorySource(documents, TOKENIZER, {'text': 0.6, 'recall': 0.2, 'copy': 0.2}, seed=1)
 
 
 def assert_same(a, b):
@@ -77,7 +77,7 @@ def test_errors_of_the_thread_arrive_and_stay():
 
 def test_a_bad_token_is_named_before_it_reaches_a_device():
     documents = [np.r_[np.arange(200), 300, np.arange(200)]]
-    loader = Loader(Mixture(documents, TOKENIZER), 1, 128, vocab_size=258)
+    loader = Loader(MemorySource(documents, TOKENIZER), 1, 128, vocab_size=258)
     loader.next()
     with pytest.raises(ValueError, match=r'token id 300 in row 0, column 73 is not in 0\.\.257'):
         loader.next()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lct.data.batches.packing import pack, pack_documents, piece
+from lct.data.batches.packing import pack, pack_documents, segment
 
 BOS = 999
 
@@ -35,7 +35,7 @@ def test_every_token_once_in_order_and_every_target_once(seq_len, bos_id):
 
 
 def test_positions_restart_and_segments_count_from_one():
-    row = pack([piece([5, 6, 7], None, BOS), piece([8, 9])], 8)
+    row = pack([segment([5, 6, 7], None, BOS), segment([8, 9])], 8)
     expected = {
         'tokens': [BOS, 5, 6, 7, 8, 9, 0, 0], 'targets': [5, 6, 7, 0, 9, 0, 0, 0],
         'positions': [0, 1, 2, 3, 0, 1, 0, 1], 'segment_ids': [1, 1, 1, 1, 2, 2, 0, 0],
@@ -57,13 +57,13 @@ def test_a_cut_document_keeps_the_target_at_the_cut():
 
 def test_weights_belong_to_the_token_that_is_predicted():
     weights = np.array([.1, .2, .3, .4], np.float32)
-    np.testing.assert_array_equal(piece([1, 2, 3, 4], weights, BOS).weights, np.float32([.1, .2, .3, .4, 0]))
-    np.testing.assert_array_equal(piece([1, 2, 3, 4], weights).weights, np.float32([.2, .3, .4, 0]))
-    np.testing.assert_array_equal(piece([1, 2, 3, 4], weights, None, 1, 3).weights, np.float32([.3, .4]))
+    np.testing.assert_array_equal(segment([1, 2, 3, 4], weights, BOS).weights, np.float32([.1, .2, .3, .4, 0]))
+    np.testing.assert_array_equal(segment([1, 2, 3, 4], weights).weights, np.float32([.2, .3, .4, 0]))
+    np.testing.assert_array_equal(segment([1, 2, 3, 4], weights, None, 1, 3).weights, np.float32([.3, .4]))
 
 
 def test_nothing_and_too_much():
     assert list(pack_documents([], 4)) == [] == list(pack_documents([[]], 4, BOS))
     assert not pack([], 4)['segment_ids'].any()
-    with pytest.raises(ValueError, match='pieces of 3 tokens do not fit into a row of seq_len 2'):
-        pack([piece([1, 2, 3])], 2)
+    with pytest.raises(ValueError, match='segments of 3 tokens do not fit into a row of seq_len 2'):
+        pack([segment([1, 2, 3])], 2)

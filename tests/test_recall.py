@@ -8,11 +8,11 @@ from lct.data import tokenizer as tokenizers
 from lct.data.synthetic.recall import (
     ADJECTIVES,
     NOUNS,
-    RecallWords,
+    RecallVocabulary,
     copy_row,
-    exam_row,
     is_held_out,
-    needle_prompt,
+    recall_at_end_row,
+    recall_prompt,
     recall_row,
 )
 
@@ -21,7 +21,7 @@ STATEMENT = re.compile(r'The secret code: (\w+ \w+) (\d{6})\.')
 
 @pytest.fixture(scope='module')
 def words():
-    return RecallWords(tokenizers.load('bytes'))
+    return RecallVocabulary(tokenizers.load('bytes'))
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +39,7 @@ def test_words_and_statement(words):
 
 def test_parts_join_to_the_text_in_a_trained_vocabulary(tmp_path):
     tok = tokenizers.train(['some text\n'] * 9, 1200, tmp_path / 'tokenizer.json', ADJECTIVES + NOUNS)
-    words = RecallWords(tok)
+    words = RecallVocabulary(tok)
     for seed in range(20):
         fact = words.fact(np.random.default_rng(seed), False)
         ids = words.statement(fact)
@@ -102,7 +102,7 @@ def test_long_rows_reach_far_back(words, haystack):
 def test_exams_ask_for_every_fact_at_the_end(words, haystack, length):
     counts = set()
     for seed in range(20):
-        ids, weights = exam_row(np.random.default_rng(seed), words, haystack, length)
+        ids, weights = recall_at_end_row(np.random.default_rng(seed), words, haystack, length)
         assert ids.shape == weights.shape == (length,)
         stated = STATEMENT.findall(words.tokenizer.decode(ids))
         half = len(stated) // 2
@@ -117,7 +117,7 @@ def test_exams_ask_for_every_fact_at_the_end(words, haystack, length):
 def test_exams_never_overrun(words, haystack):
     for length in [*range(0, 180, 7), *range(180, 1200, 60)]:
         for seed in range(60):
-            ids, weights = exam_row(np.random.default_rng(seed), words, haystack, length)
+            ids, weights = recall_at_end_row(np.random.default_rng(seed), words, haystack, length)
             assert ids.shape == weights.shape == (length,)
             stated = STATEMENT.findall(words.tokenizer.decode(ids))
             half = len(stated) // 2
@@ -140,7 +140,7 @@ def test_copy_rows(haystack, length):
 @pytest.mark.parametrize('length', [120, 121, 500, 5000])
 @pytest.mark.parametrize('depth', [0, 0.3, 1])
 def test_prompts_fit_to_the_token(words, haystack, length, depth):
-    prompt = needle_prompt(np.random.default_rng(length), words, haystack, length, depth)
+    prompt = recall_prompt(np.random.default_rng(length), words, haystack, length, depth)
     assert len(prompt.ids) + len(prompt.answer_ids) == length and prompt.ids[0] == words.tokenizer.bos_id
     text = words.tokenizer.decode(prompt.ids)
     key, value = STATEMENT.search(text).groups()
@@ -155,7 +155,7 @@ def test_prompts_fit_to_the_token(words, haystack, length, depth):
 def test_distractors_share_nothing_with_the_needle(words, haystack):
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        prompt = needle_prompt(rng, words, haystack, 3000, 0.5, training=True, num_distractors=7)
+        prompt = recall_prompt(rng, words, haystack, 3000, 0.5, training=True, num_distractors=7)
         found = STATEMENT.findall(words.tokenizer.decode(prompt.ids))
         assert len(found) == 8 and len(prompt.ids) + len(prompt.answer_ids) == 3000
         assert set(Counter(k for k, _ in found).values()) == set(Counter(v for _, v in found).values()) == {1}
@@ -165,6 +165,6 @@ def test_distractors_share_nothing_with_the_needle(words, haystack):
 def test_errors(words, haystack):
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match=r'length 20 does not hold .* 2 distractors.*use \d+ or more'):
-        needle_prompt(rng, words, haystack, 20, 0.5, num_distractors=2)
+        recall_prompt(rng, words, haystack, 20, 0.5, num_distractors=2)
     with pytest.raises(ValueError, match='depth 50 is not in'):
-        needle_prompt(rng, words, haystack, 500, 50)
+        recall_prompt(rng, words, haystack, 500, 50)

@@ -119,7 +119,7 @@ def test_pieces_leave_ids_as_they_are(trained, tiktoken_path, text):
     for tok in (tokenizers.load('bytes'), trained[0], tokenizers.load(trained[1].parent / 'gpt2.json'),
                 tokenizers.load(tiktoken_path)):
         for chunks in ([text], [text[i:i + 77] for i in range(0, len(text), 77)]):
-            pieces = list(tok.pieces(chunks, size=1000))
+            pieces = list(tok.split_stream(chunks, size=1000))
             assert ''.join(piece for piece, _ in pieces) == text and all(exact for _, exact in pieces)
             assert len(pieces) > 15 and max(len(piece) for piece, _ in pieces) <= 1000
             assert [i for ids in tok.encode_batch(piece for piece, _ in pieces) for i in ids] == tok.encode(text)
@@ -127,15 +127,15 @@ def test_pieces_leave_ids_as_they_are(trained, tiktoken_path, text):
 
 def test_pieces_that_cannot_be_exact_say_so(trained):
     tok = trained[0]
-    assert list(tok.pieces([])) == list(tok.pieces([''])) == [('', True)]
-    assert list(tok.pieces(['x' * 50], size=10, longest=20)) == [('x' * 20, False), ('x' * 20, False), ('x' * 10, True)]
-    assert list(tok.pieces(['x' * 15 + ' y' * 9], size=10, longest=20))[0] == ('x' * 15 + ' y' * 2, True)
+    assert list(tok.split_stream([])) == list(tok.split_stream([''])) == [('', True)]
+    assert list(tok.split_stream(['x' * 50], size=10, longest=20)) == [('x' * 20, False), ('x' * 20, False), ('x' * 10, True)]
+    assert list(tok.split_stream(['x' * 15 + ' y' * 9], size=10, longest=20))[0] == ('x' * 15 + ' y' * 2, True)
 
     class Marked(tokenizers.BytesTokenizer):  # writes a mark before every text, as SentencePiece's do
         def encode(self, text):
             return [0, *super().encode(text)]
 
-    assert [exact for _, exact in Marked().pieces(['a b\n' * 30], size=20, longest=100)] == [False, True]
+    assert [exact for _, exact in Marked().split_stream(['a b\n' * 30], size=20, longest=100)] == [False, True]
 
 
 def test_errors_say_what_to_do(tmp_path, trained):
@@ -159,9 +159,9 @@ def test_errors_say_what_to_do(tmp_path, trained):
 
 def test_check_vocab():
     tok = tokenizers.load('bytes')
-    tokenizers.check_vocab(tok, 258)
+    tokenizers.check_vocab_size(tok, 258)
     with pytest.raises(ValueError, match='tokenizer has 258 ids but the model has vocab_size 257'):
-        tokenizers.check_vocab(tok, 257)
+        tokenizers.check_vocab_size(tok, 257)
 
 
 def test_special_tokens_are_read_only_when_asked(trained, tiktoken_path):

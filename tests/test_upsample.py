@@ -3,7 +3,7 @@ import pytest
 from tiny_store import BYTES, MemoryStore
 
 from lct.data.batches import packing_plan
-from lct.data.batches.store_source import Stream
+from lct.data.batches.store_source import StoreSource
 from lct.data.batches.upsample import Upsample, chosen, profile, token_shares
 
 RECIPE = Upsample(at_least=400, keep=0.1)
@@ -38,7 +38,7 @@ def seen(stream):
 
 def test_long_documents_rise_inside_each_source_and_the_mix_stays(store):
     before, long_before = profile(store.lengths, store.source_of, 3, 400)
-    sizes, document = seen(Stream(store, BYTES, upsample=RECIPE))
+    sizes, document = seen(StoreSource(store, BYTES, upsample=RECIPE))
     source, length = store.source_of[document], store.lengths[document]
     tokens = np.bincount(source, sizes)
     np.testing.assert_allclose(tokens / tokens.sum(), before, atol=0.003)
@@ -54,7 +54,7 @@ def test_long_documents_rise_inside_each_source_and_the_mix_stays(store):
 
 def test_without_it_the_same_mix_has_the_lengths_of_the_store(store):
     before, long_before = profile(store.lengths, store.source_of, 3, 400)
-    sizes, document = seen(Stream(store, BYTES, token_shares(store)))
+    sizes, document = seen(StoreSource(store, BYTES, token_shares(store)))
     tokens = np.bincount(store.source_of[document], sizes)
     np.testing.assert_allclose(tokens / tokens.sum(), before, atol=0.003)
     assert sizes[store.lengths[document] >= 400].sum() / sizes.sum() == pytest.approx(long_before, abs=0.02)
@@ -71,8 +71,8 @@ def test_a_long_document_comes_once_an_epoch_and_a_short_one_in_a_tenth_of_them(
 def test_what_is_no_recipe_is_refused(store):
     for recipe in (Upsample(0, 0.1), Upsample(4096, 1.5), Upsample(4096, -0.1)):
         with pytest.raises(ValueError, match='is no recipe'):
-            Stream(store, BYTES, upsample=recipe)
+            StoreSource(store, BYTES, upsample=recipe)
     with pytest.raises(ValueError, match="source 'books' has 0 tokens in 2 epochs of 60 documents"):
-        Stream(store, BYTES, {'books': 1}, upsample=Upsample(10**9, 0), mode=packing_plan.packed).next_sequence(64)
+        StoreSource(store, BYTES, {'books': 1}, upsample=Upsample(10**9, 0), mode=packing_plan.packed).next_sequence(64)
     with pytest.raises(ValueError, match='the store holds no tokens'):
         token_shares(MemoryStore([[], []]))

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import tiny
 
-from lct.data.batches.memory_source import Mixture
+from lct.data.batches.memory_source import MemorySource
 from lct.data.tokenizer import load
 from lct.models import llama
 from lct.train import loop, metrics, stopping
@@ -44,7 +44,7 @@ def run():
 def mixture(seed=0):
     rng = np.random.default_rng(0)
     documents = [rng.integers(0, 256, int(n)).astype(np.int32) for n in rng.integers(20, 400, 30)]
-    return Mixture(documents, load('bytes'), seed=seed)
+    return MemorySource(documents, load('bytes'), seed=seed)
 
 
 def digest(tree):

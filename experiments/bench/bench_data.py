@@ -27,13 +27,13 @@ FIRST_BATCH = """
 import json, sys, time
 from lct.data import tokenizer
 from lct.data.corpus import store
-from lct.data.batches.sharded_loader import SliceLoader
-from lct.data.batches.store_source import Stream
+from lct.data.batches.sharded_loader import ShardedLoader
+from lct.data.batches.store_source import StoreSource
 words = tokenizer.load('bytes')
 start = time.perf_counter()
-stream = Stream(store.Store(sys.argv[1]), words, json.loads(sys.argv[3]))
+stream = StoreSource(store.Store(sys.argv[1]), words, json.loads(sys.argv[3]))
 stream.check_length(int(sys.argv[2]))
-with SliceLoader(stream, 1, int(sys.argv[2]), 'zigzag', 8) as loader:
+with ShardedLoader(stream, 1, int(sys.argv[2]), 'zigzag', 8) as loader:
     loader.next()
     print(time.perf_counter() - start)
 """
@@ -62,12 +62,12 @@ def lognormal(count, seed=0):
 def waste(words, count=2_000_000):
     """Padding of the stream by mode and length: of an epoch, or of its first five windows."""
     from lct.data.batches import packing_plan
-    from lct.data.batches.store_source import Stream
+    from lct.data.batches.store_source import StoreSource
 
     lengths, rows = lognormal(count), []
     for seq_len in (2**13, 2**15, 2**17, 2**19, 2**20, 2**22):
         for mode in ('packed', 'alone', 'concatenated'):
-            stream = Stream(ThinAir(lengths, words), words, mode=getattr(packing_plan, mode))
+            stream = StoreSource(ThinAir(lengths, words), words, mode=getattr(packing_plan, mode))
             places = tokens = cut = windows = 0
             start = time.perf_counter()
             while windows < 5 and stream.state['cursors'].get('text', [0])[0] == 0:
@@ -86,10 +86,10 @@ def waste(words, count=2_000_000):
 def reading(words, seq_len=2**20, hosts=64):
     """The most that any of 64 hosts asks of the store for one sequence, as a multiple of a 64th of it."""
     from lct.data.batches.sharded_loader import columns, read
-    from lct.data.batches.store_source import Stream
+    from lct.data.batches.store_source import StoreSource
     from lct.data.layout import permutation
 
-    stream, rows = Stream(ThinAir(lognormal(500_000), words), words), []
+    stream, rows = StoreSource(ThinAir(lognormal(500_000), words), words), []
     sequence = stream.next_sequence(seq_len)
     for devices in (1, 8):  # of a host
         ring = hosts * devices
@@ -168,7 +168,7 @@ def waiting(_words, folder, steps=10):
 
     base, folder = find_model(config.model_folder), pathlib.Path(folder)
     library = pathlib.Path(json.__file__).parents[1]
-    tokenize_module.tokenize([f'library={library}/*.py'], str(base), folder / 'store', workers=1)
+    tokenize_module.tokenize_corpus([f'library={library}/*.py'], str(base), folder / 'store', workers=1)
     config.corpus, config.held_out = str(folder / 'store'), 0.1
     for stage in config.stages:
         stage.num_steps = steps

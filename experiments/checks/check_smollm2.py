@@ -38,7 +38,7 @@ def main():
     from lct.weights import llama_hf
 
     golden = json.loads((GOLDEN / 'smollm2.json').read_text())
-    words, template = tokenizer.load(folder), chat_template.read(folder)
+    words, template = tokenizer.load(folder), chat_template.load(folder)
     good = all(words.encode_special(line['text']) == line['ids'] for line in golden['lines'])
     print(f"{len(golden['lines'])} lines: {'the same token ids' if good else 'OTHER TOKEN IDS'}")
 

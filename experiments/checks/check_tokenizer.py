@@ -64,7 +64,7 @@ def main():
     meta = Meta.get_instance()
 
     with tempfile.TemporaryDirectory() as folder:
-        made = tokenizer_json.from_tiktoken(tokenizer.installed_llama3())
+        made = tokenizer_json.from_tiktoken(tokenizer.installed_llama3_path())
         path = pathlib.Path(folder, 'tokenizer.json')
         path.write_text(json.dumps(made))
         made_here = tokenizer.load(path)

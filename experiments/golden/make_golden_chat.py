@@ -35,7 +35,7 @@ def theirs(template, tokens):
 def check(path):
     """Compare one folder or .jinja file; True if every case renders alike, or fails in both."""
     if path.is_dir():
-        ours = chat_template_module.read(path)
+        ours = chat_template_module.load(path)
         words = transformers.AutoTokenizer.from_pretrained(path)
     else:
         ours = chat_template_module.ChatTemplate(path.read_text(), chat_cases.TOKENS, str(path))

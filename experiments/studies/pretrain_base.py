@@ -2,7 +2,7 @@
 
     python experiments/studies/pretrain_base.py --workdir runs/base
 
-Text: the standard library of the Python that runs this. Recall data: the generators of lct.data.recall.
+Text: the standard library of the Python that runs this. Recall data: the generators of lct.data.synthetic.recall.
 """
 
 import json
@@ -10,7 +10,7 @@ import pathlib
 import sys
 
 from lct.cli.config import as_plain, make_run, parse_args, setup_devices
-from lct.cli.corpus import encode_documents
+from lct.cli.corpus import tokenize_documents
 from lct.cli.main import run_script
 from lct.cli.paths import experiments_folder
 
@@ -21,7 +21,7 @@ def run():
     import jax
 
     from lct.data import tokenizer
-    from lct.data.batches.memory_source import Mixture
+    from lct.data.batches.memory_source import MemorySource
     from lct.data.corpus import documents
     from lct.data.synthetic import recall
     from lct.models import llama
@@ -47,7 +47,7 @@ def run():
         for name in ('config.json', 'generation_config.json'):
             (folder / name).write_text(json.dumps(ids, indent=2))
     words = tokenizer.load(folder)
-    mixture = Mixture(encode_documents(words, training), words, seed=config.seed)
+    mixture = MemorySource(tokenize_documents(words, training), words, seed=config.seed)
 
     fields = config.model.to_dict()
     rope = RopeConfig(theta=fields.pop('rope_theta'))

@@ -18,7 +18,7 @@ import sys
 import time
 
 from lct.cli.config import as_plain, make_run, parse_args, setup_devices, windowed
-from lct.cli.corpus import encode_documents
+from lct.cli.corpus import tokenize_documents
 from lct.cli.main import run_script
 from lct.cli.model import find_model
 from lct.cli.paths import experiments_folder
@@ -51,7 +51,7 @@ def run():
     import numpy as np
 
     from lct.data import tokenizer
-    from lct.data.batches.memory_source import Mixture
+    from lct.data.batches.memory_source import MemorySource
     from lct.data.corpus import documents
     from lct.eval import recall_probe
     from lct.eval.loss import by_position
@@ -72,7 +72,7 @@ def run():
         chosen = dataclasses.replace(run_config, stages=(dataclasses.replace(stage, theta=theta),))
         grid.setdefault(stages.configs(chosen.stages, base)[0].rope_theta, chosen)
     training, held_out = documents.split(documents.read(config.corpus, config.corpus_bytes), config.held_out)
-    encoded, unseen = encode_documents(words, training), encode_documents(words, held_out)
+    encoded, unseen = tokenize_documents(words, training), tokenize_documents(words, held_out)
     haystack = np.concatenate(unseen)
     if not any(base.max_position_embeddings < length <= stage.seq_len for length in config.needle.lengths):
         raise ValueError(f'needle.lengths {config.needle.lengths} has none above the trained '
@@ -106,7 +106,7 @@ def run():
             if seed is None:
                 model_config, params, summary = base, load(), {'seconds': 0.0}
             else:
-                mixture = Mixture(encoded, words, seed=seed)
+                mixture = MemorySource(encoded, words, seed=seed)
                 model_config, params, summary = loop.train(
                     grid[theta], base, load, mixture, workdir / name, stop_requested)
             result = {'theta': theta, 'seed': seed, **evaluate(model_config, params),

@@ -79,11 +79,11 @@ def load_model(args):
     if not folder.is_dir():
         raise ValueError(f"--model {args.model} is no folder; give a Hugging Face folder, 'base' or 'smollm2'")
     words = tokenizer.load(folder)
-    tokenizer.check_vocab(words, llama_hf.read_config(folder).vocab_size)
+    tokenizer.check_vocab_size(words, llama_hf.read_config(folder).vocab_size)
     template = None
     if not args.plain:
         try:
-            template = chat_template.read(folder)
+            template = chat_template.load(folder)
         except ValueError as error:  # a base model has none
             print(f'note: prompts are plain text: {error}', file=sys.stderr)
     eos = set()

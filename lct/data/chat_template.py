@@ -75,7 +75,7 @@ class ChatTemplate:
         return tokenizer.encode_special(self.render(defuse(messages), **defuse(options)), drop=wedge)
 
 
-def read(folder, name='default'):
+def load(folder, name='default'):
     """The ChatTemplate of a Hugging Face folder; name chooses where a tokenizer_config.json has several."""
     folder = Path(folder)
     settings = _read_object(folder / 'tokenizer_config.json')

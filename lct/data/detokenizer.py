@@ -3,7 +3,7 @@
 UNFINISHED = '\N{REPLACEMENT CHARACTER}'  # what a decoder makes of a character whose bytes have not all come
 
 
-class TextStream:
+class Detokenizer:
     """push(token) -> the text that is certain by now; finish() -> what was held back, when no more tokens come.
 
     decode: token ids -> text. stops: strings that end the text and are no part of it, wherever in them tokens

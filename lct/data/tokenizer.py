@@ -43,7 +43,7 @@ class Tokenizer:
     def encode_batch(self, texts):
         return [self.encode(text) for text in texts]
 
-    def pieces(self, chunks, size=2**14, longest=2**23):
+    def split_stream(self, chunks, size=2**14, longest=2**23):
         """Cuts the text that chunks (of str) are, joined, into pieces of about size characters, most often at
         line ends, and yields (piece, exact) in order.
 
@@ -141,7 +141,7 @@ class TiktokenTokenizer(Tokenizer):
     def __init__(self, path):
         import tiktoken
         content = path.read_bytes()
-        ranks = read_ranks(path, content)
+        ranks = read_mergeable_ranks(path, content)
         self._num_plain = len(ranks)
         special_tokens = {name: len(ranks) + i for i, name in enumerate(LLAMA3_SPECIALS)}
         self._encoding = tiktoken.Encoding(path.name, pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks,
@@ -162,7 +162,7 @@ def load(path_or_name):
     tokenizer.json, Meta's tokenizer.model, or a folder with one of them."""
     if str(path_or_name) == 'bytes':
         return BytesTokenizer()
-    path = installed_llama3() if str(path_or_name) == 'llama3' else Path(path_or_name)
+    path = installed_llama3_path() if str(path_or_name) == 'llama3' else Path(path_or_name)
     if path.is_dir():
         names = ('tokenizer.json', 'tokenizer.model', 'original/tokenizer.model')
         found = [path / name for name in names if (path / name).is_file()]
@@ -176,7 +176,7 @@ def load(path_or_name):
     return JsonTokenizer(path) if path.suffix == '.json' else TiktokenTokenizer(path)
 
 
-def installed_llama3():
+def installed_llama3_path():
     """Path of Meta's tokenizer.model in the installed package llama-models."""
     package = importlib.util.find_spec('llama_models')  # found, not imported
     if package is None or package.origin is None:
@@ -185,17 +185,17 @@ def installed_llama3():
     return Path(package.origin).parent / 'llama3' / 'tokenizer.model'
 
 
-def check_vocab(tokenizer, vocab_size):
+def check_vocab_size(tokenizer, vocab_size):
     """Refuses a model whose embedding has fewer rows than the tokenizer has ids."""
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(f'the tokenizer has {tokenizer.vocab_size} ids but the model has vocab_size '
                          f"{vocab_size}; use the checkpoint's own tokenizer or a larger vocabulary")
 
 
-def train(texts, vocab_size, path, required_words=()):
+def train(texts, vocab_size, path, single_token_words=()):
     """Writes a byte-level BPE with Llama-3's pattern to path (a tokenizer.json) and returns it loaded.
 
-    Every ' word' of required_words and every pair of digits, with and without a space before it, is made one
+    Every ' word' of single_token_words and every pair of digits, with and without a space before it, is made one
     token, so that the facts of recall data are short in a vocabulary of a thousand; hence ' ?\\p{N}{1,2}' in
     place of Llama-3's '\\p{N}{1,3}'.
     """
@@ -211,7 +211,7 @@ def train(texts, vocab_size, path, required_words=()):
     # BPE keeps what is frequent: repeat the required pieces until they are among the most frequent ones.
     repeats = 3000 + sum(map(len, texts)) // 4000
     pairs = [f'{space}{i:02d}' for i in range(100) for space in ('', ' ')]
-    parts = pairs + [f' {word}' for word in required_words]
+    parts = pairs + [f' {word}' for word in single_token_words]
     required = '\n'.join(parts)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[BOS_NAMES[0], EOS_NAMES[0]],
@@ -219,7 +219,7 @@ def train(texts, vocab_size, path, required_words=()):
     library.train_from_iterator([*texts, *[required] * repeats], trainer)
     split = [part for part in parts if len(library.encode(part).ids) > 1]
     if split:
-        raise ValueError(f'vocab_size {vocab_size} has no room for {len(split)} of the {len(required_words)} '
+        raise ValueError(f'vocab_size {vocab_size} has no room for {len(split)} of the {len(single_token_words)} '
                          f'required words and {len(pairs)} pairs of digits (first: {split[0]!r}); use a larger one')
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -254,7 +254,7 @@ def _special_id(folder, kind, common_names, id_of):
     return next((id_of(name) for name in common_names if id_of(name) is not None), None)
 
 
-def read_ranks(path, content):
+def read_mergeable_ranks(path, content):
     """{token bytes: rank} of the content of Meta's tokenizer.model at path."""
     ranks = {}
     for number, line in enumerate(content.splitlines(), 1):

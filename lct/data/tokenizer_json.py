@@ -3,7 +3,7 @@ another form: the lists of a GGUF file, or Meta's tokenizer.model."""
 
 from pathlib import Path
 
-from lct.data.tokenizer import LLAMA3_PATTERN, LLAMA3_SPECIALS, read_ranks
+from lct.data.tokenizer import LLAMA3_PATTERN, LLAMA3_SPECIALS, read_mergeable_ranks
 
 BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True}
 LLAMA3 = [{'type': 'Split', 'pattern': {'Regex': LLAMA3_PATTERN}, 'behavior': 'Isolated', 'invert': False},
@@ -52,7 +52,7 @@ def from_tiktoken(path):
     that may make it.
     """
     path = Path(path)
-    ranks = read_ranks(path, path.read_bytes())
+    ranks = read_mergeable_ranks(path, path.read_bytes())
     merges = sorted((rank, ranks[token[:cut]], ranks[token[cut:]])
                     for token, rank in ranks.items() for cut in range(1, len(token))
                     if token[:cut] in ranks and token[cut:] in ranks)

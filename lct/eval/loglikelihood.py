@@ -13,7 +13,7 @@ from jax import lax
 
 from lct import sharding
 from lct.data import layout as layouts
-from lct.data.detokenizer import TextStream
+from lct.data.detokenizer import Detokenizer
 from lct.eval.recall_probe import ROPE_BY_LENGTH
 from lct.models import decode, llama
 from lct.ops import rope
@@ -53,7 +53,7 @@ def write(model, prompts, limit, stops=(), sampling=None, seed=0, progress=None)
     for chosen, rows, seq_len, longest in batches(model, [len(prompt) + limit - 1 for prompt in prompts]):
         session = model.session(rows, seq_len, longest)
         session.read([prompts[i] for i in chosen], model.piece)
-        texts, open_ = [TextStream(model.tokenizer.decode, stops) for _ in chosen], set(range(len(chosen)))
+        texts, open_ = [Detokenizer(model.tokenizer.decode, stops) for _ in chosen], set(range(len(chosen)))
         tokens = session.stream([[] for _ in chosen], limit, sampling, jax.random.fold_in(jax.random.key(seed), done))
         for new in tokens:
             for row in list(open_):

@@ -110,7 +110,7 @@ def make_batch(vocab_size, length, packed, seed=0):
         documents = np.split(ids, cuts)[:-1]  # the last stretch is left to padding
     else:
         documents = [ids]
-    row = packing.pack([packing.piece(document) for document in documents], length)
+    row = packing.pack([packing.segment(document) for document in documents], length)
     return {name: x[None] for name, x in row.items()}
 
 

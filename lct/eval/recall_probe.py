@@ -120,14 +120,14 @@ def run(params, config, tokenizer, haystack, lengths, depths, samples, *, layout
     lengths, depths = tuple(map(int, lengths)), tuple(map(float, depths))
     check(lengths, depths, samples, len(haystack))
     memory = memory or llama.Memory()
-    words = recall.RecallWords(tokenizer)
+    words = recall.RecallVocabulary(tokenizer)
     cells = [(length, i, sample) for length in sorted(set(lengths)) for i in range(len(depths))
              for sample in range(samples)]
 
     def prompt_of(cell, shorter=0):
         length, i, _ = cell
         rng = np.random.default_rng([seed, length, *cell[1:]])
-        return recall.needle_prompt(
+        return recall.recall_prompt(
             rng, words, haystack, length - shorter, depths[i], training=False, num_distractors=num_distractors
         )
 

@@ -47,7 +47,7 @@ class Model:
     batch_tokens: int = 65536
 
     def __post_init__(self):
-        tokenizers.check_vocab(self.tokenizer, self.config.vocab_size)
+        tokenizers.check_vocab_size(self.tokenizer, self.config.vocab_size)
 
     def prompt_ids(self, sample):
         """The tokens that the model goes on from: a user's turn and the begun answer, or the plain text."""

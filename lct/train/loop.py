@@ -56,7 +56,7 @@ def train(run, config, params, mixture, workdir, stop_requested=(), gate_scores=
     Args:
       run: Run; config: LlamaConfig of the start; params: callable () -> Params on the current mesh, called
         only when there is no checkpoint, or when the run has an adapter and so no frozen weights in checkpoints.
-      mixture: data.mixture.Mixture or data.stream.Stream, the rows; its cursor is part of every checkpoint.
+      mixture: MemorySource or StoreSource, the rows; its cursor is part of every checkpoint.
       stop_requested: a list that is not empty once the run is to stop (stopping.catch_signals).
       gate_scores: callable (Stage, LlamaConfig, Params) -> {needle, short_loss_rise}, see gates.Gate; called on the
         stage's mesh.

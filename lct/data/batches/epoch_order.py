@@ -10,7 +10,7 @@ from lct.data.batches.upsample import chosen as upsampled
 HOLD_OUT, ORDER, CHOICE = 1, 2, 3  # what a random key is for
 
 
-class Epochs:
+class EpochOrder:
     """Some documents of a store (all, if chosen is None), shuffled anew in every epoch.
 
     documents: slices.Documents; num_documents: of the whole store. held_out: the fraction of all documents that

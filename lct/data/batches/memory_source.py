@@ -7,13 +7,13 @@ on is a cursor. The two together are the state: four integers, from which the st
 import numpy as np
 
 from lct.data.batches.loader import Loader
-from lct.data.batches.packing import pack, piece, take
-from lct.data.synthetic.recall import RecallWords, copy_row, recall_documents
+from lct.data.batches.packing import pack, segment, take_segments
+from lct.data.synthetic.recall import RecallVocabulary, copy_row, recall_documents
 
 KINDS = ('text', 'recall', 'copy', 'long')
 
 
-class Mixture:
+class MemorySource:
     """documents: list of int arrays [n], without special tokens. weights: kind -> share of the rows, for
     example {'text': 0.4, 'recall': 0.3, 'copy': 0.3}."""
 
@@ -86,9 +86,9 @@ class Mixture:
         kind = self._kind(rng)
         make = {'text': self._text_row, 'recall': self._recall_row, 'copy': self._copy_row,
                 'long': self._long_row}[kind]
-        pieces = make(rng, seq_len)
+        segments = make(rng, seq_len)
         self._state['row'] += 1
-        return pack(pieces, seq_len)
+        return pack(segments, seq_len)
 
     def loader(self, batch_size, seq_len, layout, ring_size, vocab_size, held):
         """-> Loader of whole batches, whatever part of them this process holds: the corpus is in its memory."""
@@ -125,10 +125,10 @@ class Mixture:
             return self._document(state['epoch'] + index // count, index % count)
 
         cursor = (state['document'], state['offset'])
-        pieces, (index, offset) = take(document, cursor, seq_len, self.tokenizer.bos_id)
+        segments, (index, offset) = take_segments(document, cursor, seq_len, self.tokenizer.bos_id)
         epoch = state['epoch'] + index // count
         self._state = {**state, 'epoch': epoch, 'document': index % count, 'offset': offset}
-        return pieces
+        return segments
 
     def _starts(self, seq_len):
         """int [documents]: how many stretches of a whole row each document holds."""
@@ -142,16 +142,16 @@ class Mixture:
         document = rng.choice(len(starts), p=starts / starts.sum())
         start = rng.integers(starts[document])
         ids = self._documents[document][start:start + seq_len - len(self._bos)]
-        return [piece(ids, None, self.tokenizer.bos_id)]
+        return [segment(ids, None, self.tokenizer.bos_id)]
 
     def _recall_row(self, rng, seq_len):
-        self._words = self._words or RecallWords(self.tokenizer)
-        return [piece(ids, weights, self.tokenizer.bos_id)
+        self._words = self._words or RecallVocabulary(self.tokenizer)
+        return [segment(ids, weights, self.tokenizer.bos_id)
                 for ids, weights in recall_documents(rng, self._words, self._text, seq_len)]
 
     def _copy_row(self, rng, seq_len):
         ids, weights = copy_row(rng, self._text, seq_len - len(self._bos), vocabulary=self._vocabulary)
-        return [piece(ids, weights, self.tokenizer.bos_id)]
+        return [segment(ids, weights, self.tokenizer.bos_id)]
 
 
 def _as_ids(ids, number):

@@ -9,15 +9,15 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     """What one segment of a row is made of: tokens, targets int32 [n]; weights float32 [n] of the targets."""
     tokens: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
 
 
-def piece(ids, weights=None, bos_id=None, start=0, stop=None):
-    """Tokens start..stop of the document (bos_id, *ids) as a Piece.
+def segment(ids, weights=None, bos_id=None, start=0, stop=None):
+    """Tokens start..stop of the document (bos_id, *ids) as a Segment.
 
     ids int [n]; weights float [n] or None for ones: weights[i] is that of the loss of predicting ids[i].
     Where stop is not the document's end, the last target is the token at stop: the next row begins with it
@@ -36,43 +36,43 @@ def piece(ids, weights=None, bos_id=None, start=0, stop=None):
     targets[:len(known)] = known
     mask = np.zeros(len(tokens), np.float32)
     mask[:len(known)] = 1 if weights is None else weights[following]
-    return Piece(tokens, targets, mask)
+    return Segment(tokens, targets, mask)
 
 
-def pack(pieces, seq_len):
-    """[Piece], at most seq_len tokens in all -> row; what is left of the row is padding (segment 0)."""
-    lengths = [len(p.tokens) for p in pieces]
+def pack(segments, seq_len):
+    """[Segment], at most seq_len tokens in all -> row; what is left of the row is padding (segment 0)."""
+    lengths = [len(p.tokens) for p in segments]
     total = sum(lengths)
     if total > seq_len:
-        raise ValueError(f'pieces of {total} tokens do not fit into a row of seq_len {seq_len}; '
+        raise ValueError(f'segments of {total} tokens do not fit into a row of seq_len {seq_len}; '
                          'cut them first')
     padding = seq_len - total
     zeros = np.zeros(padding, np.int32)
     return {
-        'tokens': np.concatenate([*(p.tokens for p in pieces), zeros]),
-        'targets': np.concatenate([*(p.targets for p in pieces), zeros]),
+        'tokens': np.concatenate([*(p.tokens for p in segments), zeros]),
+        'targets': np.concatenate([*(p.targets for p in segments), zeros]),
         'positions': np.concatenate([*(np.arange(n, dtype=np.int32) for n in lengths),
                                      np.arange(padding, dtype=np.int32)]),
-        'segment_ids': np.repeat(np.array([*range(1, len(pieces) + 1), 0], np.int32), [*lengths, padding]),
-        'loss_mask': np.concatenate([*(p.weights for p in pieces), zeros.astype(np.float32)]),
+        'segment_ids': np.repeat(np.array([*range(1, len(segments) + 1), 0], np.int32), [*lengths, padding]),
+        'loss_mask': np.concatenate([*(p.weights for p in segments), zeros.astype(np.float32)]),
     }
 
 
-def take(document, cursor, seq_len, bos_id=None):
-    """-> ([Piece], cursor): the next seq_len tokens of a stream of documents, fewer only at its end.
+def take_segments(document, cursor, seq_len, bos_id=None):
+    """-> ([Segment], cursor): the next seq_len tokens of a stream of documents, fewer only at its end.
 
     document: a function index -> ids int [n] (not empty), or None past the end. cursor = (index, offset): the
     document that is being read and how many of its tokens, its bos included, have been taken.
     """
     index, offset = cursor
-    pieces, left = [], seq_len
+    segments, left = [], seq_len
     while left and (ids := document(index)) is not None:
         end = len(ids) + int(bos_id is not None)
         stop = min(offset + left, end)
-        pieces.append(piece(ids, None, bos_id, offset, stop))
+        segments.append(segment(ids, None, bos_id, offset, stop))
         left -= stop - offset
         index, offset = (index + 1, 0) if stop == end else (index, stop)
-    return pieces, (index, offset)
+    return segments, (index, offset)
 
 
 def pack_documents(documents, seq_len, bos_id=None):
@@ -80,5 +80,5 @@ def pack_documents(documents, seq_len, bos_id=None):
     documents = [ids for ids in documents if len(ids)]
     cursor = (0, 0)
     while cursor[0] < len(documents):
-        pieces, cursor = take(lambda i: documents[i] if i < len(documents) else None, cursor, seq_len, bos_id)
-        yield pack(pieces, seq_len)
+        segments, cursor = take_segments(lambda i: documents[i] if i < len(documents) else None, cursor, seq_len, bos_id)
+        yield pack(segments, seq_len)

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lct.data.sequence import Sequence
+
 MODES = ('packed', 'alone', 'concatenated', 'joined', 'truncated')
 
 
@@ -35,32 +37,6 @@ class Plan(NamedTuple):
     @property
     def num_sequences(self):
         return len(self.first) - 1
-
-
-class Sequence(NamedTuple):
-    """One sequence, ready to be read in any part.
-
-    document, start, stop: int64 [P], of the store, or of ids where document is -1. segment: int32 [P], from
-    1. position: int64 [P] of each piece's first token. weight: float32 [P] of the loss of predicting a
-    piece's tokens. follows: bool [P], whether the piece goes on with the text of the one before it in the
-    sequence, whose last target is then its first token. continues: bool [P], whether the document has a
-    token at stop, which is then the target of the piece's last token.
-    """
-
-    document: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
-    segment: np.ndarray
-    position: np.ndarray
-    weight: np.ndarray
-    follows: np.ndarray
-    continues: np.ndarray
-    ids: np.ndarray = np.zeros(0, np.int32)
-
-    def counts(self):
-        """-> (tokens, query-key pairs that are visible)."""
-        n = self.stop - self.start
-        return int(n.sum()), int((n * self.position + n * (n + 1) // 2).sum())
 
 
 def packed(lengths, seq_len, rng):
@@ -178,7 +154,7 @@ def sequence_of(plan, r, documents, begin, lengths):
     )
 
 
-def census(plan, seq_len):
+def stats(plan, seq_len):
     """{'sequences', 'tokens', 'padding', 'waste', 'cut'}: waste is the padding's share of all places; cut, how
     many pieces begin inside their document."""
     tokens = int((plan.stop - plan.start).sum())

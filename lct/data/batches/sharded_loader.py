@@ -129,8 +129,8 @@ class Batch(dict):
         self.counts = counts
 
 
-class SliceLoader(Prefetch):
-    """stream.Stream -> Batch after Batch, of which this process has read what it holds.
+class ShardedLoader(Prefetch):
+    """stream.StoreSource -> Batch after Batch, of which this process has read what it holds.
 
     held: [(rows int array, columns slice)] of the permuted batch [B, T], as jax's sharding says for the
     devices of this process; by default all of it. Every process plans every sequence (a few numbers for each

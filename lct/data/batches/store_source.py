@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from lct.data.batches import packing_plan
-from lct.data.batches.epoch_order import Epochs
-from lct.data.batches.sharded_loader import Documents, SliceLoader
+from lct.data.batches.epoch_order import EpochOrder
+from lct.data.batches.sharded_loader import Documents, ShardedLoader
 from lct.data.batches.upsample import token_shares
 from lct.data.synthetic import chat, over_store
-from lct.data.synthetic.recall import RecallWords
+from lct.data.synthetic.recall import RecallVocabulary
 
 TEXT = 'text'  # all sources in their own proportion
 KINDS = ('long', 'chat', 'recall', 'copy')  # sequences that are made over random documents of the store
@@ -36,7 +36,7 @@ class Window(NamedTuple):
     owed: dict
 
 
-class Stream:
+class StoreSource:
     """store: see store.Store. weights: {'text', a source, or one of KINDS: share}, of the tokens among sources
     and of the sequences between them and each kind, for example {'books': 0.5, 'code': 0.4, 'chat': 0.1}.
 
@@ -112,7 +112,7 @@ class Stream:
         """Tokens of all documents, the bos of each included."""
         return self._store.num_tokens + self.documents.num_bos * self._store.num_documents
 
-    def census(self):
+    def stats(self):
         """{'documents', 'empty', 'without target'}: of those without, a sequence holds the one token, and no loss. One
         pass over the lengths."""
         lengths = self._store.lengths[:] + self.documents.num_bos * (self._store.lengths[:] > 0)
@@ -136,7 +136,7 @@ class Stream:
         return [self._store.tokens(int(d), 0, int(self._store.lengths[d])) for d in source.held_out(num_tokens)]
 
     def loader(self, batch_size, seq_len, layout, ring_size, vocab_size, held):
-        return SliceLoader(self, batch_size, seq_len, layout, ring_size, vocab_size, held)
+        return ShardedLoader(self, batch_size, seq_len, layout, ring_size, vocab_size, held)
 
     def next_sequence(self, seq_len):
         """-> the next sequences.Sequence, and moves the state on."""
@@ -208,7 +208,7 @@ class Stream:
             chosen = None
             if name != TEXT:
                 chosen = np.flatnonzero(np.asarray(self._store.source_of) == self._store.sources.index(name))
-            self._epochs[name] = Epochs(name, self.documents, self._store.num_documents, chosen, seed=self.seed,
+            self._epochs[name] = EpochOrder(name, self.documents, self._store.num_documents, chosen, seed=self.seed,
                                          held_out=self._held_out, upsample=self._upsample)
         return self._epochs[name]
 
@@ -217,7 +217,7 @@ class Stream:
 
     def _chat(self, rng, seq_len):
         if self._frame is None:
-            self._frame = chat.frame(self.tokenizer, self._template)
+            self._frame = chat.delimiters(self.tokenizer, self._template)
         return chat.sequence(rng, self._frame, self._facts(), self._epochs_of(TEXT), self.documents, seq_len)
 
     def _recall(self, rng, seq_len):
@@ -233,5 +233,5 @@ class Stream:
 
     def _facts(self):
         if self._words is None:
-            self._words = RecallWords(self.tokenizer)
+            self._words = RecallVocabulary(self.tokenizer)
         return self._words

@@ -16,13 +16,13 @@ def read(sources):
     return sorted(found, key=lambda document: document.name)
 
 
-def part(document):
+def section(document):
     """A file of the text: its header, its lines, the last one ended."""
     return HEADER.format(name=document.name) + document.text + '\n' * (not document.text.endswith('\n'))
 
 
 def text(found):
-    return ''.join(map(part, found))
+    return ''.join(map(section, found))
 
 
 def check_fits(found, tokenizer, needed, length):
@@ -30,7 +30,7 @@ def check_fits(found, tokenizer, needed, length):
     `length`; says by how much, and which are the largest."""
     if needed <= length:
         return
-    sizes = sorted(zip(map(len, tokenizer.encode_batch([part(one) for one in found])),
+    sizes = sorted(zip(map(len, tokenizer.encode_batch([section(one) for one in found])),
                        [one.name for one in found], strict=True), reverse=True)
     largest = ', '.join(f'{name} ({size:,})' for size, name in sizes[:NAMED])
     raise ValueError(f'{len(found)} files with question and answer take {needed:,} tokens, {needed - length:,} more than '

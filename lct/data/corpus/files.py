@@ -84,7 +84,7 @@ def find(spec, suffixes=SUFFIXES):
 def blocks(file, pieces, fields=FIELDS):
     """The Blocks of a File, in an order and of sizes that depend on its content alone.
 
-    pieces: cuts a stream of str into (piece, exact), see data.tokenizer.Tokenizer.pieces.
+    pieces: cuts a stream of str into (piece, exact), see data.tokenizer.Tokenizer.split_stream.
     """
     kind = Path(file.path.lower().removesuffix('.gz').removesuffix('.zst')).suffix
     try:

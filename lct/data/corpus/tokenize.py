@@ -44,12 +44,12 @@ class Encoded(NamedTuple):
     inexact: int
 
 
-def tokenize(specs, tokenizer_name, folder, *, workers, shard_tokens=2**27, fields=files.FIELDS, skip_bad=False,
+def tokenize_corpus(specs, tokenizer_name, folder, *, workers, shard_tokens=2**27, fields=files.FIELDS, skip_bad=False,
              progress=lambda progress: None):
     """Write the documents of specs (see sources.find) into a new store in folder, or go on with one that was begun.
 
     Documents keep the order of specs and of names. A text file longer than sources.BLOCK is cut (see
-    Tokenizer.pieces), at line ends where there are any; the store counts the cuts that may have changed ids.
+    Tokenizer.split_stream), at line ends where there are any; the store counts the cuts that may have changed ids.
 
     Args:
       tokenizer_name: as data.tokenizer.load takes it; every worker loads it.
@@ -110,7 +110,7 @@ def _blocks(specs, words, fields, cursor):
     files read by then. cursor is [file, block in it]; small files go together."""
     group, size, before = [], 0, 0
     for number, file in enumerate(_files(specs)):
-        for index, block in enumerate(files.blocks(file, words.pieces, fields) if number >= cursor[0] else ()):
+        for index, block in enumerate(files.blocks(file, words.split_stream, fields) if number >= cursor[0] else ()):
             if [number, index] < cursor:
                 continue
             group.append(block)
@@ -156,7 +156,7 @@ def _encode(blocks):
             if text.bad is not None:
                 bad.append(text.bad)
                 continue
-            for piece, exact in _words.pieces([text.text]):
+            for piece, exact in _words.split_stream([text.text]):
                 pieces.append(piece)
                 inexact += not exact
             if text.ends:

@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lct.data.batches.packing_plan import Sequence
+from lct.data.sequence import Sequence
 
 DOCUMENT, QUESTION, ANSWER = '\ue000', '\ue001', '\ue002'  # private characters that stand for the parts of a chat
 CONTINUE = 'The text contains the passage below. Which words come right after it?\n'
 
 
-class Frame(NamedTuple):
+class ChatDelimiters(NamedTuple):
     """Token ids of what stands around the parts of a chat: before the document, between it and the first question,
     between question and answer, between an answer and the next question, after the last answer."""
 
@@ -32,12 +32,12 @@ class Frame(NamedTuple):
     closing: list
 
 
-def frame(tokenizer, template=None):
-    """-> Frame, of a chat.ChatTemplate, or of plain lines 'Question:' and 'Answer:' for a base model."""
+def delimiters(tokenizer, template=None):
+    """-> ChatDelimiters, of a chat.ChatTemplate, or of plain lines 'Question:' and 'Answer:' for a base model."""
     if template is None:
         bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         ask, answer = tokenizer.encode('\n\nQuestion:\n'), tokenizer.encode('\nAnswer:\n')
-        return Frame(bos, ask, answer, ask, tokenizer.encode('\n'))
+        return ChatDelimiters(bos, ask, answer, ask, tokenizer.encode('\n'))
     turns = ((f'{DOCUMENT}\n\n{QUESTION}', ANSWER), (QUESTION, ANSWER))
     messages = [{'role': role, 'content': text} for turn in turns for role, text in zip(('user', 'assistant'), turn)]
     rest, parts = template.render(messages), []
@@ -51,7 +51,7 @@ def frame(tokenizer, template=None):
     if again != answer:
         raise ValueError(f'{template.name} opens the second answer otherwise than the first; use a template that treats '
                          'all turns alike, or none')
-    return Frame(opening, first, answer, following, tokenizer.encode_special(rest))
+    return ChatDelimiters(opening, first, answer, following, tokenizer.encode_special(rest))
 
 
 def answer_weights(counts, total):
@@ -64,7 +64,7 @@ def sequence(rng, frame, words, source, documents, seq_len, *, share=1.0, max_qu
              passage=24):
     """-> sequences.Sequence of seq_len tokens: one chat, planned without reading a token of the store.
 
-    words: recall.RecallWords, whose held-out keys and values are not used. source: epochs.Epochs to draw the
+    words: recall.RecallVocabulary, whose held-out keys and values are not used. source: epochs.EpochOrder to draw the
     documents from. max_questions: their number is log-uniform up to it, about half of them for passages.
     num_distractors: statements that nobody asks for. passage: tokens quoted by a question, and of its answer.
     """

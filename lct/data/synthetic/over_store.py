@@ -7,7 +7,7 @@ token of the row, in every process, but reads nothing.
 
 import numpy as np
 
-from lct.data.batches.packing_plan import Sequence
+from lct.data.sequence import Sequence
 from lct.data.synthetic.recall import copy_row, recall_documents
 
 

@@ -37,7 +37,7 @@ class Fact(NamedTuple):
     value_ids: list
 
 
-class RecallWords:
+class RecallVocabulary:
     """The parts of the statement as token ids, encoded once per tokenizer."""
 
     def __init__(self, tokenizer):
@@ -119,7 +119,7 @@ def recall_row(rng, words, haystack, length, *, text_fraction=None, mean_gap=Non
     return _lay_out(_text(rng, haystack, left), gaps[:len(statements)], statements, text_weight)
 
 
-def exam_row(rng, words, haystack, length, *, max_facts=64, text_weight=1.0, answer_weight=4.0):
+def recall_at_end_row(rng, words, haystack, length, *, max_facts=64, text_weight=1.0, answer_weight=4.0):
     """-> (ids int32 [length], weights float32 [length]): facts scattered over text, all asked for at the end.
 
     The number of facts is log-uniform up to max_facts, so that a lone needle and a crowd of them both occur,
@@ -153,7 +153,7 @@ def recall_documents(rng, words, haystack, seq_len):
     rows, left = [], seq_len
     while left:
         n = left if single else min(left, int(np.exp(rng.uniform(np.log(shortest), np.log(seq_len)))))
-        make = exam_row if n >= shortest and rng.random() < 0.5 else recall_row
+        make = recall_at_end_row if n >= shortest and rng.random() < 0.5 else recall_row
         rows.append(make(rng, words, haystack, n - len(words.bos)))
         left -= n
     return rows
@@ -202,7 +202,7 @@ def copy_row(rng, haystack, length, *, vocabulary=None, novel_weight=0.02, max_s
     return ids.astype(np.int32), weights.astype(np.float32)
 
 
-class NeedlePrompt(NamedTuple):
+class RecallPrompt(NamedTuple):
     """ids int32 [length - len(answer_ids)]: what comes next is answer_ids. depth 0..1: the needle's."""
     ids: np.ndarray
     answer: str
@@ -210,8 +210,8 @@ class NeedlePrompt(NamedTuple):
     depth: float
 
 
-def needle_prompt(rng, words, haystack, length, depth, training=False, num_distractors=0):
-    """-> NeedlePrompt: bos, haystack with a needle, question; prompt + answer are exactly length tokens.
+def recall_prompt(rng, words, haystack, length, depth, training=False, num_distractors=0):
+    """-> RecallPrompt: bos, haystack with a needle, question; prompt + answer are exactly length tokens.
 
     depth 0..1: the fraction of the haystack before the needle. Distractors are facts with other keys and
     values, anywhere in the haystack. training=False uses the keys and the values that no training row holds.
@@ -238,7 +238,7 @@ def needle_prompt(rng, words, haystack, length, depth, training=False, num_distr
         last = place
     parts += [text[last:], np.array(question, np.int32)]
     ids, answer_ids = np.concatenate(parts).astype(np.int32), np.array(needle.value_ids, np.int32)
-    return NeedlePrompt(ids, needle.value, answer_ids, at / max(len(text), 1))
+    return RecallPrompt(ids, needle.value, answer_ids, at / max(len(text), 1))
 
 
 def _text(rng, haystack, n):

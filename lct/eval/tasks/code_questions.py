@@ -14,7 +14,7 @@ import itertools
 import numpy as np
 
 from lct.data.corpus import bundle
-from lct.data.detokenizer import TextStream
+from lct.data.detokenizer import Detokenizer
 from lct.eval import samples
 
 QUESTIONS = 4  # about every text
@@ -183,7 +183,7 @@ def _sized(material):
     files = python_files(material.documents)
     if not files:
         raise ValueError('the documents hold no Python file; give a repository, such as --haystack repo/')
-    return files, material.counter.pieces([bundle.part(one) for one in files]).tolist()
+    return files, material.counter.pieces([bundle.section(one) for one in files]).tolist()
 
 
 def _questions(files):
@@ -215,13 +215,13 @@ def identifier_distances(files, tokenizer):
     many tokens after its first use, in whichever file that was."""
     text, uses, at = bundle.text(files), [], 0
     for one in files:
-        part = bundle.part(one)
+        part = bundle.section(one)
         body = at + part.index('\n') + 1
         uses += [(body + start, name) for start, name in identifiers(one.text)]
         at += len(part)
     ids = tokenizer.encode(text)
     # The end of every token in characters.
-    stream, ends = TextStream(tokenizer.decode), []
+    stream, ends = Detokenizer(tokenizer.decode), []
     for token in ids:
         ends.append((ends[-1] if ends else 0) + len(stream.push(token)))
     if stream.text != text[:len(stream.text)] or ends[-1] != len(text):

@@ -87,21 +87,21 @@ def test_errors_name_the_template_and_the_reason(tmp_path):
     with pytest.raises(ValueError, match='of type bytes is no plain JSON value'):
         template.render([{'role': 'user', 'content': b'x'}])
     with pytest.raises(ValueError, match='has no chat template'):
-        chat_template.read(tmp_path)
+        chat_template.load(tmp_path)
 
 
 def test_read_finds_the_template_as_transformers_does(tmp_path):
     settings = tmp_path / 'tokenizer_config.json'
     settings.write_text(json.dumps({'bos_token': {'content': '<s>'}, 'chat_template': '{{ bos_token }}one'}))
-    assert chat_template.read(tmp_path).render(USER) == '<s>one'
+    assert chat_template.load(tmp_path).render(USER) == '<s>one'
     several = [{'name': 'default', 'template': 'two'}, {'name': 'tool_use', 'template': 'three'}]
     settings.write_text(json.dumps({'chat_template': several}))
-    assert chat_template.read(tmp_path).render(USER) == 'two'
-    assert chat_template.read(tmp_path, 'tool_use').render(USER) == 'three'
+    assert chat_template.load(tmp_path).render(USER) == 'two'
+    assert chat_template.load(tmp_path, 'tool_use').render(USER) == 'three'
     with pytest.raises(ValueError, match=r"has the chat templates \['default', 'tool_use'\]"):
-        chat_template.read(tmp_path, 'rag')
+        chat_template.load(tmp_path, 'rag')
     (tmp_path / 'chat_template.jinja').write_text('{{ messages[0].content }} four\n')
-    assert chat_template.read(tmp_path).render(USER) == 'hello four'
+    assert chat_template.load(tmp_path).render(USER) == 'hello four'
     settings.write_text('[')
     with pytest.raises(ValueError, match='tokenizer_config.json is not valid JSON'):
-        chat_template.read(tmp_path)
+        chat_template.load(tmp_path)

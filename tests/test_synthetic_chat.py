@@ -3,12 +3,12 @@ import pytest
 from tiny_store import BYTES, MemoryStore
 
 from lct.data.batches.sharded_loader import Documents, read
-from lct.data.batches.store_source import Stream
+from lct.data.batches.store_source import StoreSource
 from lct.data.chat_template import ChatTemplate
 from lct.data.synthetic import chat as chats
-from lct.data.synthetic.recall import RecallWords, is_held_out
+from lct.data.synthetic.recall import RecallVocabulary, is_held_out
 
-WORDS = RecallWords(BYTES)
+WORDS = RecallVocabulary(BYTES)
 TEMPLATE = ChatTemplate(
     "{{ bos_token }}{% for m in messages %}<{{ m.role }}>\n{{ m.content | trim }}</s>{% endfor %}", {'bos_token': '<b>'})
 
@@ -17,7 +17,7 @@ def make(count=30, seed=0):
     """Documents of letters, the statements of facts being the only digits."""
     rng = np.random.default_rng(seed)
     documents = [rng.integers(97, 123, n) for n in rng.integers(3000, 9000, count)]
-    return Stream(MemoryStore(documents), BYTES, {'chat': 1}, seed=seed)
+    return StoreSource(MemoryStore(documents), BYTES, {'chat': 1}, seed=seed)
 
 
 def texts(row, documents, seq_len):
@@ -94,22 +94,22 @@ def test_a_chat_is_planned_without_reading_and_is_the_same_again():
 
 
 def test_a_chat_template_stands_around_the_parts():
-    frame = chats.frame(BYTES, TEMPLATE)
+    frame = chats.delimiters(BYTES, TEMPLATE)
     shown = [bytes(part).decode() for part in frame]
     assert shown == ['<b><user>\n', '\n\n', '</s><assistant>\n', '</s><user>\n', '</s>']
-    plain = chats.frame(BYTES)
+    plain = chats.delimiters(BYTES)
     assert plain.opening == [256] and bytes(plain.answer).decode() == '\nAnswer:\n'
     with pytest.raises(ValueError, match='does not keep the messages in their order'):
-        chats.frame(BYTES, ChatTemplate('{{ messages[0].content }}'))
+        chats.delimiters(BYTES, ChatTemplate('{{ messages[0].content }}'))
     with pytest.raises(ValueError, match='opens the second answer otherwise'):
-        chats.frame(BYTES, ChatTemplate('{% for m in messages %}{{ loop.index if loop.index > 2 }}:{{ m.content }}'
+        chats.delimiters(BYTES, ChatTemplate('{% for m in messages %}{{ loop.index if loop.index > 2 }}:{{ m.content }}'
                                         '{% endfor %}'))
 
 
 def test_what_holds_no_chat_is_refused():
     with pytest.raises(ValueError, match='seq_len 100 does not hold a chat with one question'):
         make().next_sequence(100)
-    short = Stream(MemoryStore([[1] * 20] * 5), BYTES, {'chat': 1})
+    short = StoreSource(MemoryStore([[1] * 20] * 5), BYTES, {'chat': 1})
     with pytest.raises(ValueError, match='chats and recall need documents of 48 tokens or more'):
         short.next_sequence(5000)
     assert Documents(MemoryStore([[1]]), None).num_bos == 0

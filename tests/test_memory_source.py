@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lct.data import tokenizer as tokenizers
-from lct.data.batches.memory_source import Mixture
+from lct.data.batches.memory_source import MemorySource
 
 ALL = {'text': 0.5, 'recall': 0.3, 'copy': 0.2}
 TOKENIZER = tokenizers.load('bytes')
@@ -16,7 +16,7 @@ def make_documents(seed=0, count=25):
 
 
 def make(weights=None, seed=3, documents=None):
-    return Mixture(make_documents() if documents is None else documents, TOKENIZER, weights, seed)
+    return MemorySource(make_documents() if documents is None else documents, TOKENIZER, weights, seed)
 
 
 def assert_same(a, b):
@@ -63,7 +63,7 @@ def test_rows_are_well_formed_and_of_every_kind():
 def test_long_rows_are_one_stretch_of_one_document_each():
     rng = np.random.default_rng(0)
     documents = [np.arange(n, dtype=np.int32) + 50 * i for i, n in enumerate((30, 90, 40, 64))]
-    mixture = Mixture([d % 250 for d in documents], TOKENIZER, {'long': 1.0}, seed=int(rng.integers(9)))
+    mixture = MemorySource([d % 250 for d in documents], TOKENIZER, {'long': 1.0}, seed=int(rng.integers(9)))
     seen = set()
     for _ in range(200):
         row = mixture.next_row(65)

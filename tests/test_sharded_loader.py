@@ -6,8 +6,8 @@ import pytest
 from tiny_store import BYTES, MemoryStore, make_store
 
 from lct.data.batches import packing, packing_plan
-from lct.data.batches.sharded_loader import Documents, SliceLoader, columns, read
-from lct.data.batches.store_source import Stream
+from lct.data.batches.sharded_loader import Documents, ShardedLoader, columns, read
+from lct.data.batches.store_source import StoreSource
 from lct.data.layout import LAYOUTS, inverse, permutation
 
 MODES = [getattr(packing_plan, name) for name in packing_plan.MODES]
@@ -16,7 +16,7 @@ NAMES = ('tokens', 'targets', 'positions', 'segment_ids', 'loss_mask')
 
 def whole_rows(store, mode, seq_len, count=20):
     """(Sequence, Documents) of the first rows of a stream."""
-    stream = Stream(store, BYTES, seed=1, mode=mode)
+    stream = StoreSource(store, BYTES, seed=1, mode=mode)
     return [stream.next_sequence(seq_len) for _ in range(count)], stream.documents
 
 
@@ -35,8 +35,8 @@ def batches(store, count, layout, degrees, num_processes, state=None, batch_size
     """Global batches [B, T] in the order of the text, put together from what simulated processes read."""
     out, states = [], []
     parts = [held(batch_size, seq_len, degrees, p, num_processes) for p in range(num_processes)]
-    streams = [Stream(store, BYTES, seed=5, **options) for _ in parts]
-    loaders = [SliceLoader(stream, batch_size, seq_len, layout, degrees[1], held=part)
+    streams = [StoreSource(store, BYTES, seed=5, **options) for _ in parts]
+    loaders = [ShardedLoader(stream, batch_size, seq_len, layout, degrees[1], held=part)
                for stream, part in zip(streams, parts, strict=True)]
     indices = inverse(permutation(layout, seq_len, degrees[1]))
     for loader in loaders:
@@ -67,7 +67,7 @@ def digests(found):
 def test_a_row_is_what_packing_makes_of_the_whole_documents(seq_len):
     store = make_store()
     for row in whole_rows(store, packing_plan.packed, seq_len)[0]:
-        pieces = [packing.piece(store.documents[d], None, BYTES.bos_id, int(start), int(stop))
+        pieces = [packing.segment(store.documents[d], None, BYTES.bos_id, int(start), int(stop))
                   for d, start, stop in zip(row.document, row.start, row.stop, strict=True)]
         found = read(row, Documents(store, BYTES.bos_id), [(0, seq_len)])
         for name, expected in packing.pack(pieces, seq_len).items():
@@ -155,8 +155,8 @@ def test_a_process_reads_its_share(layout, most):
     store = make_store(count=40, median=3000)
     seq_len, total = 2**14, 0
     for process in range(16):
-        stream = Stream(store, BYTES)
-        loader = SliceLoader(stream, 1, seq_len, layout, 16, held=held(1, seq_len, (1, 16), process, 16))
+        stream = StoreSource(store, BYTES)
+        loader = ShardedLoader(stream, 1, seq_len, layout, 16, held=held(1, seq_len, (1, 16), process, 16))
         loader._make()
         assert stream.documents.read_bytes <= most * 4 * seq_len / 16
         total += stream.documents.read_bytes
@@ -165,9 +165,9 @@ def test_a_process_reads_its_share(layout, most):
 
 def test_what_several_devices_of_a_process_hold_is_read_once():
     store = make_store(count=40, median=3000)
-    stream = Stream(store, BYTES)
+    stream = StoreSource(store, BYTES)
     part = held(1, 4096, (1, 8), 0, 1)
-    batch, _ = SliceLoader(stream, 1, 4096, 'striped', 8, held=part + part)._make()
+    batch, _ = ShardedLoader(stream, 1, 4096, 'striped', 8, held=part + part)._make()
     assert stream.documents.read_bytes <= 4 * 4097 and batch['tokens'][part[3]].shape == (1, 512)
     assert batch['tokens'][np.array([[0]]), slice(0, 512)].shape == (1, 1, 512)
     assert batch['loss_mask'].dtype == np.float32 and batch['tokens'].dtype == np.int32
@@ -175,7 +175,7 @@ def test_what_several_devices_of_a_process_hold_is_read_once():
 
 def test_ids_that_the_model_does_not_have_are_refused():
     store = MemoryStore([np.r_[np.arange(200), 300]])
-    loader = SliceLoader(Stream(store, BYTES), 1, 256)
+    loader = ShardedLoader(StoreSource(store, BYTES), 1, 256)
     for _ in range(2):
         with pytest.raises(ValueError, match=r'the store gives token id 300, which is not in 0\.\.257'):
             loader.next()
@@ -187,7 +187,7 @@ def test_recall_and_copy_rows_are_those_of_the_recall_module_over_text_of_the_st
     from lct.data.synthetic import over_store, recall
 
     store = make_store(count=20, median=500)
-    documents, words = Documents(store, BYTES.bos_id), recall.RecallWords(BYTES)
+    documents, words = Documents(store, BYTES.bos_id), recall.RecallVocabulary(BYTES)
     spans = [(d, 1, int(store.lengths[d]) + 1) for d in np.flatnonzero(store.lengths > 20).tolist()]
     haystack = np.concatenate([store.documents[d] for d, _, _ in spans])
     vocabulary = np.arange(256)
@@ -199,14 +199,14 @@ def test_recall_and_copy_rows_are_those_of_the_recall_module_over_text_of_the_st
         else:
             row = over_store.copy(one, spans, 900, vocabulary, documents.bos)
             expected = [recall.copy_row(two, haystack, 899, vocabulary=vocabulary)]
-        expected = packing.pack([packing.piece(*pair, BYTES.bos_id) for pair in expected], 900)
+        expected = packing.pack([packing.segment(*pair, BYTES.bos_id) for pair in expected], 900)
         for name, values in read(row, documents, [(0, 900)]).items():
             np.testing.assert_array_equal(values, expected[name], err_msg=name)
 
 
 def test_long_rows_are_one_stretch_of_one_document():
     store = MemoryStore([np.arange(n) % 200 for n in (30, 90, 40, 64)])
-    stream, seen = Stream(store, BYTES, {'long': 1}), set()
+    stream, seen = StoreSource(store, BYTES, {'long': 1}), set()
     for _ in range(200):
         row = read(stream.next_sequence(65), stream.documents, [(0, 65)])
         assert row['tokens'][0] == BYTES.bos_id and (row['segment_ids'] == 1).all()
@@ -229,9 +229,9 @@ def test_the_loop_places_what_the_loader_read(mesh):
     from lct.train.stages import Stage
 
     stage = Stage('x', 128, 1, batch_size=2, accumulation=2, mesh=mesh)
-    reference = Stream(make_store(), BYTES)
+    reference = StoreSource(make_store(), BYTES)
     with jax.set_mesh(sharding.make_mesh(mesh)):
-        loader = Stream(make_store(), BYTES).loader(4, 128, 'zigzag', mesh[2], 258, loop._held(stage))
+        loader = StoreSource(make_store(), BYTES).loader(4, 128, 'zigzag', mesh[2], 258, loop._held(stage))
         batch, _ = loader.next()
         placed = jax.device_get(loop._placed(batch, stage))
         loader.close()

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from tiny_store import BYTES, make_store
 
 from lct.cli.corpus import open_corpus
-from lct.data.batches.memory_source import Mixture
-from lct.data.batches.store_source import Stream
+from lct.data.batches.memory_source import MemorySource
+from lct.data.batches.store_source import StoreSource
 from lct.data.corpus.store_writer import Writer
 from lct.models import llama
 from lct.train import loop
@@ -19,8 +19,8 @@ from lct.train import loop
 
 def test_the_loop_trains_on_a_store_and_keeps_its_state(tmp_path):
     stage = loop.dataclasses.replace(tiny_training.stage('one', 128, (1, 1, 4, 1)), num_steps=3)
-    stream = Stream(make_store(count=40), BYTES, {'text': 1}, seed=4)
-    expected = Stream(make_store(count=40), BYTES, {'text': 1}, seed=4)
+    stream = StoreSource(make_store(count=40), BYTES, {'text': 1}, seed=4)
+    expected = StoreSource(make_store(count=40), BYTES, {'text': 1}, seed=4)
     loop.train(loop.Run(stages=(stage,), line_every_s=0), tiny_training.CONFIG,
                lambda: llama.init(tiny_training.CONFIG, jax.random.key(0)), stream, tmp_path)
     rows = map(json.loads, (tmp_path / 'metrics' / 'metrics.jsonl').read_text().splitlines())
@@ -50,7 +50,7 @@ def test_a_corpus_is_a_store_or_is_tokenized_on_the_spot(tmp_path):
         'corpus': str(tmp_path / 'store'), 'corpus_bytes': 10**6, 'held_out': 0.2, 'seed': 3, 'sequences': 'joined',
         'upsample': {'at_least': 100, 'keep': 0.5}, 'loss': {'seq_len': 64, 'windows': 8}, 'needle': {'lengths': (64, 128)}})
     rows, held_out = open_corpus(config, BYTES)
-    assert isinstance(rows, Stream) and sum(map(len, held_out)) >= 2 * 8 * 64
+    assert isinstance(rows, StoreSource) and sum(map(len, held_out)) >= 2 * 8 * 64
     row = rows.next_sequence(512)
     assert (row.segment == 1).all() and len(row.segment) > 1
     texts = {ids.tobytes() for ids in memory.documents}
@@ -62,19 +62,19 @@ def test_a_corpus_is_a_store_or_is_tokenized_on_the_spot(tmp_path):
         (tmp_path / f'{i}.txt').write_text(f'document {i} ' * (i + 1))
     config.corpus = str(tmp_path / '*.txt')
     rows, held_out = open_corpus(config, BYTES)
-    assert isinstance(rows, Mixture) and 0 < len(held_out) < 30
+    assert isinstance(rows, MemorySource) and 0 < len(held_out) < 30
 
 
 def test_a_store_on_the_disk_streams_like_one_in_memory(tmp_path):
     memory = make_store(count=60)
     kept = [i for i in range(60) if memory.lengths[i]]
     store = write_store(tmp_path / 'store', memory)
-    stream = Stream(store, BYTES, {'books': 1, 'chat': 0}, seed=1)
+    stream = StoreSource(store, BYTES, {'books': 1, 'chat': 0}, seed=1)
     assert store.sources == tuple(dict.fromkeys(memory.sources[memory.source_of[i]] for i in kept))
     loader = stream.loader(2, 256, 'zigzag', 4, None, None)
     batch, _ = loader.next()
     loader.close()
-    expected = Stream(store, BYTES, {'books': 1}, seed=1)
+    expected = StoreSource(store, BYTES, {'books': 1}, seed=1)
     for r in range(2):
         row = expected.next_sequence(256)
         text = [np.concatenate([[256], memory.documents[kept[d]]])[a:b]
@@ -83,4 +83,4 @@ def test_a_store_on_the_disk_streams_like_one_in_memory(tmp_path):
         np.testing.assert_array_equal(found, np.sort(np.concatenate([*text, np.zeros(256 - row.counts()[0], int)])))
     with pytest.raises(ValueError, match='the store was made with the tokenizer'):
         other = type('Other', (), {'fingerprint': 'x' * 64, 'bos_id': None, 'vocab_size': 258})()
-        Stream(store, other)
+        StoreSource(store, other)

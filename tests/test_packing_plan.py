@@ -6,7 +6,7 @@ from tiny_store import BYTES, MemoryStore, lognormal, make_store
 
 from lct.data.batches import packing_plan
 from lct.data.batches.random_order import shuffled, uniform
-from lct.data.batches.store_source import Stream
+from lct.data.batches.store_source import StoreSource
 
 MODES = [getattr(packing_plan, name) for name in packing_plan.MODES]
 EXACT = [mode for mode in MODES if mode is not packing_plan.truncated]
@@ -51,10 +51,10 @@ def test_modes_do_what_their_names_say():
     joined, concatenated = (mode(lengths, 1000, rng) for mode in (packing_plan.joined, packing_plan.concatenated))
     assert joined.joined and not concatenated.joined
     np.testing.assert_array_equal(joined.document, concatenated.document)
-    assert packing_plan.census(concatenated, 1000)['padding'] < 1000
+    assert packing_plan.stats(concatenated, 1000)['padding'] < 1000
     truncated = packing_plan.truncated(lengths, 1000, rng)
     assert (truncated.start == 0).all() and truncated.stop.sum() == np.minimum(lengths, 1000).sum()
-    assert packing_plan.census(packed, 1000)['cut'] == ((lengths[lengths > 0] - 1) // 1000).sum()
+    assert packing_plan.stats(packed, 1000)['cut'] == ((lengths[lengths > 0] - 1) // 1000).sum()
 
 
 def test_documents_that_see_each_other_have_one_segment_and_no_target_between_them():
@@ -70,8 +70,8 @@ def test_documents_that_see_each_other_have_one_segment_and_no_target_between_th
 @pytest.mark.parametrize('seq_len', [2048, 8192, 65536])
 def test_waste_is_under_one_percent_on_a_long_tail(seq_len):
     lengths = np.random.default_rng(1).lognormal(np.log(1000), 1.3, 40_000).astype(np.int64)
-    census = packing_plan.census(packing_plan.packed(lengths, seq_len, np.random.default_rng(2)), seq_len)
-    assert census['tokens'] == lengths.sum() and census['waste'] < 0.01
+    stats = packing_plan.stats(packing_plan.packed(lengths, seq_len, np.random.default_rng(2)), seq_len)
+    assert stats['tokens'] == lengths.sum() and stats['waste'] < 0.01
 
 
 def test_best_fit_is_best_fit():
@@ -144,7 +144,7 @@ def epochs(stream, lengths, seq_lens):
 @pytest.mark.parametrize('seq_lens', [[64], [1000], [37, 64, 64, 512]])
 def test_every_token_of_every_document_comes_once_an_epoch(mode, seq_lens):
     store = make_store()
-    stream = Stream(store, BYTES, seed=1, mode=mode)
+    stream = StoreSource(store, BYTES, seed=1, mode=mode)
     lengths = store.lengths + (store.lengths > 0)
     first = None
     for epoch in range(3):
@@ -160,7 +160,7 @@ def test_windows_smaller_than_an_epoch_change_nothing(monkeypatch):
     monkeypatch.setattr('lct.data.batches.store_source.MIN_SEQUENCES', 4)
     monkeypatch.setattr('lct.data.batches.store_source.MIN_TOKENS', 1)
     store = make_store(count=100)
-    stream = Stream(store, BYTES, seed=2)
+    stream = StoreSource(store, BYTES, seed=2)
     seen = epochs(stream, None, [64, 64, 64, 256])
     assert stream.state['cursors']['text'] == [1, 0] and stream.state['sequence'] > 50
     for d, n in enumerate(store.lengths.tolist()):
@@ -173,14 +173,14 @@ def test_resume_anywhere_across_lengths_weights_and_epochs(monkeypatch):
     store = make_store(count=40)
     steps = [(64, {'text': 1})] * 9 + [(256, {'text': 1})] * 5 + [(256, {'books': 3, 'web': 1})] * 8
     steps += [(512, {'code': 1, 'text': 1})] * 6
-    stream, states, found = Stream(store, BYTES, seed=3), [], []
+    stream, states, found = StoreSource(store, BYTES, seed=3), [], []
     for seq_len, weights in steps:
         stream.weights = weights
         states.append(json.loads(json.dumps(stream.state)))
         found.append(tokens_of(stream.next_sequence(seq_len)))
     assert max(len(state['windows']) for state in states) > 1
     for k, state in enumerate(states):
-        resumed = Stream(store, BYTES, seed=3)
+        resumed = StoreSource(store, BYTES, seed=3)
         resumed.state = state
         for (seq_len, weights), expected in list(zip(steps, found, strict=True))[k:k + 4]:
             resumed.weights = weights
@@ -189,7 +189,7 @@ def test_resume_anywhere_across_lengths_weights_and_epochs(monkeypatch):
 
 def test_tokens_come_from_the_sources_as_the_weights_say():
     store = make_store(count=600)
-    stream = Stream(store, BYTES, {'books': 6, 'code': 3, 'web': 1})
+    stream = StoreSource(store, BYTES, {'books': 6, 'code': 3, 'web': 1})
     tokens = np.zeros(3)
     for _ in range(400):
         for d, places in tokens_of(stream.next_sequence(512)).items():
@@ -201,7 +201,7 @@ def test_held_out_documents_are_in_no_epoch_of_any_source_or_seed():
     store = make_store(count=300)
     texts = None
     for seed, weights in ((0, {'text': 1}), (1, {'books': 1, 'code': 2}), (2, {'web': 1})):
-        stream = Stream(store, BYTES, weights, seed=seed, held_out=0.2)
+        stream = StoreSource(store, BYTES, weights, seed=seed, held_out=0.2)
         unseen = [ids.tobytes() for ids in stream.held_out(10**9)]
         assert 20 < len(unseen) < 100 and texts in (None, unseen)
         texts = unseen
@@ -216,12 +216,12 @@ def test_documents_of_no_token_and_of_one():
         fingerprint, bos_id, vocab_size = BYTES.fingerprint, None, 258
 
     store = MemoryStore([[], [7], [], [8], [1, 2, 3]])
-    row = Stream(store, NoBos(), seed=0).next_sequence(16)
+    row = StoreSource(store, NoBos(), seed=0).next_sequence(16)
     assert sorted(row.document.tolist()) == [1, 3, 4] and row.counts() == (5, 8) and not row.continues.any()
-    row = Stream(store, BYTES, seed=0).next_sequence(16)
+    row = StoreSource(store, BYTES, seed=0).next_sequence(16)
     assert sorted(row.document.tolist()) == [1, 3, 4] and row.counts()[0] == 8
-    assert Stream(store, NoBos()).census() == {'documents': 5, 'empty': 2, 'without target': 2}
-    assert Stream(store, BYTES).census() == {'documents': 5, 'empty': 2, 'without target': 0}
+    assert StoreSource(store, NoBos()).stats() == {'documents': 5, 'empty': 2, 'without target': 2}
+    assert StoreSource(store, BYTES).stats() == {'documents': 5, 'empty': 2, 'without target': 0}
 
 
 def test_bad_mixes_and_states():
@@ -233,30 +233,30 @@ def test_bad_mixes_and_states():
         ({'books': float('nan')}, 'must be non-negative with a positive sum'),
     ]:
         with pytest.raises(ValueError, match=message):
-            Stream(store, BYTES, weights)
-    state = Stream(store, BYTES, seed=1).state
+            StoreSource(store, BYTES, weights)
+    state = StoreSource(store, BYTES, seed=1).state
     with pytest.raises(ValueError, match='data state is of another corpus'):
-        Stream(make_store(seed=1), BYTES, seed=1).state = state
+        StoreSource(make_store(seed=1), BYTES, seed=1).state = state
     with pytest.raises(ValueError, match='data state is of another seed: seed 1, here 2'):
-        Stream(store, BYTES, seed=2).state = state
+        StoreSource(store, BYTES, seed=2).state = state
     with pytest.raises(ValueError, match='is not one of a token store'):
-        Stream(store, BYTES).state = {'row': 0, 'epoch': 0, 'document': 0, 'offset': 0}
+        StoreSource(store, BYTES).state = {'row': 0, 'epoch': 0, 'document': 0, 'offset': 0}
     with pytest.raises(ValueError, match='fewer than one sequence of seq_len 1000000'):
-        Stream(store, BYTES).check_length(1_000_000)
+        StoreSource(store, BYTES).check_length(1_000_000)
     with pytest.raises(ValueError, match='held_out 1.5 is not a fraction'):
-        Stream(store, BYTES, held_out=1.5)
+        StoreSource(store, BYTES, held_out=1.5)
     with pytest.raises(ValueError, match="the store has a source named 'chat', which is a kind of sequence"):
-        Stream(MemoryStore([[1]], ('chat',)), BYTES)
+        StoreSource(MemoryStore([[1]], ('chat',)), BYTES)
     other = make_store()
     other.tokenizer_hash = 'f' * 64
     with pytest.raises(ValueError, match='the store was made with the tokenizer ffffffffffff'):
-        Stream(other, BYTES)
+        StoreSource(other, BYTES)
     with pytest.raises(ValueError, match="source 'text' has 0 tokens in 2 epochs"):
-        Stream(MemoryStore([[], []]), BYTES).next_sequence(8)
+        StoreSource(MemoryStore([[], []]), BYTES).next_sequence(8)
     with pytest.raises(ValueError, match="source 'b' has no documents"):
-        Stream(MemoryStore([[1]], ('a', 'b')), BYTES, {'b': 1}).next_sequence(8)
+        StoreSource(MemoryStore([[1]], ('a', 'b')), BYTES, {'b': 1}).next_sequence(8)
     for weights, message in [({'long': 1}, "kind 'long' needs documents of seq_len 3000"),
                              ({'chat': 1}, 'chats and recall need documents of 48 tokens'),
                              ({'text': 2, 'b': 1}, "source 'b' has no documents")]:
         with pytest.raises(ValueError, match=message):  # before anything is computed
-            Stream(MemoryStore([[1, 2, 3]] * 2000, ('a', 'b')), BYTES, weights).check_length(3000)
+            StoreSource(MemoryStore([[1, 2, 3]] * 2000, ('a', 'b')), BYTES, weights).check_length(3000)
