@@ -14,7 +14,7 @@ from jax import lax
 from lct import sharding
 from lct.data import layout as layouts
 from lct.data.detokenizer import Detokenizer
-from lct.eval.recall_probe import ROPE_BY_LENGTH
+from lct.eval import batching
 from lct.models import decode, llama
 from lct.ops import rope
 
@@ -75,18 +75,11 @@ def write(model, prompts, limit, stops=(), sampling=None, seed=0, progress=None)
 def batches(model, sizes):
     """Iterator of ([index], rows, seq_len, longest): texts of like sizes together, the longest first, so that what does
     not fit into memory shows at once."""
-    ring_size, buckets = sharding.axis_size('sequence'), {}
-    replicas = sharding.axis_size('data') * sharding.axis_size('fsdp')
-    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        slots = max(1 << (sizes[i] - 1).bit_length(), SMALLEST)
-        by_length = sizes[i] if model.config.rope.type in ROPE_BY_LENGTH else None
-        key = decode.cache_len(slots, ring_size, model.memory.ffn_chunks), by_length
-        buckets.setdefault(key, []).append(i)
-    for (seq_len, _), bucket in buckets.items():
-        rows = -(-min(max(model.batch_tokens // seq_len, 1), len(bucket)) // replicas) * replicas
-        for start in range(0, len(bucket), rows):
-            chosen = bucket[start:start + rows]
-            yield chosen, rows, seq_len, sizes[chosen[0]]
+    descending = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+    lengths = [sizes[i] for i in descending]
+    seq_lens = [batching.power_of_two_slots(length, SMALLEST, model.memory.ffn_chunks) for length in lengths]
+    for batch in batching.batches(lengths, seq_lens, model.config.rope, model.batch_tokens):
+        yield [descending[i] for i in batch.indices], batch.rows, batch.seq_len, batch.longest
 
 
 def _batch(model, pairs, rows, seq_len, longest):

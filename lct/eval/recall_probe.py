@@ -11,10 +11,10 @@ import numpy as np
 from lct import sharding
 from lct.data import layout as layouts
 from lct.data.synthetic import recall
+from lct.eval import batching
 from lct.models import decode, llama
 
 SMALLEST_BUCKET = 1024  # shorter prompts share one cache of this length, so one compiled program
-ROPE_BY_LENGTH = ('dynamic', 'longrope')  # scalings that depend on the longest prompt of a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,33 +135,24 @@ def run(params, config, tokenizer, haystack, lengths, depths, samples, *, layout
     # makes room, so that no cache outgrows its length.
     longest = max(len(prompt_of(cell).answer_ids) for cell in cells)
     ring_size = sharding.axis_size('sequence')
-    replicas = sharding.axis_size('data') * sharding.axis_size('fsdp')
     smallest = min(SMALLEST_BUCKET, max(lengths))
-    by_length = config.rope.type in ROPE_BY_LENGTH  # then only prompts of one length may share a batch
-    buckets = {}
-    for cell in cells:
-        seq_len = cache_len(cell[0], ring_size, smallest, memory.ffn_chunks)
-        buckets.setdefault((seq_len, by_length and cell[0]), []).append(cell)
+    seq_lens = [cache_len(length, ring_size, smallest, memory.ffn_chunks) for length, _, _ in cells]
     records = []
-    for (seq_len, _), bucket in buckets.items():
-        indices = layouts.permutation(layout, seq_len, ring_size)
-        rows = min(max(1, batch_tokens // seq_len), len(bucket))
-        rows = -(-rows // replicas) * replicas  # a replica without a prompt of its own computes a dummy
-        for start in range(0, len(bucket), rows):
-            group = bucket[start:start + rows]
-            prompts = [prompt_of(cell) for cell in group]
-            prompts = [
-                prompt_of(cell, longest - len(p.answer_ids)) if len(p.answer_ids) < longest else p
-                for cell, p in zip(group, prompts, strict=True)
-            ]
-            new = generate(
-                params, config, [p.ids.tolist() for p in prompts], longest + 1, seq_len=seq_len,
-                indices=indices, memory=memory, batch_size=rows,
-            )
-            records += [_record(tokenizer, *row) for row in zip(group, depths_of(group, depths), prompts, new,
-                                                                strict=True)]
-            if progress is not None:
-                progress(len(records), len(cells), group[-1][0])
+    for batch in batching.batches([length for length, _, _ in cells], seq_lens, config.rope, batch_tokens):
+        group = [cells[i] for i in batch.indices]
+        prompts = [prompt_of(cell) for cell in group]
+        prompts = [
+            prompt_of(cell, longest - len(p.answer_ids)) if len(p.answer_ids) < longest else p
+            for cell, p in zip(group, prompts, strict=True)
+        ]
+        new = generate(
+            params, config, [p.ids.tolist() for p in prompts], longest + 1, seq_len=batch.seq_len,
+            indices=layouts.permutation(layout, batch.seq_len, ring_size), memory=memory, batch_size=batch.rows,
+        )
+        records += [_record(tokenizer, *row) for row in zip(group, depths_of(group, depths), prompts, new,
+                                                            strict=True)]
+        if progress is not None:
+            progress(len(records), len(cells), group[-1][0])
     return _result(lengths, depths, records, seed)
 
 

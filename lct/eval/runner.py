@@ -18,9 +18,8 @@ import numpy as np
 from lct import sharding
 from lct.data import layout as layouts
 from lct.data import tokenizer as tokenizers
-from lct.eval import samples
-from lct.eval.recall_probe import ROPE_BY_LENGTH
-from lct.models import decode, llama
+from lct.eval import batching, samples
+from lct.models import llama
 from lct.models.session import Session
 
 SMALLEST_ANSWER = 128  # tokens; shorter limits share one compiled program
@@ -176,7 +175,7 @@ class Batch:
 
 def slots(length, ffn_chunks=1):
     """Cache slots for prompts of length tokens with their answers: powers of two are few programs."""
-    return decode.cache_len(max(1 << (length - 1).bit_length(), 256), sharding.axis_size('sequence'), ffn_chunks)
+    return batching.power_of_two_slots(length, 256, ffn_chunks)
 
 
 def plan(model, items):
@@ -184,22 +183,15 @@ def plan(model, items):
     groups = {}
     for item in items:
         groups.setdefault(item.key if item.group is None else ('group', item.group), []).append(item)
-    buckets = {}
-    for group in groups.values():
-        longest = max(item.length for item in group)
-        seq_len = slots(longest, model.memory.ffn_chunks)
-        by_length = longest if model.config.rope.type in ROPE_BY_LENGTH else None
-        key = seq_len, by_length, len(group) > 1, group[0].one_line
-        buckets.setdefault(key, []).append(group)
-    replicas = sharding.axis_size('data') * sharding.axis_size('fsdp')
-    for (seq_len, _, _, one_line), bucket in buckets.items():
-        rows = -(-min(max(model.batch_tokens // seq_len, 1), len(bucket)) // replicas) * replicas
-        # A batch lasts as long as its longest answer, and answers to one task are of one length.
-        bucket.sort(key=lambda group: (group[0].index // rows, group[0].task))
-        for i in range(0, len(bucket), rows):
-            chosen = bucket[i:i + rows]
-            longest = max(item.length for group in chosen for item in group)
-            yield Batch(chosen, rows, seq_len, longest, one_line)
+    groups = list(groups.values())
+    lengths = [max(item.length for item in group) for group in groups]
+    seq_lens = [slots(length, model.memory.ffn_chunks) for length in lengths]
+    kinds = [(len(group) > 1, group[0].one_line) for group in groups]
+    # A batch lasts as long as its longest answer, and answers to one task are of one length.
+    order = lambda i, rows: (groups[i][0].index // rows, groups[i][0].task)
+    for batch in batching.batches(lengths, seq_lens, model.config.rope, model.batch_tokens, kinds, order):
+        chosen = [groups[i] for i in batch.indices]
+        yield Batch(chosen, batch.rows, batch.seq_len, batch.longest, chosen[0][0].one_line)
 
 
 def answer(model, batch, finished=()):
