@@ -35,7 +35,8 @@ def run():
     from lct.data import tokenizer
     from lct.eval import recall_probe
     from lct.eval.loss import by_position
-    from lct.eval.report import figures
+    from lct.eval.report import figures, model_card
+    from lct.eval.report.text import recall_table
     from lct.models import llama, lora
     from lct.train import loop, stages, stopping
     from lct.train.checkpoint import lock_workdir
@@ -142,7 +143,7 @@ def run():
             layout=last.layout, memory=last.memory, seed=config.seed, progress=progress,
         )
         log(f'{name}: recall probe, percent right, depth downwards, length rightwards\n'
-                 f'{figures.needle_table(result)}')
+                 f'{recall_table(result)}')
         return result
 
     def loss_curve(name, model_config, params):
@@ -212,15 +213,14 @@ def run():
         'seconds_of_this_call': time.monotonic() - began,
     }, indent=1))
     kinds = ', '.join(sorted({kind for stage in run_config.stages for kind, share in stage.mixture if share}))
-    card = figures.model_card(
+    card = model_card.model_card(model_card.Extension(
         name=config.name, base_model=folder.name, native=native, stages=stage_rows,
         data=f'Corpus `{config.corpus}`: {mixture.num_tokens:,} tokens in documents packed with segment ids and '
              f'restarting positions; {config.held_out:.0%} of the documents were held out for the evaluations '
              f'below. Kinds of rows: {kinds} (see `lct.data.batches.memory_source`).',
-        command=command, needle={'base': base_needle, 'extended': needle_result},
-        losses={'base': base_loss, 'extended': loss_result}, license=config.license or None,
+        command=command, license=config.license or None,
         trained='low-rank adapters, merged' if run_config.adapter else 'full training',
-    )
+    ), {'base': base_needle, 'extended': needle_result}, {'base': base_loss, 'extended': loss_result})
     exported = extended_config.window is None
     if exported:
         llama_hf.save(workdir / 'model', extended_config, params, dtype=save_dtype,

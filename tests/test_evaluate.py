@@ -15,6 +15,7 @@ from lct.data import tokenizer
 from lct.data.corpus.documents import Document
 from lct.eval import runner, samples, suites
 from lct.eval.report import html as html_report
+from lct.eval.report import svg
 from lct.eval.tasks import icl, ruler
 
 HERE = pathlib.Path(__file__).parents[1] / 'experiments'
@@ -255,8 +256,8 @@ REPORT = {
 
 def test_every_suite_has_its_figure_table_and_cells():
     page = html_report.page(REPORT)
-    for svg in re.findall('<svg.*?</svg>', page):
-        ElementTree.fromstring(svg)
+    for drawing in re.findall('<svg.*?</svg>', page):
+        ElementTree.fromstring(drawing)
     assert page.count('<svg') == 6 and '50 right, 25 misled' in page and 'model chooses' in page
     assert 'since one round of the labels: choosing +25<' in page and 'over bundles of this repository' in page
     assert 'elimination' in page and '3.000' in page
@@ -369,5 +370,5 @@ def test_the_page_is_sound_html(finished):
 
 
 def test_the_colour_scale_is_fixed():
-    low, high = (html_report.heat_map([1024], ['0%'], [[score]], 1024, '') for score in (0.0, 1.0))
+    low, high = (svg.heat_map([1024], ['0%'], [[score]], 1024, '').text for score in (0.0, 1.0))
     assert '#f0496e' in low and '#0cd79f' in high

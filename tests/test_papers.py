@@ -162,7 +162,7 @@ def test_drawings_are_svg_and_the_same_every_time(tmp_path):
     assert once.text == again.text == once._repr_svg_()
     once.save(tmp_path / 'ring.svg')
     words = re.findall(r'>([^<>]+)</text>', (tmp_path / 'ring.svg').read_text())
-    assert {'device', 'contiguous: 3.5 blocks of work', 'hop, and its busiest device'} <= set(words)
+    assert {'device', 'contiguous: 3.5 blocks of work', 'ring step, and its busiest device'} <= set(words)
 
 
 def test_other_drawings():

@@ -9,6 +9,8 @@ import pytest
 from lct.eval.loss.by_position import LossBins
 from lct.eval.recall_probe import NeedleResult
 from lct.eval.report import figures as report_figures
+from lct.eval.report.model_card import Extension, model_card
+from lct.eval.report.text import recall_table
 from lct.text import short_length
 
 LENGTHS, DEPTHS = (128, 256, 512, 1024, 2048, 4096, 8192), (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -51,11 +53,11 @@ def test_the_backend_of_a_notebook_is_left_alone():
 
 
 def test_the_terminal_table_holds_the_scores(results):
-    lines = report_figures.needle_table(results[1]).splitlines()
+    lines = recall_table(results[1]).splitlines()
     assert lines[0].split() == ['depth', '128', '256', '512', '1K', '2K', '4K', '8K']
     assert lines[3].split() == ['25%', '100', '100', '100', '100', '100', '100', '75']
     assert lines[-2].split()[0] == 'mean' and lines[-2].split()[-1] == '95'
-    assert lines[-1] == '99.3% of 140 needles found'
+    assert lines[-1] == '99.3% of 140 numbers recalled'
     assert len({len(line) for line in lines[:-1]}) == 1
 
 
@@ -64,11 +66,12 @@ def test_the_card_says_what_was_done(results, curves):
         {'length': 2048, 'theta': 4e6, 'rule': 'dynamic NTK', 'steps': 200, 'tokens': 6_553_600},
         {'length': 8192, 'theta': 32e6, 'rule': 'dynamic NTK', 'steps': 100, 'tokens': 6_553_600},
     ]
-    card = report_figures.model_card(
+    extension = Extension(
         name='small-8K', base_model='some/small', native=512, stages=stages, data='Speeches until 1990.',
-        command='python -m lct something', needle=dict(zip(('base', 'extended'), results, strict=True)),
-        losses=curves, license='llama3', figures=[('needle.png', 'needle')],
+        command='python -m lct something', license='llama3',
     )
+    card = model_card(extension, dict(zip(('base', 'extended'), results, strict=True)), curves,
+                      [('needle.png', 'needle')])
     assert card.startswith('---\nbase_model: some/small\n')
     assert 'license: llama3' in card and '13,107,200 tokens' in card and '**8K tokens**' in card
     assert '| 8,192 | 32,000,000 | dynamic NTK | 100 | 6,553,600 |' in card

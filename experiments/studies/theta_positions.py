@@ -150,14 +150,15 @@ def summary_table(summary):
 
 def figure(summary, path):
     """A panel a text: loss by position under every scaling."""
-    from lct.eval.report import panels
+    from lct.eval.report import svg
 
     edges = summary['edges']
     at = [(low + high) / 2 for low, high in zip(edges[:-1], edges[1:])]
     texts = next(iter(summary['scalings'].values()))['loss']
-    panels.draw(
-        [(text, 'nats per token', {name: (at, one['loss'][text], None) for name, one in summary['scalings'].items()})
-         for text in texts], path, {summary['trained']: 'trained'}, plain=['default'])
+    svg.panels([
+        svg.Panel(text, 'nats per token',
+                  {name: (at, one['loss'][text], None) for name, one in summary['scalings'].items()})
+        for text in texts], {summary['trained']: 'trained'}, controls=['default']).save(path)
 
 
 if __name__ == '__main__':

@@ -221,7 +221,7 @@ def summary_table(summary):
 
 def figure(summary, config, path):
     """Loss by position and needles by length of every theta, mean over seeds with one standard deviation."""
-    from lct.eval.report import panels
+    from lct.eval.report import svg
 
     at = [(low * high) ** 0.5 for low, high in zip(summary['edges'][1:], summary['edges'][2:])]  # not the first bin
     rows = sorted(summary['rows'], key=lambda row: row['theta'])
@@ -229,10 +229,11 @@ def figure(summary, config, path):
     losses = {name: (at, row['loss'][1:], row['loss_sd'][1:]) for name, row in named.items()}
     needles = {name: (summary['lengths'], row['needle'], row['needle_sd']) for name, row in named.items()}
     steps = config.stages[0].num_steps
-    panels.draw(
-        [(f'loss by position after {steps} steps', 'nats per token', losses), ('needles found', 'fraction', needles)],
-        path, {summary['native']: 'trained', summary['target']: 'target'},
-        plain=[name for name, row in named.items() if row['control']])
+    svg.panels([
+        svg.Panel(f'loss by position after {steps} steps', 'nats per token', losses),
+        svg.Panel('needles found', 'fraction', needles),
+    ], {summary['native']: 'trained', summary['target']: 'target'},
+        controls=[name for name, row in named.items() if row['control']]).save(path)
 
 
 def chosen_config(config, theta):

@@ -1,23 +1,21 @@
-"""What an extension did, for the eye: needle heat maps, loss by position, tables and the model card."""
+"""Figures as PNG files: heat maps of the recall probe, loss by position, learning curves in context."""
+
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from lct import files
-from lct.text import markdown_table, short_length, table
-
-RAMP = LinearSegmentedColormap.from_list('score', ['#F0496E', '#EBB839', '#0CD79F'])
-LINE_COLORS = ('#8A8F98', '#1F5FBF', '#0B9E74', '#C2573A')
-
-# ---------------------------------------------------------------------------------------------------
-# Figures
-# ---------------------------------------------------------------------------------------------------
+from lct.eval.loss.by_position import LossBins
+from lct.eval.report.colors import INK, LINE_COLORS, RAMP
+from lct.eval.report.text import describe_windows
+from lct.text import short_length
 
 
 def _new_figure(width, height):
-    """A figure of its own: pyplot would need a backend, which belongs to the notebook that imports this."""
+    """A figure without pyplot, which would set the backend of the notebook that imports this."""
     figure = Figure(figsize=(width, height), layout='constrained')
     FigureCanvasAgg(figure)
     return figure
@@ -67,38 +65,34 @@ def _heat_map(axis, result, native, name):
     return image
 
 
-def loss_figure(curves, native, path):
-    """Loss by position of every model in curves (name -> by_position.LossBins), with bands of one standard
-    error over documents."""
+def loss_figure(curves: Mapping[str, LossBins], native: int, path: str | Path) -> None:
+    """Loss by position of each model, with bands of one standard error over documents. native: the trained length
+    before extension."""
     figure = _new_figure(7.5, 4.5)
     axis = figure.subplots()
     for i, (name, curve) in enumerate(curves.items()):
         color = LINE_COLORS[i % len(LINE_COLORS)]
-        at = _middles(curve.edges)
-        axis.plot(at, curve.mean, color=color, marker='o', markersize=4, linewidth=2, label=name)
+        middles = _middles(curve.edges)
+        axis.plot(middles, curve.mean, color=color, marker='o', markersize=4, linewidth=2, label=name)
         error = np.nan_to_num(curve.stderr)
-        axis.fill_between(at, curve.mean - error, curve.mean + error, color=color, alpha=0.18, linewidth=0)
-    axis.set_xscale('log', base=2)
+        axis.fill_between(middles, curve.mean - error, curve.mean + error, color=color, alpha=0.18, linewidth=0)
     edges = sorted({edge for curve in curves.values() for edge in curve.edges if edge > 0})
-    axis.set_xticks(edges, [short_length(edge) for edge in edges], rotation=45 if len(edges) > 10 else 0)
-    axis.minorticks_off()
-    axis.axvline(native, color='#10241F', linewidth=1.2, linestyle='--')
+    _log_axis(axis, edges)
+    axis.axvline(native, color=INK, linewidth=1.2, linestyle='--')
     axis.annotate(f'trained to {short_length(native)}', (native, 1), xycoords=('data', 'axes fraction'),
                   xytext=(-4, -4), textcoords='offset points', ha='right', va='top', fontsize=8, rotation=90)
-    axis.set_xlabel('position in the text (tokens)')
-    axis.set_ylabel('loss (nats per token)')
-    axis.set_title(f'loss by position, {_windows(curves)}')
-    axis.grid(alpha=0.25, linewidth=0.6)
-    axis.spines[['top', 'right']].set_visible(False)
-    axis.legend(frameon=False)
+    _label(axis, 'position in the text (tokens)', 'loss (nats per token)',
+           f'loss by position, {describe_windows(curves)}')
     _save(figure, path)
 
 
-def shots_figure(curves, path, references=None, title='learning in context'):
+def shots_figure(curves: Mapping[str, Mapping], path: str | Path, references: Mapping[str, Mapping] | None = None,
+                 title: str = 'learning in context') -> None:
     """Accuracy over the number of shots on a log axis, with 95% bands where they are known.
 
-    curves: {name: icl.curve(...)}; references: {learner: {shots: accuracy}}, dashed.
+    curves: {name: tasks.icl.curve(...)}; references: {learner: {shots: accuracy}}, dashed.
     """
+    references = references or {}
     figure = _new_figure(7.5, 4.5)
     axis = figure.subplots()
     for i, (name, curve) in enumerate(curves.items()):
@@ -108,111 +102,31 @@ def shots_figure(curves, path, references=None, title='learning in context'):
                   label=name)
         low, high = zip(*(cell['interval'] or 2 * [cell['accuracy']] for cell in cells), strict=True)
         axis.fill_between(shots, low, high, color=color, alpha=0.18, linewidth=0)
-    for i, (learner, curve) in enumerate((references or {}).items()):
+    for i, (learner, curve) in enumerate(references.items()):
         axis.plot(list(curve), list(curve.values()), color=LINE_COLORS[0], linewidth=1.4,
                   linestyle=('--', ':', '-.')[i % 3], label=learner)
-    axis.set_xscale('log', base=2)
-    counts = sorted({shots for curve in (*curves.values(), *(references or {}).values()) for shots in curve})
-    axis.set_xticks(counts, [short_length(count) for count in counts], rotation=45 if len(counts) > 10 else 0)
-    axis.minorticks_off()
+    _log_axis(axis, sorted({shots for curve in (*curves.values(), *references.values()) for shots in curve}))
     axis.set_ylim(-0.02, 1.02)
-    axis.set_xlabel('shots')
-    axis.set_ylabel('accuracy')
+    _label(axis, 'shots', 'accuracy', title)
+    _save(figure, path)
+
+
+def _log_axis(axis, ticks):
+    axis.set_xscale('log', base=2)
+    axis.set_xticks(ticks, [short_length(tick) for tick in ticks], rotation=45 if len(ticks) > 10 else 0)
+    axis.minorticks_off()
+
+
+def _label(axis, x_label, y_label, title):
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
     axis.set_title(title)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[['top', 'right']].set_visible(False)
     axis.legend(frameon=False)
-    _save(figure, path)
 
 
 def _middles(edges):
     """The geometric middle of every bin; of the first, which starts at 0, the arithmetic one."""
     low, high = np.array(edges[:-1], float), np.array(edges[1:], float)
     return np.where(low > 0, np.sqrt(low * high), high / 2)
-
-
-# ---------------------------------------------------------------------------------------------------
-# Tables
-# ---------------------------------------------------------------------------------------------------
-
-
-def needle_table(result):
-    """A heat map for the terminal: percent right, depth downwards and length rightwards."""
-    header = ['depth', *(short_length(length) for length in result.lengths)]
-    rows = [[f'{100 * depth:.0f}%', *(f'{100 * score:.0f}' for score in scores)]
-            for depth, scores in zip(result.depths, result.scores, strict=True)]
-    rows.append(['mean', *(f'{100 * score:.0f}' for score in result.scores.mean(0))])
-    total = f'{100 * result.scores.mean():.1f}% of {len(result.records)} needles found'
-    return f'{table(header, rows, left=(), footer=1)}\n{total}'
-
-
-def model_card(*, name, base_model, native, stages, data, command, needle=None, losses=None, license=None,
-               figures=(), trained='full training'):
-    """README.md of an exported folder.
-
-    Args:
-      base_model: the checkpoint that was extended; native: its trained length.
-      stages: dicts with length, theta, rule (where the theta comes from), steps, tokens.
-      data: one paragraph on what was trained on and what was held out.
-      command: what reproduces the model. trained: 'full training', or which part of the weights.
-      needle: name -> NeedleResult; losses: name -> by_position.LossBins. Before first, after second.
-      license: the identifier of the base model's license, which the weights inherit.
-      figures: (file name in the folder, caption) pairs.
-    """
-    longest = short_length(max(stage['length'] for stage in stages))
-    front = {'base_model': base_model, 'library_name': 'transformers', 'pipeline_tag': 'text-generation',
-             'license': license, 'tags': '[llama, long-context]'}
-    matter = '\n'.join(f'{key}: {value}' for key, value in front.items() if value)
-    tokens = sum(stage['tokens'] for stage in stages)
-    parts = [
-        f'---\n{matter}\n---', f'# {name}',
-        f'`{base_model}`, trained to {short_length(native)} tokens, extended to **{longest} tokens** by {trained} '
-        f'on {tokens:,} tokens with `lct`.',
-        '## Stages',
-        markdown_table(['length', 'rope theta', 'theta from', 'steps', 'tokens'], [
-            [f'{stage["length"]:,}', f'{stage["theta"]:,.0f}', stage['rule'], f'{stage["steps"]:,}',
-             f'{stage["tokens"]:,}'] for stage in stages]),
-        '## Data', data,
-    ]
-    if needle:
-        parts += ['## Needle in a haystack', _needle_markdown(needle)]
-    if losses:
-        parts += ['## Loss by position', _loss_markdown(losses)]
-    parts += [f'![{caption}]({file})' for file, caption in figures]
-    parts += ['## Reproduce', f'```\n{command}\n```']
-    return '\n\n'.join(parts) + '\n'
-
-
-def _needle_markdown(needle):
-    lengths = sorted({length for result in needle.values() for length in result.lengths})
-    depths = _numbers(len(result.depths) for result in needle.values())
-    samples = _numbers(result.samples for result in needle.values())
-    rows = []
-    for name, result in needle.items():
-        mean = dict(zip(result.lengths, result.scores.mean(0), strict=True))
-        rows.append([name, *(f'{100 * mean[x]:.0f}' if x in mean else 'not run' for x in lengths)])
-    return (f'Percent of six-digit numbers repeated exactly, greedy, mean over {depths} depths with '
-            f'{samples} prompts each. Keys and numbers are those that `lct.data.recall` keeps from training.\n\n'
-            + markdown_table(['model', *(short_length(x) for x in lengths)], rows))
-
-
-def _loss_markdown(losses):
-    edges = max((curve.edges for curve in losses.values()), key=len)
-    spans = list(zip(edges[:-1], edges[1:], strict=True))
-    rows = []
-    for name, curve in losses.items():
-        known = dict(zip(zip(curve.edges[:-1], curve.edges[1:], strict=True), curve.mean, strict=True))
-        rows.append([name, *(f'{known[span]:.3f}' if span in known else 'not run' for span in spans)])
-    header = ['model', *(f'{short_length(low)} to {short_length(high)}' for low, high in spans)]
-    return f'Nats per token over {_windows(losses)}, by position.\n\n' + markdown_table(header, rows)
-
-
-def _windows(curves):
-    windows, documents = (_numbers(getattr(curve, name) for curve in curves.values())
-                          for name in ('num_windows', 'documents'))
-    return f'{windows} windows (documents: {documents})'
-
-
-def _numbers(counts):
-    """'11', or '5/11' where models differ."""
-    return '/'.join(map(str, sorted(set(counts))))

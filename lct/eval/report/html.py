@@ -6,12 +6,9 @@ import html
 import math
 
 from lct.eval.report import loss
-from lct.eval.report.figures import LINE_COLORS, RAMP
+from lct.eval.report.svg import curves, heat_map
 from lct.text import short_length, table
 
-INK, FAINT = '#10241F', '#D5DAD8'
-CELL_WIDTH, CELL_HEIGHT = 58, 22
-PLOT_WIDTH, PLOT_HEIGHT = 560, 300
 TITLES = {'ruler': 'RULER', 'needle': 'Needles', 'adversarial': 'Adversarial needles', 'icl': 'Learning in context',
           'repository': 'A repository in the prompt', 'loss': 'Loss'}
 STYLE = '''body{font:15px/1.5 system-ui,sans-serif;color:#10241F;max-width:62rem;margin:2rem auto;padding:0 1rem}
@@ -139,78 +136,6 @@ def effective(result):
 # ---------------------------------------------------------------------------------------------------
 
 
-def _text(x, y, words, anchor='middle', extra=''):
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{INK}" {extra}>{html.escape(words)}</text>'
-
-
-def _svg(width, height, parts):
-    return (f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" role="img">' + ''.join(parts) + '</svg>')
-
-
-def _color(score):
-    red, green, blue, _ = RAMP(score, bytes=True)
-    return f'#{red:02x}{green:02x}{blue:02x}'
-
-
-def heat_map(columns, rows, scores, trained, side):
-    """SVG of scores 0..1 [rows][columns] on a fixed scale: with an automatic one a map that is uniformly wrong
-    looks as lively as any other. columns: lengths; trained: the length up to which the model was trained."""
-    left, top = 150, 34
-    width, height = left + CELL_WIDTH * len(columns) + 90, top + CELL_HEIGHT * len(rows) + 40
-    parts = [_text(left - 8, top - 8, side, 'end')]
-    for i, (name, line) in enumerate(zip(rows, scores, strict=True)):
-        y = top + i * CELL_HEIGHT
-        parts.append(_text(left - 8, y + 15, name, 'end'))
-        for j, score in enumerate(line):
-            x = left + j * CELL_WIDTH
-            parts.append(f'<rect x="{x}" y="{y}" width="{CELL_WIDTH - 1}" height="{CELL_HEIGHT - 1}" '
-                         f'fill="{_color(score)}"/>' + _text(x + CELL_WIDTH / 2, y + 15, f'{score:.2f}'))
-    bottom = top + len(rows) * CELL_HEIGHT
-    parts += [_text(left + (j + 0.5) * CELL_WIDTH, bottom + 15, short_length(length)) for j, length in enumerate(columns)]
-    parts.append(_text(left + len(columns) * CELL_WIDTH / 2, bottom + 32, 'context length (tokens)'))
-    edge = left + CELL_WIDTH * sum(length <= trained for length in columns) - 0.5
-    parts.append(f'<line x1="{edge}" x2="{edge}" y1="{top - 6}" y2="{bottom}" stroke="{INK}" stroke-width="2" '
-                 'stroke-dasharray="5 3"/>' + _text(edge, top - 12, f'trained to {short_length(trained)}'))
-    return _svg(width, height, parts)
-
-
-def curves(series, label, side, trained=None, bottom=0.0, top=1.0):
-    """SVG of lines over a logarithmic axis, y from bottom to top. series: {name: ([x], [y], [(low, high)] or None)}."""
-    left, right, above, below = 52, 150, 14, 44
-    places = sorted({x for xs, _, _ in series.values() for x in xs} | ({trained} if trained else set()))
-    first, last = math.log2(places[0]), max(math.log2(places[-1]), math.log2(places[0]) + 1e-9)
-    at_x = lambda x: left + (math.log2(x) - first) / (last - first) * PLOT_WIDTH
-    at_y = lambda y: above + (top - y) / (top - bottom) * PLOT_HEIGHT
-    parts = []
-    for i in range(6):
-        y = bottom + (top - bottom) * i / 5
-        parts.append(f'<line x1="{left}" x2="{left + PLOT_WIDTH}" y1="{at_y(y):.1f}" y2="{at_y(y):.1f}" '
-                     f'stroke="{FAINT}"/>' + _text(left - 6, at_y(y) + 4, f'{y:.3g}', 'end'))
-    for x in places:
-        parts.append(_text(at_x(x), above + PLOT_HEIGHT + 16, short_length(x)))
-    if trained:
-        parts.append(f'<line x1="{at_x(trained):.1f}" x2="{at_x(trained):.1f}" y1="{above}" '
-                     f'y2="{above + PLOT_HEIGHT}" stroke="{INK}" stroke-dasharray="5 3"/>'
-                     + _text(at_x(trained) - 4, above + 10, f'trained to {short_length(trained)}', 'end'))
-    for i, (name, (xs, ys, band)) in enumerate(series.items()):
-        color = LINE_COLORS[(i + 1) % len(LINE_COLORS)]
-        if band:
-            edge = [(x, high) for x, (_, high) in zip(xs, band, strict=True)]
-            edge += [(x, low) for x, (low, _) in reversed(list(zip(xs, band, strict=True)))]
-            points = ' '.join(f'{at_x(x):.1f},{at_y(y):.1f}' for x, y in edge)
-            parts.append(f'<polygon points="{points}" fill="{color}" fill-opacity=".15"/>')
-        points = ' '.join(f'{at_x(x):.1f},{at_y(y):.1f}' for x, y in zip(xs, ys, strict=True))
-        dash = '' if band else ' stroke-dasharray="4 3"'
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"{dash}/>')
-        parts += [f'<circle cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3" fill="{color}"/>'
-                  for x, y in zip(xs, ys, strict=True)]
-        parts.append(f'<rect x="{left + PLOT_WIDTH + 10}" y="{above + 18 * i}" width="10" height="10" fill="{color}"/>'
-                     + _text(left + PLOT_WIDTH + 25, above + 9 + 18 * i, name, 'start'))
-    parts.append(_text(left + PLOT_WIDTH / 2, above + PLOT_HEIGHT + 36, label))
-    parts.append(_text(left - 44, above - 4, side, 'start'))
-    return _svg(left + PLOT_WIDTH + right, above + PLOT_HEIGHT + below, parts)
-
-
 def figures(suite, result, trained):
     """Iterator of (caption, SVG) of a suite."""
     if suite == 'ruler':
@@ -282,8 +207,8 @@ def _loss_curve(caption, places, means, errors, label, trained):
         places, means = [places[i] for i in known], [means[i] for i in known]
         band = [loss.interval(mean, *errors[i]) for mean, i in zip(means, known, strict=True)]
         ends = [*means, *(end for pair in band for end in pair)]
-        yield caption, curves({'model': (places, means, band)}, label, 'nats', trained, math.floor(min(ends)),
-                              math.floor(max(ends)) + 1)
+        yield caption, curves({'model': (places, means, band)}, label, 'nats', trained,
+                              (math.floor(min(ends)), math.floor(max(ends)) + 1))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -300,7 +225,7 @@ def page(report):
              f'0 to 1. Trained length: {short_length(trained)} tokens.</p>']
     for suite, result in report['results'].items():
         parts.append(f'<h2>{html.escape(TITLES[suite])}</h2>')
-        parts += [f'<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>'
+        parts += [f'<figure>{svg.text}<figcaption>{html.escape(caption)}</figcaption></figure>'
                   for caption, svg in figures(suite, result, trained)]
         parts += [_table(header, rows) for header, rows in tables(suite, result)]
         parts += [f'<p>{html.escape(line)}</p>' for line in sentences(suite, result)]
