@@ -27,7 +27,7 @@ from lct.text import aligned
 def flags():
     from lct.data.layout import LAYOUTS
     from lct.models.llama_sizes import SIZES
-    from lct.ops.strategies import CAPABILITIES, KERNELS
+    from lct.ops.strategies import KERNELS, STRATEGIES
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_mutually_exclusive_group()
@@ -41,7 +41,7 @@ def flags():
     parser.add_argument('--ring-sizes', type=int, nargs='+', help='default: the powers of two that fit the devices')
     parser.add_argument('--tensor', type=int, default=1, help='degree of tensor parallelism')
     parser.add_argument('--node-size', type=int, help='of two-level strategies; default: half the ring')
-    parser.add_argument('--strategies', nargs='+', choices=CAPABILITIES, default=list(CAPABILITIES))
+    parser.add_argument('--strategies', nargs='+', choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument('--kernels', nargs='+', choices=KERNELS, default=list(KERNELS))
     parser.add_argument('--layouts', nargs='+', choices=LAYOUTS, default=LAYOUTS)
     parser.add_argument('--json', type=pathlib.Path, help='also write everything into this file')

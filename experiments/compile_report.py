@@ -12,7 +12,6 @@ import argparse
 import collections
 import dataclasses
 import functools
-import importlib
 import json
 import os
 import pathlib
@@ -25,18 +24,11 @@ from lct.cli.main import run_script
 from lct.cli.paths import experiments_folder
 
 
-def attention_op(name):
-    """lct.ops.<name>_attention.<name>_attention."""
-    try:
-        return getattr(importlib.import_module(f'lct.ops.{name}_attention'), f'{name}_attention')
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f'--op {name}: there is no lct.ops.{name}_attention') from error
-
-
 def attention_programs(mesh, args):
     """{title: lowered program} of the attention op, forward and backward."""
     import jax
 
+    from lct.ops import strategies
     from lct.ops.blockwise_attention import Chunks
     from lct.plan import programs
 
@@ -45,7 +37,8 @@ def attention_programs(mesh, args):
             'N': args.heads, 'K': args.kv_heads, 'H': args.head_dim}
     dtype = args.dtype or 'bfloat16'
     shape = ' '.join(f'{letter}={n}' for letter, n in size.items())
-    op = functools.partial(attention_op(args.op), chunks=Chunks(args.chunk, args.chunk))
+    attention = strategies.Attention(args.op, chunks=Chunks(args.chunk, args.chunk))
+    op = functools.partial(strategies.attend, attention=attention)
     return {
         f'{args.op} {direction} {shape} {dtype}': jax.jit(function).lower(*arguments)
         for direction, (function, arguments) in programs.attention(op, mesh, size, dtype).items()
@@ -183,7 +176,7 @@ def flags(argv=None):
     parser.add_argument('--results', default=str(experiments_folder() / 'results'), help='folder of the JSON')
     parser.add_argument('--hlo', help='also write the HLO text of each program into this folder')
     op = parser.add_argument_group('an attention op')
-    op.add_argument('--op', default='ring', help='how the sequence is split: lct.ops.<op>_attention')
+    op.add_argument('--op', default='ring', help='strategy: a key of lct.ops.strategies.STRATEGIES')
     op.add_argument('--direction', choices=('forward', 'backward', 'both'), default='both')
     op.add_argument('--length-per-device', type=int, default=8192, help='tokens of one row on one device')
     op.add_argument('--heads', type=int, default=32)

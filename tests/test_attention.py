@@ -9,6 +9,7 @@ from attention_cases import inputs, relative_error
 from lct.ops import masks
 from lct.ops.attention import attention
 from lct.ops.blockwise_attention import NOTHING, Chunks, attend, merge, nothing
+from lct.ops.context_parallel import AttentionOptions
 from lct.ops.ring_attention import ring_attention
 
 
@@ -77,8 +78,8 @@ def test_blockwise_equals_dense_in_values_and_gradients(heads, packed):
         return jnp.vdot(attention(q, k, v, positions, positions, segments, segments)[0], cotangent)
 
     def blockwise(q, k, v):
-        chunks = Chunks(query=16, key=12)
-        return jnp.vdot(ring_attention(q, k, v, positions, segments, None, chunks), cotangent)
+        options = AttentionOptions(Chunks(query=16, key=12))
+        return jnp.vdot(ring_attention(q, k, v, positions, segments, None, options), cotangent)
 
     for ours, theirs in zip(jax.jit(jax.value_and_grad(blockwise, (0, 1, 2)))(q, k, v)[1],
                             jax.value_and_grad(dense, (0, 1, 2))(q, k, v)[1]):
@@ -108,9 +109,9 @@ def test_padding_rows_are_zero_with_zero_gradients():
     segments = segments.at[:, 20:].set(0)
 
     def loss(q, k, v):
-        return jnp.vdot(ring_attention(q, k, v, positions, segments, None, Chunks(8, 8)), cotangent)
+        return jnp.vdot(ring_attention(q, k, v, positions, segments, None, AttentionOptions(Chunks(8, 8))), cotangent)
 
-    out = ring_attention(q, k, v, positions, segments, None, Chunks(8, 8))
+    out = ring_attention(q, k, v, positions, segments, None, AttentionOptions(Chunks(8, 8)))
     assert (out[:, 20:] == 0).all() and np.isfinite(out).all()
     for grad in jax.grad(loss, (0, 1, 2))(q, k, v):
         assert (grad[:, 20:] == 0).all() and np.isfinite(grad).all() and (grad[:, :20] != 0).any()

@@ -113,8 +113,8 @@ def test_the_script_passes_then_fails_when_strategies_break(monkeypatch, tmp_pat
     assert [x['kernel'] for x in written['not_run']] == ['triton']
     assert '1 settings and 1 attention ops: 0 failed; 1 not run' in capsys.readouterr().out
 
-    turn = ring_attention.turn
-    monkeypatch.setattr(ring_attention, 'turn', lambda *x: turn(*x[:-1], max(x[-1] - 1, 1)))  # loses the last hop
+    ring_pass = ring_attention.ring_pass  # without its last step
+    monkeypatch.setattr(ring_attention, 'ring_pass', lambda *x: ring_pass(*x[:-1], max(x[-1] - 1, 1)))
     monkeypatch.setattr(all_to_all_attention, '_to_heads', lambda *x: 1 / 0)  # as a compiler that gives up
     status, written = script(monkeypatch, tmp_path / 'bad.json', '--ring-sizes', '4', '--strategies', 'ring', 'all_to_all')
     assert status == 1 and [x['passed'] for x in written['settings']] == [False, False]

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from lct import sharding
 from lct.ops.blockwise_attention import Chunks
+from lct.ops.context_parallel import AttentionOptions
 from lct.ops.ring_attention import ring_attention
 from lct.plan import hlo, programs, targets
 
@@ -98,7 +99,7 @@ def test_ring_attention_on_cpu_sends_what_it_should():
     ring, size = 4, {'B': 2, 'T': 256, 'N': 4, 'K': 2, 'H': 16}
     mesh = sharding.make_mesh((1, 2, ring, 1))
     with jax.set_mesh(mesh):
-        op = functools.partial(ring_attention, chunks=Chunks(32, 32))
+        op = functools.partial(ring_attention, options=AttentionOptions(Chunks(32, 32)))
         function, arguments = programs.attention(op, mesh, size, jnp.float32)['forward']
         compiled = jax.jit(function).lower(*arguments).compile()
     program = hlo.Program(compiled.as_text())
@@ -114,7 +115,7 @@ def test_the_backward_on_cpu_takes_no_memory_while_the_forward_runs():
     """In arrays of a device's share of q: fewer than seven, and eight if nothing holds the backward's keys back."""
     ring, tokens, heads, head_dim = 4, 8192, 2, 16
     split = P(None, 'sequence')
-    attention = jax.shard_map(functools.partial(ring_attention, axis_name='sequence', chunks=Chunks(32, 32)),
+    attention = jax.shard_map(functools.partial(ring_attention, axis_name='sequence', options=AttentionOptions(Chunks(32, 32))),
                               in_specs=(split,) * 5, out_specs=split)
     with jax.set_mesh(sharding.make_mesh((1, 1, ring, 1))):
         place = functools.partial(jax.ShapeDtypeStruct, sharding=jax.NamedSharding(jax.sharding.get_mesh(), split))
@@ -168,7 +169,7 @@ def test_every_transfer_of_the_ring_hides_behind_attention_on_gpus(target, direc
     size = {'B': 1, 'T': 512 * ring, 'N': 4, 'K': 2, 'H': 64}
     mesh = targets.mesh(target, (1, 1, ring, 1))
     with jax.set_mesh(mesh):
-        op = functools.partial(ring_attention, chunks=Chunks(128, 128))
+        op = functools.partial(ring_attention, options=AttentionOptions(Chunks(128, 128)))
         function, arguments = programs.attention(op, mesh, size, jnp.bfloat16)[direction]
         compiled = jax.jit(function).lower(*arguments).compile(compiler_options=targets.options(target))
     transfers = hlo.Program(compiled.as_text()).transfers(dict(mesh.shape))

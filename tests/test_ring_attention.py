@@ -10,6 +10,7 @@ from attention_cases import inputs, permutes
 
 from lct.data.layout import permutation
 from lct.ops.blockwise_attention import Chunks, fit
+from lct.ops.context_parallel import AttentionOptions
 from lct.ops.masks import chunk_classes
 from lct.ops.ring_attention import ring_attention
 from lct.sharding import make_mesh, spec
@@ -27,7 +28,7 @@ def case(heads, packed, dtype=jnp.float32):
 def test_forward_rotates_the_unrepeated_keys_and_values_in_a_loop_of_ring_size_minus_one():
     mesh = make_mesh((1, 1, 8, 1))
     q, k, v, positions, segments, _ = case('gqa', False, jnp.bfloat16)
-    ring = functools.partial(ring_attention, axis_name='sequence', chunks=Chunks(8, 8))
+    ring = functools.partial(ring_attention, axis_name='sequence', options=AttentionOptions(Chunks(8, 8)))
     with jax.set_mesh(mesh):
         kv, tokens = spec('BTKH'), spec('BT')
         ring = jax.shard_map(ring, in_specs=(spec('BTNH'), kv, kv, tokens, tokens), out_specs=spec('BTNH'))

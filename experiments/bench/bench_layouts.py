@@ -33,6 +33,7 @@ from balance import documents, one_document, tiles  # noqa: E402
 from lct.cli.main import check_positive, run_script  # noqa: E402
 from lct.data.layout import permutation  # noqa: E402
 from lct.ops.blockwise_attention import Chunks  # noqa: E402
+from lct.ops.context_parallel import AttentionOptions  # noqa: E402
 from lct.ops.ring_attention import ring_attention  # noqa: E402
 from lct.sharding import make_mesh, spec  # noqa: E402
 
@@ -59,7 +60,7 @@ def programs(*args):
     """{direction: compiled program}: one serves all cases, which differ in their positions alone."""
     heads, tokens = spec('BTNH'), spec('BT')
     attention = jax.shard_map(
-        lambda *x: ring_attention(*x, 'sequence', Chunks(ARGS.chunk, ARGS.chunk)),
+        lambda *x: ring_attention(*x, 'sequence', AttentionOptions(Chunks(ARGS.chunk, ARGS.chunk))),
         in_specs=(heads,) * 3 + (tokens,) * 2, out_specs=heads)
 
     def both(q, k, v, cotangent, *where):

@@ -137,11 +137,12 @@ def measured_together(length=8192, rounds=12):
     import jax
     import numpy as np
 
+    from lct.ops.context_parallel import AttentionOptions
     from lct.ops.ring_attention import ring_attention
     from lct.sharding import make_mesh, spec
 
     heads, tokens = spec('BTNH'), spec('BT')
-    local = lambda *x: ring_attention(*x, 'sequence', Chunks(256, 256))
+    local = lambda *x: ring_attention(*x, 'sequence', AttentionOptions(Chunks(256, 256)))
     ring = jax.jit(jax.shard_map(local, in_specs=(heads,) * 3 + (tokens,) * 2, out_specs=heads))
     times = {layout: [] for layout in LAYOUTS}
     with jax.set_mesh(make_mesh((1, 1, 2, 1))):

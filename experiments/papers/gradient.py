@@ -17,11 +17,12 @@ from lct.cli.main import run_script
 from lct.cli.paths import experiments_folder
 from lct.eval.report import svg
 from lct.models.llama_sizes import LLAMA3_8B, LLAMA3_70B
-from lct.ops.strategies import TWO_LEVEL, Attention
+from lct.ops.strategies import STRATEGIES, Attention
 from lct.plan import buffers, cost, hardware, search, timing
 
 L40S = hardware.find('l40s')
 RECIPES = {'8B': ('gradient_llama3_8b', LLAMA3_8B), '70B': ('gradient_llama3_70b', LLAMA3_70B)}
+TWO_LEVEL = [name for name, facts in STRATEGIES.items() if facts.two_level]
 SPEEDUP = 33  # of 'layered parallelism', by the 8B model's card
 
 

@@ -17,7 +17,7 @@ from lct.eval.report import svg
 from lct.models.llama import Memory
 from lct.models.llama_sizes import LLAMA3_8B
 from lct.ops.blockwise_attention import Chunks
-from lct.ops.strategies import TWO_LEVEL, Attention
+from lct.ops.strategies import STRATEGIES, Attention
 from lct.plan import cost, hardware, timing
 
 K, GB = 2**10, 1e9
@@ -30,7 +30,7 @@ LOONGTRAIN = (('all_to_all', 629.9), ('ring', 706.2), ('all_to_all_ring', 838.1)
 
 
 def step_of(config, ring, seq_len, strategy, node_size=1, remat='full'):
-    memory = Memory(remat, Attention(strategy, node_size if strategy in TWO_LEVEL else 1, Chunks(512, 512)), 8, dtype='bfloat16')
+    memory = Memory(remat, Attention(strategy, node_size if STRATEGIES[strategy].two_level else 1, Chunks(512, 512)), 8, dtype='bfloat16')
     return cost.Step(config, (1, 1, ring, 1), seq_len, 1, 1, memory, 'bfloat16')
 
 

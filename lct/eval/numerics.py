@@ -59,7 +59,7 @@ def settings(ring_sizes, tensor, layouts, names, kernels, node_size=None):
     """Every combination, ring sizes outermost; the layouts of one program, which are only data to it, follow each
     other. node_size: of the two-level strategies, None for two nodes."""
     for ring_size, kernel, name, order in itertools.product(ring_sizes, kernels, names, layouts):
-        node = (node_size or max(ring_size // 2, 1)) if name in strategies.TWO_LEVEL else 1
+        node = (node_size or max(ring_size // 2, 1)) if strategies.STRATEGIES[name].two_level else 1
         yield Setting(ring_size, tensor, order, name, node, kernel)
 
 
@@ -70,7 +70,7 @@ def refusal(config, length, dtype, setting):
     """
     ring_size, heads, kv_heads = (
         setting.ring_size, config.num_heads // setting.tensor, config.num_kv_heads // setting.tensor)
-    if ring_size == 1 and (setting.strategy, setting.layout) != ('ring', 'contiguous'):
+    if ring_size == 1 and (setting.strategy, setting.layout) != (strategies.DEFAULT, 'contiguous'):
         return 'on a ring of one every strategy is ring and every layout contiguous'
     try:
         sharding.make_mesh((1, 1, ring_size, setting.tensor))

@@ -1,52 +1,60 @@
-"""Context parallelism by all-gather: every device fetches the keys and values of its node (Llama Team 2024,
-section 3.3.2: Llama-3 405B at 128K), and nodes pass theirs on around a ring.
+"""Context parallelism by all-gather: every device gathers the keys and values of its node (Llama Team 2024,
+arXiv 2407.21783, section 3.3.2: Llama-3 405B at 128K), and a ring passes blocks between nodes.
 
-With one node for all it is the plain all-gather: one collective, exposed, and keys and values of the whole
-sequence on every device. With smaller nodes only a shard per device crosses the slow links, behind the work.
+With a single node this is the plain all-gather: exposed communication, and the keys and values of the whole sequence
+on every device. With smaller nodes one shard per device crosses the slow links, overlapped with compute.
 """
 
 import jax
 from jax import lax
 
-from lct.ops.blockwise_attention import Chunks, nothing, zero_grads
-from lct.ops.context_parallel import Split, finished_dq, see, see_grad, split_attention, zero_dq
-from lct.ops.ring_attention import turn, turn_grad
+from lct.ops.blockwise_attention import nothing, zero_grads
+from lct.ops.context_parallel import (
+    AttentionOptions,
+    attend,
+    attend_backward,
+    finalize_dq,
+    init_dq,
+    make_attention,
+)
+from lct.ops.ring_attention import ring_pass, ring_pass_backward
 
 
 def all_gather_attention(
-    q, k, v, positions, segment_ids, axis_name, node_size, chunks=Chunks(), window=None, kernel='xla'  # noqa: B008
-):
-    """As ring_attention, but gathers inside nodes of node_size neighbours and rings across them."""
-    return _attention(q, k, v, positions, segment_ids, Split(axis_name, node_size, chunks, window, kernel))
+    q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array, axis_name: str | None,
+    options: AttentionOptions,
+) -> jax.Array:
+    """As ring_attention, but gathers within nodes of options.node_size neighbours and rings across nodes."""
+    return _attention(q, k, v, positions, segment_ids, axis_name, options)
 
 
-def _gathered(keys, how):
-    """The keys of all devices of the node."""
-    join = lambda x: lax.all_gather(x, how.axis_name, axis=2, tiled=True, axis_index_groups=how.nodes)
-    return jax.tree.map(join, keys)
+def _gather(block, axis):
+    """The key/value block of the whole node."""
+    gather = lambda x: lax.all_gather(x, axis.name, axis=2, tiled=True, axis_index_groups=axis.nodes)
+    return jax.tree.map(gather, block)
 
 
-def _scattered(x, how):
-    """Each device's share of the sum over the node of dk or dv [B, K, S, H], float32."""
-    return lax.psum_scatter(
-        x, how.axis_name, scatter_dimension=2, tiled=True, axis_index_groups=how.nodes)
+def _scatter(x, axis):
+    """The node's dk or dv [B, K, S, H], float32, summed over its devices and scattered to the owners of the keys."""
+    return lax.psum_scatter(x, axis.name, scatter_dimension=2, tiled=True, axis_index_groups=axis.nodes)
 
 
-def _forward(queries, keys, how):
-    look = lambda total, keys: see(total, queries, _gathered(keys, how), how)
-    return turn(nothing(queries.q), keys, look, how.to_next_node, how.num_nodes)
+def _forward(queries, block, axis, options):
+    step = lambda accumulator, block: attend(accumulator, queries, _gather(block, axis), options)
+    return ring_pass(nothing(queries.q), block, step, axis.rotate_nodes, axis.num_nodes)
 
 
-def _backward(queries, keys, cotangent, how):
-    def add(grads, keys):
+def _backward(queries, block, residuals, axis, options):
+    def step(grads, block):
         dq, dk, dv = grads
-        keys = _gathered(keys, how)
-        dq, *more = see_grad((dq, *zero_grads(keys.k, keys.v)), queries, keys, cotangent, how)
-        more_dk, more_dv = (_scattered(x, how) for x in more)
-        return dq, dk + more_dk, dv + more_dv
+        block = _gather(block, axis)
+        dq, *node_grads = attend_backward((dq, *zero_grads(block.k, block.v)), queries, block, residuals, options)
+        own_dk, own_dv = (_scatter(x, axis) for x in node_grads)
+        return dq, dk + own_dk, dv + own_dv
 
-    dq, dk, dv = turn_grad(zero_dq(queries, how), keys, add, how.to_next_node, how.num_nodes, how.chunks.key)
-    return finished_dq(dq, queries, how), dk, dv
+    dq = init_dq(queries, options)
+    dq, dk, dv = ring_pass_backward(dq, block, step, axis.rotate_nodes, axis.num_nodes, options.chunks.key)
+    return finalize_dq(dq, queries, options), dk, dv
 
 
-_attention = split_attention(_forward, _backward)
+_attention = make_attention('all_gather_attention', _forward, _backward)

@@ -1,13 +1,14 @@
-"""What every way to split a sequence shares: who sees, what is seen, and the one custom_vjp.
+"""Context parallelism: what all strategies that split a sequence over devices share.
 
-A strategy is two functions over the local shard of each device, forward and backward, built on the inner block
-(blockwise_attention) and collectives. Only q, k, v, out and lse are kept between them; the backward starts from
-the global lse, never from the derivative of a merge.
+A strategy is a forward and a backward function over the local shards, built on an inner block (blockwise_attention
+or a kernel) and collectives. make_attention joins the two into one custom_vjp, which saves only q, k, v, out and lse.
+The backward starts from the global lse and never differentiates through a merge.
 """
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,142 +23,166 @@ from lct.ops.kernels import triton_attention
 KERNELS = {'xla': blockwise_attention, 'triton': triton_attention}
 
 
-class Queries(NamedTuple):
-    q: Any  # [B, T, K, G, H]: heads by the key/value head that they share, as the inner block reads them
-    positions: Any  # [B, T] int32
-    segments: Any  # [B, T] int32
+class QueryBlock(NamedTuple):
+    """The queries of one device, grouped by the key/value head that they share, as the inner block reads them."""
+
+    q: jax.Array  # [B, T, K, G, H]
+    positions: jax.Array  # [B, T] int32
+    segments: jax.Array  # [B, T] int32
 
 
-class Keys(NamedTuple):
-    """What travels: a block of keys and values with all that the mask needs."""
+class KVBlock(NamedTuple):
+    """A key/value block with everything that its mask needs: the unit that the ring rotates."""
 
-    k: Any  # [B, K, S, H]: heads first, as the inner block reads them
-    v: Any  # [B, K, S, H]
-    tokens: Any  # [B, 2, S] int32, positions and segments: one transfer instead of two
+    k: jax.Array  # [B, K, S, H]: heads first, as the inner block reads them
+    v: jax.Array  # [B, K, S, H]
+    tokens: jax.Array  # [B, 2, S] int32, positions and segments: one transfer instead of two
 
     @classmethod
-    def of(cls, k, v, positions, segments):
+    def create(cls, k, v, positions, segments):
         """From k, v [B, S, K, H]; positions, segments [B, S]."""
         tokens = jnp.stack([positions, segments], 1)
-        # to shard_map k may vary over more mesh axes than tokens; what waits together must vary alike
+        # Inside shard_map k may vary over more mesh axes than tokens; operands of one barrier must vary alike.
         tokens += lax.full_like(k, 0, tokens.dtype, shape=tokens.shape)
         return cls(k.swapaxes(1, 2), v.swapaxes(1, 2), tokens)
 
 
-class Cotangent(NamedTuple):
-    dout: Any  # [B, T, K, G, H]
-    lse: Any  # [B, T, K, G], over all keys
-    delta: Any  # [B, T, K, G], rowsum(dout * out)
+class Residuals(NamedTuple):
+    """The rows of the output that the backward of every key/value block needs."""
+
+    dout: jax.Array  # [B, T, K, G, H]
+    lse: jax.Array  # [B, T, K, G], over all keys
+    delta: jax.Array  # [B, T, K, G], rowsum(dout * out)
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
-    """How one call is split: the mesh axis (None on one device), neighbours of it that share a node, tiles,
-    the sliding window and the inner block."""
+class AttentionOptions:
+    """Settings that all strategies share.
 
-    axis_name: Any
-    node_size: int
-    chunks: Chunks
-    window: int | None
-    kernel: str
+    chunks: tokens of one tile.
+    window: tokens that a query attends to, itself included; None for all before it.
+    kernel: the inner block, a key of KERNELS.
+    node_size: neighbours on the sequence axis that form one node; a single ring has no use for it.
+    """
+
+    chunks: Chunks = Chunks()
+    window: int | None = None
+    kernel: str = 'xla'
+    node_size: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceAxis:
+    """The mesh axis that the sequence is split over, in nodes of node_size neighbours; name None is one device."""
+
+    name: str | None
+    node_size: int = 1
 
     @property
-    def size(self):
-        return 1 if self.axis_name is None else lax.axis_size(self.axis_name)
+    def size(self) -> int:
+        return 1 if self.name is None else lax.axis_size(self.name)
 
     @property
-    def num_nodes(self):
+    def num_nodes(self) -> int:
         return self.size // self.node_size
 
-    def to_next(self, x):
-        """Every device's x to the next device of the axis, the last one's to the first."""
-        return self._send(x, lambda i: (i + 1) % self.size)
-
-    def to_next_in_node(self, x):
-        n = self.node_size
-        return self._send(x, lambda i: i // n * n + (i + 1) % n)
-
-    def to_next_node(self, x):
-        return self._send(x, lambda i: (i + self.node_size) % self.size)
-
-    def _send(self, x, where):
-        pairs = [(i, where(i)) for i in range(self.size)]
-        return jax.tree.map(lambda leaf: lax.ppermute(leaf, self.axis_name, pairs), x)
-
     @property
-    def nodes(self):
-        """Device numbers of every node, for collectives inside nodes."""
+    def nodes(self) -> list[list[int]]:
+        """Device numbers of every node, for collectives within nodes."""
         return [list(range(i, i + self.node_size)) for i in range(0, self.size, self.node_size)]
 
+    def rotate(self, tree):
+        """Send every device's arrays to the next device of the axis, the last one's to the first."""
+        return self._send(tree, lambda i: (i + 1) % self.size)
 
-def see(total, queries, keys, how):
-    """(out, lse) after one more block of keys: attend of the inner block."""
-    return KERNELS[how.kernel].attend(
-        total, queries.q, keys.k, keys.v, queries.positions, keys.tokens[:, 0], queries.segments, keys.tokens[:, 1],
-        how.chunks, how.window)
+    def rotate_within_node(self, tree):
+        """Send every device's arrays to the next device of its node, the last one's to the first."""
+        n = self.node_size
+        return self._send(tree, lambda i: i // n * n + (i + 1) % n)
 
+    def rotate_nodes(self, tree):
+        """Send every device's arrays to its counterpart in the next node."""
+        return self._send(tree, lambda i: (i + self.node_size) % self.size)
 
-def see_grad(grads, queries, keys, cotangent, how):
-    """(dq, dk, dv) after one more block of keys: attend_grad of the inner block."""
-    return KERNELS[how.kernel].attend_grad(
-        grads, queries.q, keys.k, keys.v, *cotangent, queries.positions, keys.tokens[:, 0], queries.segments,
-        keys.tokens[:, 1], how.chunks, how.window)
-
-
-def zero_dq(queries, how):
-    """The dq that see_grad begins with, in the inner block's own layout."""
-    return KERNELS[how.kernel].zero_dq(queries.q)
+    def _send(self, tree, destination):
+        pairs = [(i, destination(i)) for i in range(self.size)]
+        return jax.tree.map(lambda leaf: lax.ppermute(leaf, self.name, pairs), tree)
 
 
-def finished_dq(dq, queries, how):
-    """dq [B, T, K, G, H] after all blocks."""
-    return KERNELS[how.kernel].finished_dq(dq, queries.q)
+def attend(accumulator, queries, block, options):
+    """(out, lse) after one more key/value block: attend of the inner block."""
+    return KERNELS[options.kernel].attend(
+        accumulator, queries.q, block.k, block.v, queries.positions, block.tokens[:, 0], queries.segments,
+        block.tokens[:, 1], options.chunks, options.window)
 
 
-def split_attention(forward, backward):
-    """The attention of a strategy.
+def attend_backward(grads, queries, block, residuals, options):
+    """(dq, dk, dv) after one more key/value block: attend_grad of the inner block."""
+    return KERNELS[options.kernel].attend_grad(
+        grads, queries.q, block.k, block.v, *residuals, queries.positions, block.tokens[:, 0], queries.segments,
+        block.tokens[:, 1], options.chunks, options.window)
+
+
+def init_dq(queries, options):
+    """The dq that attend_backward starts from, in the inner block's own layout."""
+    return KERNELS[options.kernel].zero_dq(queries.q)
+
+
+def finalize_dq(dq, queries, options):
+    """dq [B, T, K, G, H] after the last block."""
+    return KERNELS[options.kernel].finished_dq(dq, queries.q)
+
+
+def make_attention(name: str, forward: Callable, backward: Callable) -> Callable[..., jax.Array]:
+    """The differentiable attention of a strategy.
 
     Args:
-      forward(queries, keys, how) -> (out, lse) in float32.
-      backward(queries, keys, cotangent, how) -> (dq [B, T, K, G, H], dk, dv [B, K, S, H]) in float32.
+      name: of both passes in a profile.
+      forward: (queries, block, axis, options) -> (out, lse) in float32.
+      backward: (queries, block, residuals, axis, options) -> (dq [B, T, K, G, H], dk, dv [B, K, S, H]) in float32.
     Returns:
-      a differentiable function (q, k, v, positions, segment_ids, how) -> out [B, T, N, H] in q's dtype. Named
-      'attention' for remat policies: q, k, v, out, lse, all that its backward needs.
+      A function (q, k, v, positions, segment_ids, axis_name, options) -> out [B, T, N, H] in q's dtype. The residuals
+      of its backward (q, k, v, out, lse) have the name 'attention' for remat policies.
     """
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-    def attention(q, k, v, positions, segment_ids, how):
-        return save(q, k, v, positions, segment_ids, how)[0]
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+    def attention(q, k, v, positions, segment_ids, axis, options):
+        return save(q, k, v, positions, segment_ids, axis, options)[0]
 
-    def save(q, k, v, positions, segment_ids, how):
+    def save(q, k, v, positions, segment_ids, axis, options):
         q, k, v = checkpoint_name((q, k, v), 'attention')
-        out, lse = forward(Queries(q, positions, segment_ids), Keys.of(k, v, positions, segment_ids), how)
+        with jax.named_scope(name):
+            queries = QueryBlock(q, positions, segment_ids)
+            out, lse = forward(queries, KVBlock.create(k, v, positions, segment_ids), axis, options)
         out, lse = checkpoint_name((out.astype(q.dtype), lse), 'attention')
         return out, (q, k, v, positions, segment_ids, out, lse)
 
-    def gradients(how, saved, dout):
+    def gradients(axis, options, saved, dout):
         q, k, v, positions, segment_ids, out, lse = saved
-        delta = jnp.sum(dout.astype(lse.dtype) * out.astype(lse.dtype), -1)
-        # Plus a zero that is known only now. XLA:CPU drops barriers before it schedules, and would lay out the keys of
-        # the backward during the forward, in memory beside that of the forward.
-        k, v = (x + (0 * delta.reshape(-1)[0]).astype(x.dtype) for x in (k, v))
-        dq, dk, dv = backward(Queries(q, positions, segment_ids), Keys.of(k, v, positions, segment_ids),
-                              Cotangent(dout, lse, delta), how)
-        dk, dv = dk.swapaxes(1, 2), dv.swapaxes(1, 2)
+        with jax.named_scope(name):
+            delta = jnp.sum(dout.astype(lse.dtype) * out.astype(lse.dtype), -1)
+            # Add a zero that is known only now. XLA:CPU drops barriers before it schedules, and would transpose the
+            # keys of the backward during the forward, in memory beside the forward's own.
+            k, v = (x + (0 * delta.reshape(-1)[0]).astype(x.dtype) for x in (k, v))
+            queries = QueryBlock(q, positions, segment_ids)
+            dq, dk, dv = backward(queries, KVBlock.create(k, v, positions, segment_ids), Residuals(dout, lse, delta),
+                                  axis, options)
+            dk, dv = dk.swapaxes(1, 2), dv.swapaxes(1, 2)
         return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
     attention.defvjp(save, gradients)
 
-    def call(q, k, v, positions, segment_ids, how):
+    def call(q, k, v, positions, segment_ids, axis_name, options):
         if q.shape[2] % k.shape[2]:
             raise ValueError(f'num_heads {q.shape[2]} is not a multiple of num_kv_heads {k.shape[2]}')
-        # fitted to the shard before shards are joined, so that no chunk straddles two of them
         grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
-        chunks = Chunks(fit(how.chunks.queries(grouped.shape[3]), q.shape[1]), fit(how.chunks.key, q.shape[1]))
-        how = dataclasses.replace(how, chunks=chunks)
-        return attention(grouped, k, v, positions, segment_ids, how).reshape(q.shape)
+        # Chunks are fitted to the shard before shards are gathered, so that no chunk straddles two of them.
+        chunks = Chunks(fit(options.chunks.queries(grouped.shape[3]), q.shape[1]), fit(options.chunks.key, q.shape[1]))
+        options = dataclasses.replace(options, chunks=chunks)
+        axis = SequenceAxis(axis_name, options.node_size)
+        return attention(grouped, k, v, positions, segment_ids, axis, options).reshape(q.shape)
 
     return call
 
 
-__all__ = ['KERNELS', 'Cotangent', 'Keys', 'Queries', 'Split', 'finished_dq', 'nothing', 'see', 'see_grad',
-           'split_attention', 'zero_dq', 'zero_grads']
+__all__ = ['KERNELS', 'AttentionOptions', 'KVBlock', 'QueryBlock', 'Residuals', 'SequenceAxis', 'attend',
+           'attend_backward', 'finalize_dq', 'init_dq', 'make_attention', 'nothing', 'zero_grads']

@@ -1,38 +1,50 @@
-"""Double ring: rings inside nodes, a ring of nodes around them (LoongTrain, Gu et al. 2024, arXiv 2406.18485).
+"""Double ring: rings within nodes, and a ring of nodes around them (LoongTrain, Gu et al. 2024, arXiv 2406.18485).
 
-For clusters with fast links inside a machine and slow ones between. A block is sent to the next node once, while
-it makes a whole turn of its present one, so the slow transfer has node_size hops of work to hide behind where the
-single ring leaves it one.
+For clusters with fast links inside a machine and slow ones between machines. A block is sent to the next node once
+per ring pass within its present node, so that the slow transfer overlaps with the attention of node_size blocks. A
+single ring overlaps it with the attention of one block.
 """
 
-from lct.ops.blockwise_attention import Chunks, nothing
-from lct.ops.context_parallel import Split, finished_dq, see, see_grad, split_attention, zero_dq
-from lct.ops.ring_attention import turn, turn_grad
+import jax
+
+from lct.ops.blockwise_attention import nothing
+from lct.ops.context_parallel import (
+    AttentionOptions,
+    attend,
+    attend_backward,
+    finalize_dq,
+    init_dq,
+    make_attention,
+)
+from lct.ops.ring_attention import ring_pass, ring_pass_backward
 
 
 def double_ring_attention(
-    q, k, v, positions, segment_ids, axis_name, node_size, chunks=Chunks(), window=None, kernel='xla'  # noqa: B008
-):
-    """As ring_attention, with nodes of node_size neighbours on axis_name."""
-    return _attention(q, k, v, positions, segment_ids, Split(axis_name, node_size, chunks, window, kernel))
+    q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array, axis_name: str | None,
+    options: AttentionOptions,
+) -> jax.Array:
+    """As ring_attention, with nodes of options.node_size neighbours on axis_name."""
+    return _attention(q, k, v, positions, segment_ids, axis_name, options)
 
 
-def _forward(queries, keys, how):
-    look = lambda total, keys: see(total, queries, keys, how)
-    inner = lambda total, keys: turn(total, keys, look, how.to_next_in_node, how.node_size)
-    return turn(nothing(queries.q), keys, inner, how.to_next_node, how.num_nodes)
+def _forward(queries, block, axis, options):
+    step = lambda accumulator, block: attend(accumulator, queries, block, options)
+    node_pass = lambda accumulator, block: ring_pass(accumulator, block, step, axis.rotate_within_node, axis.node_size)
+    return ring_pass(nothing(queries.q), block, node_pass, axis.rotate_nodes, axis.num_nodes)
 
 
-def _backward(queries, keys, cotangent, how):
-    add = lambda grads, keys: see_grad(grads, queries, keys, cotangent, how)
+def _backward(queries, block, residuals, axis, options):
+    step = lambda grads, block: attend_backward(grads, queries, block, residuals, options)
+    chunk = options.chunks.key
 
-    def inner(grads, keys):
+    def node_pass(grads, block):
         dq, dk, dv = grads
-        dq, more_dk, more_dv = turn_grad(dq, keys, add, how.to_next_in_node, how.node_size, how.chunks.key)
-        return dq, dk + more_dk, dv + more_dv
+        dq, node_dk, node_dv = ring_pass_backward(dq, block, step, axis.rotate_within_node, axis.node_size, chunk)
+        return dq, dk + node_dk, dv + node_dv
 
-    dq, dk, dv = turn_grad(zero_dq(queries, how), keys, inner, how.to_next_node, how.num_nodes, how.chunks.key)
-    return finished_dq(dq, queries, how), dk, dv
+    dq = init_dq(queries, options)
+    dq, dk, dv = ring_pass_backward(dq, block, node_pass, axis.rotate_nodes, axis.num_nodes, chunk)
+    return finalize_dq(dq, queries, options), dk, dv
 
 
-_attention = split_attention(_forward, _backward)
+_attention = make_attention('double_ring_attention', _forward, _backward)

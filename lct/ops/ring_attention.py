@@ -1,107 +1,122 @@
-"""Ring Attention with Blockwise Transformers (Liu, Zaharia & Abbeel 2023), section 3.
+"""Ring Attention with Blockwise Transformers (Liu, Zaharia & Abbeel 2023, arXiv 2310.01889), section 3.
 
-Every device keeps its queries and sends its key/value block around the ring. It starts on its own block,
-so each query has seen itself, and starts the transfer of the next block before it computes on the
-present one. Positions and segments travel with the block: the mask needs nothing else, so contiguous,
-zigzag and striped layouts are one and the same ring.
+Every device keeps its queries and passes its key/value block around the ring. It starts with its own block, so that
+each query has attended to itself and lse is finite, and it starts each transfer before it computes on the present
+block, so that communication is overlapped with compute. Positions and segments rotate with the block and are all
+that the mask needs: contiguous, zigzag and striped layouts are the same ring.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lct.ops.blockwise_attention import Chunks, fit, nothing, zero_grads
-from lct.ops.context_parallel import Split, finished_dq, see, see_grad, split_attention, zero_dq
+from lct.ops.blockwise_attention import fit, nothing, zero_grads
+from lct.ops.context_parallel import (
+    AttentionOptions,
+    KVBlock,
+    attend,
+    attend_backward,
+    finalize_dq,
+    init_dq,
+    make_attention,
+)
 
 
 def ring_attention(
-    q, k, v, positions, segment_ids, axis_name, chunks=Chunks(), window=None, kernel='xla'  # noqa: B008
-):
+    q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array, axis_name: str | None,
+    options: AttentionOptions = AttentionOptions(),  # noqa: B008
+) -> jax.Array:
     """Causal attention within documents over a sequence split on axis_name; call inside shard_map.
 
-    Forward: ring_size - 1 rotations of the un-repeated key/value heads in their own dtype. Backward: from
-    (q, k, v, out, lse) alone; dk and dv ride in float32 beside their block and come home.
+    The forward rotates the un-repeated key/value heads in their own dtype ring_size - 1 times. The backward needs
+    (q, k, v, out, lse) alone; dk and dv rotate in float32 with their block until they are back at its owner.
 
     Args:
       q: [B, T, N, H] local queries; k, v: [B, T, K, H] local keys and values.
       positions, segment_ids: int32 [B, T]; segment 0 is padding.
       axis_name: mesh axis of the ring, or None on a single device.
-      chunks: Chunks of one tile.
-      window: tokens that a query sees, itself included; None for all before it.
-      kernel: the inner block, a key of split_attention.KERNELS.
+      options: chunks, sliding window and kernel.
     Returns:
       [B, T, N, H] in q's dtype.
     Raises:
       ValueError: if N is not a multiple of K.
     """
-    return _attention(q, k, v, positions, segment_ids, Split(axis_name, 1, chunks, window, kernel))
+    return _attention(q, k, v, positions, segment_ids, axis_name, options)
 
 
-def turn(total, keys, see, rotate, size):
-    """(out, lse) after the blocks of a whole ring: see(total, keys) -> total, while the next block arrives."""
-    def hop(carry, _):
-        keys, total = carry
-        arriving = rotate(keys)
-        return lax.optimization_barrier((arriving, see(total, keys))), None
+def ring_pass(accumulator: tuple, block: KVBlock, attend: Callable, rotate: Callable, size: int) -> tuple:
+    """(out, lse) after the blocks of all devices on a ring of that size.
+
+    attend(accumulator, block) -> accumulator runs while rotate(block) brings the next block.
+    """
+    def ring_step(carry, _):
+        block, accumulator = carry
+        next_block = rotate(block)
+        return lax.optimization_barrier((next_block, attend(accumulator, block))), None
 
     if size > 1:
-        (keys, total), _ = lax.scan(hop, (keys, total), length=size - 1)
-    return see(total, keys)
+        (block, accumulator), _ = lax.scan(ring_step, (block, accumulator), length=size - 1)
+    return attend(accumulator, block)
 
 
-def turn_grad(dq, keys, add, rotate, size, chunk):
-    """dq and the device's own dk, dv after a whole ring: add((dq, dk, dv), keys) -> (dq, dk, dv).
+def ring_pass_backward(
+    dq: jax.Array, block: KVBlock, attend_backward: Callable, rotate: Callable, size: int, chunk: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """dq, and the dk and dv of the device's own block, after a ring of that size.
 
-    A block travels as two halves, alternate chunks of it: while one is worked on, the other and its dk, dv are
-    on their way. The device's own block comes in two as well: its late half first, behind which the first early
-    half arrives, its early half last, behind which the gradients of the late one come home. So no transfer is
-    without work to hide behind, and none needs a second accumulator.
+    attend_backward((dq, dk, dv), block) -> (dq, dk, dv). A block rotates as two halves, its even and its odd chunks:
+    while the device computes on one half, the other and its dk, dv are in flight. The device's own block is split too.
+    Its second half comes first, which overlaps with the arrival of the first neighbour's half. Its first half comes
+    last, which overlaps with the return of the second half's gradients to their owner. So every transfer is overlapped
+    with compute, and none needs a second accumulator.
     """
-    zero = lambda keys: zero_grads(keys.k, keys.v)
+    zeros = lambda block: zero_grads(block.k, block.v)
     if size == 1:
-        return add((dq, *zero(keys)), keys)
+        return attend_backward((dq, *zeros(block)), block)
 
-    def work(dq, half):
-        keys, grads = half
-        dq, *grads = add((dq, *grads), keys)
-        return dq, (keys, tuple(grads))
+    def accumulate(dq, half):
+        block, grads = half
+        dq, *grads = attend_backward((dq, *grads), block)
+        return dq, (block, tuple(grads))
 
-    def hop(carry, _):
-        dq, early, late = carry
-        arriving = rotate(late)
-        dq, early = work(dq, early)
-        # nothing that follows may be drawn forward into this half hop: it would wait for the transfer
-        dq, early, late = lax.optimization_barrier((dq, early, arriving))
-        arriving = rotate(early)
-        dq, late = work(dq, late)
-        return lax.optimization_barrier((dq, arriving, late)), None
+    def ring_step(carry, _):
+        dq, first, second = carry
+        in_flight = rotate(second)
+        dq, first = accumulate(dq, first)
+        # Nothing that follows may be scheduled into this half step: it would wait for the transfer.
+        dq, first, second = lax.optimization_barrier((dq, first, in_flight))
+        in_flight = rotate(first)
+        dq, second = accumulate(dq, second)
+        return lax.optimization_barrier((dq, in_flight, second)), None
 
-    early, late = _halves(keys, chunk)
-    arriving = rotate(early)
-    dq, late = work(dq, (late, zero(late)))
-    carry = dq, (arriving, zero(early)), late
-    (dq, early, (_, late_grads)), _ = lax.scan(hop, carry, length=size - 1)
-    late_grads = rotate(late_grads)
-    dq, (_, early_grads) = work(dq, early)
-    # they come home behind this work, not behind what is done with dq after it
-    dq, late_grads = lax.optimization_barrier((dq, late_grads))
-    return dq, *(_joined(a, b, keys.k.shape[2], chunk) for a, b in zip(early_grads, late_grads))
+    first, second = _halves(block, chunk)
+    in_flight = rotate(first)
+    dq, second = accumulate(dq, (second, zeros(second)))
+    carry = dq, (in_flight, zeros(first)), second
+    (dq, first, (_, second_grads)), _ = lax.scan(ring_step, carry, length=size - 1)
+    second_grads = rotate(second_grads)
+    dq, (_, first_grads) = accumulate(dq, first)
+    # Their return overlaps with this accumulation, not with later uses of dq.
+    dq, second_grads = lax.optimization_barrier((dq, second_grads))
+    return dq, *(_interleave(a, b, block.k.shape[2], chunk) for a, b in zip(first_grads, second_grads))
 
 
-def _halves(keys, chunk):
-    """Even and odd chunks of a block; of an odd S with one key more, padding that nobody sees."""
-    odd = keys.k.shape[2] % 2
-    size = fit(chunk, keys.k.shape[2] + odd)
+def _halves(block, chunk):
+    """Even and odd chunks of a block. An odd S is padded with one key that no query attends to."""
+    odd = block.k.shape[2] % 2
+    size = fit(chunk, block.k.shape[2] + odd)
 
-    def cut(x, i):
+    def take(x, parity):
         batch, rows, length, *rest = x.shape
         x = jnp.pad(x, [(0, odd * (dim == 2)) for dim in range(x.ndim)])
-        return x.reshape(batch, rows, -1, 2, size, *rest)[:, :, :, i].reshape(batch, rows, -1, *rest)
+        return x.reshape(batch, rows, -1, 2, size, *rest)[:, :, :, parity].reshape(batch, rows, -1, *rest)
 
-    return jax.tree.map(lambda x: cut(x, 0), keys), jax.tree.map(lambda x: cut(x, 1), keys)
+    return jax.tree.map(lambda x: take(x, 0), block), jax.tree.map(lambda x: take(x, 1), block)
 
 
-def _joined(even, odd, length, chunk):
+def _interleave(even, odd, length, chunk):
     """The inverse of _halves for dk or dv [B, K, S / 2, H]."""
     batch, heads, half, dim = even.shape
     size = fit(chunk, 2 * half)
@@ -109,14 +124,15 @@ def _joined(even, odd, length, chunk):
     return jnp.stack(pair, 3).reshape(batch, heads, 2 * half, dim)[:, :, :length]
 
 
-def _forward(queries, keys, how):
-    return turn(nothing(queries.q), keys, lambda total, keys: see(total, queries, keys, how), how.to_next, how.size)
+def _forward(queries, block, axis, options):
+    step = lambda accumulator, block: attend(accumulator, queries, block, options)
+    return ring_pass(nothing(queries.q), block, step, axis.rotate, axis.size)
 
 
-def _backward(queries, keys, cotangent, how):
-    add = lambda grads, keys: see_grad(grads, queries, keys, cotangent, how)
-    dq, dk, dv = turn_grad(zero_dq(queries, how), keys, add, how.to_next, how.size, how.chunks.key)
-    return finished_dq(dq, queries, how), dk, dv
+def _backward(queries, block, residuals, axis, options):
+    step = lambda grads, block: attend_backward(grads, queries, block, residuals, options)
+    dq, dk, dv = ring_pass_backward(init_dq(queries, options), block, step, axis.rotate, axis.size, options.chunks.key)
+    return finalize_dq(dq, queries, options), dk, dv
 
 
-_attention = split_attention(_forward, _backward)
+_attention = make_attention('ring_attention', _forward, _backward)

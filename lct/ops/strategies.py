@@ -1,9 +1,12 @@
-"""The ways to split attention over the sequence axis, what each can do, and the choice of one in a config.
+"""The strategies that split attention over the sequence axis, their facts, and the choice of one in a config.
 
     python -m lct.ops.strategies        prints the table
+
+To add a strategy: one module with its function, and one record in STRATEGIES.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 from jax import lax
@@ -12,56 +15,103 @@ from lct import text
 from lct.ops.all_gather_attention import all_gather_attention
 from lct.ops.all_to_all_attention import all_to_all_attention
 from lct.ops.blockwise_attention import Chunks
-from lct.ops.context_parallel import KERNELS
+from lct.ops.context_parallel import KERNELS, AttentionOptions
 from lct.ops.double_ring_attention import double_ring_attention
 from lct.ops.kernels import triton_attention
 from lct.ops.ring_attention import ring_attention
 
-# strategy: (how a shard meets the others, what it needs, what waits for the network)
-CAPABILITIES = {
-    'ring': ('one ring of all devices', '-', 'nothing: a hop of attention hides each transfer'),
-    'all_gather': ('all K/V on every device', 'memory for the K/V of the sequence', 'the gathers'),
-    'all_to_all': ('heads for tokens', 'ring_size divides num_heads', 'four all-to-alls'),
-    'all_gather_ring': ('gather in the node, ring of nodes', 'node_size divides ring_size', 'the gathers in the node'),
-    'all_to_all_ring': ('heads for tokens in the node, ring of nodes', 'node_size divides ring_size and num_heads',
-                        'four all-to-alls in the node'),
-    'double_ring': ('ring in the node, ring of nodes', 'node_size divides ring_size',
-                    'nothing: a turn of the node hides each transfer between nodes'),
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """One way to split attention over the sequence axis.
+
+    attend: (q, k, v, positions, segment_ids, axis_name, options) -> out, as ring_attention.
+    schedule, requires, exposed: the order of communication, its conditions, and the communication that is not
+      overlapped with compute, as text for the table.
+    two_level: nodes of node_size neighbours exchange keys and values within, and a ring connects the nodes.
+    splits_heads: the devices of a node share the heads among them.
+    gathers: every device of a node gathers the keys and values of the node.
+    """
+
+    attend: Callable[..., jax.Array]
+    schedule: str
+    requires: str
+    exposed: str
+    two_level: bool = False
+    splits_heads: bool = False
+    gathers: bool = False
+
+
+STRATEGIES: dict[str, Strategy] = {
+    'ring': Strategy(
+        ring_attention, schedule='one ring of all devices', requires='-',
+        exposed='none: each transfer overlaps with the attention of one block'),
+    'all_gather': Strategy(
+        all_gather_attention, schedule='all-gather of K/V', requires='memory for the K/V of the sequence',
+        exposed='the all-gathers', gathers=True),
+    'all_to_all': Strategy(
+        all_to_all_attention, schedule='all-to-all of heads and tokens', requires='ring_size divides num_heads',
+        exposed='four all-to-alls', splits_heads=True),
+    'all_gather_ring': Strategy(
+        all_gather_attention, schedule='all-gather within nodes, ring of nodes',
+        requires='node_size divides ring_size', exposed='the all-gathers within nodes', two_level=True, gathers=True),
+    'all_to_all_ring': Strategy(
+        all_to_all_attention, schedule='all-to-all within nodes, ring of nodes',
+        requires='node_size divides ring_size and num_heads', exposed='four all-to-alls within nodes',
+        two_level=True, splits_heads=True),
+    'double_ring': Strategy(
+        double_ring_attention, schedule='ring within nodes, ring of nodes', requires='node_size divides ring_size',
+        exposed='none: each transfer between nodes overlaps with a ring pass within the node', two_level=True),
 }
-TWO_LEVEL = ('all_gather_ring', 'all_to_all_ring', 'double_ring')
-EVERYWHERE = ('layouts contiguous, zigzag, striped; causal, packed documents, sliding window; MHA, GQA, MQA; any '
-              'head_dim; dk and dv in float32 on the wire; kernel xla anywhere, or triton on GPUs with head_dim '
-              '16, 32, 64, 128, 256. None has bias or dropout.')
+DEFAULT = 'ring'  # which is also what a single device runs
+COMMON = ('layouts contiguous, zigzag, striped; causal masks, packed documents, sliding window; MHA, GQA, MQA; any '
+          'head_dim; dk and dv communicated in float32; kernel xla on any device, or triton on GPUs with head_dim '
+          '16, 32, 64, 128, 256. No bias, no dropout.')
 
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """How attention is computed.
+    """The choice of an attention strategy and of its settings.
 
-    strategy: a key of CAPABILITIES.
+    strategy: a key of STRATEGIES.
     node_size: neighbours on the sequence axis with fast links between them, for the two-level strategies.
-    chunks: tokens of one tile. kernel: the inner block, xla or, on GPUs, triton.
+    chunks: tokens of one tile.
+    kernel: the inner block, xla or, on GPUs, triton.
     """
 
-    strategy: str = 'ring'
+    strategy: str = DEFAULT
     node_size: int = 1
     chunks: Chunks = Chunks()
     kernel: str = 'xla'
 
     def __post_init__(self):
-        if self.strategy not in CAPABILITIES:
-            raise ValueError(f'attention strategy {self.strategy!r} is not one of {", ".join(CAPABILITIES)}')
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f'attention strategy {self.strategy!r} is not one of {", ".join(STRATEGIES)}')
         if self.kernel not in KERNELS:
             raise ValueError(f'attention kernel {self.kernel!r} is not one of {", ".join(KERNELS)}')
         if self.node_size < 1:
             raise ValueError(f'node_size {self.node_size} must be at least 1')
-        if self.strategy in TWO_LEVEL and self.node_size == 1:
+        if self.facts.two_level and self.node_size == 1:
             raise ValueError(f'strategy {self.strategy} needs node_size > 1, the devices of one machine; '
-                             "with one device a machine use strategy 'ring'")
+                             f'with one device per machine use strategy {DEFAULT!r}')
+
+    @property
+    def facts(self) -> Strategy:
+        """The record of the strategy."""
+        return STRATEGIES[self.strategy]
+
+    def nodes(self, ring_size: int) -> tuple[int, int]:
+        """Devices of a node, and number of nodes: the whole ring is one node to a strategy of collectives alone, and
+        every device is a node to a single ring."""
+        if self.facts.two_level:
+            node_size = self.node_size
+        else:
+            node_size = ring_size if self.facts.gathers or self.facts.splits_heads else 1
+        return node_size, ring_size // node_size
 
 
-def check(attention, ring_size, num_heads, num_kv_heads):
-    """Refuse what the mesh cannot do; heads are those of one tensor shard.
+def check(attention: Attention, ring_size: int, num_heads: int, num_kv_heads: int) -> None:
+    """Refuse an Attention that the mesh or the model cannot run; heads are those of one tensor shard.
 
     Raises:
       ValueError: with the reason.
@@ -69,11 +119,11 @@ def check(attention, ring_size, num_heads, num_kv_heads):
     platform = _platform()
     if attention.kernel == 'triton' and platform != 'gpu' and not triton_attention.INTERPRET:
         raise ValueError(f"kernel triton runs on GPUs and the devices are {platform}; use kernel 'xla'")
-    if attention.strategy in TWO_LEVEL and ring_size % attention.node_size:
-        raise ValueError(f'strategy {attention.strategy}: the sequence axis has {ring_size} devices, not a multiple of '
-                         f'node_size {attention.node_size}')
-    if attention.strategy.startswith('all_to_all'):
-        degree = attention.node_size if attention.strategy in TWO_LEVEL else ring_size
+    if attention.facts.two_level and ring_size % attention.node_size:
+        raise ValueError(f'strategy {attention.strategy}: the sequence axis has {ring_size} devices, not a multiple '
+                         f'of node_size {attention.node_size}')
+    if attention.facts.splits_heads:
+        degree, _ = attention.nodes(ring_size)
         if num_heads % degree or (num_kv_heads % degree and degree % num_kv_heads):
             raise ValueError(
                 f'strategy {attention.strategy} gives each of {degree} devices an equal share of heads, but a tensor '
@@ -82,28 +132,32 @@ def check(attention, ring_size, num_heads, num_kv_heads):
 
 
 def _platform():
-    """Of the current mesh, which may be one to compile for, or of the devices at hand."""
+    """Platform of the current mesh, which may be one to compile for, or of the default device."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 
 
-def attend(q, k, v, positions, segment_ids, axis_name, attention, window=None):
-    """Attention by the chosen strategy; call inside shard_map. Arguments as ring_attention's."""
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array, axis_name: str | None,
+    attention: Attention, window: int | None = None,
+) -> jax.Array:
+    """Attention by the chosen strategy; call inside shard_map.
+
+    Arguments as ring_attention's. window: tokens that a query attends to, itself included; None for all before it.
+    """
     ring_size = 1 if axis_name is None else lax.axis_size(axis_name)
-    args, how = (q, k, v, positions, segment_ids, axis_name), (attention.chunks, window, attention.kernel)
-    if attention.strategy == 'ring' or ring_size == 1:
-        return ring_attention(*args, *how)
-    if attention.strategy == 'double_ring':
-        return double_ring_attention(*args, attention.node_size, *how)
-    op = all_gather_attention if attention.strategy.startswith('all_gather') else all_to_all_attention
-    return op(*args, attention.node_size if attention.strategy in TWO_LEVEL else ring_size, *how)
+    strategy, node_size = attention.facts, attention.nodes(ring_size)[0]
+    if ring_size == 1:
+        strategy, node_size = STRATEGIES[DEFAULT], 1
+    options = AttentionOptions(attention.chunks, window, attention.kernel, node_size)
+    return strategy.attend(q, k, v, positions, segment_ids, axis_name, options)
 
 
-def table():
-    """The capability table as text."""
-    header = ('strategy', 'how', 'needs', 'what is waited for')
-    rows = [(name, *row) for name, row in CAPABILITIES.items()]
-    return f'{text.table(header, rows, left=range(4))}\n\nAll of them: {EVERYWHERE}'
+def table() -> str:
+    """The facts of all strategies as a text table."""
+    header = ('strategy', 'schedule', 'requires', 'exposed communication')
+    rows = [(name, facts.schedule, facts.requires, facts.exposed) for name, facts in STRATEGIES.items()]
+    return f'{text.table(header, rows, left=range(4))}\n\nAll of them: {COMMON}'
 
 
 if __name__ == '__main__':

@@ -136,7 +136,6 @@ def _layer(step):
     config, tensor = step.config, step.mesh[3]
     weights = sum(layer_params(config)) / tensor
     chunk = step.rows * step.shard / step.memory.ffn_chunks
-    strategy = step.memory.attention.strategy
     node, _ = step.node
     out = {
         'weights of a layer, gathered': 2 * weights * step.width,
@@ -144,7 +143,7 @@ def _layer(step):
         'work on a layer': WORK * step.local * config.embed_dim * FLOAT32,
         'work on a chunk of the FFN': WORK_FFN / 2 * step.width * chunk * config.mlp_dim / tensor,
     }
-    if strategy.startswith('all_gather'):
+    if step.memory.attention.facts.gathers:
         keys = 2 * node * step.local * config.num_kv_heads / tensor * config.head_dim
         out['keys and values of a node, their gradients'] = keys * (step.width + FLOAT32)
     return out

@@ -15,7 +15,6 @@ from typing import NamedTuple
 from lct.models import llama
 from lct.models.llama import LlamaConfig, Memory
 from lct.ops import strategies
-from lct.ops.strategies import TWO_LEVEL
 
 WIDTH = {'bfloat16': 2, 'float32': 4}
 FLOAT32 = 4
@@ -87,10 +86,7 @@ class Step:
     @property
     def node(self):
         """Neighbours on the sequence axis that a strategy treats as one node, and the number of nodes."""
-        attention, ring = self.memory.attention, self.mesh[2]
-        if attention.strategy in TWO_LEVEL:
-            return attention.node_size, ring // attention.node_size
-        return (1, ring) if attention.strategy == 'ring' else (ring, 1)
+        return self.memory.attention.nodes(self.mesh[2])
 
     @property
     def recomputes(self):
@@ -139,7 +135,7 @@ def busiest_pairs(step, causal=True):
     causal False: every pair is worked on, as by a ring that skips nothing.
     """
     ring, window = step.mesh[2], step.config.window
-    heads_split = step.node[0] if step.memory.attention.strategy.startswith('all_to_all') else 1
+    heads_split = step.node[0] if step.memory.attention.facts.splits_heads else 1
     shards, length = ring // heads_split, step.shard * heads_split  # what goes around, and tokens of each
     if not causal:
         pairs = length * step.seq_len
@@ -224,11 +220,10 @@ def _attention_transfers(step):
     kv_heads = config.num_kv_heads / tensor
     forwards = 1 + step.recomputes
     values = 2 * step.local * kv_heads * config.head_dim
-    strategy = step.memory.attention.strategy
-    copies = max(node / kv_heads, 1) if strategy.startswith('all_to_all') else 1
+    strategy = step.memory.attention.facts
+    copies = max(node / kv_heads, 1) if strategy.splits_heads else 1
     block = values * copies * step.width + TOKEN_TAGS * step.local  # one block of keys
     grads = values * copies * FLOAT32
-    outer = node if strategy in TWO_LEVEL else 1
 
     def around(name, size, stride, turns):
         """turns of a ring of size devices, stride apart on the sequence axis, forward and backward."""
@@ -239,18 +234,16 @@ def _attention_transfers(step):
                 Transfer(f'{name} backward', 'sequence', 'ring', stride * tensor, size,
                          times * turns * (size - 0.5) * (block + grads), 'backward')]
 
-    if strategy == 'ring':
-        return around('ring', ring, 1, 1)
-    rings = around('ring of nodes', nodes, outer, 1)
+    rings = around('ring of nodes' if strategy.two_level else 'ring', nodes, node, 1)
     others = (node - 1) / node
     collective = functools.partial(Transfer, axis='sequence', flow='collective', stride=tensor, group=node, behind='')
-    if strategy == 'double_ring':
-        return [*around('ring in the node', node, 1, nodes), *rings]
-    if strategy.startswith('all_to_all'):  # q, out and their gradients; k, v and theirs
+    if strategy.splits_heads:  # q, out and their gradients; k, v and theirs
         heads = step.local * config.num_heads / tensor * config.head_dim
         passes = forwards + 1
         sent = (2 * heads + values * copies) * step.width * others * passes
         return [collective('all-to-all', bytes=times * sent), *rings]
+    if not strategy.gathers:
+        return [*around('ring in the node', node, 1, nodes), *rings]
     gathers = forwards + (nodes > 1 or not step.recomputes)  # in one go, the second forward's serves the backward too
     sent = (gathers * block + grads) * (node - 1) * nodes
     return [collective('gather of keys, scatter of their gradients', bytes=times * sent), *rings]

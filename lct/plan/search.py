@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lct.models.llama import LlamaConfig, Memory
 from lct.ops.blockwise_attention import Chunks
-from lct.ops.strategies import TWO_LEVEL, Attention
+from lct.ops.strategies import STRATEGIES, Attention
 from lct.plan import cost, timing
 from lct.plan.buffers import Buffers, buffers
 from lct.plan.hardware import TABLE
@@ -85,8 +85,8 @@ def attentions(ring, tensor, hardware):
     if ring == 1:
         return [Attention('ring', 1, CHUNKS)]
     node = hardware.node_size // tensor
-    two_level = [Attention(name, node, CHUNKS) for name in TWO_LEVEL] if 1 < node < ring else []
-    return [*(Attention(name, 1, CHUNKS) for name in ('ring', 'all_gather', 'all_to_all')), *two_level]
+    return [Attention(name, node if facts.two_level else 1, CHUNKS) for name, facts in STRATEGIES.items()
+            if not facts.two_level or 1 < node < ring]
 
 
 def search(job, hardware, devices, efficiency=timing.Efficiency()):  # noqa: B008
