@@ -43,8 +43,8 @@ class Watch(Line):
         if self.first is None:
             self.first, self.start = progress, time.monotonic()
         seconds = max(time.monotonic() - self.start, 1e-3)
-        left = (progress.total - progress.done) * seconds / max(progress.done - self.first.done, 1)
-        self.show(progress.done, progress.total,
+        left = (progress.bytes_total - progress.bytes_done) * seconds / max(progress.bytes_done - self.first.bytes_done, 1)
+        self.show(progress.bytes_done, progress.bytes_total,
                   f', {progress.documents} documents, {progress.tokens / 1e6:.1f}M tokens, '
                   f'{(progress.tokens - self.first.tokens) / seconds / 1e3:.0f}K tokens/s, {clock(left)} left')
 

@@ -39,7 +39,7 @@ def test_errors_name_the_place(tmp_path):
     with pytest.raises(ValueError, match='max_bytes 3 is less than the 4 bytes of the first document a.txt'):
         read(tmp_path, max_bytes=3)
     (tmp_path / 'b.txt').write_bytes(b'ok \xff')
-    with pytest.raises(ValueError, match=r'b\.txt is not UTF-8 text \(byte 3\)'):
+    with pytest.raises(ValueError, match=r'b\.txt line 1 is not UTF-8 text \(byte 3 of the file\)'):
         read(tmp_path)
 
 
@@ -47,7 +47,7 @@ def test_errors_name_the_place(tmp_path):
     ('{"text": ', 'line 2 is not valid JSON'),
     ('[1]', "line 2 is not an object with a string field 'text'"),
     ('{"body": "x"}', "line 2 is not an object with a string field 'text'"),
-    ('{"text": "\\ud800"}', 'line 2 has half a surrogate pair at character 0'),
+    ('{"text": "\\ud800"}', 'line 2 has an unpaired surrogate at character 0'),
 ])
 def test_bad_line_is_named_by_number(tmp_path, line, message):
     (tmp_path / 'a.jsonl').write_text('{"text": "fine"}\n' + line + '\n')

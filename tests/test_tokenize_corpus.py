@@ -183,7 +183,7 @@ def test_what_cannot_begin(tmp_path):
 
 def test_groups_do_not_depend_on_where_reading_begins(folder):
     words = tokenizer.load('bytes')
-    groups = list(tokenize_module._blocks([folder / 'files'], words, corpus_files.FIELDS, [0, 0]))
-    assert len(groups) > 4 and groups[-1][2] == sum(p.stat().st_size for p in (folder / 'files').rglob('*.*'))
+    groups = list(tokenize_module._groups([folder / 'files'], words, corpus_files.FIELDS, [0, 0]))
+    assert len(groups) > 4 and groups[-1][1].bytes_done == sum(p.stat().st_size for p in (folder / 'files').rglob('*.*'))
     for number in range(len(groups) - 1):
-        assert list(tokenize_module._blocks([folder / 'files'], words, corpus_files.FIELDS, groups[number][1])) == groups[number + 1:]
+        assert list(tokenize_module._groups([folder / 'files'], words, corpus_files.FIELDS, groups[number][1].cursor)) == groups[number + 1:]

@@ -1,12 +1,11 @@
-"""Documents from what is at hand: the standard library's sources, a folder, a glob, a .jsonl, a text file."""
+"""The documents of a corpus in memory, and their split into training and held-out documents."""
+
 import os
-import sysconfig
-import tokenize
 import zlib
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from lct.data.corpus.files import TEXT_SUFFIXES, find, record_of, text_of
+from lct.data.corpus.files import EMBEDDED, FIELDS, Fields, blocks, find, no_text_error, texts
 
 
 class Document(NamedTuple):
@@ -14,15 +13,18 @@ class Document(NamedTuple):
     text: str
 
 
-def read(source=None, max_bytes=None):
-    """-> [Document], in the order of their names; whole documents, at most max_bytes of UTF-8 in all.
+def read(source: str | os.PathLike | None = None, max_bytes: int | None = None,
+         fields: Fields = FIELDS) -> list[Document]:
+    """Whole documents in the order of their names, at most max_bytes of UTF-8 in total.
 
-    source: None or 'embedded' (the .py files of this interpreter's standard library: ten megabytes of real,
-    long documents without a download), a folder (its text files, recursively), a glob, a .jsonl (field
-    'text'), a text file. Documents without any text are left out.
+    source: see files.find; None is 'embedded'. Documents without text are left out.
+
+    Raises:
+      ValueError: for a document that cannot be read, naming file and line; for a corpus without text; if max_bytes
+        is less than the first document.
     """
     documents, num_bytes = [], 0
-    for document in _documents(source):
+    for document in _documents(EMBEDDED if source is None else source, fields):
         size = len(document.text.encode('utf-8'))
         if max_bytes is not None and num_bytes + size > max_bytes:
             if not documents:
@@ -33,16 +35,16 @@ def read(source=None, max_bytes=None):
             documents.append(document)
             num_bytes += size
     if not documents:
-        raise ValueError(f'the corpus {source} holds no text; a folder is searched for '
-                         f'{" ".join(sorted(TEXT_SUFFIXES))}, so name other files by a glob')
+        raise no_text_error(source)
     return documents
 
 
-def split(documents, held_out=0.1):
-    """-> (training, held_out): by the crc32 of the name, so that a document stays on its side as others come.
+def split(documents: Sequence[Document], held_out: float = 0.1) -> tuple[list[Document], list[Document]]:
+    """(training, held-out) documents, chosen by the crc32 of the name: a document stays on its side as others are
+    added.
 
-    Each side gets at least one document, whatever the hashes say. A held-out document whose text is also that
-    of a training document is dropped: it would be no new text.
+    Each side gets at least one document, whatever the hashes are. A held-out document whose text is also the text of
+    a training document is dropped, since it is not new to the model.
     """
     if not 0 <= held_out < 1:
         raise ValueError(f'held_out {held_out} is not a fraction in [0, 1); use for example 0.1')
@@ -57,49 +59,24 @@ def split(documents, held_out=0.1):
         raise ValueError(f'all {len(documents)} documents are named {documents[0].name!r}; '
                          'give them different names')
     training = [document for document, value in zip(documents, hashes, strict=True) if value >= threshold]
-    trained = {document.text for document in training}
+    training_texts = {document.text for document in training}
     held = [document for document, value in zip(documents, hashes, strict=True)
-            if value < threshold and document.text not in trained]
+            if value < threshold and document.text not in training_texts]
     if not held:
         raise ValueError('every held-out document repeats the text of a training document; '
                          'remove the copies from the corpus or use a larger held_out')
     return training, held
 
 
-def _documents(source):
-    if source is None or str(source) == 'embedded':
-        yield from _standard_library()
-        return
-    for file in find(source, TEXT_SUFFIXES):
-        yield from _file(Path(file.path), file.name)
+def _documents(source: str | os.PathLike, fields: Fields) -> Iterator[Document]:
+    for file in find(source):
+        for block in blocks(file, _unsplit, fields):
+            for text in texts(block, fields):
+                if text.error is not None:
+                    raise ValueError(text.error)
+                yield Document(text.name, text.text)
 
 
-def _file(path, name):
-    try:
-        text = path.read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as error:
-        raise ValueError(f'{path} is not UTF-8 text (byte {error.start}); '
-                         'convert it or leave it out') from error
-    if path.suffix.lower() != '.jsonl':
-        yield Document(name, text)
-        return
-    for number, line in enumerate(text.split('\n'), 1):
-        if line.strip():
-            try:
-                yield Document(f'{name}:{number}', text_of(record_of(line), 'text'))
-            except ValueError as error:
-                raise ValueError(f'{path} line {number} {error}; correct or remove it') from error
-
-
-def _standard_library():
-    root = Path(sysconfig.get_paths()['stdlib'])
-    not_text = {'site-packages', 'dist-packages', 'test', 'tests', 'idle_test', 'encodings'}
-    files = []
-    for folder, inner, names in os.walk(root):
-        # Packages that users installed, test data, tables of code points and build settings are no prose.
-        inner[:] = [name for name in inner if name not in not_text and not name.startswith('config-')]
-        files += [Path(folder, name) for name in names
-                  if name.endswith('.py') and not name.startswith('_sysconfigdata')]
-    for file in sorted(files):
-        with tokenize.open(file) as stream:  # a few sources declare an encoding of their own
-            yield Document(file.relative_to(root).as_posix(), stream.read())
+def _unsplit(stream: Iterable[str], size: int) -> Iterator[tuple[str, bool]]:
+    """The splitter that leaves a text file whole."""
+    yield ''.join(stream), True

@@ -1,8 +1,9 @@
-"""What a corpus is made of: the files of folders and globs, and their documents, read a block at a time, so that
-memory follows the longest document of a record file and not the corpus.
+"""From the spec of a corpus to its documents: which files it names, and the documents in them.
 
-blocks() is the cheap half of reading (bytes off the disk, decompressed and cut at line ends), texts() the dear
-one (JSON, Unicode): two halves because the first must be in order and the second may run in any process.
+find() gives the files, blocks() reads a file block by block, texts() gives the documents of a block. Memory follows
+the longest document of a record file, not the size of the corpus. Reading is two functions because blocks() (bytes
+off the disk, decompressed and cut at line ends) is cheap and must run in order, whereas texts() (JSON, Unicode) is
+expensive and may run in any process.
 """
 
 import codecs
@@ -13,17 +14,26 @@ import io
 import json
 import os
 import re
+import sysconfig
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import IO, Any, NamedTuple
 
-# What a folder is searched for. A file that is named, or matched by a glob, may have any suffix.
+EMBEDDED = 'embedded'  # the spec of the standard library of this interpreter
 TEXT_SUFFIXES = frozenset('.txt .text .md .rst .tex .html .xml .csv .py .pyi .ipynb .c .h .cc .cpp .hpp .cu '
                           '.rs .go .java .js .ts .rb .sh .sql .toml .yaml .yml .json .jsonl'.split())
 COMPRESSED = ('.gz', '.zst')
+# The files that a folder is searched for. A file that is named, or matched by a glob, may have any suffix.
 SUFFIXES = TEXT_SUFFIXES | {'.parquet'} | {text + packed for text in TEXT_SUFFIXES for packed in COMPRESSED}
-BLOCK = 2**17  # bytes or characters; long enough that handing it to another process costs nothing
-ROWS = 64  # of Parquet in a block
+BLOCK = 2**17  # bytes or characters; large enough that sending a block to another process costs nothing
+PARQUET_ROWS = 64  # rows of a block
+# Subfolders of the standard library that are not prose: installed packages, test data, tables of code points.
+NOT_EMBEDDED = {'site-packages', 'dist-packages', 'test', 'tests', 'idle_test', 'encodings'}
+
+# Splits the text that a stream of str amounts to: yields (segment, exact), see Tokenizer.split_stream.
+Splitter = Callable[..., Iterable[tuple[str, bool]]]
 
 
 class File(NamedTuple):
@@ -33,31 +43,34 @@ class File(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A document, or where ends is False a piece of one; bad says what is wrong with it, and then text is ''."""
+    """A document, or a segment of one that is longer than a block.
+
+    ends_document: whether the document ends here. error: why the document cannot be read; then text is ''.
+    """
     name: str
     source: str
     text: str
-    ends: bool = True
-    bad: str | None = None
+    ends_document: bool = True
+    error: str | None = None
 
 
 class Block(NamedTuple):
-    """A part of a file: a Text, whole lines of JSON (bytes), or rows of Parquet (list of dict, None for a row that is
-    not UTF-8).
+    """A range of a file: a Text, complete lines of JSON (bytes), or rows of Parquet (list of dict, None for a row that
+    is not UTF-8).
 
-    size: how much there is to tokenize, in characters or bytes. read: bytes of the file read so far. first: number of
-    the first line or row. exact: whether the cut at the end of a piece of text leaves all ids as they are.
+    size: characters or bytes to tokenize. bytes_read: how far into the file it ends. first: number of its first line
+    or row. exact: whether all token ids stay as they are although the text was cut at the end of this block.
     """
     file: File
     data: Text | bytes | list
     size: int
-    read: int
+    bytes_read: int
     first: int = 1
     exact: bool = True
 
 
 class Fields(NamedTuple):
-    """Where a record holds its text and, if it does, the name of its source; 'a.b' is b of the object a."""
+    """The fields of a record that hold its text and, optionally, its source; 'a.b' is field b of the object a."""
     text: str = 'text'
     source: str | None = None
 
@@ -65,26 +78,37 @@ class Fields(NamedTuple):
 FIELDS = Fields()
 
 
-def find(spec, suffixes=SUFFIXES):
-    """The Files of a folder (recursively; hidden ones and other suffixes left out), a glob or a single file, in the
-    order of their names, without holding them all.
+def find(spec: str | os.PathLike) -> Iterator[File]:
+    """The Files of a corpus, in the order of their names, one at a time.
 
-    spec: the path, or 'name=path'. A File's name is relative to the folder, or to the part of a glob that is no
-    pattern: it does not depend on where a corpus is mounted. Its source is the first folder in that name, else
-    the folder searched, or the file. A name in spec is the source of all, and the first part of their names.
+    spec: a folder (searched recursively for SUFFIXES; hidden entries are skipped, links to files are followed, links
+      to folders are not), a glob, a single file, or 'embedded': the .py files of this interpreter's standard library,
+      ten megabytes of long documents without a download. 'name=...' before any of them names the corpus.
+    A File's name is relative to the folder, or to the fixed prefix of a glob: it does not depend on where a corpus is
+    mounted. Its source is the first folder in that name, otherwise the folder searched, or the file. A name in spec
+    becomes the source of all files and the first component of their names.
 
     Raises:
-      FileNotFoundError: if there is no such file.
+      FileNotFoundError: if spec matches no file.
     """
-    given, path = _named(str(spec))
-    for source, name, file in _find(path, suffixes):
+    given, path = _split_spec(str(spec))
+    for source, name, file in _find(path):
         yield File(given or source, f'{given}/{name}' if given else name, os.fspath(file))
 
 
-def blocks(file, pieces, fields=FIELDS):
-    """The Blocks of a File, in an order and of sizes that depend on its content alone.
+def no_text_error(spec: object) -> ValueError:
+    """The error for a corpus without any text."""
+    return ValueError(f'the corpus {spec} holds no text; a folder is searched for {" ".join(sorted(TEXT_SUFFIXES))}, '
+                      f'these as {" or ".join(COMPRESSED)}, and .parquet; name other files by a glob')
 
-    pieces: cuts a stream of str into (piece, exact), see data.tokenizer.Tokenizer.split_stream.
+
+def blocks(file: File, split: Splitter, fields: Fields = FIELDS) -> Iterator[Block]:
+    """The Blocks of a File. Their order and sizes depend on its content alone.
+
+    split: called with a stream of str and size=BLOCK, for a text file.
+
+    Raises:
+      ValueError: for a file that is truncated or damaged.
     """
     kind = Path(file.path.lower().removesuffix('.gz').removesuffix('.zst')).suffix
     try:
@@ -93,74 +117,78 @@ def blocks(file, pieces, fields=FIELDS):
         elif kind == '.jsonl':
             yield from _line_blocks(file)
         else:
-            yield from _text_blocks(file, pieces)
+            yield from _text_blocks(file, split)
     except (EOFError, zlib.error, OSError) as error:
-        if getattr(error, 'errno', None) is not None:  # the disk's; those of decompressors have no number
+        if getattr(error, 'errno', None) is not None:  # of the disk; errors of decompressors have no number
             raise
-        raise ValueError(f'{file.path} is cut short or damaged ({error}); copy it again') from None
+        raise ValueError(f'{file.path} is truncated or damaged ({error}); copy it again') from None
 
 
-def texts(block, fields=FIELDS):
-    """The Texts of a Block. Empty ones are among them, blank lines are not."""
+def texts(block: Block, fields: Fields = FIELDS) -> Iterator[Text]:
+    """The Texts of a Block, empty ones included. Blank lines are skipped."""
     if isinstance(block.data, Text):
         yield block.data
         return
-    lines = isinstance(block.data, bytes)
-    for number, part in enumerate(block.data.split(b'\n') if lines else block.data, block.first):
-        if lines and not part.strip():
+    is_lines = isinstance(block.data, bytes)
+    for number, record in enumerate(block.data.split(b'\n') if is_lines else block.data, block.first):
+        if is_lines and not record.strip():
             continue
         name, source = f'{block.file.name}:{number}', block.file.source
         try:
-            if part is None:
+            if record is None:
                 raise ValueError('is not UTF-8 text')
-            record = record_of(part) if lines else part
-            text = text_of(record, fields.text)
+            values = _parse(record) if is_lines else record
+            text = _field(values, fields.text)
             if fields.source is not None:
-                source = text_of(record, fields.source)
+                source = _field(values, fields.source)
             yield Text(name, source, text)
         except ValueError as error:
-            place = f'{block.file.path} {"line" if lines else "row"} {number}'
-            yield Text(name, source, '', bad=f'{place} {error}; correct or remove it')
+            place = f'{block.file.path} {"line" if is_lines else "row"} {number}'
+            yield Text(name, source, '', error=f'{place} {error}; correct or remove it')
 
 
-def record_of(line):
-    """The JSON value of a line. Raises ValueError with a predicate: the caller knows whose."""
+def _parse(line: bytes) -> Any:
+    """The JSON value of a line. Raises ValueError with a predicate; the caller adds file and line."""
     try:
-        return json.loads(line.decode('utf-8') if isinstance(line, bytes) else line)
+        return json.loads(line.decode('utf-8'))
     except UnicodeDecodeError as error:
         raise ValueError(f'is not UTF-8 text (byte {error.start} of the line)') from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f'is not valid JSON ({error})') from None
 
 
-def text_of(record, field):
-    """The string that a record holds at field. Raises ValueError with a predicate, as record_of."""
+def _field(record: Any, field: str) -> str:
+    """The string in a field of a record. Raises ValueError with a predicate, as _parse does."""
     value = record
-    for part in field.split('.'):
-        value = value.get(part) if isinstance(value, dict) else None
+    for key in field.split('.'):
+        value = value.get(key) if isinstance(value, dict) else None
     if not isinstance(value, str):
         raise ValueError(f'is not an object with a string field {field!r}')
     try:
         value.encode('utf-8')
     except UnicodeEncodeError as error:
-        raise ValueError(f'has half a surrogate pair at character {error.start}, which is no text') from None
+        raise ValueError(f'has an unpaired surrogate at character {error.start}, which is not text') from None
     return value
 
 
-def _named(spec):
+def _split_spec(spec: str) -> tuple[str | None, str]:
+    """(name or None, path) of 'name=path' or 'path'."""
     match = re.fullmatch(r'([\w.-]+)=(.+)', spec, re.DOTALL)
     return match.groups() if match and not os.path.exists(spec) else (None, spec)
 
 
-def _find(path, suffixes):
+def _find(path: str) -> Iterator[tuple[str, str, str | Path]]:
     """(source, name, path) of every file."""
     if not path:  # Path('') would be the current folder
         raise ValueError('the name of a corpus is empty; give a folder, a glob, or a file of text, .jsonl or .parquet')
+    if path == EMBEDDED:
+        yield from ((EMBEDDED, name, file) for name, file in _standard_library())
+        return
     path = Path(path)
     if path.is_dir():
-        whole = path.resolve().name
-        for name, file in _walk(path, tuple(suffixes)):
-            yield name.split('/')[0] if '/' in name else whole, name, file
+        folder_name = path.resolve().name
+        for name, file in _walk(path, tuple(SUFFIXES)):
+            yield name.split('/')[0] if '/' in name else folder_name, name, file
     elif path.is_file():
         yield path.name.split('.')[0], path.name, path
     else:
@@ -174,18 +202,30 @@ def _find(path, suffixes):
             yield name.split('/')[0] if '/' in name else fixed.resolve().name, name, file
 
 
-def _walk(folder, suffixes, prefix=''):
-    """(name, path) of the files in a folder, sorted by the parts of their names."""
+def _standard_library() -> Iterator[tuple[str, Path]]:
+    """(name, path) of the sources of this interpreter's standard library, sorted by the components of their names."""
+    root = Path(sysconfig.get_paths()['stdlib'])
+    files = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in NOT_EMBEDDED and not name.startswith('config-')]
+        files += [Path(folder, name) for name in names
+                  if name.endswith('.py') and not name.startswith('_sysconfigdata')]
+    for file in sorted(files):
+        yield file.relative_to(root).as_posix(), file
+
+
+def _walk(folder: str | Path, suffixes: tuple[str, ...], prefix: str = '') -> Iterator[tuple[str, str]]:
+    """(name, path) of the files in a folder, sorted by the components of their names."""
     with os.scandir(folder) as entries:
         entries = sorted((entry for entry in entries if not entry.name.startswith('.')), key=lambda x: x.name)
     for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
+        if entry.is_dir(follow_symlinks=False):  # links may form a loop
             yield from _walk(entry.path, suffixes, f'{prefix}{entry.name}/')
         elif entry.is_file() and entry.name.lower().endswith(suffixes):
             yield prefix + entry.name, entry.path
 
 
-def _open(raw, path):
+def _open(raw: IO[bytes], path: str) -> IO[bytes]:
     """The decompressed stream of a file; its read(n) gives n bytes unless the file ends."""
     if path.lower().endswith('.gz'):
         return gzip.GzipFile(fileobj=raw)
@@ -194,90 +234,91 @@ def _open(raw, path):
     return raw
 
 
-def _optional(name, path):
+def _optional(name: str, path: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
         raise ValueError(f"{path} is read with the package {name.split('.')[0]}; pip install '.[corpus]'") from None
 
 
-def _text_blocks(file, pieces):
-    # Read twice: an error behind the first block would be found when the beginning is already tokenized.
+def _text_blocks(file: File, split: Splitter) -> Iterator[Block]:
+    # Read twice: an error after the first block would be found when the beginning is already tokenized.
     with open(file.path, 'rb') as raw, _open(raw, file.path) as stream:
-        bad = _not_utf8(stream, file.path)
-        if bad is not None:
-            yield Block(file, Text(file.name, file.source, '', bad=bad), 0, raw.tell())
+        error = _utf8_error(stream, file.path)
+        if error is not None:
+            yield Block(file, Text(file.name, file.source, '', error=error), 0, raw.tell())
             return
     with open(file.path, 'rb') as raw, _open(raw, file.path) as stream:
         decoder = codecs.getincrementaldecoder('utf-8-sig')()
-        cut = pieces((decoder.decode(data, final=not data) for data in _chunks(stream)), size=BLOCK)
-        piece, exact = next(cut)
-        for following in cut:
-            yield Block(file, Text(file.name, file.source, piece, False), len(piece), raw.tell(), exact=exact)
-            piece, exact = following
-        yield Block(file, Text(file.name, file.source, piece), len(piece), raw.tell())
+        segments = iter(split((decoder.decode(data, final=not data) for data in _reads(stream)), size=BLOCK))
+        segment, exact = next(segments)
+        for following in segments:
+            yield Block(file, Text(file.name, file.source, segment, False), len(segment), raw.tell(), exact=exact)
+            segment, exact = following
+        yield Block(file, Text(file.name, file.source, segment), len(segment), raw.tell())
 
 
-def _chunks(stream):
-    """What a stream holds, BLOCK bytes at a time, the last one empty."""
+def _reads(stream: IO[bytes]) -> Iterator[bytes]:
+    """The content of a stream, BLOCK bytes at a time, and then b''."""
     while data := stream.read(BLOCK):
         yield data
     yield b''
 
 
-def _not_utf8(stream, path):
+def _utf8_error(stream: IO[bytes], path: str) -> str | None:
     """A sentence about the first byte that is not UTF-8, or None."""
     decoder = codecs.getincrementaldecoder('utf-8')()
-    size, lines = 0, 1
-    for data in _chunks(stream):
-        kept = len(decoder.getstate()[0])  # the first bytes of a character whose others are in data
+    size, line = 0, 1
+    for data in _reads(stream):
+        pending = len(decoder.getstate()[0])  # the first bytes of a character that ends in data
         try:
             decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            line = lines + error.object[:error.start].count(b'\n')
-            return (f'{path} line {line} is not UTF-8 text (byte {size - kept + error.start} of the file); convert it '
-                    'or leave it out')
-        size, lines = size + len(data), lines + data.count(b'\n')
+            line += error.object[:error.start].count(b'\n')
+            return (f'{path} line {line} is not UTF-8 text (byte {size - pending + error.start} of the file); convert '
+                    'it or leave it out')
+        size, line = size + len(data), line + data.count(b'\n')
     return None
 
 
-def _line_blocks(file):
+def _line_blocks(file: File) -> Iterator[Block]:
     with open(file.path, 'rb') as raw, _open(raw, file.path) as stream:
-        begun, number = [], 1  # a line may be longer than many chunks
-        for data in _chunks(stream):
-            if number == 1 and not begun:
+        incomplete, number = [], 1  # reads that end inside a line, which may be longer than many of them
+        for data in _reads(stream):
+            if number == 1 and not incomplete:
                 data = data.removeprefix(codecs.BOM_UTF8)
             end = data.rfind(b'\n') + 1 if data else 0
             if data and not end:
-                begun.append(data)
+                incomplete.append(data)
                 continue
-            lines = b''.join([*begun, data[:end]])
-            begun = [data[end:]]
+            lines = b''.join([*incomplete, data[:end]])
+            incomplete = [data[end:]]
             if lines:
                 yield Block(file, lines, len(lines), raw.tell(), first=number)
             number += lines.count(b'\n')
 
 
-def _parquet_blocks(file, fields):
+def _parquet_blocks(file: File, fields: Fields) -> Iterator[Block]:
     parquet = _optional('pyarrow.parquet', file.path)
     try:
         table = parquet.ParquetFile(file.path, pre_buffer=False, buffer_size=BLOCK)
     except ValueError as error:
-        raise ValueError(f'{file.path} is no whole Parquet file ({error}); copy it again') from None
+        raise ValueError(f'{file.path} is not a complete Parquet file ({error}); copy it again') from None
     with table:
         columns = [field for field in fields if field is not None]
         missing = [field for field in columns if field.split('.')[0] not in table.schema_arrow.names]
         if missing:
             raise ValueError(f'{file.path} has no column {missing[0]!r}, only {", ".join(table.schema_arrow.names)}; '
-                             'name the one that holds the text')
+                             'name the column that holds the text, or leave the file out')
         size, number = os.path.getsize(file.path), 0
-        for batch in table.iter_batches(ROWS, columns=columns, use_threads=False):
-            read = size * (number + len(batch)) // table.metadata.num_rows
-            yield Block(file, _rows(batch), batch.nbytes, read, first=number)
+        for batch in table.iter_batches(PARQUET_ROWS, columns=columns, use_threads=False):
+            bytes_read = size * (number + len(batch)) // table.metadata.num_rows
+            yield Block(file, _rows(batch), batch.nbytes, bytes_read, first=number)
             number += len(batch)
 
 
-def _rows(batch):
+def _rows(batch) -> list[dict | None]:
+    """The rows of a pyarrow.RecordBatch, None for a row that is not UTF-8."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:
