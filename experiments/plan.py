@@ -1,13 +1,14 @@
-"""Before you rent it: what fits, how fast it goes and what it costs.
+"""Plan before you rent: what fits, how fast it runs and what it costs.
 
-    python experiments/plan.py --model llama3-8b --context 1M --hardware l40s --devices 512 --price-per-hour 1.2
+    python experiments/plan.py --model llama3-8b --context 1M --hardware l40s --devices 512 --price-per-hour 1
     python experiments/plan.py --model llama3-8b --context 1M --hardware l40s --devices 512 --compile l40s:512
     python experiments/plan.py --recipe experiments/configs/published/gradient_llama3_8b.py
 
-The first searches meshes, strategies and memory policies, prints the best plan in full and why others were refused,
-and writes it as a config for experiments/extend.py. The second reckons a recipe stage by stage, on the meshes that it
-names or on the best of --devices, beside the minutes that its authors published. Everything here is predicted; figures
-of a compiler, where check_plan_memory.py has any of the same program, stand in a column of their own.
+The first searches meshes, strategies and memory policies, prints the best plan in full and why others were
+rejected, and writes it as a config for experiments/extend.py. The last predicts a recipe stage by stage, on
+the meshes that it names or on the best mesh of --devices, beside the minutes that its authors published. All
+figures are predictions. Where checks/check_plan_memory.py has compiled the same program, the compiler's
+figure stands in a column of its own.
 """
 
 import argparse
@@ -18,59 +19,45 @@ import os
 import pathlib
 import re
 import sys
+from typing import NamedTuple
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-import compile_report  # noqa: E402
-
+from lct.cli import planned_config
 from lct.cli.config import load_config, make_run, windowed
 from lct.cli.main import run_script
 from lct.cli.paths import experiments_folder
-from lct.models.llama import LlamaConfig  # noqa: E402
-from lct.models.llama_sizes import SIZES  # noqa: E402
-from lct.ops import rope  # noqa: E402
-from lct.plan import hardware, search, serving, targets, timing  # noqa: E402
-from lct.plan.buffers import buffers  # noqa: E402
-from lct.plan.cost import Step  # noqa: E402
-from lct.plan.hlo import device_bytes  # noqa: E402
-from lct.text import parse_length, table  # noqa: E402
-from lct.train import stages  # noqa: E402
+from lct.models.llama import LlamaConfig
+from lct.models.llama_sizes import SIZES
+from lct.ops import rope
+from lct.plan import compiled, hardware, search, serving, tables, targets, timing
+from lct.plan.buffers import Buffers, buffers
+from lct.plan.cost import Step
+from lct.plan.tables import GiB
+from lct.text import parse_length, table
+from lct.train import stages
 
-GiB = 2**30
 DEFAULT_TOKENS = 50 * 2**23  # of Gradient's stage at 1M: 419,430,400
-MODELS = {**SIZES, 'llama2-7b': LlamaConfig(  # meta-llama/Llama-2-7b-hf: what LWM and EasyContext began with
-    vocab_size=32000, embed_dim=4096, mlp_dim=11008, num_layers=32, num_heads=32, num_kv_heads=32, head_dim=128,
+# meta-llama/Llama-2-7b-hf, the base model of LWM and EasyContext
+MODELS = {**SIZES, 'llama2-7b': LlamaConfig(
+    vocab_size=32000, embed_dim=4096, mlp_dim=11008, num_layers=32, num_heads=32, num_kv_heads=32,
+    head_dim=128,
     max_position_embeddings=4096, rope=rope.RopeConfig(theta=10000.0))}
-CONFIG = '''"""Written by experiments/plan.py for {devices} x {hardware}.
-
-    python experiments/extend.py --config {path} --workdir runs/{name} \\\\
-        --set model_folder=YOUR_FOLDER --set corpus=YOUR_DOCUMENTS
-
-Predicted: {prediction}.
-"""
-
-from ml_collections import ConfigDict
-
-
-def get_config():
-    config = ConfigDict({fields})
-    config.stages = tuple(ConfigDict(stage) for stage in {stages})
-    return config
-'''
+RECIPE_MODELS = {'lwm-text-7b': 'llama2-7b', 'easycontext-llama2-7b': 'llama2-7b'}  # by file name
 
 
 def recipe_model(path, name):
-    """(name, LlamaConfig) that a recipe begins with: --model, or the one that its file is named after."""
+    """(name, LlamaConfig) of the base model of a recipe: --model, or the one that its file is named after."""
     if name is None:
         stem = pathlib.Path(path).stem.replace('_', '-')
-        family = {'lwm-text-7b': 'llama2-7b', 'easycontext-llama2-7b': 'llama2-7b'}
-        name = family.get(stem) or next((one for one in MODELS if stem.endswith(one)), stem)
-    name = hardware.known(name, MODELS, 'model')
+        name = RECIPE_MODELS.get(stem) or next((one for one in MODELS if stem.endswith(one)), stem)
+    name = hardware.lookup(name, MODELS, 'model')
     return name, MODELS[name]
 
 
-def machine(args, published=''):
-    """The Hardware of the flags, or the one that a recipe's device is, with the network of the flags."""
+def hardware_of(args, published=''):
+    """The Hardware of the flags, or of the device that a recipe was published on, with the network of the
+    flags."""
     words = re.split(r'[\s-]', published.lower())
     name = args.hardware or next((word for word in words if word in hardware.TABLE), None)
     if name is None:
@@ -83,7 +70,8 @@ def machine(args, published=''):
 
 
 def theta_for(config, context, theta):
-    """The theta that is to be trained at a context: the critical base, or the one asked for if it reaches that far."""
+    """The theta to train with at a context: the critical base, or the one of the flags if it reaches that
+    far."""
     trained = config.max_position_embeddings
     if context <= trained:
         return 'keep'
@@ -92,66 +80,13 @@ def theta_for(config, context, theta):
     reach = rope.extrapolation_bound(theta, config.rope_theta, trained, config.head_dim)
     if reach < context:
         needed = rope.critical_base(config.rope_theta, trained, context)
-        raise ValueError(f'context {context} is beyond the {reach:,.0f} tokens that theta {theta:,.0f} reaches by the '
-                         f'RoPE scaling law; use --theta {math.ceil(needed)}, or leave it out')
+        raise ValueError(f'context {context} is beyond the {reach:,.0f} tokens that theta {theta:,.0f} '
+                         f'reaches by the RoPE scaling law; use --theta {math.ceil(needed)}, or leave it out')
     return theta
 
 
-# ---------------------------------------------------------------------------------------------------
-# Printing
-# ---------------------------------------------------------------------------------------------------
-
-
-def assumptions(kind):
-    values = ', '.join(f'{name} {value}' for name, value in dataclasses.asdict(timing.Efficiency()).items())
-    return (f'Assumed shares of nominal peaks (lct/plan/timing.py, Efficiency): {values}; usable memory {search.USABLE}.\n'
-            f'{kind.name}: {kind.flops / 1e12:.0f} TFLOP/s bfloat16, {kind.memory / GiB:.1f} GiB, nodes of '
-            f'{kind.node_size} with {kind.inside / 1e9:.0f} GB/s between neighbours, {kind.network / 1e9:,.2f} GB/s from '
-            'node to node (sources: lct/plan/hardware.py).')
-
-
-def policy(step):
-    memory, attention = step.memory, step.memory.attention
-    node = f' in nodes of {attention.node_size}' if attention.node_size > 1 else ''
-    return f'{attention.strategy}{node}, remat {memory.remat}, ffn_chunks {memory.ffn_chunks}'
-
-
-def by_part(parts):
-    total = sum(parts.values())
-    rows = [(name, f'{s:.2f}', f'{s / total:.1%}') for name, s in parts.items() if s >= total / 1000]
-    rows.append(('step', f'{total:.2f}', ''))
-    return table(('part of the step, predicted', 's', 'share'), rows, footer=1)
-
-
-def by_buffer(needed, kind):
-    rows = [(name, f'{size / GiB:.2f}') for name, size in needed.at_peak().items() if size >= GiB / 100]
-    totals = [(f'peak, in phase {needed.phase!r}', f'{needed.peak / GiB:.2f}'),
-              ('of the device', f'{kind.memory / GiB:.2f}')]
-    totals += [(f'host memory: {name}', f'{size / GiB:.2f}') for name, size in needed.host.items()]
-    return table(('memory of a device at its peak, predicted', 'GiB'), rows + totals, footer=len(totals))
-
-
-def money(hours, devices, price):
-    return f', {hours * devices * price:,.0f} at {price} per device and hour' if price else ''
-
-
-def program(name, step):
-    """What tells one training step of a model from another, as text."""
-    memory, attention = step.memory, step.memory.attention
-    parts = (name, 'x'.join(map(str, step.mesh)), step.batch_size, step.accumulation, step.seq_len, memory.remat,
-             attention.strategy, attention.node_size, memory.ffn_chunks, step.dtype, memory.dtype or step.dtype)
-    return ' '.join(map(str, parts))
-
-
-def compiled_size(kind, name, step):
-    """Bytes of a device that a compiler gave this very step (results of check_plan_memory.py), or None."""
-    path = experiments_folder() / 'results' / 'plan_memory.json'
-    found = json.loads(path.read_text()) if path.exists() else {}
-    for key, memory in found.items():
-        target, _, text = key.partition(' ')
-        if target.startswith(f'{kind.name}:') and text == program(name, step):
-            return device_bytes(memory)
-    return None
+def price(hours, devices, per_hour):
+    return f', {hours * devices * per_hour:,.0f} at {per_hour} per device and hour' if per_hour else ''
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -159,88 +94,69 @@ def compiled_size(kind, name, step):
 # ---------------------------------------------------------------------------------------------------
 
 
+class Budget(NamedTuple):
+    """What the tokens to train on cost with one plan."""
+
+    num_steps: int
+    tokens_per_step: int
+    days: float
+
+
 def plan_context(args):
-    name = hardware.known(args.model, MODELS, 'model')
-    config, kind, context = MODELS[name], machine(args), parse_length(args.context)
+    name = hardware.lookup(args.model, MODELS, 'model')
+    config, kind, context = MODELS[name], hardware_of(args), parse_length(args.context)
     theta = theta_for(config, context, args.theta)
     rows = args.rows or max(2**22 // context, 1)
-    found = search.best(search.Job(config, context, rows, args.param_dtype), kind, args.devices)
-    plan = found.plans[0]
-    step, tokens = plan.step, rows * context
-    num_steps = max(round((args.tokens or DEFAULT_TOKENS) / tokens), 1)
-    hours = num_steps * plan.seconds / 3600
+    result = search.best(search.Job(config, context, rows, args.param_dtype), kind, args.devices)
+    plan = result.plans[0]
+    num_steps = max(round((args.tokens or DEFAULT_TOKENS) / (rows * context)), 1)
+    budget = Budget(num_steps, rows * context, num_steps * plan.seconds / 86400)
 
-    print(f'{name}, {rows} rows of {context:,} tokens a step, {args.devices} x {kind.name}, parameters in {args.param_dtype}, '
-          f'computing in bfloat16. PREDICTED, nothing was run or compiled.\n{assumptions(kind)}\n')
-    degrees = dict(zip(('data', 'fsdp', 'sequence', 'tensor'), step.mesh))
-    print(f'mesh {degrees}; {policy(step)}; {step.batch_size} rows at a time, {step.accumulation} times\n')
-    print(by_buffer(plan.buffers, kind), '\n', by_part(plan.parts), sep='\n')
-    print(f'\n{tokens / plan.seconds:,.0f} tokens/s, model FLOPs utilisation '
-          f'{timing.utilisation(step, kind, plan.seconds):.1%}; {num_steps} steps of {tokens:,} tokens take '
-          f'{hours / 24:.2f} days{money(hours, args.devices, args.price_per_hour)}')
-    reading, writing = (sum(f(step, kind).values()) for f in (serving.prefill_seconds, serving.decode_seconds))
-    print(f'on the same mesh a prompt of {context:,} tokens is read in {reading:.1f} s, {step.batch_size} at a time, and '
-          f'a token written in {1000 * writing:.0f} ms (weights are gathered for every token)\n')
-    print(f'{len(found.plans)} plans are feasible, best first:')
-    print(table(('s a step', 'MFU', 'GiB', 'mesh', 'rows x times', 'policy'), [
-        (f'{p.seconds:.1f}', f'{timing.utilisation(p.step, kind, p.seconds):.1%}', f'{p.buffers.peak / GiB:.1f}',
-         p.step.mesh, f'{p.step.batch_size} x {p.step.accumulation}', policy(p.step)) for p in found.plans[:args.show]], left=(5,)))
-    print(f'\n{len(found.refusals)} are not:')
-    for count, reason, where in found.reasons():
-        print(f'  {count:>5}, for example mesh {where.mesh} with {where.memory.attention.strategy}, remat '
-              f'{where.memory.remat}: {reason}')
+    print(f'{name}, {rows} rows of {context:,} tokens per step, {args.devices} x {kind.name}, parameters in '
+          f'{args.param_dtype}, computation in bfloat16. PREDICTED: nothing was run or compiled.\n'
+          f'{tables.assumptions(kind)}\n')
+    print_plan(plan, budget, kind, args)
+    print_alternatives(result, kind, args.show)
     run = f'{name}-{args.context.lower()}-{args.devices}x{kind.name}'
-    fields = {
-        'name': run, 'model_folder': '', 'license': 'llama2' if name.startswith('llama2') else 'llama3', 'seed': 0,
-        'base': {'max_position_embeddings': config.max_position_embeddings, 'rope_theta': config.rope_theta},
-        'corpus': '', 'corpus_bytes': 2_000_000_000, 'held_out': 0.01,
-        'optimizer': {'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1}, 'checkpoint_every': 10,
-        'stages': [stage_fields(
-            {'name': args.context, 'num_steps': num_steps, 'learning_rate': 2e-5, 'warmup_steps': 0,
-             'final_fraction': 1.0, 'theta': theta, 'mixture': {'text': 1.0}}, step)],
-        'needle': {'lengths': tuple(2**n for n in range(10, context.bit_length())), 'depths': (0.0, 0.25, 0.5, 0.75, 1.0),
-                   'samples': 2},
-        'loss': {'seq_len': min(context, 2**17), 'windows': 16, 'rotations': 4},
-    }
-    path = args.out or f'runs/{run}.py'
-    write(path, fields, kind, step,
-          f'{plan.seconds:.1f} s a step, {tokens / plan.seconds:,.0f} tokens/s, {hours / 24:.2f} days, '
-          f'{plan.buffers.peak / GiB:.1f} GiB a device')
+    path = pathlib.Path(args.out or f'runs/{run}.py')
+    stage = {'name': args.context, 'num_steps': num_steps, 'learning_rate': 2e-5, 'warmup_steps': 0,
+             'final_fraction': 1.0, 'theta': theta, 'mixture': {'text': 1.0}}
+    fields = planned_config.config_fields(run, 'llama2' if name.startswith('llama2') else 'llama3', config,
+                                          planned_config.stage_fields(stage, plan.step))
+    planned_config.write(path, fields, kind.name, plan.step,
+                         f'{plan.seconds:.1f} s/step, {budget.tokens_per_step / plan.seconds:,.0f} tokens/s, '
+                         f'{budget.days:.2f} days, {plan.buffers.peak / GiB:.1f} GiB per device')
     if args.compile:
-        compile_report.run(['--target', args.compile, '--step', str(path), '--model', name,
-                            '--results', str(pathlib.Path(path).parent)])
+        from lct.cli.compile import compile_stage
+
+        compile_stage(make_run(load_config(path)), 0, name, config, targets.parse(args.compile), path.parent)
 
 
-def stage_fields(fields, step):
-    """The fields of a stage in a config with the plan in them."""
-    memory, attention = step.memory, step.memory.attention
-    return {
-        **fields, 'seq_len': step.seq_len, 'batch_size': step.batch_size, 'accumulation': step.accumulation,
-        'mesh': step.mesh, 'layout': step.layout,
-        'memory': {**fields.get('memory', {}), 'remat': memory.remat, 'strategy': attention.strategy, 'node_size': attention.node_size,
-                   'query_chunk': attention.chunks.query, 'key_chunk': attention.chunks.key,
-                   'ffn_chunks': memory.ffn_chunks, 'loss_chunk': memory.loss_chunk, 'dtype': 'bfloat16'},
-    }
+def print_plan(plan, budget, kind, args):
+    """The best plan in full."""
+    step = plan.step
+    degrees = dict(zip(('data', 'fsdp', 'sequence', 'tensor'), step.mesh))
+    print(f'mesh {degrees}; {tables.policy(step)}; {step.batch_size} rows at a time, {step.accumulation} '
+          'times\n')
+    print(tables.memory_table(plan.buffers, kind), '\n', tables.seconds_table(plan.times), sep='\n')
+    print(f'\n{budget.tokens_per_step / plan.seconds:,.0f} tokens/s, model FLOPs utilisation '
+          f'{timing.utilisation(step, kind, plan.seconds):.1%}; {budget.num_steps} steps of '
+          f'{budget.tokens_per_step:,} tokens take {budget.days:.2f} '
+          f'days{price(24 * budget.days, args.devices, args.price_per_hour)}')
+    prefill, decode = (sum(f(step, kind).values()) for f in (serving.prefill_seconds, serving.decode_seconds))
+    print(f'on the same mesh {step.batch_size} prompts of {step.seq_len:,} tokens are prefilled in '
+          f'{prefill:.1f} s, and a token is decoded in {1000 * decode:.0f} ms (weights are gathered for '
+          'every token)\n')
 
 
-def write(path, fields, kind, step, prediction):
-    """A config for extend.py."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rest = {key: value for key, value in fields.items() if key != 'stages'} | {'param_dtype': step.dtype}
-    path.write_text(CONFIG.format(devices=step.devices, hardware=kind.name, path=path, name=path.stem, prediction=prediction,
-                                  fields=literal(rest, 4), stages=literal(fields['stages'], 4)))
-    print(f'\nwritten to {path}')
-
-
-def literal(value, indent):
-    """Plain values as Python source, a key a line."""
-    if isinstance(value, dict):
-        lines = [f'{" " * (indent + 4)}{key!r}: {literal(inner, indent + 4)},' for key, inner in value.items()]
-        return '\n'.join(['{', *lines, f'{" " * indent}}}'])
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return f'[{", ".join(literal(inner, indent) for inner in value)}]'
-    return repr(value)
+def print_alternatives(result, kind, count):
+    """The first plans of a search, and the reasons for its rejections."""
+    print(f'{len(result.plans)} plans are feasible, best first:')
+    print(tables.plans_table(result.plans[:count], kind))
+    print(f'\n{len(result.rejections)} are not:')
+    for number, reason, step in result.reasons():
+        print(f'  {number:>5}, for example mesh {step.mesh} with {step.memory.attention.strategy}, remat '
+              f'{step.memory.remat}: {reason}')
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -248,95 +164,153 @@ def literal(value, indent):
 # ---------------------------------------------------------------------------------------------------
 
 
+class PlannedStage(NamedTuple):
+    """A stage of a recipe and its predictions. published: the 'published' fields of the config."""
+
+    name: str
+    num_steps: int
+    step: Step
+    kind: hardware.Hardware
+    times: dict[str, float]
+    buffers: Buffers
+    published: dict
+
+    @property
+    def seconds(self):
+        return sum(self.times.values())
+
+    @property
+    def minutes(self):
+        return self.seconds * self.num_steps / 60
+
+    @property
+    def comparable(self):
+        """Whether there are published minutes of the same devices."""
+        return bool(self.published.get('minutes')) and self.published.get('devices') == self.step.devices \
+            and self.kind.name in self.published['device'].lower()
+
+
 def plan_recipe(args):
     for flag in ('rows', 'tokens', 'theta'):
         if getattr(args, flag):
-            raise ValueError(f'--{flag} is set by the recipe {args.recipe}; drop the flag or write another recipe')
+            raise ValueError(f'--{flag} is set by the recipe {args.recipe}; drop the flag or write another '
+                             'recipe')
     raw = load_config(args.recipe)
     run, (name, config) = make_run(raw), recipe_model(args.recipe, args.model)
     config = windowed(config, raw)
+    context = args.context and parse_length(args.context)
+    check_recipe_context(args, run, config, context)
+    placement = f'on the best mesh of {args.devices} devices' if args.devices else 'on its own meshes'
+    print(f'{name}, {args.recipe}: stage by stage, parameters in {args.param_dtype}, computation in '
+          f'bfloat16, {placement}\n')
+    all_fields = [fields.to_dict() for fields in raw.stages]
+    planned = [plan_stage(stage, fields, config, args) for stage, fields in zip(run.stages, all_fields)
+               if not context or stage.seq_len <= context]
+    print_stages(planned, name)
+    hours = sum(one.minutes / 60 * one.step.devices for one in planned)
+    days = sum(one.minutes for one in planned) / 60 / 24
+    last = planned[-1]
+    print(f'\n{days:.2f} days, {hours:,.0f} device-hours in total{price(hours, 1, args.price_per_hour)}\n\n'
+          f'{tables.assumptions(last.kind)}')
+    print_agreement([(one.minutes, one.published['minutes']) for one in planned if one.comparable])
+    if args.out:
+        fields = [planned_config.stage_fields(fields, one.step) for fields, one in zip(all_fields, planned)]
+        planned_config.write(pathlib.Path(args.out), {**raw.to_dict(), 'stages': fields}, last.kind.name,
+                             last.step,
+                             f'{hours:,.0f} device-hours')
+
+
+def check_recipe_context(args, run, config, context):
+    """Refuse a --context beyond the last stage of a recipe."""
     last = run.stages[-1]
-    if args.context and parse_length(args.context) > last.seq_len:
+    if context and context > last.seq_len:
         theta = stages.configs(run.stages, config)[-1].rope_theta
-        raise ValueError(f'context {args.context} is beyond the {last.seq_len} tokens for which the last stage of '
-                         f'{args.recipe} sets theta {theta:,.0f}; add a stage with theta critical_base, or drop --context')
-    where = f'on the best mesh of {args.devices} devices' if args.devices else 'on its own meshes'
-    print(f'{name}, {args.recipe}: stage by stage, parameters in {args.param_dtype}, computing in bfloat16, {where}\n')
+        raise ValueError(f'context {args.context} is beyond the {last.seq_len} tokens for which the last '
+                         f'stage of {args.recipe} sets theta {theta:,.0f}; add a stage with theta '
+                         'critical_base, or drop --context')
+
+
+def plan_stage(stage, fields, config, args):
+    """The PlannedStage of a stage, on its own mesh or on the best one of --devices."""
+    published = fields.get('published', {})
+    kind = hardware_of(args, published.get('device', ''))
+    if args.devices:
+        job = search.Job(config, stage.seq_len, stage.batch_size * stage.accumulation, args.param_dtype)
+        step = search.best(job, kind, args.devices).plans[0].step
+    else:
+        memory = dataclasses.replace(stage.memory, dtype='bfloat16')
+        step = Step(config, stage.mesh, stage.seq_len, stage.batch_size, stage.accumulation, memory,
+                    args.param_dtype, stage.layout)
+        step.check()
+    return PlannedStage(stage.name, stage.num_steps, step, kind, timing.seconds(step, kind),
+                        buffers(step, kind.platform), published)
+
+
+def print_stages(planned, model):
+    """The stages of a recipe, and the seconds of a step of each."""
+    path = experiments_folder() / 'results' / 'plan_memory.json'
+    memory_table = json.loads(path.read_text()) if path.exists() else {}
     header = ('stage', 'hardware', 'mesh', 'policy', 's/step', 'tokens/s', 'MFU', 'GiB', 'predicted min',
               'published min', 'ratio', 'compiled GiB')
-    rows = []
-    parts, seconds, planned, hours, days = [], [], [], 0.0, 0.0
-    for stage, fields in zip(run.stages, (one.to_dict() for one in raw.stages)):
-        if args.context and stage.seq_len > parse_length(args.context):
-            break
-        published = fields.get('published', {})
-        kind = machine(args, published.get('device', ''))
-        if args.devices:
-            job = search.Job(config, stage.seq_len, stage.batch_size * stage.accumulation, args.param_dtype)
-            step = search.best(job, kind, args.devices).plans[0].step
-        else:
-            step = Step(config, stage.mesh, stage.seq_len, stage.batch_size, stage.accumulation,
-                        dataclasses.replace(stage.memory, dtype='bfloat16'), args.param_dtype, stage.layout)
-            step.check()
-        part, needed = timing.seconds(step, kind), buffers(step, kind.platform)
-        total = sum(part.values())
-        minutes, told = total * stage.num_steps / 60, published.get('minutes')
-        same = told and published.get('devices') == step.devices and kind.name in published['device'].lower()
-        seen = compiled_size(kind, name, step)
-        size = needed.peak / GiB
-        rows.append((
-            stage.name, f'{step.devices} x {kind.name}', step.mesh, policy(step), f'{total:.1f}',
-            f'{step.tokens / total:,.0f}', f'{timing.utilisation(step, kind, total):.1%}',
-            f'{size:.1f}{"!" if needed.peak > search.USABLE * kind.memory else ""}', f'{minutes:.0f}', told or '-',
-            f'{minutes / told:.2f}' if same else '-', f'{seen / GiB:.1f}' if seen else '-'))
-        parts.append((stage.name, part))
-        if same:
-            seconds.append((minutes, told))
-        planned.append(stage_fields(fields, step))
-        hours += minutes / 60 * step.devices
-        days += minutes / 60 / 24
-    print(table(header, rows, left=(0, 3)))
-    print('\nGiB: predicted, of one device; ! where that is more than can be used. ratio: predicted to '
+    print(table(header, [stage_row(one, compiled.step_bytes(memory_table, one.kind.name, model, one.step))
+                         for one in planned], left=(0, 3)))
+    print('\nGiB: predicted, per device; ! where that is more than the usable memory. ratio: predicted to '
           'published, where hardware and devices are theirs.')
-    names = list(dict.fromkeys(name for _, part in parts for name in part))
+    names = list(dict.fromkeys(name for one in planned for name in one.times))
     print('\nseconds of a step, predicted:')
-    print(table(('stage', *names), [(stage, *(f'{part.get(one, 0):.1f}' for one in names)) for stage, part in parts]))
-    print(f'\n{days:.2f} days, {hours:,.0f} device-hours in all{money(hours, 1, args.price_per_hour)}\n\n{assumptions(kind)}')
-    report_agreement(seconds)
-    if args.out:
-        write(args.out, {**raw.to_dict(), 'stages': planned}, kind, step, f'{hours:,.0f} device-hours')
+    print(table(('stage', *names),
+                [(one.name, *(f'{one.times.get(name, 0):.1f}' for name in names)) for one in planned]))
 
 
-def report_agreement(seconds):
+def stage_row(one, compiled_bytes):
+    """A stage in the table of a recipe. compiled_bytes: per device, or None."""
+    step, published = one.step, one.published.get('minutes')
+    full = one.buffers.peak > search.USABLE * one.kind.memory
+    return (one.name, f'{step.devices} x {one.kind.name}', step.mesh, tables.policy(step),
+            f'{one.seconds:.1f}',
+            f'{step.tokens / one.seconds:,.0f}', f'{timing.utilisation(step, one.kind, one.seconds):.1%}',
+            f'{one.buffers.peak / GiB:.1f}{"!" if full else ""}', f'{one.minutes:.0f}', published or '-',
+            f'{one.minutes / published:.2f}' if one.comparable else '-',
+            f'{compiled_bytes / GiB:.1f}' if compiled_bytes else '-')
+
+
+def print_agreement(minutes):
     """How well minutes agree: [(predicted, published)]."""
-    if len(seconds) < 2:
+    if len(minutes) < 2:
         return
-    pairs = [(a, b) for i, a in enumerate(seconds) for b in seconds[i + 1:]]
-    right = sum((a[0] - b[0]) * (a[1] - b[1]) > 0 for a, b in pairs)
-    worst = max(max(p / told, told / p) for p, told in seconds)
-    print(f'against the published minutes: at worst a factor {worst:.2f}; {right} of {len(pairs)} pairs of stages are '
-          'in the published order')
+    pairs = [(a, b) for i, a in enumerate(minutes) for b in minutes[i + 1:]]
+    ordered = sum((a[0] - b[0]) * (a[1] - b[1]) > 0 for a, b in pairs)
+    worst = max(max(predicted / published, published / predicted) for predicted, published in minutes)
+    print(f'against the published minutes: at worst a factor {worst:.2f}; {ordered} of {len(pairs)} pairs of '
+          'stages are in the published order')
 
 
 def flags(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', help=f'of {", ".join(MODELS)}')
     parser.add_argument('--context', help='tokens of a row: 1048576, 1M, 64K')
-    parser.add_argument('--hardware', help=f'of {", ".join(hardware.TABLE)}; default: what a recipe was published on')
+    parser.add_argument('--hardware',
+                        help=f'of {", ".join(hardware.TABLE)}; default: what a recipe was published on')
     parser.add_argument('--devices', type=int)
-    parser.add_argument('--network', type=float, help='GB/s one way from a node to the others, if not the table\'s')
-    parser.add_argument('--rows', type=int, help='rows a step; default: 4M tokens, one row at least')
-    parser.add_argument('--tokens', type=float, help=f'to train on; default {DEFAULT_TOKENS:,}, as Gradient at 1M')
+    parser.add_argument('--network', type=float,
+                        help='GB/s one way from a node to the others; default: of the table')
+    parser.add_argument('--rows', type=int, help='rows per step; default: 4M tokens, at least one row')
+    parser.add_argument('--tokens', type=float,
+                        help=f'to train on; default {DEFAULT_TOKENS:,}, as Gradient at 1M')
     parser.add_argument('--param-dtype', choices=('float32', 'bfloat16'), default='float32',
-                        help='of the stored parameters and moments; computing is in bfloat16')
+                        help='of the stored parameters and moments; the computation is in bfloat16')
     parser.add_argument('--theta', type=float, help='RoPE theta to train with; default: the critical base')
     parser.add_argument('--price-per-hour', type=float, help='of one device')
-    parser.add_argument('--recipe', help='a Python file with get_config(): reckon its stages instead')
-    parser.add_argument('--show', type=int, default=8, help='how many plans to list')
-    parser.add_argument('--compile', metavar='TARGET', help='also compile the step of the best plan for l40s:512, '
-                        'v5p:8x8x8, ...: that many devices of --hardware (extra aot-cuda or aot-tpu)')
-    parser.add_argument('--out', help='where to write the config; default runs/MODEL-CONTEXT-DEVICESxHARDWARE.py, '
-                        'none of a recipe')
+    parser.add_argument('--recipe', help='a Python file with get_config(), whose stages are predicted '
+                                         'instead')
+    parser.add_argument('--show', type=int, default=8, help='number of plans to list')
+    parser.add_argument('--compile', metavar='TARGET',
+                        help='also compile the step of the best plan for l40s:512, '
+                        'v5p:8x8x8, ...: as many devices of --hardware (extra aot-cuda or aot-tpu)')
+    parser.add_argument('--out', help='path of the config; default runs/MODEL-CONTEXT-DEVICESxHARDWARE.py, '
+                                      'and none '
+                        'for a recipe')
     return parser.parse_args(argv)
 
 
@@ -352,8 +326,8 @@ def run(argv=None):
     if args.compile:
         target = targets.parse(args.compile)
         if (target.kind, target.count) != (args.hardware, args.devices):
-            raise ValueError(f'--compile {args.compile} is {target.count} x {target.kind}, the plan is for {args.devices} x '
-                             f'{args.hardware}; name the same machine')
+            raise ValueError(f'--compile {args.compile} is {target.count} x {target.kind}, the plan is for '
+                             f'{args.devices} x {args.hardware}; name the same machine')
     return plan_context(args)
 
 

@@ -88,11 +88,11 @@ def test_ordered_and_within():
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_pairs_by_hop_are_those_of_the_mask(layout):
+def test_pairs_by_step_are_those_of_the_mask(layout):
     ring, length = 4, 64
     tokens = permutation(layout, length, ring).reshape(ring, 1, -1)
     ones = np.ones((1, length // ring), int)
-    found = balance.pairs_by_hop(layout, length, ring)
+    found = balance.pairs_by_step(layout, length, ring)
     for device in range(ring):
         for hop in range(ring):
             mask = visible(jnp.asarray(tokens[device]), jnp.asarray(tokens[(device - hop) % ring]), ones, ones)
@@ -102,7 +102,7 @@ def test_pairs_by_hop_are_those_of_the_mask(layout):
 @pytest.mark.parametrize('layout', ['contiguous', 'zigzag'])
 def test_the_cost_model_waits_for_the_busiest(layout):
     step = cost.Step(gradient.LLAMA3_8B, (1, 1, 8, 1), 2**13, layout=layout)
-    assert cost.busiest_pairs(step) == pytest.approx(balance.pairs_by_hop(layout, 2**13, 8).max(0).sum(), rel=1e-3)
+    assert cost.busiest_pairs(step) == pytest.approx(balance.pairs_by_step(layout, 2**13, 8).max(0).sum(), rel=1e-3)
 
 
 def test_the_longest_context_fits_and_twice_as_much_does_not():
@@ -157,7 +157,7 @@ def test_chunks_take_less_memory_than_scores():
 
 
 def test_drawings_are_svg_and_the_same_every_time(tmp_path):
-    pairs = {layout: balance.pairs_by_hop(layout, 64, 4) for layout in LAYOUTS}
+    pairs = {layout: balance.pairs_by_step(layout, 64, 4) for layout in LAYOUTS}
     once, again = (svg.ring_schedule(pairs) for _ in range(2))
     assert once.text == again.text == once._repr_svg_()
     once.save(tmp_path / 'ring.svg')

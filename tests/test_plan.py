@@ -46,11 +46,11 @@ def test_plans_fit_are_whole_and_come_best_first(found):
 def test_what_was_refused_says_why(found):
     result = found[0]
     reasons = result.reasons()
-    assert sum(count for count, _, _ in reasons) == len(result.refusals)
+    assert sum(count for count, _, _ in reasons) == len(result.rejections)
     text = ' '.join(reason for _, reason, _ in reasons)
     assert 'largest buffer' in text and 'rings side by side' in text and 'all_to_all gives each' in text
-    for refusal in result.refusals:
-        assert refusal.beyond is None or refusal.beyond > 0
+    for rejection in result.rejections:
+        assert rejection.excess is None or rejection.excess > 0
 
 
 def test_the_best_plan_beats_the_recipes_own_mesh(found):
@@ -142,7 +142,7 @@ def test_a_recipe_planned_for_other_devices(tmp_path, capsys):
 
 
 def test_a_faster_network_makes_a_faster_plan():
-    slow, fast = (planner.machine(planner.flags([*ONE, *more])) for more in ([], ['--network', '50']))
+    slow, fast = (planner.hardware_of(planner.flags([*ONE, *more])) for more in ([], ['--network', '50']))
     job = search.Job(LLAMA3_8B, M, 8)
     times = [search.best(job, kind, 512).plans[0].seconds for kind in (slow, fast)]
     assert fast.network == 50e9 and times[1] < times[0]

@@ -3,7 +3,7 @@
     python experiments/bench/bench_layouts.py --length 16384 --rounds 5 --json experiments/results/layouts.json
 
 Ring attention on virtual devices, forward and forward+backward, CPU seconds over the tiles that are not skipped
-(counted as balance.py counts them), as ratios within a round against one causal document in zigzag. Masks are built
+(counted as bench_balance.py counts them), as ratios within a round against one causal document in zigzag. Masks are built
 only in tiles that need one: a layout with many such tiles pays for them here.
 """
 
@@ -28,13 +28,13 @@ os.environ['XLA_FLAGS'] = (
 
 import jax  # noqa: E402  the number of devices comes first
 import numpy as np  # noqa: E402
-from balance import documents, one_document, tiles  # noqa: E402
 
 from lct.cli.main import check_positive, run_script  # noqa: E402
 from lct.data.layout import permutation  # noqa: E402
 from lct.ops.blockwise_attention import Chunks  # noqa: E402
 from lct.ops.context_parallel import AttentionOptions  # noqa: E402
 from lct.ops.ring_attention import ring_attention  # noqa: E402
+from lct.plan.balance import one_document, packed_documents, tiles  # noqa: E402
 from lct.sharding import make_mesh, spec  # noqa: E402
 
 HEAD_DIM = 64
@@ -42,7 +42,7 @@ HEAD_DIM = 64
 
 def cases():
     """{name: (layout, positions, segments)}; the first is what the others are measured by."""
-    one, packed = one_document(ARGS.length), documents(ARGS.length, ARGS.length / 16, 0)
+    one, packed = one_document(ARGS.length), packed_documents(ARGS.length, ARGS.length / 16, 0)
     return {'zigzag': ('zigzag', *one), 'contiguous': ('contiguous', *one), 'striped': ('striped', *one),
             'zigzag, packed': ('zigzag', *packed), 'contiguous, packed': ('contiguous', *packed),
             'striped, packed': ('striped', *packed)}

@@ -46,7 +46,7 @@ def counted(length=2**16):
     """Work of the busiest device over an even share, hop by hop, for rings of 2 to 64."""
     rows = []
     for ring in (2, 4, 8, 16, 32, 64):
-        pairs = {layout: balance.pairs_by_hop(layout, length, ring) for layout in LAYOUTS}
+        pairs = {layout: balance.pairs_by_step(layout, length, ring) for layout in LAYOUTS}
         row = {'ring': ring, **{layout: float(p.max(0).sum() / p.sum() * ring) for layout, p in pairs.items()}}
         rows.append({**row, 'speedup of striped': row['contiguous'] / row['striped']})
     return rows
@@ -231,7 +231,7 @@ def run(argv=None):
          'zigzag, predicted': (tokens, [row['zigzag, predicted'] for row in a100]),
          'striped (published)': (tokens, [row['published'] for row in a100])},
         'tokens of a row', 'speedup over contiguous', 'a training step of 7B on eight A100, a ring of four')
-    schedule = svg.ring_schedule({layout: balance.pairs_by_hop(layout, 2048, 8) for layout in LAYOUTS})
+    schedule = svg.ring_schedule({layout: balance.pairs_by_step(layout, 2048, 8) for layout in LAYOUTS})
     claims.report(args.out, 'causal_imbalance', 'Striped Attention, arXiv 2311.09431, and ring-flash-attention', tables,
                   claims_of(tables), speedups=speedups, schedule=schedule)
 

@@ -121,12 +121,9 @@ def per_token(model, length, causal):
 def compile_cells(known):
     """What the compiler for A100s takes of a device by the real training step, for the cells of table 3 at their
     published contexts: adds to known what is missing, yielding after every row."""
-    import check_plan_memory
+    from lct.cli.compile import step_memory
+    from lct.plan import hlo, targets
 
-    from lct.models import llama_sizes
-    from lct.plan.hlo import device_bytes
-
-    llama_sizes.SIZES.update(SIZES)  # where those scripts look a model up by name
     for machine, model, *published in TABLE_3:
         kind, devices = MACHINES[machine]
         if kind is not A100 or model == '3B':  # of width 3,200 the compiler finds no tiles in float32
@@ -136,10 +133,8 @@ def compile_cells(known):
             if any(key.items() <= row.items() for row in known):
                 continue
             step = step_of(machine, model, method, context * K)
-            point = (f'a100:{devices}', model, step.mesh, step.batch_size, 1, step.seq_len, 'full', 'ring', 1,
-                     step.memory.ffn_chunks, ('float32', None))
-            size = device_bytes(check_plan_memory.compiled(point)) / GiB
-            known.append({**key, 'compiled GiB': size})
+            memory = step_memory(targets.parse(f'a100:{devices}'), step)
+            known.append({**key, 'compiled GiB': hlo.device_bytes(memory) / GiB})
             yield
 
 

@@ -1,15 +1,15 @@
-"""Accelerators by their numbers: what a plan is reckoned from. Bytes, bytes per second one way, FLOP/s.
+"""Accelerators in numbers, the basis of a plan: bytes, bytes per second in one direction, FLOP/s.
 
-Sources, by the letter in each row's comment:
-  [N] the vendor's data sheet as collected in github.com/stas00/ml-engineering, compute/accelerator and network
-  [B] "How to Scale Your Model", github.com/jax-ml/scaling-book, tpus.md
-  [C] docs.cloud.google.com/tpu/docs: v5e, v5p, v6e, tpu7x
-  [M] what the driver leaves of the nominal memory, as in targets.py
-  [A] assumption: a property of a cluster, not of a chip, or a figure for which no source was found
+Sources, by the letter in the comment of each row: [N] the vendor's data sheet, as collected in
+  github.com/stas00/ml-engineering, compute/accelerator and network [B] "How to Scale Your Model",
+  github.com/jax-ml/scaling-book, tpus.md [C] docs.cloud.google.com/tpu/docs: v5e, v5p, v6e, tpu7x [M] what
+  the driver leaves of the nominal memory, as in targets.py [A] assumption: a property of a cluster, not of a
+  chip, or a figure without a known source
 """
 
 import dataclasses
 import difflib
+from collections.abc import Collection
 
 from lct.plan.targets import GPUS
 
@@ -18,8 +18,9 @@ GB, TB, GiB = 1e9, 1e12, 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-    """One kind of accelerator and the cluster that it usually stands in.
+    """One kind of accelerator and the cluster that it usually belongs to.
 
+    platform: 'gpu' or 'tpu'.
     flops: peak of dense bfloat16 products. memory: bytes of a device. bandwidth: of that memory.
     node_size: devices with fast links between all of them: a machine of GPUs, a pod of TPUs.
     inside: of a device to one neighbour in its node. inside_all: of a device to all of them at once, for
@@ -29,7 +30,7 @@ class Hardware:
     """
 
     name: str
-    platform: str  # 'gpu' or 'tpu'
+    platform: str
     flops: float
     memory: float
     bandwidth: float
@@ -41,29 +42,33 @@ class Hardware:
     host: float
 
 
-def _gpu(name, flops, memory, bandwidth, inside, inside_all, between, network, host):
-    return Hardware(name, 'gpu', flops, memory, bandwidth, 8, inside, inside_all, between, network, host)
+def _gpu(name, flops, memory, bandwidth, links, network, host):
+    """links: (inside, inside_all), or one number for both. network: (between, network), or one number for
+    both."""
+    pair = lambda x: x if isinstance(x, tuple) else (x, x)
+    return Hardware(name, 'gpu', flops, memory, bandwidth, 8, *pair(links), *pair(network), host)
 
 
 def _tpu(name, flops, memory, bandwidth, pod, link, chip_network, host):
-    return Hardware(name, 'tpu', flops, memory, bandwidth, pod, link, 2 * link, chip_network, pod * chip_network, host)
+    return Hardware(name, 'tpu', flops, memory, bandwidth, pod, link, 2 * link, chip_network,
+                    pod * chip_network, host)
 
 
 TABLE = {hardware.name: hardware for hardware in (
-    # 362.05 TFLOP/s, 864 GB/s, PCIe 4.0 x16 and no NVLink [N]; memory [M]. The network of Gradient's nodes was never
-    # published; 50 Gb/s for a node of eight is [A], and lies in the window that their nine rows of minutes leave open
-    # together. Others differ much: give the planner yours.
-    _gpu('l40s', 362.05e12, GPUS['l40s'].memory, 864 * GB, 31 * GB, 31 * GB, 6.25 * GB, 6.25 * GB, 31 * GB),
+    # 362.05 TFLOP/s, 864 GB/s, PCIe 4.0 x16 and no NVLink [N]; memory [M]. The network of Gradient's nodes
+    # was not published. 50 Gb/s for a node of eight is [A] and lies in the range that is consistent with all
+    # nine published durations. Networks of other clusters differ widely: pass --network to the planner.
+    _gpu('l40s', 362.05e12, GPUS['l40s'].memory, 864 * GB, 31 * GB, 6.25 * GB, 31 * GB),
     # 312 TFLOP/s, NVLink3 300 GB/s, PCIe 4.0 [N]; memory [M]; eight HDR adapters of 200 Gb/s as in a DGX [N]
-    _gpu('a100', 312e12, GPUS['a100'].memory, 2.04 * TB, 300 * GB, 300 * GB, 25 * GB, 200 * GB, 31 * GB),
+    _gpu('a100', 312e12, GPUS['a100'].memory, 2.04 * TB, 300 * GB, (25 * GB, 200 * GB), 31 * GB),
     # 989 TFLOP/s, 3.35 TB/s, NVLink4 450 GB/s, PCIe 5.0, DGX with eight adapters of 400 Gb/s [N]; memory [M]
-    _gpu('h100', 989e12, GPUS['h100'].memory, 3.35 * TB, 450 * GB, 450 * GB, 50 * GB, 400 * GB, 63 * GB),
+    _gpu('h100', 989e12, GPUS['h100'].memory, 3.35 * TB, 450 * GB, (50 * GB, 400 * GB), 63 * GB),
     # compute and links of the H100, 4.8 TB/s [N]; memory [M]
-    _gpu('h200', 989e12, GPUS['h200'].memory, 4.8 * TB, 450 * GB, 450 * GB, 50 * GB, 400 * GB, 63 * GB),
+    _gpu('h200', 989e12, GPUS['h200'].memory, 4.8 * TB, 450 * GB, (50 * GB, 400 * GB), 63 * GB),
     # 2250 TFLOP/s, 180 GB usable of 192, 8 TB/s, NVLink5 900 GB/s [N]; eight adapters of 400 Gb/s [A]
-    _gpu('b200', 2250e12, 180 * GB, 8.0 * TB, 900 * GB, 900 * GB, 50 * GB, 400 * GB, 63 * GB),
+    _gpu('b200', 2250e12, 180 * GB, 8.0 * TB, 900 * GB, (50 * GB, 400 * GB), 63 * GB),
     # 1307 TFLOP/s, 192 GB, 5.3 TB/s, 64 GB/s to each of 7 peers [N]; eight adapters of 400 Gb/s [A]
-    _gpu('mi300x', 1307e12, 192 * GB, 5.3 * TB, 64 * GB, 448 * GB, 50 * GB, 400 * GB, 63 * GB),
+    _gpu('mi300x', 1307e12, 192 * GB, 5.3 * TB, (64 * GB, 448 * GB), (50 * GB, 400 * GB), 63 * GB),
     # chips, links, pods, 25 GB/s of network and 15 GB/s of PCIe a host or chip [B]; a host has 4 chips
     _tpu('v4', 275e12, 32 * GiB, 1.2 * TB, 4096, 45 * GB, 6.25 * GB, 15 * GB),
     # 197 TFLOP/s, 16 GB, 819 GB/s [C]; links [B]; two adapters of 100 Gb/s for the 8 chips of a host [C]
@@ -77,20 +82,24 @@ TABLE = {hardware.name: hardware for hardware in (
 )}
 
 
-def find(name):
+def find(name: str) -> Hardware:
     """The Hardware of a name.
 
     Raises:
-      ValueError: for an unknown name; it lists the nearest.
+      ValueError: for an unknown name, with the nearest ones.
     """
-    return TABLE[known(name, TABLE, 'hardware')]
+    return TABLE[lookup(name, TABLE, 'hardware')]
 
 
-def known(name, table, what):
-    """name, lower case, if the table has it; otherwise a ValueError with the names nearest to it."""
+def lookup(name: str, table: Collection[str], kind: str) -> str:
+    """name in lower case, a key of the table; kind is what the error calls it.
+
+    Raises:
+      ValueError: for an unknown name, with the nearest ones.
+    """
     name = name.lower()
     if name not in table:
         near = difflib.get_close_matches(name, table, n=3, cutoff=0.3)
         nearest = f'nearest are {", ".join(near)} of' if near else 'it has'
-        raise ValueError(f'{what} {name!r} is not in the table; {nearest} {", ".join(table)}')
+        raise ValueError(f'{kind} {name!r} is not in the table; {nearest} {", ".join(table)}')
     return name

@@ -1,8 +1,10 @@
-"""Every way to run a training step on some devices, the fastest that fits first, and why the others are not there."""
+"""Every way to run a training step on given devices: the plans that fit, fastest first, and the rejected with
+reasons."""
 
 import collections
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from lct.models.llama import LlamaConfig, Memory
@@ -10,10 +12,11 @@ from lct.ops.blockwise_attention import Chunks
 from lct.ops.strategies import STRATEGIES, Attention
 from lct.plan import cost, timing
 from lct.plan.buffers import Buffers, buffers
-from lct.plan.hardware import TABLE
+from lct.plan.hardware import TABLE, Hardware
 
-USABLE = 0.92  # assumption: of device memory; the rest is for collectives, work space of kernels and fragments
-REMAT = ('none', 'dots', 'attention', 'full', 'offload')  # less memory to the right
+# assumption: of device memory; the rest is for collectives, kernel workspaces and fragmentation
+USABLE = 0.92
+REMAT = ('none', 'dots', 'attention', 'full', 'offload')  # in order of decreasing memory
 FFN_CHUNKS = (1, 2, 4, 8, 16)
 CHUNKS, LOSS_CHUNK = Chunks(512, 512), 512
 GiB = 2**30
@@ -21,67 +24,69 @@ GiB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is to be computed in one optimizer step: rows of seq_len tokens through a model."""
+    """What one optimizer step computes: rows of seq_len tokens through a model."""
 
     config: LlamaConfig
     seq_len: int
     rows: int = 1
-    dtype: str = 'float32'  # of the stored parameters; computing is in bfloat16
+    dtype: str = 'float32'  # of the stored parameters; the computation is in bfloat16
 
 
 class Plan(NamedTuple):
-    """One way to do it, as predicted: the Step, seconds by part, Buffers of a device."""
+    """A feasible Step with its predictions: seconds by name (timing.seconds) and Buffers of a device."""
 
     step: cost.Step
-    parts: dict
+    times: dict[str, float]
     buffers: Buffers
 
     @property
-    def seconds(self):
-        return sum(self.parts.values())
+    def seconds(self) -> float:
+        return sum(self.times.values())
 
 
-class Refusal(NamedTuple):
-    """One way not to do it: the step, the reason, and bytes beyond what there is, None if that is not the reason."""
+class Rejection(NamedTuple):
+    """An infeasible Step. excess: bytes beyond the usable memory, None if memory is not the reason."""
 
     step: cost.Step
     reason: str
-    beyond: float | None
+    excess: float | None
 
 
-class Found(NamedTuple):
-    """plans, fastest first, and the refusals."""
+class SearchResult(NamedTuple):
+    """plans: fastest first."""
 
-    plans: list
-    refusals: list
+    plans: list[Plan]
+    rejections: list[Rejection]
 
-    def reasons(self):
-        """[(how many, an example, its Step)] of the refusals by kind, the most frequent first."""
+    def reasons(self) -> list[tuple[int, str, cost.Step]]:
+        """(count, reason, Step) of one example per kind of rejection, most frequent kind first."""
         kinds = collections.defaultdict(list)
-        for refusal in self.refusals:
-            kinds[refusal.reason.split(' ')[0] if refusal.beyond is None else 'memory'].append(refusal)
-        nearest = lambda group: min(group, key=lambda r: r.beyond or 0)
+        for rejection in self.rejections:
+            kinds[rejection.reason.split(' ')[0] if rejection.excess is None else 'memory'].append(rejection)
+        nearest = lambda group: min(group, key=lambda r: r.excess or 0)
         return sorted(((len(group), nearest(group).reason, nearest(group).step) for group in kinds.values()),
                       key=lambda row: -row[0])
 
 
-def divisors(n):
+def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def meshes(config, devices, hardware):
-    """Every mesh (data, fsdp, sequence, tensor) of so many devices, tensor at most a node and the key/value heads."""
+def meshes(config: LlamaConfig, devices: int, hardware: Hardware) -> Iterator[tuple[int, int, int, int]]:
+    """Every mesh (data, fsdp, sequence, tensor) of a number of devices. tensor divides the number of
+    key/value heads and is at most a node."""
     for tensor in divisors(math.gcd(devices, config.num_kv_heads)):
         if tensor > hardware.node_size:
             continue
         for ring in divisors(devices // tensor):
-            side_by_side = devices // tensor // ring
-            for data in divisors(side_by_side):
-                yield data, side_by_side // data, ring, tensor
+            replicas = devices // tensor // ring
+            for data in divisors(replicas):
+                yield data, replicas // data, ring, tensor
 
 
-def attentions(ring, tensor, hardware):
-    """Every Attention for a ring; two-level ones take the devices of a node that lie on the sequence axis."""
+def attentions(ring: int, tensor: int, hardware: Hardware) -> list[Attention]:
+    """Every Attention for a ring size; a node of the two-level strategies holds the devices of one machine
+    that lie on the sequence axis."""
     if ring == 1:
         return [Attention('ring', 1, CHUNKS)]
     node = hardware.node_size // tensor
@@ -89,90 +94,103 @@ def attentions(ring, tensor, hardware):
             if not facts.two_level or 1 < node < ring]
 
 
-def search(job, hardware, devices, efficiency=timing.Efficiency()):  # noqa: B008
-    """Found for a Job on so many devices of a Hardware."""
-    room = USABLE * hardware.memory
-    plans, refusals = [], []
+def search(job: Job, hardware: Hardware, devices: int,
+           efficiency: timing.Efficiency = timing.Efficiency()) -> SearchResult:  # noqa: B008
+    """All plans and rejections of a Job on a number of devices."""
+    plans, rejections = [], []
+    for outcome in _outcomes(job, hardware, devices, efficiency):
+        (plans if isinstance(outcome, Plan) else rejections).append(outcome)
+    plans.sort(key=lambda plan: plan.seconds)
+    return SearchResult(plans, rejections)
+
+
+def _outcomes(job, hardware, devices, efficiency):
+    """Iterator of Plans and Rejections over all meshes, strategies, batch sizes and memory policies."""
     for mesh in meshes(job.config, devices, hardware):
-        side_by_side = mesh[0] * mesh[1]
-        blank = cost.Step(job.config, mesh, job.seq_len, side_by_side, dtype=job.dtype)
-        if job.rows % side_by_side:
-            refusals.append(Refusal(
-                blank, f'rows {job.rows} a step are not a multiple of the {side_by_side} rings side by side', None))
+        replicas = mesh[0] * mesh[1]
+        blank = cost.Step(job.config, mesh, job.seq_len, replicas, dtype=job.dtype)
+        if job.rows % replicas:
+            yield Rejection(blank, f'rows {job.rows} per step are not a multiple of the {replicas} rings '
+                                   'side by side',
+                            None)
             continue
         for attention in attentions(mesh[2], mesh[3], hardware):
             base = dataclasses.replace(blank, memory=Memory('full', attention, 1, LOSS_CHUNK, 'bfloat16'))
             try:
                 base.check()
             except ValueError as error:
-                refusals.append(Refusal(base, str(error), None))
+                yield Rejection(base, str(error), None)
                 continue
-            for rows in divisors(job.rows // side_by_side):
-                batch = side_by_side * rows
+            for rows in divisors(job.rows // replicas):
+                batch = replicas * rows
                 step = dataclasses.replace(base, batch_size=batch, accumulation=job.rows // batch)
-                _policies(step, hardware, efficiency, room, plans, refusals)
-    plans.sort(key=lambda plan: plan.seconds)
-    return Found(plans, refusals)
+                yield from _policies(step, hardware, efficiency)
 
 
-def _policies(step, hardware, efficiency, room, plans, refusals):
-    """Add the plan of the first remat policy that fits, with as few chunks of the FFN as fit: those after it keep less
-    and compute more."""
+def _policies(step, hardware, efficiency):
+    """Iterator of Rejections, then the Plan of the first remat policy that fits, with as few chunks of the
+    FFN as fit: later policies keep less and compute more."""
+    usable = USABLE * hardware.memory
+
     def under(remat, ffn_chunks):
-        one = dataclasses.replace(step, memory=dataclasses.replace(step.memory, remat=remat, ffn_chunks=ffn_chunks))
-        return one, buffers(one, hardware.platform)
+        memory = dataclasses.replace(step.memory, remat=remat, ffn_chunks=ffn_chunks)
+        changed = dataclasses.replace(step, memory=memory)
+        return changed, buffers(changed, hardware.platform)
 
     for remat in REMAT:
-        # under 'none' and 'dots', chunks would run again and be another policy
-        chunks = [n for n in FFN_CHUNKS if step.shard % n == 0] if remat not in ('none', 'dots') else [1]
-        one, needed = under(remat, chunks[-1])
-        if needed.peak > room:
-            refusals.append(_too_large(one, needed, room))
+        # under 'none' and 'dots' chunks of the FFN would be recomputed, which is another policy
+        counts = [n for n in FFN_CHUNKS if step.shard % n == 0] if remat not in ('none', 'dots') else [1]
+        smallest, needed = under(remat, counts[-1])
+        if needed.peak > usable:
+            yield _too_large(smallest, needed, usable)
             continue
-        one, needed = next(pair for pair in (under(remat, n) for n in chunks) if pair[1].peak <= room)
-        plans.append(Plan(one, timing.seconds(one, hardware, efficiency), needed))
+        fitted, needed = next(pair for pair in (under(remat, n) for n in counts) if pair[1].peak <= usable)
+        yield Plan(fitted, timing.seconds(fitted, hardware, efficiency), needed)
         return
 
 
-def _too_large(step, needed, room):
-    everything = needed.at_peak()
-    largest = max(everything, key=everything.get)
-    return Refusal(step, f'needs {needed.peak / GiB:,.1f} GiB of the {room / GiB:,.1f} that can be used; the largest '
-                   f'buffer is {largest!r} with {everything[largest] / GiB:,.1f} GiB', needed.peak - room)
+def _too_large(step, needed, usable):
+    sizes = needed.at_peak()
+    largest = max(sizes, key=sizes.get)
+    return Rejection(step, f'needs {needed.peak / GiB:,.1f} GiB of the usable {usable / GiB:,.1f}; the '
+                           'largest buffer '
+                     f'is {largest!r} with {sizes[largest] / GiB:,.1f} GiB', needed.peak - usable)
 
 
-def best(job, hardware, devices, efficiency=timing.Efficiency()):  # noqa: B008
-    """Found with at least one plan.
+def best(job: Job, hardware: Hardware, devices: int,
+         efficiency: timing.Efficiency = timing.Efficiency()) -> SearchResult:  # noqa: B008
+    """A SearchResult with at least one plan.
 
-    Raises:
-      ValueError: if nothing is feasible: the buffer that is too large, by how much, and the cheapest remedies.
+    Raises: ValueError: if no plan is feasible, with the buffer that is too large, the excess, and the
+      cheapest remedies.
     """
-    found = search(job, hardware, devices, efficiency)
-    if found.plans:
-        return found
-    raise ValueError(f'nothing is feasible for {job.rows} rows of {job.seq_len} tokens on {devices} x {hardware.name}: '
-                     f'{_nearest(found, hardware)}; {_remedies(job, hardware, devices)}')
+    result = search(job, hardware, devices, efficiency)
+    if result.plans:
+        return result
+    raise ValueError(f'no plan is feasible for {job.rows} rows of {job.seq_len} tokens on {devices} x '
+                     f'{hardware.name}: {_nearest(result)}; {_remedies(job, hardware, devices)}')
 
 
-def _nearest(found, hardware):
-    tight = [refusal for refusal in found.refusals if refusal.beyond is not None]
-    if not tight:
-        return found.reasons()[0][1]
-    refusal = min(tight, key=lambda r: r.beyond)
-    memory = refusal.step.memory
-    return (f'the nearest, mesh {refusal.step.mesh} with {memory.attention.strategy} and remat {memory.remat}, '
-            f'{refusal.reason}, {refusal.beyond / GiB:,.1f} GiB too much')
+def _nearest(result):
+    """The rejection with the smallest excess, as text."""
+    too_large = [rejection for rejection in result.rejections if rejection.excess is not None]
+    if not too_large:
+        return result.reasons()[0][1]
+    rejection = min(too_large, key=lambda r: r.excess)
+    memory = rejection.step.memory
+    return (f'the nearest, mesh {rejection.step.mesh} with {memory.attention.strategy} and remat '
+            f'{memory.remat}, {rejection.reason}, {rejection.excess / GiB:,.1f} GiB too much')
 
 
-def feasible(job, hardware, devices):
-    """Does any plan fit? Asks only the policies that need least memory."""
+def feasible(job: Job, hardware: Hardware, devices: int) -> bool:
+    """Whether any plan fits; only the policies with the smallest memory are tried."""
     for mesh in meshes(job.config, devices, hardware):
-        side_by_side = mesh[0] * mesh[1]
-        if job.rows % side_by_side or job.seq_len % (2 * mesh[2]):
+        replicas = mesh[0] * mesh[1]
+        if job.rows % replicas or job.seq_len % (2 * mesh[2]):
             continue
         chunks = max(c for c in FFN_CHUNKS if job.seq_len // mesh[2] % c == 0)
         memory = Memory('offload', Attention('ring', 1, CHUNKS), chunks, LOSS_CHUNK, 'bfloat16')
-        step = cost.Step(job.config, mesh, job.seq_len, side_by_side, job.rows // side_by_side, memory, job.dtype)
+        step = cost.Step(job.config, mesh, job.seq_len, replicas, job.rows // replicas, memory, job.dtype)
         try:
             step.check()
         except ValueError:
@@ -183,7 +201,7 @@ def feasible(job, hardware, devices):
 
 
 def _remedies(job, hardware, devices):
-    """The three changes that make the job feasible and need the least device memory besides what there is."""
+    """The three changes that make the job feasible with the least additional device memory, as text."""
     options = []
     shorter = next((t for t in (job.seq_len >> n for n in range(1, 11))
                     if feasible(dataclasses.replace(job, seq_len=t), hardware, devices)), None)
@@ -193,7 +211,8 @@ def _remedies(job, hardware, devices):
         counts = (1 << n for n in range(13) if other is not hardware or 1 << n > devices)
         count = next((n for n in counts if feasible(job, other, n)), None)
         if count:
-            options.append((max(count * other.memory - devices * hardware.memory, 0), f'{count} x {other.name}'))
+            options.append((max(count * other.memory - devices * hardware.memory, 0), f'{count} x '
+                                                                                      f'{other.name}'))
     if not options:
-        return 'no shorter context and no 4096 devices of the table would do'
+        return 'neither a shorter context nor 4096 devices of any hardware in the table suffice'
     return 'remedies, cheapest first: ' + ', or '.join(text for _, text in sorted(options)[:3])

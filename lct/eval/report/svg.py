@@ -308,7 +308,7 @@ def ring_schedule(pairs_by_layout: Mapping) -> Picture:
     """Which block each device holds at every ring step, and how much of the block it attends to: a map per layout,
     devices downwards, ring steps rightwards.
 
-    pairs_by_layout: {layout: plan.balance.pairs_by_hop(layout, ...)}. A square is labelled with the device that owns
+    pairs_by_layout: {layout: plan.balance.pairs_by_step(layout, ...)}. A square is labelled with the device that owns
     its block; its colour is the fraction of the block's pairs that the mask admits, dark for all of them. The row
     below has the pairs of the busiest device at every ring step, in whole blocks.
     """

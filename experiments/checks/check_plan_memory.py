@@ -1,12 +1,14 @@
-"""Memory of a device as lct.plan.buffers predicts it, beside what the compilers for GPUs and TPUs say.
+"""Memory per device as lct.plan.buffers predicts it, beside the memory that compilers for GPUs and TPUs
+assign.
 
-    python experiments/check_plan_memory.py                        prints the table of results/plan_memory.json
-    python experiments/check_plan_memory.py --compile cuda         compiles what is not there yet (extra 'aot-cuda')
-    python experiments/check_plan_memory.py --compile tpu          (extra 'aot-tpu'; minutes a row)
+    python experiments/checks/check_plan_memory.py                  prints results/plan_memory.json
+    python experiments/checks/check_plan_memory.py --compile cuda    compiles missing rows (extra 'aot-cuda')
+    python experiments/checks/check_plan_memory.py --compile tpu     (extra 'aot-tpu'; minutes per row)
 
-Compiled is what the training step takes of one device: arguments, temporaries and outputs that take no argument's
-place. (The compilers' own peak counts offloaded buffers on the host too.) Predicted and compiled are different columns;
-the constants of buffers.py were counted on the rows 'seen', those 'held out' came after.
+Compiled is the memory of one device in the training step: arguments, temporaries, and outputs that do not
+reuse an argument. (The compilers' own peak includes offloaded buffers on the host.) Predicted and compiled
+stand in separate columns. The constants of buffers.py were fitted to the rows 'calibration'; the rows 'held
+out' were added later.
 """
 
 import argparse
@@ -15,24 +17,26 @@ import os
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-import compile_report  # noqa: E402
-import plan as planner  # noqa: E402
-
 from lct.cli.main import run_script
 from lct.cli.paths import experiments_folder
-from lct.models.llama import Memory  # noqa: E402
-from lct.models.llama_sizes import SIZES  # noqa: E402
-from lct.ops.blockwise_attention import Chunks  # noqa: E402
-from lct.ops.strategies import Attention  # noqa: E402
-from lct.plan import hardware, hlo  # noqa: E402
-from lct.plan.buffers import buffers  # noqa: E402
-from lct.plan.cost import Step  # noqa: E402
-from lct.text import table  # noqa: E402
+from lct.files import write_atomically
+from lct.models.llama import Memory
+from lct.models.llama_sizes import SIZES
+from lct.ops.blockwise_attention import Chunks
+from lct.ops.strategies import Attention
+from lct.plan import compiled, hardware, hlo, targets
+from lct.plan.buffers import buffers
+from lct.plan.cost import Step
+from lct.plan.tables import policy
+from lct.text import table
 
 RESULTS = experiments_folder() / 'results' / 'plan_memory.json'
 BF16, F32, MIXED = ('bfloat16', None), ('float32', None), ('float32', 'bfloat16')  # parameters, computation
+HEADER = ('', 'target', 'model', 'mesh', 'rows x times', 'tokens', 'policy', 'dtype', 'predicted GiB',
+          'compiled GiB',
+          'ratio')
 # target, model, mesh, batch_size, accumulation, seq_len, remat, strategy, node_size, ffn_chunks, dtype
-SEEN = (
+CALIBRATION = (
     ('l40s:512', 'llama3-8b', (1, 1, 512, 1), 1, 1, 2**20, 'full', 'ring', 1, 1, BF16),
     ('l40s:512', 'llama3-8b', (1, 8, 64, 1), 8, 1, 2**20, 'full', 'ring', 1, 1, BF16),
     ('l40s:512', 'llama3-8b', (1, 8, 64, 1), 8, 1, 2**20, 'offload', 'ring', 1, 8, BF16),
@@ -87,65 +91,59 @@ HELD_OUT = (
 
 def step_of(point):
     """The Step of a point."""
-    _, model, mesh, batch, accumulation, seq_len, remat, strategy, node_size, ffn_chunks, dtype = point
+    _, _, mesh, batch, accumulation, seq_len, remat, strategy, node_size, ffn_chunks, dtype = point
     memory = Memory(remat, Attention(strategy, node_size, Chunks(512, 512)), ffn_chunks, dtype=dtype[1])
-    return Step(SIZES[model], mesh, seq_len, batch, accumulation, memory, dtype[0])
+    return Step(SIZES[point[1]], mesh, seq_len, batch, accumulation, memory, dtype[0])
 
 
 def key(point):
-    return f'{point[0]} {planner.program(point[1], step_of(point))}'
+    return compiled.step_key(*point[:2], step_of(point))
 
 
-def compiled(point):
-    """What the compiler says of a point's memory."""
-    import jax
-
-    from lct.plan import targets
-    from lct.train.loop import Run
-    from lct.train.stages import Stage
-
-    target, step = targets.parse(point[0]), step_of(point)
-    mesh = targets.mesh(target, step.mesh)
-    stage = Stage('', step.seq_len, 1, step.batch_size, step.accumulation, mesh=step.mesh, memory=step.memory)
-    args = argparse.Namespace(step='', model=point[1], stage=0)
-    with jax.set_mesh(mesh):
-        programs = compile_report.training_programs(Run((stage,), param_dtype=step.dtype), mesh, args)
-    (lowered,) = programs.values()
-    return hlo.memory_of(lowered.compile(compiler_options=targets.options(target)))
+def row_of(group, point, memory):
+    """The cells of the table, and predicted over compiled bytes."""
+    target, model, *_, dtype = point
+    step = step_of(point)
+    predicted = buffers(step, hardware.find(target.split(':')[0]).platform).peak
+    size = hlo.device_bytes(memory)
+    return (group, target, model, step.mesh, f'{step.batch_size} x {step.accumulation}', step.seq_len,
+            policy(step),
+            '/'.join(filter(None, dtype)), f'{predicted / 2**30:.2f}', f'{size / 2**30:.2f}',
+            f'{predicted / size:.2f}'), predicted / size
 
 
-def show(found):
-    header = ('', 'target', 'model', 'mesh', 'rows x times', 'tokens', 'policy', 'dtype', 'predicted GiB',
-              'compiled GiB', 'ratio')
-    rows = []
-    ratios = []
-    for kind, points in (('seen', SEEN), ('held out', HELD_OUT)):
-        for point in (p for p in points if key(p) in found):
-            step = step_of(point)
-            predicted = buffers(step, hardware.find(point[0].split(':')[0]).platform).peak
-            peak = hlo.device_bytes(found[key(point)])
-            ratios.append(predicted / peak)
-            rows.append((kind, *point[:2], step.mesh, f'{step.batch_size} x {step.accumulation}', step.seq_len,
-                         planner.policy(step), '/'.join(part for part in point[-1] if part), f'{predicted / 2**30:.2f}', f'{peak / 2**30:.2f}',
-                         f'{ratios[-1]:.2f}'))
-    print(table(header, rows, left=(0, 1, 2, 6, 7)))
+def show(results):
+    rows, ratios = zip(*(row_of(group, point, results[key(point)])
+                         for group, points in (('calibration', CALIBRATION), ('held out', HELD_OUT))
+                         for point in points if key(point) in results))
+    print(table(HEADER, rows, left=(0, 1, 2, 6, 7)))
     within = sum(abs(ratio - 1) <= 0.15 for ratio in ratios)
     print(f'\n{within} of {len(ratios)} within 15%; ratios {min(ratios):.2f} to {max(ratios):.2f}')
 
 
+def read_results():
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def compile_missing(platform):
+    """Compile the points of a platform that have no result yet, and add each to the JSON."""
+    from lct.cli.compile import step_memory
+
+    for point in CALIBRATION + HELD_OUT:
+        target = targets.parse(point[0])
+        if target.platform == platform and key(point) not in read_results():
+            memory = step_memory(target, step_of(point))
+            write_atomically(RESULTS, json.dumps({**read_results(), key(point): memory}, indent=1) + '\n')
+
+
 def run():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--compile', choices=('cuda', 'tpu'))
     args = parser.parse_args()
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    wanted = {'gpu': 'cuda', 'tpu': 'tpu'}
-    for point in SEEN + HELD_OUT:
-        platform = wanted[hardware.find(point[0].split(':')[0]).platform]
-        if args.compile == platform and key(point) not in found:
-            found[key(point)] = compiled(point)
-            found = {**(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}), **found}
-            RESULTS.write_text(json.dumps(found, indent=1) + '\n')
-    show(found)
+    if args.compile:
+        compile_missing(args.compile)
+    show(read_results())
 
 
 if __name__ == '__main__':

@@ -1,0 +1,75 @@
+"""A plan of lct.plan as a config for experiments/extend.py."""
+
+from pathlib import Path
+
+from lct.models.llama import LlamaConfig
+from lct.plan.cost import Step
+
+CONFIG = '''"""Written by experiments/plan.py for {devices} x {hardware}.
+
+    python experiments/extend.py --config {path} --workdir runs/{name} \\\\
+        --set model_folder=YOUR_FOLDER --set corpus=YOUR_DOCUMENTS
+
+Predicted: {prediction}.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict({fields})
+    config.stages = tuple(ConfigDict(stage) for stage in {stages})
+    return config
+'''
+
+
+def config_fields(name: str, license: str, config: LlamaConfig, stage: dict) -> dict:
+    """All fields of a config with one stage; config is the base model's."""
+    context = stage['seq_len']
+    return {
+        'name': name, 'model_folder': '', 'license': license, 'seed': 0,
+        'base': {'max_position_embeddings': config.max_position_embeddings, 'rope_theta': config.rope_theta},
+        'corpus': '', 'corpus_bytes': 2_000_000_000, 'held_out': 0.01,
+        'optimizer': {'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1}, 'checkpoint_every': 10,
+        'stages': [stage],
+        'needle': {'lengths': tuple(2**n for n in range(10, context.bit_length())),
+                   'depths': (0.0, 0.25, 0.5, 0.75, 1.0), 'samples': 2},
+        'loss': {'seq_len': min(context, 2**17), 'windows': 16, 'rotations': 4},
+    }
+
+
+def stage_fields(fields: dict, step: Step) -> dict:
+    """The fields of a stage, with those that the Step decides."""
+    memory, attention = step.memory, step.memory.attention
+    return {
+        **fields, 'seq_len': step.seq_len, 'batch_size': step.batch_size, 'accumulation': step.accumulation,
+        'mesh': step.mesh, 'layout': step.layout,
+        'memory': {**fields.get('memory', {}), 'remat': memory.remat, 'strategy': attention.strategy,
+                   'node_size': attention.node_size, 'query_chunk': attention.chunks.query,
+                   'key_chunk': attention.chunks.key, 'ffn_chunks': memory.ffn_chunks,
+                   'loss_chunk': memory.loss_chunk, 'dtype': 'bfloat16'},
+    }
+
+
+def write(path: Path, fields: dict, hardware: str, step: Step, prediction: str) -> None:
+    """Write the fields as a Python file with get_config().
+
+    hardware: name of the devices. prediction: what is predicted for the run, one line.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    others = {key: value for key, value in fields.items() if key != 'stages'} | {'param_dtype': step.dtype}
+    path.write_text(CONFIG.format(
+        devices=step.devices, hardware=hardware, path=path, name=path.stem, prediction=prediction,
+        fields=_literal(others, 4), stages=_literal(fields['stages'], 4)))
+    print(f'\nwritten to {path}')
+
+
+def _literal(value, indent):
+    """Plain values as Python source, one key per line."""
+    if isinstance(value, dict):
+        lines = [f'{" " * (indent + 4)}{key!r}: {_literal(inner, indent + 4)},' for key,
+                 inner in value.items()]
+        return '\n'.join(['{', *lines, f'{" " * indent}}}'])
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return f'[{", ".join(_literal(inner, indent) for inner in value)}]'
+    return repr(value)
