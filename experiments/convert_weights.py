@@ -4,8 +4,8 @@
     python experiments/convert_weights.py SOURCE --dry-run [--mesh 1,8,1,8]
 
 SOURCE is a Hugging Face folder, a folder in Meta's format, an Orbax folder written by this script, or a .gguf
-file. An Orbax folder restores onto any mesh. With --mesh (degrees of data,fsdp,sequence,tensor) the weights pass
-through that many devices; on a CPU they are virtual ones.
+file. An Orbax folder restores onto any mesh. With --mesh (degrees of data,fsdp,sequence,tensor) the weights
+are sharded over that many devices on the way; on a CPU they are virtual ones.
 """
 
 import argparse
@@ -19,48 +19,49 @@ from lct.text import table
 ORBAX = 'params'  # the folder of arrays beside the config.json
 
 
-def kind_of(source):
-    """The format of a source, by what it holds."""
+def format_of(source):
+    """The format of a source, by the files that it holds."""
     source = pathlib.Path(source)
     if source.suffix == '.gguf':
         return 'gguf'
-    for kind, marks in (('meta', ['params.json']), ('orbax', ['config.json', ORBAX]), ('hf', ['config.json'])):
-        if all((source / mark).exists() for mark in marks):
-            return kind
+    for name, files in (('meta', ['params.json']), ('orbax', ['config.json', ORBAX]), ('hf', ['config.json'])):
+        if all((source / file).exists() for file in files):
+            return name
     raise ValueError(f'{source} is neither a folder with a config.json or a params.json nor a .gguf file')
 
 
-def read_config(source, **unsaid):
-    """LlamaConfig of a source; unsaid are what Meta's params.json leaves open (llama_meta.config_from_params)."""
+def read_config(source, **overrides):
+    """LlamaConfig of a source; overrides are the arguments of llama_meta.config_from_params, for fields that
+    Meta's params.json does not contain."""
     from lct.weights import json_files, llama_hf, llama_meta
 
-    kind = kind_of(source)
-    if kind == 'gguf':
+    name = format_of(source)
+    if name == 'gguf':
         from lct.weights import gguf_files, llama_gguf
 
-        return llama_gguf.config_of(gguf_files.read(source))
-    if kind == 'meta':
+        return llama_gguf.read_config(gguf_files.read(source))
+    if name == 'meta':
         path = os.path.join(source, 'params.json')
-        return llama_meta.config_from_params(json_files.read_json(path), path, **unsaid)
+        return llama_meta.config_from_params(json_files.read_json(path), path, **overrides)
     return llama_hf.read_config(source)
 
 
-def load(source, dtype=None, **unsaid):
-    """(LlamaConfig, Params) of a source, sharded on the current mesh; unsaid as in read_config."""
+def load(source, dtype=None, **overrides):
+    """(LlamaConfig, Params) of a source, sharded on the current mesh; overrides as in read_config."""
     from lct.weights import llama_hf, llama_meta
 
-    kind = kind_of(source)
-    if kind == 'gguf':
+    name = format_of(source)
+    if name == 'gguf':
         from lct.weights import llama_gguf
 
         return llama_gguf.load(source, dtype or 'float32')[:2]
-    if kind == 'meta':
-        return llama_meta.load(source, dtype, **unsaid)
-    return {'hf': llama_hf.load, 'orbax': load_orbax}[kind](source, dtype)
+    if name == 'meta':
+        return llama_meta.load(source, dtype, **overrides)
+    return {'hf': llama_hf.load, 'orbax': load_orbax}[name](source, dtype)
 
 
 def load_orbax(folder, dtype=None):
-    """(LlamaConfig, Params) of a folder of save_orbax; each device reads its own part."""
+    """(LlamaConfig, Params) of a folder written by save_orbax; each device reads its own shard."""
     import jax
     import orbax.checkpoint as ocp
 
@@ -69,18 +70,19 @@ def load_orbax(folder, dtype=None):
 
     config = llama_hf.read_config(folder)
     streaming.check_mesh(config)
-    with ocp.StandardCheckpointer() as files:
+    with ocp.StandardCheckpointer() as checkpointer:
         path = pathlib.Path(folder).absolute() / ORBAX
-        stored = files.metadata(path).item_metadata['embed'].dtype
+        stored = checkpointer.metadata(path).item_metadata['embed'].dtype
         targets = llama.abstract(config, dtype or stored)
-        if jax.sharding.get_mesh().empty:  # said aloud, or the arrays go where they were when they were saved
-            alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            targets = jax.tree.map(lambda x: x.update(sharding=alone), targets)
-        return config, files.restore(path, targets)
+        if jax.sharding.get_mesh().empty:  # explicit, or the arrays get the sharding that they were saved with
+            one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            targets = jax.tree.map(lambda x: x.update(sharding=one_device), targets)
+        return config, checkpointer.restore(path, targets)
 
 
 def save_orbax(folder, config, params, *, dtype, tokenizer_from=None, overwrite=False):
-    """A folder of config.json, params/ and the tokenizer files of the folder tokenizer_from, whole or not at all."""
+    """Write a folder of config.json, params/ and the tokenizer files of the folder tokenizer_from,
+    atomically."""
     import jax
     import orbax.checkpoint as ocp
 
@@ -90,42 +92,48 @@ def save_orbax(folder, config, params, *, dtype, tokenizer_from=None, overwrite=
     streaming.check_params(config, params)
     nbytes = llama.num_params(config) * jax.numpy.dtype(dtype).itemsize
     folders.check_writable(folder, nbytes, overwrite)
-    with folders.whole_folder(folder, overwrite) as temporary:
-        with ocp.StandardCheckpointer() as files:
-            files.save(pathlib.Path(temporary) / ORBAX, jax.tree.map(lambda x: x.astype(dtype), params))
+    with folders.atomic_folder(folder, overwrite) as temporary:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(pathlib.Path(temporary) / ORBAX, jax.tree.map(lambda x: x.astype(dtype), params))
         json_files.write_json(os.path.join(temporary, 'config.json'), llama_hf.config_to_json(config, dtype))
         llama_hf.copy_companions(tokenizer_from, temporary)
 
 
 def has_tokenizer(folder):
+    """Whether a folder holds a tokenizer."""
     from lct.weights import llama_hf
 
     return any((pathlib.Path(folder) / name).is_file() for name in llama_hf.TOKENIZERS)
 
 
-def convert(source, target, to, *, dtype=None, num_files=1, overwrite=False, **unsaid):
-    """Write source as a folder of another format; dtype None keeps that of the source.
+def convert(source, target, to, *, dtype=None, num_files=1, overwrite=False, **overrides):
+    """Write source as a folder of another format.
 
+    Args:
+      to: 'hf', 'meta' or 'orbax'.
+      dtype: None keeps the dtype of the source.
+      num_files: of Meta's format.
+      overrides: as in read_config.
     Returns:
-      (config, params), as they were written.
+      (config, params) as they were written.
     """
     from lct.weights import llama_hf, llama_meta
 
-    if kind_of(source) == 'gguf':
+    if format_of(source) == 'gguf':
         if to != 'hf':
             raise ValueError(f'--to {to}: a GGUF file is first converted with --to hf')
         from lct.weights import llama_gguf
 
         llama_gguf.to_hf(source, target, dtype=dtype or 'bfloat16', overwrite=overwrite)
         return load(target)
-    config, params = load(source, dtype, **unsaid)
-    common = {'dtype': params.embed.dtype.name, 'overwrite': overwrite,
-              'tokenizer_from': source if has_tokenizer(source) else None}
+    config, params = load(source, dtype, **overrides)
+    options = {'dtype': params.embed.dtype.name, 'overwrite': overwrite,
+               'tokenizer_from': source if has_tokenizer(source) else None}
     if to == 'meta':
-        llama_meta.save(target, config, params, num_files=num_files, **common)
+        llama_meta.save(target, config, params, num_files=num_files, **options)
     else:
-        {'hf': llama_hf.save, 'orbax': save_orbax}[to](target, config, params, **common)
-    if common['tokenizer_from'] is None:
+        {'hf': llama_hf.save, 'orbax': save_orbax}[to](target, config, params, **options)
+    if options['tokenizer_from'] is None:
         print(f'{source} holds no tokenizer; put one into {target}')
     return config, params
 
@@ -134,7 +142,7 @@ def check_logits(config, params, target, rows=2, seq_len=64):
     """Compare the logits of params with those of the folder that they were written to, on random tokens.
 
     Raises:
-      ValueError: if any differs.
+      ValueError: if any logit differs.
     """
     import jax
     import numpy as np
@@ -143,32 +151,32 @@ def check_logits(config, params, target, rows=2, seq_len=64):
 
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (rows, seq_len)).astype(np.int32)
     mesh = jax.sharding.get_mesh()
-    if not mesh.empty:  # whole sequences, each on every device that needs it
+    if not mesh.empty:  # as many rows and tokens as divide over the mesh
         rows = mesh.shape['data'] * mesh.shape['fsdp']
         tokens = np.resize(tokens, (rows, seq_len * mesh.shape['sequence']))
     before = np.asarray(llama.logits(params, config, tokens))
     del params
-    written, again = load(target)
-    after = np.asarray(llama.logits(again, written, tokens))
+    written_config, written = load(target)
+    after = np.asarray(llama.logits(written, written_config, tokens))
     error = np.abs(after - before).max()
     print(f'logits before and after: largest difference {error:.1e}, of {np.abs(before).max():.1e}')
     if not error == 0:
-        raise ValueError(f'{target} gives other logits than its source, by {error:.1e}; it is not a copy')
+        raise ValueError(f'the logits of {target} differ from those of its source by {error:.1e}; it is not a copy')
 
 
 def dry_run(config, degrees, itemsize=2):
-    """Print every parameter with its shape, its sharding, and the bytes that one device of a mesh holds."""
+    """Print every parameter with its shape, its sharding, and the bytes on one device of a mesh."""
     import jax
 
     from lct import sharding
     from lct.models import llama
-    from lct.weights import streaming
+    from lct.weights import mapping
 
     llama.check_mesh(config, degrees)
     size, axes = llama.dims(config), dict(zip(sharding.AXES, degrees))
     total = 0
     rows = []
-    for name, entry in streaming.named_entries(config).items():
+    for name, entry in mapping.parameter_table(config).items():
         spec = sharding.weight_spec(entry.letters)
         split = math.prod(axes[axis] for axis in jax.tree.leaves(tuple(spec)))
         nbytes = math.prod(size[x] for x in entry.letters) * itemsize // split
@@ -180,7 +188,8 @@ def dry_run(config, degrees, itemsize=2):
           f'{itemsize} bytes a number')
 
 
-def main():
+def parse_args():
+    """Command line flags, with the mesh degrees as a tuple."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source')
     parser.add_argument('target', nargs='?')
@@ -188,8 +197,8 @@ def main():
     parser.add_argument('--dtype', choices=('float32', 'float16', 'bfloat16'), help='default: that of the source')
     parser.add_argument('--num-files', type=int, default=1, help='files of Meta\'s format, one a rank')
     parser.add_argument('--mesh', default='1,1,1,1', help='degrees of data,fsdp,sequence,tensor')
-    parser.add_argument('--rope-factor', type=float,
-                        help='of use_scaled_rope in Meta\'s format; default: that of the published model of this width')
+    parser.add_argument('--rope-factor', type=float, help='of use_scaled_rope in Meta\'s format; default: the factor '
+                        'of the published model of this width')
     parser.add_argument('--max-position-embeddings', type=int,
                         help='of a model in Meta\'s format; default: 8192, or 131072 with use_scaled_rope')
     parser.add_argument('--overwrite', action='store_true')
@@ -199,12 +208,19 @@ def main():
     degrees = tuple(int(d) if d.strip().isdigit() else 0 for d in args.mesh.split(','))
     if len(degrees) != 4 or min(degrees) < 1:
         raise ValueError(f'--mesh {args.mesh} must be four degrees data,fsdp,sequence,tensor, such as 1,8,1,1')
-    unsaid = {name: getattr(args, name) for name in ('rope_factor', 'max_position_embeddings')
-              if getattr(args, name) is not None}
-    if unsaid and kind_of(args.source) != 'meta':
-        raise ValueError(f'{", ".join(unsaid)} can only be said of a source in Meta\'s format')
+    args.mesh = degrees
+    return args
+
+
+def main():
+    args = parse_args()
+    overrides = {name: getattr(args, name) for name in ('rope_factor', 'max_position_embeddings')
+                 if getattr(args, name) is not None}
+    if overrides and format_of(args.source) != 'meta':
+        flags = ', '.join('--' + name.replace('_', '-') for name in overrides)
+        raise ValueError(f'{flags} can only be given for a source in Meta\'s format; leave it out')
     if args.dry_run:
-        dry_run(read_config(args.source, **unsaid), degrees, {'float32': 4}.get(args.dtype, 2))
+        dry_run(read_config(args.source, **overrides), args.mesh, {'float32': 4}.get(args.dtype, 2))
         return
     if args.target is None:
         raise ValueError('name the folder to write after the source, or pass --dry-run')
@@ -214,10 +230,10 @@ def main():
     from lct.sharding import make_mesh
 
     if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-        jax.config.update('jax_num_cpu_devices', math.prod(degrees))
-    with jax.set_mesh(make_mesh(degrees)):
+        jax.config.update('jax_num_cpu_devices', math.prod(args.mesh))
+    with jax.set_mesh(make_mesh(args.mesh)):
         config, params = convert(args.source, args.target, args.to, dtype=args.dtype, num_files=args.num_files,
-                                 overwrite=args.overwrite, **unsaid)
+                                 overwrite=args.overwrite, **overrides)
         print(f'{args.target}: {args.to}, {sum(x.size for x in jax.tree.leaves(params)):,} numbers of '
               f'{params.embed.dtype.name}')
         if args.verify:

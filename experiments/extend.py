@@ -90,7 +90,7 @@ def run():
     # float32 weights and two moments in each checkpoint, one more than are kept; then the model itself
     nbytes = 12 * (run_config.keep_checkpoints + 1) * trained + 4 * size
     save_dtype = config.get('save_dtype', 'bfloat16')
-    check_dtype(save_dtype, 'to save')
+    check_dtype(save_dtype)
     workdir.mkdir(parents=True, exist_ok=True)
     llama_hf.check_writable(workdir / 'model', nbytes, overwrite=True)
     lock = lock_workdir(workdir, {  # noqa: F841  held while the process lives

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 
 def partial_path(path: str | os.PathLike) -> Path:
@@ -14,15 +14,16 @@ def partial_path(path: str | os.PathLike) -> Path:
 
 
 def publish(partial: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Give a finished file its final name, once its bytes are on disk; an old file of that name is replaced."""
+    """Give a finished file its final name, once its bytes are on disk; an old file of that name is
+    replaced."""
     sync(partial)
     os.replace(partial, path)
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary name to write to. At the end of the block the file gets its final name; after an error it is
-    removed and an old file under the final name stays as it was."""
+    """A temporary name to write to. At the end of the block the file gets its final name; after an error it
+    is removed and an old file under the final name stays as it was."""
     partial = partial_path(path)
     try:
         yield partial
@@ -53,3 +54,18 @@ def sync(path: str | os.PathLike) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def allocate(file: BinaryIO, size: int) -> None:
+    """Reserve blocks on disk for size bytes; those before the file's position have been written.
+
+    Real blocks instead of a sparse file: a full disk is an error here, not a signal at a later write to a
+    memory map.
+    """
+    if hasattr(os, 'posix_fallocate'):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    zeros = bytes(2**20)  # macOS lacks the call
+    while (left := size - file.tell()) > 0:
+        file.write(zeros[:left])
+    file.flush()

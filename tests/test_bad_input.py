@@ -126,7 +126,7 @@ def test_no_model_folder_and_unknown_fields(refused):
 
 @pytest.mark.parametrize('setting, sentence', [
     ('corpus=', 'config.corpus is empty; add --set corpus=PATH'),
-    ('save_dtype=int8', "dtype 'int8' is no dtype to save; use one of float32, float16, bfloat16"),
+    ('save_dtype=int8', "dtype 'int8' is not supported for weights; use one of float32, float16, bfloat16"),
     ('param_dtype=foo', "param_dtype 'foo' must be 'float32' or 'bfloat16'"),
     ('param_dtype=int8', "param_dtype 'int8' must be"),
     ('checkpoint_every=0', 'checkpoint_every 0 must be at least 1'),

@@ -1,5 +1,5 @@
-"""Hostile descriptions of weights: each is refused in one sentence that names file and field, at once, and with no
-memory taken for what it claims."""
+"""Hostile descriptions of weights: each is refused at once, in one sentence that names file and field,
+without allocating the memory that it claims."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def refused():
     (b'{"a": ' + b'9' * 4500 + b'}', '4500 digits'), (b'{"a": [1,]}', 'not valid JSON'),
     (b'{"' + b'a' * 10_000 + b'": 1, "' + b'a' * 10_000 + b'": 1}', 'twice'),
 ])
-def test_json_that_is_no_description(text, message, tmp_path, refused):
+def test_json_that_does_not_describe_a_model(text, message, tmp_path, refused):
     (tmp_path / 'config.json').write_bytes(text)
     assert message in refused(json_files.read_json, tmp_path / 'config.json')
 
@@ -50,7 +50,7 @@ def test_json_of_a_gigabyte(tmp_path, refused):
 @pytest.mark.parametrize('field', [
     'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads',
     'num_key_value_heads', 'head_dim', 'max_position_embeddings'])
-def test_sizes_that_are_absurd(field, value, tmp_path, refused):
+def test_absurd_sizes(field, value, tmp_path, refused):
     path = tmp_path / 'config.json'
     path.write_text(json.dumps(tiny_hf.BASE | {field: value}))
     assert f'{field} is' in refused(lambda path: llama_hf.read_config(path.parent), path)
@@ -64,7 +64,7 @@ def test_sizes_that_are_absurd(field, value, tmp_path, refused):
     (dict(rope_scaling={'rope_type': 'linear', 'factor': float('inf')}), 'factor'),
     (dict(rope_scaling={'rope_type': 'yarn', 'x' * 10_000: 1}), 'x'), (dict(model_type=['llama']), 'model_type'),
 ])
-def test_rope_that_is_absurd(changes, message, tmp_path, refused):
+def test_absurd_rope(changes, message, tmp_path, refused):
     path = tmp_path / 'config.json'
     path.write_text(json.dumps(tiny_hf.BASE | changes))
     assert message in refused(lambda path: llama_hf.read_config(path.parent), path)
@@ -92,7 +92,7 @@ def test_sizes_that_the_files_do_not_have(tmp_path, refused):
     (json.dumps({'a' * 10_000: {'dtype': 'F32', 'shape': [3], 'data_offsets': [0, 8]}}).encode(), 'takes 12'),
     (json.dumps({'__metadata__': [], 'a': {}}).encode(), '__metadata__'),
 ])
-def test_headers_that_lie(header, message, tmp_path, refused):
+def test_headers_that_do_not_fit_their_file(header, message, tmp_path, refused):
     path = tmp_path / 'model.safetensors'
     path.write_bytes(len(header).to_bytes(8, 'little') + header + bytes(8))
     assert message in refused(safetensors_files.read_header, path)

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from lct.data import tokenizer, tokenizer_json
+from lct.data import tokenizer as tokenizers
+from lct.data import tokenizer_json
 from lct.models import llama
 from lct.ops import rope
 from lct.sharding import make_mesh
@@ -81,7 +82,7 @@ def write(path, tensors, kind='F32', drop=(), **fields):
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory):
+def small(tmp_path_factory):
     hf, theirs = weights()
     return write(tmp_path_factory.mktemp('gguf') / 'small.gguf', theirs), hf, theirs
 
@@ -104,8 +105,8 @@ def expect(hf, params):
         np.testing.assert_array_equal(np.asarray(params.lm_head).T, hf['lm_head.weight'])
 
 
-def test_every_tensor_arrives(whole):
-    path, hf, _ = whole
+def test_every_tensor_arrives(small):
+    path, hf, _ = small
     config, params, companions = llama_gguf.load(path)
     assert config == llama.LlamaConfig(
         vocab_size=V, embed_dim=D, mlp_dim=F, num_layers=L, num_heads=N, num_kv_heads=K, head_dim=H,
@@ -115,10 +116,10 @@ def test_every_tensor_arrives(whole):
     assert companions['config.json'] == {'bos_token_id': 0, 'eos_token_id': 1}
 
 
-def test_a_mesh_gets_the_same_numbers(whole):
-    _, params, _ = llama_gguf.load(whole[0])
+def test_a_mesh_gets_the_same_numbers(small):
+    _, params, _ = llama_gguf.load(small[0])
     with jax.set_mesh(make_mesh((1, 2, 2, 2))):
-        _, sharded, _ = llama_gguf.load(whole[0])
+        _, sharded, _ = llama_gguf.load(small[0])
         assert not sharded.layers.wq.sharding.is_fully_replicated
     jax.tree.map(np.testing.assert_array_equal, params, sharded)
 
@@ -133,20 +134,20 @@ def test_quantised_rows_are_the_librarys_own(tmp_path, kind):
             for name, x in hf.items()}, params)  # a permutation of rows and a quantisation along them commute
 
 
-def test_to_hf_folder_has_the_model_and_the_tokenizer(tmp_path, whole):
-    path, hf, theirs = whole
+def test_to_hf_folder_has_the_model_and_the_tokenizer(tmp_path, small):
+    path, hf, theirs = small
     tied = write(tmp_path / 'tied.gguf', theirs, drop=['output.weight'])
     llama_gguf.to_hf(tied, tmp_path / 'hf', dtype='float32')
     config, params = llama_hf.load(tmp_path / 'hf')
     assert config.tie_embeddings and params.lm_head is None
     expect(hf, params)
-    words = tokenizer.load(tmp_path / 'hf')
-    assert (words.bos_id, words.eos_id, words.vocab_size) == (0, 1, 263)
-    assert words.special_tokens == {'<|begin|>': 0, '<|end|>': 1}
-    assert words.encode('hello') == [TOKENS.index('hello')]
-    assert words.encode('a12') == [TOKENS.index(x) for x in 'a12']
+    tokenizer = tokenizers.load(tmp_path / 'hf')
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (0, 1, 263)
+    assert tokenizer.special_tokens == {'<|begin|>': 0, '<|end|>': 1}
+    assert tokenizer.encode('hello') == [TOKENS.index('hello')]
+    assert tokenizer.encode('a12') == [TOKENS.index(x) for x in 'a12']
     for text in ('naïve 北京 🙂 \x00\n', "hell<|end|>o don't", '<|user|> 12'):
-        assert words.decode(words.encode(text)) == text
+        assert tokenizer.decode(tokenizer.encode(text)) == text
     assert json.loads((tmp_path / 'hf' / 'generation_config.json').read_text()) == {
         'bos_token_id': 0, 'eos_token_id': 1}
 
@@ -156,7 +157,7 @@ def test_scalings_of_the_metadata(tmp_path):
 
     def scaling(name='x', tensors=theirs, **fields):
         file = gguf_files.read(write(tmp_path / f'{name}.gguf', tensors, **fields))
-        return llama_gguf.config_of(file).rope
+        return llama_gguf.read_config(file).rope
 
     assert scaling(llama__rope__scaling__type='linear', llama__rope__scaling__factor=4.0) == rope.RopeConfig(
         theta=1e5, type='linear', factor=4.0)
@@ -176,8 +177,8 @@ def test_scalings_of_the_metadata(tmp_path):
     ({'general__architecture': 'qwen2'}, None),
     ({'llama__expert_count': 8}, 'llama.expert_count is 8, which this model does not compute'),
     ({'llama__block_count': 3}, "lacks tensor 'blk.2.attn_norm.weight'"),
-    ({'llama__block_count': 1}, "tensor 'blk.1.*' is no part of a Llama"),
-    ({'llama__feed_forward_length': 128}, "'blk.0.ffn_.*' has shape .* the metadata asks for"),
+    ({'llama__block_count': 1}, "tensor 'blk.1.*' does not belong to a Llama"),
+    ({'llama__feed_forward_length': 128}, "'blk.0.ffn_.*' has shape .* the metadata requires"),
     ({'llama__vocab_size': 2**31}, "'token_embd.weight' has shape"),
     ({'llama__block_count': 2**31}, 'claims 2147483648 layers'),
     ({'llama__attention__head_count': 5}, 'is not a multiple of llama.attention.head_count 5'),
@@ -190,9 +191,9 @@ def test_scalings_of_the_metadata(tmp_path):
     ({'tokenizer__ggml__pre': 'tekken'}, "pre-tokenizer 'tekken' is unknown"),
     ({'tokenizer__ggml__merges': ['h x9']}, "the merge 'h x9' is not of two tokens into a third"),
     ({'tokenizer__ggml__eos_token_id': 999}, 'eos_token_id 999 is not in 0..262'),
-    ({'split__count': 3}, 'is one of 3 parts'),
+    ({'split__count': 3}, 'is one of 3 files'),
 ])
-def test_what_is_not_understood_is_refused_by_name(tmp_path, fields, message):
+def test_metadata_that_is_not_understood_is_refused(tmp_path, fields, message):
     if message is None:
         fields, message = {}, 'general.architecture'
         path = tmp_path / 'x.gguf'
@@ -210,7 +211,7 @@ def test_what_is_not_understood_is_refused_by_name(tmp_path, fields, message):
 
 def test_a_bias_is_refused(tmp_path):
     path = write(tmp_path / 'x.gguf', weights()[1] | {'blk.0.attn_q.bias': np.zeros(N * H, np.float32)})
-    with pytest.raises(ValueError, match="'blk.0.attn_q.bias' is no part of a Llama .* biases"):
+    with pytest.raises(ValueError, match="'blk.0.attn_q.bias' does not belong to a Llama .* biases"):
         llama_gguf.load(path)
 
 
@@ -221,8 +222,8 @@ def test_a_number_that_is_not_finite_is_refused(tmp_path):
         llama_gguf.load(write(tmp_path / 'x.gguf', tensors))
 
 
-def test_hostile_files_end_in_one_sentence(tmp_path, whole):
-    content = whole[0].read_bytes()
+def test_hostile_files_end_in_one_sentence(tmp_path, small):
+    content = small[0].read_bytes()
     path = tmp_path / 'bad.gguf'
 
     def refused(data, message='fetch it again|more than'):
@@ -249,8 +250,8 @@ def test_hostile_files_end_in_one_sentence(tmp_path, whole):
             data[draw.integers(4, header + 600)] = draw.integers(256)
         path.write_bytes(data)
         try:
-            llama_gguf.companions_of(file := gguf_files.read(path), config := llama_gguf.config_of(file))
-            llama_gguf.matrices(file, config)
+            llama_gguf.read_companions(file := gguf_files.read(path), config := llama_gguf.read_config(file))
+            llama_gguf.read_matrices(file, config)
         except ValueError as error:
             assert str(path) in str(error)
 

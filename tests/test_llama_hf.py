@@ -1,4 +1,4 @@
-"""Hugging Face folders: logits and gradients of transformers, exact round trips, refusals."""
+"""Hugging Face folders: logits and gradients of transformers, exact round trips, refused folders."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from lct import sharding
 from lct.models import llama
 from lct.models.llama_sizes import SIZES
 from lct.ops import rope
-from lct.weights import llama_hf, safetensors_files
+from lct.weights import llama_hf, mapping, safetensors_files
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 Q_PROJ = 'model.layers.1.self_attn.q_proj.weight'
@@ -31,8 +31,8 @@ def golden_folder(name, tmp_path):
     return tmp_path, np.load(GOLDEN / f'{name}.npz')
 
 
-def relative(ours, theirs):
-    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+def relative(values, expected):
+    return np.abs(np.asarray(values) - expected).max() / np.abs(expected).max()
 
 
 def edit_json(path, **changes):
@@ -77,14 +77,14 @@ def test_gradients_match_transformers(name, tmp_path):
         return jax.grad(
             lambda p: llama.loss_sum(p, config, batch, tables, llama.Memory()) / tokens.size)(params)
 
-    ours = {'.'.join(k.name for k in path): np.asarray(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params))}
+    gradients = {'.'.join(k.name for k in path): np.asarray(leaf)
+                 for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params))}
     compared = 0
-    for theirs, (name, layer) in llama_hf.tensor_names(config).items():
-        letters = llama_hf.named_entries(config)[name].letters.replace('L', '')
-        expected = llama_hf.as_ours(golden[f'grad/{theirs}'], config, letters)
-        got = ours[name] if layer is None else ours[name][layer]
-        assert relative(got, expected) <= 1e-4, theirs
+    for tensor, (name, layer) in llama_hf.tensor_names(config).items():
+        letters = mapping.parameter_table(config)[name].letters.replace('L', '')
+        expected = mapping.from_checkpoint(golden[f'grad/{tensor}'], config, letters)
+        got = gradients[name] if layer is None else gradients[name][layer]
+        assert relative(got, expected) <= 1e-4, tensor
         compared += 1
     assert compared == len([key for key in golden if key.startswith('grad/')])
 
@@ -115,11 +115,11 @@ def test_mesh_that_does_not_divide_is_refused(folder):
 @pytest.mark.parametrize(
     'name', ['gqa', 'tied', 'head_dim', 'longrope', 'yarn', 'dynamic', 'linear', 'llama3'])
 def test_round_trip_is_exact(name, dtype, tmp_path):
-    tiny_hf.write_case(name, tmp_path / 'theirs')
-    config, params = llama_hf.load(tmp_path / 'theirs', dtype)
-    llama_hf.save(tmp_path / 'ours', config, params, dtype=dtype, max_shard_bytes=20_000)
-    assert len(list((tmp_path / 'ours').glob('*.safetensors'))) > 1
-    again_config, again = llama_hf.load(tmp_path / 'ours')
+    tiny_hf.write_case(name, tmp_path / 'source')
+    config, params = llama_hf.load(tmp_path / 'source', dtype)
+    llama_hf.save(tmp_path / 'saved', config, params, dtype=dtype, max_shard_bytes=20_000)
+    assert len(list((tmp_path / 'saved').glob('*.safetensors'))) > 1
+    again_config, again = llama_hf.load(tmp_path / 'saved')
     assert again_config == config
     assert leaves_equal(params, again)
 
@@ -128,9 +128,9 @@ def test_saved_tensors_are_the_loaded_ones_for_the_reference_reader(folder, tmp_
     from safetensors import safe_open
 
     config, params = llama_hf.load(folder)
-    llama_hf.save(tmp_path / 'ours', config, params, dtype='float32')
+    llama_hf.save(tmp_path / 'saved', config, params, dtype='float32')
     expected = tiny_hf.tensors(tiny_hf.CASES['gqa']['config'])
-    with safe_open(tmp_path / 'ours' / 'model.safetensors', 'numpy') as file:
+    with safe_open(tmp_path / 'saved' / 'model.safetensors', 'numpy') as file:
         assert file.metadata() == {'format': 'pt'}
         assert set(file.keys()) == set(expected)
         for name, value in expected.items():
@@ -160,7 +160,7 @@ def test_a_sliding_window_is_not_exported():
         llama_hf.config_to_json(dataclasses.replace(SIZES['llama3-8b'], window=64))
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- refused folders ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
@@ -204,7 +204,7 @@ def test_config_that_would_change_the_result_is_refused(changes, message, folder
 @pytest.mark.parametrize(('edit', 'message'), [
     (lambda v: {k: x for k, x in v.items() if k != Q_PROJ}, f'lacks tensor {Q_PROJ!r}'),
     (lambda v: {k: x for k, x in v.items() if k != 'lm_head.weight'}, 'tie_word_embeddings'),
-    (lambda v: v | {'model.layers.2.mlp.up_proj.weight': v[Q_PROJ]}, 'left over'),
+    (lambda v: v | {'model.layers.2.mlp.up_proj.weight': v[Q_PROJ]}, 'unexpected'),
     (lambda v: v | {Q_PROJ: v[Q_PROJ][:-1]}, 'shape'),
     (lambda v: v | {Q_PROJ: np.where(np.eye(32) == 1, np.nan, v[Q_PROJ])}, 'not finite'),
     (lambda v: v | {'model.norm.weight': np.full(32, np.inf)}, 'not finite'),
@@ -284,7 +284,7 @@ def test_truncated_file_and_absurd_header_are_refused(folder):
 def test_wrong_dtypes_are_refused(folder):
     with pytest.raises(ValueError, match='int32'):
         llama_hf.load(folder, 'int32')
-    with pytest.raises(ValueError, match="dtype 'foo' is no dtype of weights; use one of float32"):
+    with pytest.raises(ValueError, match="dtype 'foo' is not supported for weights; use one of float32"):
         llama_hf.load(folder, 'foo')
     path = folder / 'model.safetensors'
     path.write_bytes(path.read_bytes().replace(b'"F32"', b'"I32"', 1))

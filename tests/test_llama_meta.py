@@ -1,4 +1,5 @@
-"""Meta's folders: the logits of Meta's own convention, splits over ranks, exact round trips, refusals."""
+"""Meta's folders: the logits of Meta's own convention, shards of ranks, exact round trips, refused
+folders."""
 
 import dataclasses
 import json
@@ -45,14 +46,14 @@ def tensors(params=PARAMS, ffn=FFN, seed=0):
 
 
 def split(values, ranks, embed_dim=0):
-    """The shares of the ranks of Meta's model parallelism."""
-    def share(name, value, rank):
+    """The shards of the ranks of Meta's model parallelism."""
+    def shard(name, value, rank):
         if value.ndim == 1:
             return value
         dim = embed_dim if 'tok' in name else 1 if name.endswith(('wo.weight', 'w2.weight')) else 0
         return np.split(value, ranks, dim)[rank]
 
-    return [{name: share(name, value, rank) for name, value in values.items()} for rank in range(ranks)]
+    return [{name: shard(name, value, rank) for name, value in values.items()} for rank in range(ranks)]
 
 
 def write(folder, files, params=PARAMS, dtype='F32'):
@@ -87,8 +88,9 @@ def stored(folder):
 
 
 def meta_logits(w, params, tokens):
-    """Llama as Meta defines it, float64: rotations are products of complex numbers, of which dims 2i and 2i + 1
-    of a head are the real and imaginary part; use_scaled_rope lengthens waves of more than a quarter of 8,192."""
+    """Llama as Meta defines it, float64: rotations are products of complex numbers, of which dims 2i and 2i +
+    1 of a head are the real and imaginary part; use_scaled_rope lengthens waves of more than a quarter of
+    8,192."""
     heads, kv_heads = params['n_heads'], params['n_kv_heads']
     w = {name: value.astype(np.float64) for name, value in w.items()}
     head = params['dim'] // heads
@@ -97,14 +99,14 @@ def meta_logits(w, params, tokens):
         waves = 8192 * speed / (2 * np.pi)  # how many fit in the old context
         smooth = np.clip((waves - 1) / (4 - 1), 0, 1)
         speed = (1 - smooth) * speed / 8 + smooth * speed
-    turn = np.exp(1j * np.outer(np.arange(tokens.shape[1]), speed))[:, None]
+    rotation = np.exp(1j * np.outer(np.arange(tokens.shape[1]), speed))[:, None]
 
     def norm(x, name):
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + params['norm_eps']) * w[name]
 
     def rotated(x):
         pairs = x.reshape(*x.shape[:-1], -1, 2)
-        z = (pairs[..., 0] + 1j * pairs[..., 1]) * turn
+        z = (pairs[..., 0] + 1j * pairs[..., 1]) * rotation
         return np.stack([z.real, z.imag], -1).reshape(x.shape)
 
     x = w['tok_embeddings.weight'][tokens]
@@ -133,8 +135,8 @@ def test_logits_are_those_of_complex_rotations(scaled, tmp_path):
     expected = meta_logits(tensors(), params, TOKENS)
     config, loaded = llama_meta.load(write(tmp_path / 'meta', split(tensors(), 2), params))
     assert config.rope.type == ('llama3' if scaled else 'default')
-    ours = np.asarray(llama.logits(loaded, config, TOKENS))
-    assert np.abs(ours - expected).max() / np.abs(expected).max() <= 2e-5
+    logits = np.asarray(llama.logits(loaded, config, TOKENS))
+    assert np.abs(logits - expected).max() / np.abs(expected).max() <= 2e-5
     without = loaded.replace(layers=loaded.layers.replace(wq=loaded.layers.wk.repeat(2, 2)))
     assert np.abs(np.asarray(llama.logits(without, config, TOKENS)) - expected).max() > 0.1
 
@@ -145,8 +147,8 @@ def test_logits_are_those_of_complex_rotations(scaled, tmp_path):
 @pytest.mark.parametrize(('ranks', 'embed_dim'), [(1, 0), (2, 0), (2, 1), (4, 0), (8, 0), (8, 1)])
 def test_every_split_gives_the_same_weights(ranks, embed_dim, tmp_path):
     params = PARAMS | {'n_heads': 8, 'n_kv_heads': 8}
-    config, whole = llama_meta.load(write(tmp_path / 'whole', [tensors(params)], params))
-    assert leaves_equal(whole, llama_meta.load(write(
+    config, expected = llama_meta.load(write(tmp_path / 'one', [tensors(params)], params))
+    assert leaves_equal(expected, llama_meta.load(write(
         tmp_path / 'split', split(tensors(params), ranks, embed_dim), params))[1])
 
 
@@ -174,11 +176,11 @@ def test_strips_and_blocks_may_be_of_any_size(folder, monkeypatch):
 @pytest.mark.parametrize('dtype', ['F32', 'F16', 'BF16'])
 @pytest.mark.parametrize('ranks', [1, 2])
 def test_round_trip_is_exact(ranks, dtype, tmp_path):
-    source = write(tmp_path / 'theirs', split(tensors(), ranks), dtype=dtype)
+    source = write(tmp_path / 'source', split(tensors(), ranks), dtype=dtype)
     config, params = llama_meta.load(source)
-    llama_meta.save(tmp_path / 'ours', config, params, dtype=params.embed.dtype.name, num_files=ranks)
-    assert stored(tmp_path / 'ours') == stored(source)
-    assert llama_meta.load(tmp_path / 'ours')[0] == config
+    llama_meta.save(tmp_path / 'saved', config, params, dtype=params.embed.dtype.name, num_files=ranks)
+    assert stored(tmp_path / 'saved') == stored(source)
+    assert llama_meta.load(tmp_path / 'saved')[0] == config
 
 
 def test_through_both_formats_and_back(folder, tmp_path):
@@ -194,8 +196,8 @@ def test_a_head_equal_to_the_embedding_is_tied_and_written_out(tmp_path):
     folder = write(tmp_path / 'meta', split(values, 2, 1))
     config, params = llama_meta.load(folder)
     assert config.tie_embeddings and params.lm_head is None
-    llama_meta.save(tmp_path / 'ours', config, params, dtype='float32', num_files=2)
-    assert stored(tmp_path / 'ours') == stored(write(tmp_path / 'rows', split(values, 2)))
+    llama_meta.save(tmp_path / 'saved', config, params, dtype='float32', num_files=2)
+    assert stored(tmp_path / 'saved') == stored(write(tmp_path / 'rows', split(values, 2)))
 
 
 # --- params.json ----------------------------------------------------------------------------------
@@ -224,7 +226,7 @@ def test_published_params_are_the_published_configs(name):
     assert config_from_params(json.loads(json.dumps(params_from_config(untied)))) == untied
 
 
-def test_what_params_cannot_say_is_told():
+def test_fields_that_params_cannot_express():
     config = config_from_params(BASE | PUBLISHED['llama3.2-1b'], rope_factor=8, max_position_embeddings=16384)
     assert (config.rope.factor, config.max_position_embeddings) == (8.0, 16384)
     with pytest.raises(ValueError, match='factor 8.0'):
@@ -256,8 +258,8 @@ def test_params_that_would_change_the_result_are_refused(changes, message, folde
 
 @pytest.mark.parametrize(('edit', 'message'), [
     (lambda a, b: (a, {k: v for k, v in b.items() if k != 'norm.weight'}), 'lacks tensor'),
-    (lambda a, b: (a, b | {'layers.2.attention.wq.bias': a['norm.weight']}), 'left over'),
-    (lambda a, b: (a | {'norm.weight': a['norm.weight'] + 1}, b), 'not that of rank 0'),
+    (lambda a, b: (a, b | {'layers.2.attention.wq.bias': a['norm.weight']}), 'unexpected'),
+    (lambda a, b: (a | {'norm.weight': a['norm.weight'] + 1}, b), 'differs from the one in the file of rank 0'),
     (lambda a, b: (a, b | {'output.weight': b['output.weight'][:-1]}), 'shape'),
     (lambda a, b: (a, b | {'tok_embeddings.weight': b['tok_embeddings.weight'].reshape(128, 16)}), 'shape'),
     (lambda a, b: (a, b | {'output.weight': b['output.weight'] * np.inf}), 'not finite'),
@@ -270,7 +272,7 @@ def test_wrong_tensors_are_refused(edit, message, folder):
     assert str(folder) in str(error.value) and '\n' not in str(error.value)
 
 
-def test_folders_that_are_not_whole_are_refused(folder):
+def test_incomplete_folders_are_refused(folder):
     (folder / 'consolidated.00.pth').rename(folder / 'consolidated.02.pth')
     with pytest.raises(ValueError, match='lacks consolidated.00.pth but holds consolidated.01.pth'):
         llama_meta.load(folder)
@@ -288,14 +290,14 @@ def test_folders_that_are_not_whole_are_refused(folder):
         llama_meta.load(folder)
 
 
-def test_saves_that_cannot_be_are_refused_and_leave_nothing(folder, tmp_path):
+def test_impossible_saves_are_refused_and_leave_nothing(folder, tmp_path):
     config, params = llama_meta.load(folder)
     with pytest.raises(ValueError, match='num_files 3'):
-        llama_meta.save(tmp_path / 'ours', config, params, num_files=3)
+        llama_meta.save(tmp_path / 'saved', config, params, num_files=3)
     with pytest.raises(ValueError, match='int8'):
-        llama_meta.save(tmp_path / 'ours', config, params, dtype='int8')
+        llama_meta.save(tmp_path / 'saved', config, params, dtype='int8')
     with pytest.raises(ValueError, match='not finite'):
-        llama_meta.save(tmp_path / 'ours', config, params.replace(final_norm=params.final_norm * np.inf))
+        llama_meta.save(tmp_path / 'saved', config, params.replace(final_norm=params.final_norm * np.inf))
     with pytest.raises(ValueError, match='overwrite=True'):
         llama_meta.save(folder, config, params)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['meta']

@@ -1,4 +1,4 @@
-"""Saved folders appear whole or not at all, whatever fails or is killed."""
+"""Saved folders appear complete or not at all, even if the writer fails or is killed."""
 
 import json
 import os
@@ -25,21 +25,21 @@ def leaves_equal(a, b):
         lambda x, y: x.dtype == y.dtype and np.array_equal(np.asarray(x), np.asarray(y)), a, b)))
 
 
-def test_save_takes_the_tokenizer_and_its_ids_along(folder, tmp_path):
+def test_save_copies_the_tokenizer_and_its_ids(folder, tmp_path):
     config, params = llama_hf.load(folder)
     (folder / 'tokenizer.json').write_text('{}')
     (folder / 'generation_config.json').write_text('{"eos_token_id": 2}')
-    llama_hf.save(tmp_path / 'ours', config, params, tokenizer_from=folder, card='# A model\n')
-    assert sorted(os.listdir(tmp_path / 'ours')) == [
+    llama_hf.save(tmp_path / 'saved', config, params, tokenizer_from=folder, card='# A model\n')
+    assert sorted(os.listdir(tmp_path / 'saved')) == [
         'README.md', 'config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json']
-    values = json.loads((tmp_path / 'ours' / 'config.json').read_text())
+    values = json.loads((tmp_path / 'saved' / 'config.json').read_text())
     assert (values['bos_token_id'], values['eos_token_id'], values['torch_dtype']) == (1, 2, 'bfloat16')
     (tmp_path / 'empty').mkdir()
     with pytest.raises(ValueError, match='tokenizer_from'):
         llama_hf.save(tmp_path / 'other', config, params, tokenizer_from=tmp_path / 'empty')
 
 
-def test_save_replaces_a_folder_only_when_told(folder, tmp_path):
+def test_save_replaces_a_folder_only_with_overwrite(folder, tmp_path):
     config, params = llama_hf.load(folder)
     with pytest.raises(ValueError, match='overwrite=True'):
         llama_hf.save(folder, config, params)
@@ -57,13 +57,13 @@ def test_failed_save_leaves_nothing_behind(folder, tmp_path):
     wide = params.replace(final_norm=params.final_norm.at[0].set(1e6))
     for bad, dtype in ((broken, 'bfloat16'), (wide, 'float16')):
         with pytest.raises(ValueError, match='final_norm'):
-            llama_hf.save(tmp_path / 'ours', config, bad, dtype=dtype)
+            llama_hf.save(tmp_path / 'saved', config, bad, dtype=dtype)
         with pytest.raises(ValueError, match='final_norm'):
             llama_hf.save(folder, config, bad, dtype=dtype, overwrite=True)
     assert os.listdir(tmp_path) == ['model'] and sorted(os.listdir(folder)) == before
 
 
-def test_what_a_killed_writer_left_is_cleared_by_the_next_one(folder, tmp_path):
+def test_leftovers_of_a_killed_writer_are_cleared_by_the_next_one(folder, tmp_path):
     config, params = llama_hf.load(folder)
     (tmp_path / '.model.writing-0123abcd').mkdir()
     (tmp_path / '.model.writing-0123abcd' / 'config.json').write_text('half')
@@ -79,9 +79,9 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next_one(folder, tmp_path):
 
 
 def test_a_living_writer_is_left_alone(tmp_path):
-    with folders.whole_folder(tmp_path / 'model') as first:
+    with folders.atomic_folder(tmp_path / 'model') as first:
         (tmp_path / 'other').write_text('')
-        with folders.whole_folder(tmp_path / 'model'):
+        with folders.atomic_folder(tmp_path / 'model'):
             assert os.path.isdir(first)
         os.rmdir(tmp_path / 'model')
     assert sorted(os.listdir(tmp_path)) == ['model', 'other']
@@ -90,18 +90,18 @@ def test_a_living_writer_is_left_alone(tmp_path):
 def test_files_without_posix_fallocate(folder, tmp_path, monkeypatch):
     config, params = llama_hf.load(folder)
     monkeypatch.delattr(os, 'posix_fallocate', raising=False)
-    llama_hf.save(tmp_path / 'ours', config, params, dtype='float32')
-    assert leaves_equal(llama_hf.load(tmp_path / 'ours')[1], params)
+    llama_hf.save(tmp_path / 'saved', config, params, dtype='float32')
+    assert leaves_equal(llama_hf.load(tmp_path / 'saved')[1], params)
 
 
 def test_save_checks_params_against_the_config(folder, tmp_path):
     config, params = llama_hf.load(folder)
     with pytest.raises(ValueError, match='lm_head'):
-        llama_hf.save(tmp_path / 'ours', config, params.replace(lm_head=None))
+        llama_hf.save(tmp_path / 'saved', config, params.replace(lm_head=None))
     with pytest.raises(ValueError, match='final_norm'):
-        llama_hf.save(tmp_path / 'ours', config, params.replace(final_norm=params.final_norm[:-1]))
+        llama_hf.save(tmp_path / 'saved', config, params.replace(final_norm=params.final_norm[:-1]))
     with pytest.raises(ValueError, match='int8'):
-        llama_hf.save(tmp_path / 'ours', config, params, dtype='int8')
+        llama_hf.save(tmp_path / 'saved', config, params, dtype='int8')
 
 
 def test_targets_that_cannot_be_written_are_refused(tmp_path, monkeypatch):
@@ -126,5 +126,5 @@ def test_no_space_is_an_error_before_any_work(folder, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage._replace(free=1000))
     with pytest.raises(ValueError, match='GB free'):
-        llama_hf.save(tmp_path / 'ours', config, params)
+        llama_hf.save(tmp_path / 'saved', config, params)
     assert os.listdir(tmp_path) == ['model']

@@ -1,5 +1,5 @@
-"""PyTorch's files without PyTorch: what it wrote is read to the bit, and what is no table of tensors is named
-and never run."""
+"""PyTorch's files without PyTorch: what it wrote is read to the bit, and what is not a table of tensors is
+named and never run."""
 
 import os
 import pathlib
@@ -140,12 +140,12 @@ def test_other_calls_are_refused_by_name(tmp_path):
     (dict(shape=(10**600, 1)), 'reaches'),
     (dict(shape=(1,) * 9, strides=(1,) * 9), 'integers >= 0'),
     (dict(shape='23'), 'integers >= 0'),
-    (dict(numel=7), 'says that it holds 7'),
-    (dict(numel=-6), 'says that it holds -6'),
-    (dict(numel=10**600), 'says that it holds'),
+    (dict(numel=7), 'claims 7'),
+    (dict(numel=-6), 'claims -6'),
+    (dict(numel=10**600), 'claims'),
     (dict(key='1'), "lacks the storage '1'"),
     (dict(key='../data.pkl'), 'lacks the storage'),
-    (dict(key=0), 'no storage'),
+    (dict(key=0), 'not a storage'),
 ])
 def test_tensors_that_do_not_lie_in_their_storage_are_refused(changes, message, tmp_path):
     assert message in refusal(archive(tmp_path / 'x.pth', tensor_code(**changes)))
@@ -170,7 +170,7 @@ def test_nested_tuples_are_neither_hashed_nor_printed(tmp_path):
         refusal(archive(tmp_path / 'x.pth', b'\x80\x02' + table.removeprefix(b'\x80\x02')))
 
 
-def test_archives_that_are_not_sound_are_refused(tmp_path):
+def test_damaged_archives_are_refused(tmp_path):
     path = tmp_path / 'x.pth'
     assert 'compressed' in refusal(archive(path, tensor_code(), compression=zipfile.ZIP_DEFLATED))
     assert 'little-endian' in refusal(archive(path, tensor_code(), byteorder='big'))
@@ -213,7 +213,7 @@ def test_a_directory_that_lies_is_refused(tmp_path):
 
 
 def test_sizes_over_four_gigabytes_are_read_from_zip64(tmp_path, monkeypatch):
-    monkeypatch.setattr(zip_files.folders, 'allocate', lambda file, size: file.truncate(size))  # sparse
+    monkeypatch.setattr(zip_files.files, 'allocate', lambda file, size: file.truncate(size))  # sparse
     path = tmp_path / 'x.zip'
     sizes = {'a': 5 * 2**30, 'b': b'end'}
     monkeypatch.setattr(zip_files, '_checksum', lambda *_: 0)

@@ -33,13 +33,13 @@ def write_folder(folder, config, random):
 
     folder.mkdir(parents=True)
     json_files.write_json(folder / 'config.json', llama_hf.config_to_json(config))
-    plan = safetensors_files.plan_shards(llama_hf.their_shapes(config), 'BF16', 5_000_000_000)
+    plan = safetensors_files.plan_shards(llama_hf.checkpoint_shapes(config), 'BF16', 5_000_000_000)
     rng = np.random.default_rng(0)
     weight_map = {}
     for file_name, names in plan:
         header, at = {}, 0
         for name in names:
-            shape = llama_hf.their_shapes(config)[name]
+            shape = llama_hf.checkpoint_shapes(config)[name]
             end = at + 2 * int(np.prod(shape))
             header[name] = {'dtype': 'BF16', 'shape': list(shape), 'data_offsets': [at, end]}
             at = end

@@ -155,7 +155,7 @@ class Targets:
         path.write_bytes(mutated_json(draw, self.config))
         yield path
         config = llama_hf.config_from_json(json_files.read_json(str(path)), str(path))
-        llama_hf.their_shapes(config)
+        llama_hf.checkpoint_shapes(config)
 
     def params_json(self, draw):
         path = self.folder / 'params.json'

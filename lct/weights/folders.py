@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, whatever fails or is killed."""
+"""Folders that appear under their name complete, or not at all, even if the writer is killed."""
 
 import contextlib
 import fcntl
@@ -6,11 +6,12 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
 
 from lct import files
 
 
-def check_writable(folder, nbytes, overwrite=False):
+def check_writable(folder: str | os.PathLike, nbytes: int, overwrite: bool = False) -> None:
     """Raise ValueError, before any work is done, if folder cannot be created with nbytes in it."""
     folder = os.path.abspath(folder)
     parent = os.path.dirname(folder)
@@ -18,7 +19,8 @@ def check_writable(folder, nbytes, overwrite=False):
         if not os.path.isdir(folder) or os.path.islink(folder):
             raise ValueError(f'{folder} is not a folder; choose another target')
         if os.listdir(folder) and not overwrite:
-            raise ValueError(f'{folder} is not empty; choose another target or overwrite it (overwrite=True, --overwrite)')
+            raise ValueError(
+                f'{folder} is not empty; choose another target or overwrite it (overwrite=True, --overwrite)')
     if not os.path.isdir(parent):
         raise ValueError(f'{parent} does not exist; create it first')
     probe = _sibling(folder, 'probe')
@@ -35,55 +37,66 @@ def check_writable(folder, nbytes, overwrite=False):
 
 
 @contextlib.contextmanager
-def whole_folder(folder, overwrite=False):
-    """A temporary sibling folder to write in, which becomes folder at the end or vanishes on an error.
+def atomic_folder(folder: str | os.PathLike, overwrite: bool = False) -> Iterator[str]:
+    """A temporary sibling folder to write in. At the end of the block it becomes folder; after an error it is
+    removed.
 
-    Everything is on disk before the rename, so a folder under its final name is a complete one. An
-    overwritten folder is first moved aside and only then removed. What a killed process left of this is
-    cleared by the next one.
+    Everything is on disk before the rename, so a folder under its final name is complete. An overwritten
+    folder is first moved aside and only then removed. The next writer of the same folder clears what a killed
+    one left.
+
+    Raises:
+      ValueError: if folder cannot be written, or is not empty and overwrite is not set.
     """
     folder = os.path.abspath(folder)
     _clear_leftovers(folder)
     check_writable(folder, 0, overwrite)
-    temporary, aside = _sibling(folder, 'writing'), _sibling(folder, 'replaced')
+    temporary = _sibling(folder, 'writing')
     os.mkdir(temporary)
-    lock = os.open(temporary, os.O_RDONLY)  # held while this process lives: no other takes it for a leftover
+    lock = os.open(temporary, os.O_RDONLY)  # held while this process lives: no other clears the folder
     try:
-        with contextlib.suppress(OSError):  # a network disk without locks
+        with contextlib.suppress(OSError):  # a network file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         for name in os.listdir(temporary):
             files.sync(os.path.join(temporary, name))
         files.sync(temporary)
-        check_writable(folder, 0, overwrite)  # someone may have written there meanwhile
-        moved = os.path.isdir(folder) and bool(os.listdir(folder))
-        if moved:
-            os.rename(folder, aside)
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            if moved:
-                os.rename(aside, folder)
-            raise
-        files.sync(os.path.dirname(folder))
-        if moved:
-            # Half removed it must not look like a folder to restore.
-            rubbish = _sibling(folder, 'writing')
-            os.rename(aside, rubbish)
-            shutil.rmtree(rubbish, ignore_errors=True)
+        check_writable(folder, 0, overwrite)  # another process may have written there in the meantime
+        _replace(temporary, folder)
     finally:
         os.close(lock)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _replace(temporary, folder):
+    """Rename temporary to folder; a folder that is there already is removed, or restored if the rename
+    fails."""
+    aside = None
+    if os.path.isdir(folder) and os.listdir(folder):
+        aside = _sibling(folder, 'replaced')
+        os.rename(folder, aside)
+    try:
+        os.rename(temporary, folder)
+    except OSError:
+        if aside:
+            os.rename(aside, folder)
+        raise
+    files.sync(os.path.dirname(folder))
+    if aside:
+        # Half removed, it must not look like a folder to restore.
+        removed = _sibling(folder, 'writing')
+        os.rename(aside, removed)
+        shutil.rmtree(removed, ignore_errors=True)
+
+
 def _clear_leftovers(folder):
-    """Remove what a killed writer of this folder left behind, and put the folder that it had moved aside back
-    if nothing has taken its place. While another process writes, nothing is touched."""
+    """Remove what a killed writer of this folder left, and restore the folder that it had moved aside unless
+    another has taken its place. While another process writes, nothing is touched."""
     parent, name = os.path.split(folder)
     if not os.path.isdir(parent):
         return
-    ours = re.compile(rf'\.{re.escape(name)}\.(writing|replaced)-[0-9a-f]{{8}}')
-    found = [match for match in map(ours.fullmatch, sorted(os.listdir(parent))) if match]
+    leftover = re.compile(rf'\.{re.escape(name)}\.(writing|replaced)-[0-9a-f]{{8}}')
+    found = [match for match in map(leftover.fullmatch, sorted(os.listdir(parent))) if match]
     writing, replaced = (
         [os.path.join(parent, match[0]) for match in found if match[1] == purpose]
         for purpose in ('writing', 'replaced')
@@ -100,7 +113,7 @@ def _clear_leftovers(folder):
 
 
 def _in_use(folder):
-    """Whether a living process holds the lock of a folder, or may do so."""
+    """Whether a living process holds the lock of a folder, or may hold it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -115,16 +128,6 @@ def _in_use(folder):
 
 
 def _sibling(folder, purpose):
+    """A new hidden name beside folder."""
     parent, name = os.path.split(folder)
     return os.path.join(parent, f'.{name}.{purpose}-{secrets.token_hex(4)}')
-
-
-def allocate(file, size):
-    """Blocks on disk for size bytes, of which those before the file's position are written."""
-    if hasattr(os, 'posix_fallocate'):
-        os.posix_fallocate(file.fileno(), 0, size)
-        return
-    zeros = bytes(2**20)  # macOS lacks the call
-    while (left := size - file.tell()) > 0:
-        file.write(zeros[:left])
-    file.flush()

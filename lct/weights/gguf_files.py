@@ -1,5 +1,5 @@
-"""GGUF files through the gguf library: metadata and dequantised tensors, after a look at the header that
-refuses what the library would loop or allocate over.
+"""GGUF files through the gguf library: metadata and dequantized tensors. The header is checked first and
+refused if its counts would make the library loop or allocate without bound.
 
 The format: github.com/ggml-org/ggml, docs/gguf.md. Needs the extra 'gguf'.
 """
@@ -7,7 +7,7 @@ The format: github.com/ggml-org/ggml, docs/gguf.md. Needs the extra 'gguf'.
 import math
 import os
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,28 +24,28 @@ class Tensor(NamedTuple):
 
     path: str
     shape: tuple[int, ...]
-    kind: str  # 'Q4_1', 'F32', ...
+    kind: str  # of GGML: 'Q4_1', 'F32', ...
     data: np.ndarray  # packed row by row, memory-mapped
 
-    def read(self, rows=ALL, cols=ALL):
-        """A rectangle, dequantised to float32."""
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
+        """A rectangle, dequantized to float32."""
         import gguf
-        part = gguf.quants.dequantize(self.data[rows], gguf.GGMLQuantizationType[self.kind])
-        return part if part.ndim == 1 else part[:, cols]
+        values = gguf.quants.dequantize(self.data[rows], gguf.GGMLQuantizationType[self.kind])
+        return values if values.ndim == 1 else values[:, cols]
 
 
 class File(NamedTuple):
     path: str
-    metadata: dict  # {key: number, string, bool or a list of them}
-    tensors: dict  # {name: Tensor}
+    metadata: dict[str, Any]  # {key: number, string, bool or a list of them}
+    tensors: dict[str, Tensor]
 
 
-def read(path):
-    """File of a path: its header now, its tensors when they are read.
+def read(path: str | os.PathLike) -> File:
+    """The header of a file; its tensors are read when they are used.
 
     Raises:
-      ValueError: the file is not a GGUF of this machine's byte order, is damaged or truncated, is one part
-        of several, or holds tensors of a type that the library cannot dequantise.
+      ValueError: if the file is not a GGUF of this machine's byte order, is damaged or truncated, is one file
+        of several, or holds tensors of a type that the library cannot dequantize.
     """
     try:
         import gguf
@@ -53,7 +53,7 @@ def read(path):
         raise ValueError(f"{path} is read with the gguf library; pip install '.[gguf]'") from None
     path = os.fspath(path)
     with open(path, 'rb') as file:
-        _check_header(file, os.path.getsize(path), path)
+        _HeaderCheck(file, path).run()
     try:
         reader = gguf.GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
@@ -64,63 +64,82 @@ def read(path):
     except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
         raise ValueError(f'{path} is damaged or truncated ({error}); fetch it again') from None
     if metadata.get('split.count', 1) != 1:
-        raise ValueError(f"{path} is one of {metadata['split.count']} parts; join them with llama-gguf-split")
+        raise ValueError(
+            f"{path} is one of {metadata['split.count']} files of a model; join them with llama-gguf-split")
     for name, tensor in tensors.items():
         if tensor.kind not in ('F32', 'F16') and not hasattr(gguf.quants, tensor.kind):
             raise ValueError(f'{path}: tensor {name!r} has type {tensor.kind}, which the gguf library '
-                             'cannot dequantise; use a file of another quantisation')
+                             'cannot dequantize; use a file with another quantization')
     return File(path, metadata, tensors)
 
 
-def _check_header(file, size, path):
-    """Walk the header and refuse counts and lengths that the rest of the file cannot hold."""
+class _HeaderCheck:
+    """Walks the header of a file and refuses counts and lengths that the rest of the file cannot hold."""
 
-    def take(form):
-        data = file.read(struct.calcsize(form))
+    def __init__(self, file, path):
+        self.file, self.path, self.size = file, path, os.path.getsize(path)
+
+    def run(self):
+        if self.file.read(4) != b'GGUF':
+            raise ValueError(f'{self.path} does not begin with GGUF; give a GGUF file')
+        version, num_tensors, num_fields = self._take('<IQQ')
+        if version not in (2, 3):
+            raise ValueError(
+                f'{self.path} has version {version} (or is big-endian); versions 2 and 3 are supported')
+        for i in range(self._check_count(num_fields, 13, 'the metadata')):
+            self._skip_string(f'the name of field {i}')
+            self._skip_value(*self._take('<I'), f'the value of field {i}')
+        for i in range(self._check_count(num_tensors, 32, 'the list of tensors')):
+            self._skip_tensor(i)
+
+    def _take(self, form):
+        """The next values, in a form of struct."""
+        data = self.file.read(struct.calcsize(form))
         if len(data) < struct.calcsize(form):
-            raise ValueError(f'{path} ends inside its header; fetch it again')
+            raise ValueError(f'{self.path} ends inside its header; fetch it again')
         return struct.unpack(form, data)
 
-    def claim(count, nbytes, what):
-        """count things of at least nbytes each must fit into what is left."""
-        if count * nbytes > size - file.tell():
-            raise ValueError(f'{path}: {what} claims {count} entries, more than the file holds')
+    def _check_count(self, count, nbytes, name):
+        """Returns count, if that many items of at least nbytes each fit into the rest of the file."""
+        if count * nbytes > self.size - self.file.tell():
+            raise ValueError(
+                f'{self.path}: {name} claims {count} entries, more than the file holds; fetch it again')
         return count
 
-    def skip_string(what):
-        file.seek(claim(*take('<Q'), 1, what), os.SEEK_CUR)
+    def _skip(self, count, nbytes, name):
+        self.file.seek(self._check_count(count, nbytes, name) * nbytes, os.SEEK_CUR)
 
-    def skip_value(kind, what):
+    def _skip_string(self, name):
+        self._skip(*self._take('<Q'), 1, name)
+
+    def _skip_value(self, kind, name):
         if kind == STRING:
-            skip_string(what)
+            self._skip_string(name)
         elif kind == ARRAY:
-            inner, count = take('<IQ')
-            if inner == STRING:
-                for _ in range(claim(count, 8, what)):
-                    skip_string(what)
-            elif inner in SIZES:
-                file.seek(claim(count, SIZES[inner], what) * SIZES[inner], os.SEEK_CUR)
-            else:
-                raise ValueError(f'{path}: {what} is an array of type {inner}, which is not supported')
+            self._skip_array(name)
         elif kind in SIZES:
-            file.seek(claim(1, SIZES[kind], what) * SIZES[kind], os.SEEK_CUR)
+            self._skip(1, SIZES[kind], name)
         else:
-            raise ValueError(f'{path}: {what} has the unknown type {kind}; fetch it again')
+            raise ValueError(f'{self.path}: {name} has the unknown type {kind}; fetch it again')
 
-    if file.read(4) != b'GGUF':
-        raise ValueError(f'{path} does not begin with GGUF; give a GGUF file')
-    version, num_tensors, num_fields = take('<IQQ')
-    if version not in (2, 3):
-        raise ValueError(f'{path} has version {version} (or is big-endian); versions 2 and 3 are read')
-    for i in range(claim(num_fields, 13, 'the metadata')):
-        skip_string(f'the name of field {i}')
-        skip_value(*take('<I'), f'the value of field {i}')
-    for i in range(claim(num_tensors, 32, 'the list of tensors')):
-        skip_string(f'the name of tensor {i}')
-        dims = take('<I')[0]
+    def _skip_array(self, name):
+        kind, count = self._take('<IQ')
+        if kind == STRING:
+            for _ in range(self._check_count(count, 8, name)):
+                self._skip_string(name)
+        elif kind in SIZES:
+            self._skip(count, SIZES[kind], name)
+        else:
+            raise ValueError(f'{self.path}: {name} is an array of type {kind}, which is not supported')
+
+    def _skip_tensor(self, i):
+        self._skip_string(f'the name of tensor {i}')
+        dims = self._take('<I')[0]
         if not 1 <= dims <= MAX_DIMS:
-            raise ValueError(f'{path}: tensor {i} has {dims} dims; 1 to {MAX_DIMS} are possible')
-        shape = take(f'<{dims}Q')
-        take('<IQ')
-        if math.prod(shape) > 64 * size:  # no type packs more than a few weights into a byte
-            raise ValueError(f'{path}: tensor {i} has shape {list(shape)}, more than the file holds')
+            raise ValueError(
+                f'{self.path}: tensor {i} has {dims} dims, it must have 1 to {MAX_DIMS}; fetch it again')
+        shape = self._take(f'<{dims}Q')
+        self._take('<IQ')
+        if math.prod(shape) > 64 * self.size:  # no type packs more than a few weights into a byte
+            raise ValueError(
+                f'{self.path}: tensor {i} has shape {list(shape)}, more than the file holds; fetch it again')

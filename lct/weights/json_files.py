@@ -1,17 +1,27 @@
-"""Strict JSON objects: bounded in size, no key twice, every error in one sentence that names the file."""
+"""JSON objects, read strictly: bounded in size, every key once, every error one sentence that names the
+file."""
 
+import collections
 import json
 import os
+from typing import Any
 
 MAX_BYTES = 4_000_000  # the index of a 405B model takes about 100 kB, a header of safetensors 150 kB
+MAX_DIGITS = 500  # Python prints no integer of more than 4300, which the product of a shape might have
 
 
-def read_json(path):
-    """A JSON object as a dict; repeated keys are refused."""
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      ValueError: if the file is missing, too large, not valid JSON, not an object, or has a key twice.
+    """
     try:
         size = os.path.getsize(path)
         if size > MAX_BYTES:
-            raise ValueError(f'{path} has {size} bytes, too many for a description of a model; copy it again')
+            raise ValueError(
+                f'{path} has {size} bytes, too many for a description of a model (at most {MAX_BYTES}); copy '
+                'it again')
         with open(path, encoding='utf-8') as file:
             return parse_object(file.read(), path)
     except FileNotFoundError:
@@ -20,18 +30,17 @@ def read_json(path):
         raise ValueError(f'{path} is not UTF-8 text; copy it again') from None
 
 
-def parse_object(text, path):
-    """The JSON object in text, which came from path."""
+def parse_object(text: str, path: str | os.PathLike) -> dict[str, Any]:
+    """The JSON object in a text; path is the file that it came from, for the error."""
     def unique(pairs):
         result = dict(pairs)
         if len(result) != len(pairs):
-            seen = set()
-            twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-            raise ValueError(f'{path} names {shown(twice)} twice; a JSON key must be unique')
+            repeated = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise ValueError(f'{path} names {short_repr(repeated)} twice; a JSON key must be unique')
         return result
 
     def bounded(digits):
-        if len(digits) > 500:  # Python shows no integer of 4300 digits, as the product of a shape might be
+        if len(digits) > MAX_DIGITS:
             raise ValueError(f'{path} has a number of {len(digits)} digits; copy it again')
         return int(digits)
 
@@ -44,15 +53,16 @@ def parse_object(text, path):
     return value
 
 
-def shown(value):
-    """repr of a JSON value, cut to what fits in a sentence."""
+def short_repr(value: Any) -> str:
+    """repr of a JSON value, shortened to fit into an error message."""
     if isinstance(value, (dict, list)) and len(value) > 20:
         return f'a {type(value).__name__} of {len(value)}'
     text = repr(value[:200] if isinstance(value, str) else value)
     return text if len(text) <= 200 else text[:200] + '...'
 
 
-def write_json(path, value):
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write a JSON value, indented and with its keys in alphabetical order."""
     with open(path, 'w', encoding='utf-8') as file:
         json.dump(value, file, indent=2, sort_keys=True)
         file.write('\n')

@@ -1,15 +1,17 @@
-"""Hugging Face config.json of a Llama, both ways and strict: a field that would change the result is
+"""Hugging Face config.json of a Llama, read and written strictly: a field that would change the result is
 either understood or refused.
 
-Two layouts are in use: rope_theta and rope_scaling (transformers 4), and rope_parameters (5). Both are
-read, and both are written.
+Two layouts are in use: rope_theta and rope_scaling (transformers 4), and rope_parameters (transformers 5).
+Both are read, and both are written.
 """
 
-from lct.models.llama import LlamaConfig
-from lct.ops.rope import TYPES, RopeConfig
-from lct.weights.json_files import shown
+from typing import Any
 
-MAX_LAYERS, MAX_SIZE = 10_000, 2**31 - 1  # sizes beyond these are mistakes, and would be work before they are found
+from lct.models.llama import LlamaConfig
+from lct.ops.rope import NEED_ORIGINAL, TYPES, RopeConfig
+from lct.weights.json_files import short_repr
+
+MAX_LAYERS, MAX_SIZE = 10_000, 2**31 - 1  # larger sizes are mistakes, found before any work is done with them
 
 REQUIRED = {  # config.json field -> LlamaConfig field
     'vocab_size': 'vocab_size',
@@ -28,7 +30,7 @@ FIXED = {  # the only value of each field that this model computes
     'pruned_heads': {}, 'rope_interleaved': False, 'quantization_config': None, 'sliding_window': None,
     'use_sliding_window': False,
 }
-HARMLESS = {  # names, ids, training history and generation: none enters the forward pass
+HARMLESS = {  # names, ids, training history and generation: the forward pass uses none of them
     '_name_or_path', '_attn_implementation', '_attn_implementation_autoset', 'architectures', 'auto_map',
     'bad_words_ids', 'begin_suppress_tokens', 'bos_token_id', 'decoder_start_token_id',
     'diversity_penalty', 'do_sample', 'dtype', 'early_stopping', 'encoder_no_repeat_ngram_size',
@@ -68,31 +70,49 @@ ROPE_REQUIRED = {
 }
 
 
-def config_from_json(values, path='config.json'):
-    """LlamaConfig of the dict in a config.json; absent optional fields mean what they mean to
-    transformers (head_dim hidden_size / heads, norm eps 1e-6, theta 10000, untied).
+def config_from_json(values: dict[str, Any], path: str = 'config.json') -> LlamaConfig:
+    """LlamaConfig of the dict in a config.json. Absent optional fields have the defaults of transformers:
+    head_dim hidden_size / heads, norm eps 1e-6, theta 10000, untied embeddings.
 
+    Args:
+      path: the file, for error messages.
     Raises:
-      ValueError: naming path and field, for whatever this model would not compute as described.
+      ValueError: naming path and field, for anything that this model would not compute as described.
     """
+    _check_architecture(values, path)
+    refuse_unknown(values, HARMLESS | OPTIONAL | set(REQUIRED) | set(FIXED), path)
+    fields = read_required(values, REQUIRED, path)
+    sizes = _read_sizes(values, fields, path)
+    eps = _get(values, 'rms_norm_eps', 1e-6)
+    tied = _get(values, 'tie_word_embeddings', False)
+    if not isinstance(tied, bool):
+        raise ValueError(f'{path}: tie_word_embeddings is {short_repr(tied)}; it must be true or false')
+    if not is_number(eps) or not 0 < eps < 1:
+        raise ValueError(f'{path}: rms_norm_eps is {short_repr(eps)}; it must be a number between 0 and 1')
+    try:
+        return LlamaConfig(
+            **fields, **sizes, norm_eps=float(eps), tie_embeddings=tied,
+            rope=_read_rope(values, fields['max_position_embeddings'], sizes['head_dim'], path),
+        )
+    except ValueError as error:
+        raise error if str(error).startswith(path) else ValueError(f'{path}: {error}') from None
+
+
+def _check_architecture(values, path):
     if values.get('model_type') != 'llama':
-        raise ValueError(f"{path}: model_type is {shown(values.get('model_type'))}; only 'llama' is supported")
+        raise ValueError(
+            f"{path}: model_type is {short_repr(values.get('model_type'))}; only 'llama' is supported")
     architectures = values.get('architectures')
     if architectures not in (None, ['LlamaForCausalLM']):
-        raise ValueError(f"{path}: architectures is {shown(architectures)}; it must be ['LlamaForCausalLM']")
+        raise ValueError(
+            f"{path}: architectures is {short_repr(architectures)}; it must be ['LlamaForCausalLM']")
     for field, only in FIXED.items():
         if field in values and values[field] not in (only, None):
-            raise ValueError(f'{path}: {field} is {shown(values[field])}; only {only!r} is supported')
-    known = HARMLESS | OPTIONAL | set(REQUIRED) | set(FIXED)
-    for field, value in values.items():
-        if field not in known and value is not None:
-            raise ValueError(
-                f'{path}: field {shown(field)} is not known and might change the result; remove it if it does not')
-    fields = {}
-    for field, ours in REQUIRED.items():
-        if values.get(field) is None:
-            raise ValueError(f'{path}: {field} is missing')
-        fields[ours] = values[field]
+            raise ValueError(f'{path}: {field} is {short_repr(values[field])}; only {only!r} is supported')
+
+
+def _read_sizes(values, fields, path):
+    """{'num_kv_heads', 'head_dim'}, with their defaults; all sizes are checked."""
     kv_heads, head_dim = values.get('num_key_value_heads'), values.get('head_dim')
     optional = {'num_key_value_heads': kv_heads, 'head_dim': head_dim}
     check_sizes({field: values[field] for field in REQUIRED}, path)
@@ -103,133 +123,174 @@ def config_from_json(values, path='config.json'):
                 f"{path}: hidden_size {fields['embed_dim']} is not a multiple of num_attention_heads "
                 f"{fields['num_heads']}; give head_dim")
         head_dim = fields['embed_dim'] // fields['num_heads']
-    eps = _get(values, 'rms_norm_eps', 1e-6)
-    tied = _get(values, 'tie_word_embeddings', False)
-    if not isinstance(tied, bool):
-        raise ValueError(f'{path}: tie_word_embeddings is {shown(tied)}; it must be true or false')
-    if not _is_number(eps) or not 0 < eps < 1:
-        raise ValueError(f'{path}: rms_norm_eps is {shown(eps)}; it must be a number between 0 and 1')
-    try:
-        return LlamaConfig(
-            **fields, head_dim=head_dim, norm_eps=float(eps), tie_embeddings=tied,
-            num_kv_heads=fields['num_heads'] if kv_heads is None else kv_heads,
-            rope=_read_rope(values, fields['max_position_embeddings'], head_dim, path),
-        )
-    except ValueError as error:
-        raise error if str(error).startswith(path) else ValueError(f'{path}: {error}') from None
+    return {'num_kv_heads': fields['num_heads'] if kv_heads is None else kv_heads, 'head_dim': head_dim}
 
 
-def check_sizes(sizes, path):
-    """Refuse {field: value} that are not positive integers of a sane size, before any work is done with them."""
+# ---------------------------------------------------------------------------------------------------
+# Checks that Meta's params.json shares
+# ---------------------------------------------------------------------------------------------------
+
+
+def refuse_unknown(values: dict[str, Any], known: set[str], path: str) -> None:
+    """Refuse fields outside of known, unless they are null."""
+    for field, value in values.items():
+        if field not in known and value is not None:
+            raise ValueError(
+                f'{path}: field {short_repr(field)} is not known and might change the result; remove it if '
+                'it does not')
+
+
+def read_required(values: dict[str, Any], names: dict[str, str], path: str) -> dict[str, Any]:
+    """{LlamaConfig field: value} of names {field of the file: LlamaConfig field}, all of which must be
+    there."""
+    for field in names:
+        if values.get(field) is None:
+            raise ValueError(f'{path}: {field} is missing')
+    return {name: values[field] for field, name in names.items()}
+
+
+def check_sizes(sizes: dict[str, Any], path: str) -> None:
+    """Refuse {field: value} unless all are positive integers of a sane size, before any work is done with
+    them."""
     for field, value in sizes.items():
-        most = MAX_LAYERS if field in ('n_layers', 'num_hidden_layers') else MAX_SIZE
-        if not _is_count(value) or value > most:
-            raise ValueError(f'{path}: {field} is {shown(value)}; it must be a positive integer up to {most}')
+        limit = MAX_LAYERS if field in ('n_layers', 'num_hidden_layers') else MAX_SIZE
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        if not is_integer or not 0 < value <= limit:
+            raise ValueError(
+                f'{path}: {field} is {short_repr(value)}; it must be a positive integer up to {limit}')
 
 
-def _is_count(x):
-    return isinstance(x, int) and not isinstance(x, bool) and x > 0
-
-
-def _is_number(x):
-    """A number that float() takes: JSON may hold integers beyond it."""
+def is_number(x: Any) -> bool:
+    """Whether float() takes a JSON value: integers may be too large for it."""
     return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e300
 
 
 def _get(values, field, default):
-    """values[field], or the default where it is absent or null."""
+    """values[field], or the default if it is absent or null."""
     value = values.get(field)
     return default if value is None else value
 
 
+# ---------------------------------------------------------------------------------------------------
+# RoPE
+# ---------------------------------------------------------------------------------------------------
+
+
 def _read_rope(values, max_position, head_dim, path):
+    """RopeConfig of a config.json, in whichever of the two layouts it has; if it has both, they must
+    agree."""
     old, new = values.get('rope_scaling'), values.get('rope_parameters')
     theta = values.get('rope_theta')
-    found = []
+    candidates = []
     if new is not None:
-        found.append(_read_rope_dict(new, theta, max_position, head_dim, f'{path}: rope_parameters'))
+        candidates.append(_read_rope_dict(new, theta, max_position, head_dim, f'{path}: rope_parameters'))
     if old is not None:
         inherited = new.get('rope_theta') if theta is None and new else theta
-        found.append(_read_rope_dict(old, inherited, max_position, head_dim, f'{path}: rope_scaling'))
-    if not found:
-        found.append(_read_rope_dict({}, theta, max_position, head_dim, f'{path}: rope_theta'))
-    if len(set(found)) > 1:
+        candidates.append(_read_rope_dict(old, inherited, max_position, head_dim, f'{path}: rope_scaling'))
+    if not candidates:
+        candidates.append(_read_rope_dict({}, theta, max_position, head_dim, f'{path}: rope_theta'))
+    if len(set(candidates)) > 1:
         raise ValueError(f'{path}: rope_scaling {old} and rope_parameters {new} disagree; keep the right one')
-    return found[0]
+    return candidates[0]
 
 
-def _read_rope_dict(values, theta, max_position, head_dim, where):
+def _read_rope_dict(values, theta, max_position, head_dim, location):
+    """RopeConfig of one dict; theta is what stands outside of it, location is for errors."""
     if not isinstance(values, dict):
-        raise ValueError(f'{where} is {shown(values)}; it must be a JSON object')
+        raise ValueError(f'{location} is {short_repr(values)}; it must be a JSON object')
     values = {key: value for key, value in values.items() if value is not None}
-    names = {values.pop(key) for key in ('rope_type', 'type') if isinstance(values.get(key), str)}
-    if len(names) > 1:
-        raise ValueError(f'{where} gives both rope_type and type, and they disagree')
-    kind = names.pop() if names else 'default'
-    if kind not in TYPES:
-        raise ValueError(f'{where} has rope_type {shown(kind)}; known are {", ".join(TYPES)}')
-    inner = values.pop('rope_theta', None)
-    if None not in (inner, theta) and inner != theta:
-        raise ValueError(f'{where} has rope_theta {inner} but the top level says {theta}; keep one')
-    theta = inner if inner is not None else 10000.0 if theta is None else theta
+    kind = _pop_rope_type(values, location)
+    theta = _pop_theta(values, theta, location)
     if values.pop('partial_rotary_factor', 1) != 1:
-        raise ValueError(f'{where} has a partial_rotary_factor; only 1.0 is supported')
+        raise ValueError(f'{location} has a partial_rotary_factor; only 1.0 is supported')
     for key in ROPE_REQUIRED.get(kind, ()):
         if key not in values:
-            raise ValueError(f'{where} of type {kind!r} lacks {key}')
+            raise ValueError(f'{location} of type {kind!r} lacks {key}')
     fields = {}
     for key, value in values.items():
         if key not in ROPE_FIELDS[kind]:
             raise ValueError(
-                f'{where} has {shown(key)}, which type {kind!r} does not use; it takes '
+                f'{location} has {short_repr(key)}, which type {kind!r} does not use; it takes '
                 f'{sorted(ROPE_FIELDS[kind])}')
-        if key in ('long_factor', 'short_factor'):
-            if not isinstance(value, list) or len(value) * 2 != head_dim:
-                raise ValueError(f'{where} has {key} {shown(value)}; it must be a list of head_dim/2 numbers')
-            value = tuple(value)
-        elif key == 'truncate' and not isinstance(value, bool):
-            raise ValueError(f'{where} has truncate {shown(value)}; it must be true or false')
-        elif key not in ('original_max_position_embeddings', 'truncate') and not _is_number(value):
-            raise ValueError(f'{where} has {key} {shown(value)}; it must be a number')
-        elif key == 'original_max_position_embeddings':
-            check_sizes({key: value}, where)
-        elif key != 'truncate':
-            value = float(value)
-        fields[ROPE_FIELDS[kind][key]] = value
-    if kind in ('yarn', 'longrope', 'llama3'):
+        fields[ROPE_FIELDS[kind][key]] = _read_rope_value(key, value, head_dim, location)
+    if kind in NEED_ORIGINAL:
         original = fields.setdefault('original_max_position', max_position)
-        if 'factor' not in fields:
-            fields['factor'] = max_position / original
+        fields.setdefault('factor', max_position / original)
     if kind == 'dynamic':
         fields['max_position'] = max_position
-    if not _is_number(theta):
-        raise ValueError(f'{where}: rope_theta is {shown(theta)}; it must be a number')
-    return RopeConfig(theta=float(theta), type=kind, **fields)
+    return RopeConfig(theta=theta, type=kind, **fields)
 
 
-def config_to_json(config, dtype='bfloat16'):
-    """config.json dict of a LlamaConfig, with the rope fields in the old and in the new layout.
+def _pop_rope_type(values, location):
+    """Remove rope_type and its old name type from a dict; returns the type."""
+    names = {values.pop(key) for key in ('rope_type', 'type') if isinstance(values.get(key), str)}
+    if len(names) > 1:
+        raise ValueError(f'{location} gives both rope_type and type, and they disagree; keep one')
+    kind = names.pop() if names else 'default'
+    if kind not in TYPES:
+        raise ValueError(f'{location} has rope_type {short_repr(kind)}; known are {", ".join(TYPES)}')
+    return kind
+
+
+def _pop_theta(values, outer, location):
+    """Remove rope_theta from a dict; returns it, or the outer one, or transformers' default."""
+    inner = values.pop('rope_theta', None)
+    if None not in (inner, outer) and inner != outer:
+        raise ValueError(f'{location} has rope_theta {inner} but the top level has {outer}; keep one')
+    theta = next((x for x in (inner, outer) if x is not None), 10000.0)
+    if not is_number(theta):
+        raise ValueError(f'{location}: rope_theta is {short_repr(theta)}; it must be a number')
+    return float(theta)
+
+
+def _read_rope_value(key, value, head_dim, location):
+    """The RopeConfig value of one field of a rope dict."""
+    if key in ('long_factor', 'short_factor'):
+        if not isinstance(value, list) or len(value) * 2 != head_dim:
+            raise ValueError(
+                f'{location} has {key} {short_repr(value)}; it must be a list of head_dim/2 numbers')
+        return tuple(value)
+    if key == 'truncate':
+        if not isinstance(value, bool):
+            raise ValueError(f'{location} has truncate {short_repr(value)}; it must be true or false')
+        return value
+    if key == 'original_max_position_embeddings':
+        check_sizes({key: value}, location)
+        return value
+    if not is_number(value):
+        raise ValueError(f'{location} has {key} {short_repr(value)}; it must be a number')
+    return float(value)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------------
+
+
+def config_to_json(config: LlamaConfig, dtype: str = 'bfloat16') -> dict[str, Any]:
+    """The dict of a config.json, with the rope fields in the old and in the new layout.
 
     Raises:
       ValueError: for a config that a Hugging Face Llama cannot compute.
     """
     if config.window is not None:
-        raise ValueError(f'window {config.window}: config.json of a Llama has no sliding window, and its readers would '
-                         'compute full attention; export a model with window None')
+        raise ValueError(
+            f'window {config.window}: config.json of a Llama has no sliding window, and its readers would compute '
+            'full attention; export a model with window None')
     rope = config.rope
     if rope.type == 'dynamic' and rope.max_position != config.max_position_embeddings:
         raise ValueError(
             f"rope type 'dynamic' has max_position {rope.max_position} but max_position_embeddings is "
             f'{config.max_position_embeddings}; config.json has one field for both, make them equal')
     scaling = {'rope_type': rope.type}
-    for key, ours in ROPE_FIELDS[rope.type].items():
-        value = getattr(rope, ours)
+    for key, field in ROPE_FIELDS[rope.type].items():
+        value = getattr(rope, field)
         if value is not None:
             scaling[key] = list(value) if isinstance(value, tuple) else value
     return {
         'architectures': ['LlamaForCausalLM'],
         'model_type': 'llama',
-        **{field: getattr(config, ours) for field, ours in REQUIRED.items()},
+        **{field: getattr(config, name) for field, name in REQUIRED.items()},
         'num_key_value_heads': config.num_kv_heads,
         'head_dim': config.head_dim,
         'rms_norm_eps': config.norm_eps,

@@ -1,4 +1,4 @@
-"""Hugging Face folders of Llama weights: load sharded, save whole, strict both ways.
+"""Hugging Face folders of Llama weights, read straight onto the mesh and written back. Both ways are strict.
 
 Letters: V vocab, D embed_dim, L layers, N query heads, K key/value heads, H head_dim, F mlp_dim.
 """
@@ -8,18 +8,19 @@ import math
 import os
 import re
 import shutil
+from typing import Any
 
-from lct.weights import folders, json_files, safetensors_files, streaming
+from lct.models.llama import LlamaConfig, Params
+from lct.weights import folders, json_files, mapping, safetensors_files, streaming
 from lct.weights.folders import check_writable
-from lct.weights.json_files import shown
+from lct.weights.json_files import short_repr
 from lct.weights.llama_config import config_from_json, config_to_json
-from lct.weights.streaming import as_ours, named_entries
-from lct.weights.tensors import DTYPES, FLOATS, Matrix, check_dtype, equal
+from lct.weights.tensors import DTYPES, FLOATS, Matrix, Tensor, check_dtype, equal
 
-__all__ = ['as_ours', 'check', 'check_writable', 'config_from_json', 'config_to_json', 'load', 'named_entries',
+__all__ = ['check', 'check_writable', 'checkpoint_shapes', 'config_from_json', 'config_to_json', 'load',
            'read_config', 'save', 'tensor_names']
 
-NAMES = {  # ours -> theirs; {} is the layer
+NAMES = {  # parameter name -> tensor name; {} is the layer
     'embed': 'model.embed_tokens.weight',
     'layers.attn_norm': 'model.layers.{}.input_layernorm.weight',
     'layers.wq': 'model.layers.{}.self_attn.q_proj.weight',
@@ -35,7 +36,7 @@ NAMES = {  # ours -> theirs; {} is the layer
 }
 LM_HEAD = NAMES['lm_head']
 IGNORED = re.compile(r'model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq')  # buffers of old exports
-COMPANIONS = (  # what a folder needs beside the weights to be used elsewhere
+COMPANIONS = (  # files beside the weights that other programs need
     'tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'special_tokens_map.json',
     'added_tokens.json', 'vocab.json', 'merges.txt', 'chat_template.jinja', 'chat_template.json',
     'generation_config.json', 'LICENSE', 'LICENSE.txt', 'USE_POLICY.md', 'NOTICE',
@@ -43,9 +44,8 @@ COMPANIONS = (  # what a folder needs beside the weights to be used elsewhere
 TOKENIZERS = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 
-
-tensor_names = functools.partial(streaming.tensor_names, names=NAMES)
-their_shapes = functools.partial(streaming.their_shapes, names=NAMES)
+tensor_names = functools.partial(mapping.tensor_names, names=NAMES)
+checkpoint_shapes = functools.partial(mapping.checkpoint_shapes, names=NAMES)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -53,63 +53,75 @@ their_shapes = functools.partial(streaming.their_shapes, names=NAMES)
 # ---------------------------------------------------------------------------------------------------
 
 
-def read_config(folder):
-    """LlamaConfig of a folder, without a look at its weights."""
+def read_config(folder: str | os.PathLike) -> LlamaConfig:
+    """LlamaConfig of a folder, from its config.json alone."""
     path = os.path.join(os.fspath(folder), 'config.json')
     return config_from_json(json_files.read_json(path), path)
 
 
-def check(folder):
+def check(folder: str | os.PathLike) -> None:
     """Refuse a folder that load would refuse, from its config and the headers of its files. Of the weights
-    only a stored head beside a tied embedding is read: it must be equal."""
-    check_tensors(safetensors_files.read_folder(os.fspath(folder)), read_config(folder), folder)
+    only a head stored beside a tied embedding is read: the two must be equal."""
+    _select_tensors(safetensors_files.read_folder(os.fspath(folder)), read_config(folder), folder)
 
 
-def load(folder, dtype=None):
+def load(folder: str | os.PathLike, dtype: Any = None) -> tuple[LlamaConfig, Params]:
     """(LlamaConfig, Params) of a Hugging Face folder, sharded on the current mesh.
 
-    Each device's part is read from memory-mapped files, so that no process holds more than it keeps.
-    dtype None keeps the dtype of the files.
+    Each device's shard is read from memory-mapped files, so that no process holds more than it keeps.
 
+    Args:
+      dtype: of the parameters; None keeps the dtype of the files.
     Raises:
-      ValueError: naming file and field or tensor, for anything missing, left over, of a wrong shape or
+      ValueError: naming file and field or tensor, for anything missing, unexpected, of a wrong shape or
         dtype, not finite or not understood.
     """
     folder = os.fspath(folder)
     config = read_config(folder)
     streaming.check_mesh(config)
-    tensors = check_tensors(safetensors_files.read_folder(folder), config, folder)
-    matrices = {
-        ours: Matrix(theirs, (tensors[theirs],)) for theirs, ours in tensor_names(config).items()}
-    return config, streaming.load(config, streaming.wanted_dtype(dtype, matrices, folder), matrices)
+    matrices = _matrices(config, _select_tensors(safetensors_files.read_folder(folder), config, folder))
+    return config, streaming.load(config, streaming.resolve_dtype(dtype, matrices, folder), matrices)
 
 
-def check_tensors(tensors, config, folder):
-    """The tensors that a config needs, out of {name: Tensor}; ValueError if they are not just these."""
+def _matrices(config, tensors):
+    """{(parameter name, layer or None): Matrix} of {tensor name: Tensor, or array to write}."""
+    return {parameter: Matrix(name, (tensors[name],)) for name, parameter in tensor_names(config).items()}
+
+
+def _select_tensors(tensors: dict[str, Tensor], config, folder) -> dict[str, Tensor]:
+    """The tensors that a config needs, out of {name: Tensor}.
+
+    Raises:
+      ValueError: if one is missing, unexpected, or of a wrong shape or dtype.
+    """
     tensors = {name: tensor for name, tensor in tensors.items() if not IGNORED.fullmatch(name)}
-    shapes = their_shapes(config)
-    for name, tensor in tensors.items():
-        if tensor.dtype not in FLOATS:
-            raise ValueError(
-                f'{tensor.path}: tensor {shown(name)} has dtype {tensor.dtype}; weights must be '
-                f'{", ".join(FLOATS)}')
-    for name, tensor in tensors.items():
-        if tensor.shape != shapes.get(name, tensor.shape):
-            raise ValueError(
-                f'{tensor.path}: tensor {name!r} has shape {list(tensor.shape)}; config.json asks for '
-                f'{list(shapes[name])}')
+    shapes = checkpoint_shapes(config)
+    _check_dtypes_and_shapes(tensors, shapes)
     missing = [name for name in shapes if name not in tensors]
     if missing:
         hint = '; set tie_word_embeddings if the head is tied' if missing[0] == LM_HEAD else ''
-        raise ValueError(f'{folder} lacks tensor {missing[0]!r} ({len(missing)} missing in all){hint}')
+        raise ValueError(f'{folder} lacks tensor {missing[0]!r} ({len(missing)} missing in total){hint}')
     if config.tie_embeddings and LM_HEAD in tensors:
         _check_tied(tensors.pop(LM_HEAD), tensors[NAMES['embed']])
     extra = [name for name in tensors if name not in shapes]
     if extra:
         raise ValueError(
-            f'{tensors[extra[0]].path}: tensor {shown(extra[0])} is no part of the model that config.json '
-            f'describes ({len(extra)} left over in all)')
+            f'{tensors[extra[0]].path}: tensor {short_repr(extra[0])} is not in the model that config.json '
+            f'describes ({len(extra)} unexpected in total)')
     return tensors
+
+
+def _check_dtypes_and_shapes(tensors, shapes):
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS:
+            raise ValueError(
+                f'{tensor.path}: tensor {short_repr(name)} has dtype {tensor.dtype}; weights must be '
+                f'{", ".join(FLOATS)}')
+    for name, tensor in tensors.items():
+        if tensor.shape != shapes.get(name, tensor.shape):
+            raise ValueError(
+                f'{tensor.path}: tensor {name!r} has shape {list(tensor.shape)}; config.json requires '
+                f'{list(shapes[name])}')
 
 
 def _check_tied(head, embed):
@@ -124,33 +136,35 @@ def _check_tied(head, embed):
 # ---------------------------------------------------------------------------------------------------
 
 
-def save(folder, config, params, *, dtype='bfloat16', max_shard_bytes=5_000_000_000, tokenizer_from=None,
-         card=None, overwrite=False):
-    """Write a Hugging Face folder: config.json, safetensors (with an index when sharded), and if given the
-    tokenizer and generation files of the folder tokenizer_from and the text of its README.md.
+def save(
+        folder: str | os.PathLike, config: LlamaConfig, params: Params, *, dtype: str = 'bfloat16',
+        max_shard_bytes: int = 5_000_000_000, tokenizer_from: str | os.PathLike | None = None,
+        card: str | None = None, overwrite: bool = False) -> None:
+    """Write a Hugging Face folder atomically: config.json and safetensors, with an index if there are
+    several.
 
-    The folder appears whole or not at all.
+    Args:
+      dtype: of the files: float32, float16 or bfloat16.
+      max_shard_bytes: most bytes of one safetensors file.
+      tokenizer_from: a folder whose tokenizer, generation and licence files are copied.
+      card: text of the README.md.
+      overwrite: whether a folder that is not empty may be replaced.
+    Raises:
+      ValueError: if params do not belong to the config or are not finite in dtype, or folder cannot be
+        written.
     """
     folder = os.path.abspath(os.fspath(folder))
-    check_dtype(dtype, 'to save')
+    check_dtype(dtype)
     if max_shard_bytes < 1:
         raise ValueError(f'max_shard_bytes {max_shard_bytes} must be positive, for example 5_000_000_000')
     streaming.check_params(config, params)
     values = config_to_json(config, dtype) | _token_ids(tokenizer_from)
-    shapes, kind = their_shapes(config), DTYPES[dtype]
+    shapes, kind = checkpoint_shapes(config), DTYPES[dtype]
     nbytes = sum(math.prod(shape) for shape in shapes.values()) * safetensors_files.ITEMSIZES[kind]
     check_writable(folder, nbytes + 2**20, overwrite)
-    with folders.whole_folder(folder, overwrite) as temporary:
+    with folders.atomic_folder(folder, overwrite) as temporary:
         plan = safetensors_files.plan_shards(shapes, kind, max_shard_bytes)
-        tensors = {}
-        for file_name, names in plan:
-            path = os.path.join(temporary, file_name)
-            tensors |= safetensors_files.create_file(path, {name: shapes[name] for name in names}, kind)
-        matrices = {
-            ours: Matrix(theirs, (tensors[theirs],)) for theirs, ours in tensor_names(config).items()}
-        streaming.save(config, params, matrices)
-        for tensor in tensors.values():
-            tensor.flush()
+        _write_tensors(temporary, config, params, plan, kind)
         if len(plan) > 1:
             weight_map = {name: file_name for file_name, names in plan for name in names}
             index = {'metadata': {'total_size': nbytes}, 'weight_map': weight_map}
@@ -162,13 +176,26 @@ def save(folder, config, params, *, dtype='bfloat16', max_shard_bytes=5_000_000_
                 file.write(card)
 
 
-def copy_companions(source, target):
-    """Copy the tokenizer, generation and licence files of one folder to another; source None has none."""
+def _write_tensors(folder, config, params, plan, kind):
+    """Write the safetensors files of a plan [(file name, tensor names)]."""
+    shapes, tensors = checkpoint_shapes(config), {}
+    for file_name, names in plan:
+        path = os.path.join(folder, file_name)
+        tensors |= safetensors_files.create_file(path, {name: shapes[name] for name in names}, kind)
+    streaming.save(config, params, _matrices(config, tensors))
+    for tensor in tensors.values():
+        tensor.flush()
+
+
+def copy_companions(source: str | os.PathLike | None, target: str | os.PathLike) -> None:
+    """Copy the tokenizer, generation and licence files of one folder to another; nothing if source is
+    None."""
     for name in _companions(source):
         shutil.copyfile(os.path.join(source, name), os.path.join(target, name))
 
 
 def _companions(folder):
+    """Names of the companion files in a folder, which must hold a tokenizer."""
     if folder is None:
         return []
     names = [name for name in COMPANIONS if os.path.isfile(os.path.join(folder, name))]
@@ -178,7 +205,7 @@ def _companions(folder):
 
 
 def _token_ids(folder):
-    """The special token ids of the config.json that a tokenizer came with."""
+    """The special token ids in the config.json beside a tokenizer."""
     _companions(folder)  # an unusable folder is an error before any work
     path = os.path.join(folder, 'config.json') if folder is not None else None
     if path is None or not os.path.isfile(path):

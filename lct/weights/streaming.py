@@ -1,15 +1,15 @@
-"""Parameters between the matrices of a format and the devices that hold them, a strip of rows at a time.
+"""Copies parameters between the matrices of a checkpoint and the devices that hold them.
 
-Every format stores a Linear as [out, in]; ours are [in..., out...], stacked on L. Each strip of rows is read
-once, converted, checked, turned, and laid into the parts of all devices of this process that want of it.
-Letters: V vocab, D embed_dim, L layers, N query heads, K key/value heads, H head_dim, F mlp_dim.
+Each strip of rows is read once, converted, checked, transposed, and written to every device buffer of this
+process that needs it.
 """
 
 import functools
-import itertools
 import math
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,81 +18,15 @@ from jax import lax
 
 from lct import sharding
 from lct.models import llama
-from lct.weights.tensors import ALL, FLOATS, check_dtype
+from lct.models.llama import LlamaConfig, Params
+from lct.weights.mapping import checkpoint_letters, parameter_table, rectangle
+from lct.weights.tensors import ALL, FLOATS, Matrix, check_dtype
 
-STRIP = 64  # rows turned at a time: what is read stays in the cache until it is written
+STRIP = 64  # rows transposed at a time: what is read stays in the cache until it is written
 BLOCK = 2**24  # bytes of a file that a thread has mapped at a time
 STAGED = 2**31  # bytes of one parameter that wait in host memory for their devices
 
-
-def named_entries(config):
-    """{our name: table entry} of the parameters that a config has, in the order of the table."""
-    rows = jax.tree_util.tree_leaves_with_path(
-        llama.table(config), is_leaf=lambda x: isinstance(x, llama.Entry))
-    return {'.'.join(key.name for key in path): entry for path, entry in rows}
-
-
-def their_letters(letters):
-    """Our letters without L -> (letters of their output dims, of their input dims): 'DNH' -> ('NH', 'D').
-
-    D is one side of every matrix. The embedding is a lookup, stored alike in both.
-    """
-    if letters in ('D', 'VD'):
-        return letters, ''
-    return (letters[1:], 'D') if letters[0] == 'D' else ('D', letters[:-1])
-
-
-def their_shape(config, letters):
-    """Shape of their tensor of one entry, without the layer."""
-    size = llama.dims(config)
-    out, inner = their_letters(letters.replace('L', ''))
-    if not inner:
-        return tuple(size[x] for x in out)
-    return math.prod(size[x] for x in out), math.prod(size[x] for x in inner)
-
-
-def as_ours(tensor, config, letters):
-    """A view of their tensor [out, in] in our dims, e.g. [N * H, D] -> [D, N, H]; letters without L."""
-    size = llama.dims(config)
-    out, inner = their_letters(letters)
-    theirs = out + inner
-    return tensor.reshape([size[x] for x in theirs]).transpose([theirs.index(x) for x in letters])
-
-
-def tensor_names(config, names):
-    """{their name: (our name, layer or None)} of every tensor of a config, in the order of a file; names is
-    a table ours -> theirs in which {} is the layer."""
-    entries = named_entries(config)
-    result = {
-        names[name]: (name, None) for name, entry in entries.items() if not entry.letters.startswith('L')}
-    for layer, (name, entry) in itertools.product(range(config.num_layers), entries.items()):
-        if entry.letters.startswith('L'):
-            result[names[name].format(layer)] = (name, layer)
-    return result
-
-
-def their_shapes(config, names):
-    """{their name: shape} of every tensor of a config."""
-    entries = named_entries(config)
-    return {
-        theirs: their_shape(config, entries[name].letters)
-        for theirs, (name, _) in tensor_names(config, names).items()
-    }
-
-
-def _rectangle(config, letters, index):
-    """The (rows, cols) of their tensor that an index, slices over our dims without L, speaks of."""
-    size = llama.dims(config)
-    out, inner = their_letters(letters)
-    if not inner:
-        out, inner = out[:1], out[1:]
-    sides = []
-    for side in (out, inner):
-        part = index[letters.index(side[0])] if side else ALL
-        width = math.prod(size[x] for x in side[1:])  # the dims of one head are never apart
-        start, stop, _ = part.indices(size[side[0]] if side else 1)
-        sides.append(slice(start * width, stop * width))
-    return tuple(sides)
+Matrices = dict[tuple[str, int | None], Matrix]  # {(parameter name, layer or None): its matrix}
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -100,98 +34,117 @@ def _rectangle(config, letters, index):
 # ---------------------------------------------------------------------------------------------------
 
 
-def check_mesh(config):
+def check_mesh(config: LlamaConfig) -> None:
     """Refuse a current mesh over which the parameters do not divide."""
     mesh = jax.sharding.get_mesh()
     if not mesh.empty:
         llama.check_mesh(config, [mesh.shape[name] for name in sharding.AXES])
 
 
-def wanted_dtype(dtype, matrices, folder):
-    """The numpy dtype to load: the one asked for, or if that is None the one dtype of all matrices."""
-    stored = sorted({piece.dtype for matrix in matrices.values() for piece in matrix.pieces})
+def resolve_dtype(dtype: Any, matrices: Matrices, folder: str | os.PathLike) -> np.dtype:
+    """The numpy dtype to load: dtype, or for None the common dtype of all matrices of the folder."""
+    stored = sorted({shard.dtype for matrix in matrices.values() for shard in matrix.shards})
     if dtype is None:
         if len(stored) > 1:
-            raise ValueError(f'{folder} mixes the dtypes {", ".join(stored)}; pass the dtype that is wanted')
+            raise ValueError(f'{folder} mixes the dtypes {", ".join(stored)}; pass the dtype to load')
         return FLOATS[stored[0]]
     try:
         name = jnp.dtype(dtype).name
-    except TypeError:  # no name of a dtype at all
+    except TypeError:  # not the name of any dtype
         name = dtype
-    check_dtype(name, 'of weights')
+    check_dtype(name)
     return np.dtype(jnp.dtype(name))
 
 
-def load(config, dtype, matrices):
-    """Params on the current mesh, of {(our name, layer or None): Matrix}.
+def load(config: LlamaConfig, dtype: np.dtype, matrices: Matrices) -> Params:
+    """Params on the current mesh, read from their matrices.
 
-    A process reads what its own devices keep and holds no more than that and a strip: the buffers that are
-    filled become the arrays of CPU devices, and other devices are sent at most STAGED bytes at a time.
+    A process reads only what its own devices keep and holds no more than that and a strip: the buffers become
+    the arrays of CPU devices, and other devices are sent at most STAGED bytes at a time.
     """
     leaves, tree = jax.tree.flatten(llama.abstract(config, dtype))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         arrays = []
-        for (name, entry), target in zip(named_entries(config).items(), leaves, strict=True):
+        for (name, entry), target in zip(parameter_table(config).items(), leaves, strict=True):
             stacked = entry.letters.startswith('L')
             layers = [matrices[name, i] for i in (range(config.num_layers) if stacked else [None])]
-            arrays.append(_load_one(pool, config, entry.letters, target, layers))
+            arrays.append(_load_parameter(pool, config, entry.letters, target, layers))
     return jax.tree.unflatten(tree, arrays)
 
 
-def _load_one(pool, config, letters, target, layers):
-    """One parameter of the matrices of its layers, a few layers at a time if all would be too many bytes."""
+def _load_parameter(pool, config, letters, target, layers):
+    """One parameter from the matrices of its layers, a few layers at a time if all would exceed STAGED
+    bytes."""
     if not letters.startswith('L'):
         return _stage(pool, config, letters, target, layers)
     shard = target.shape if target.sharding is None else target.sharding.shard_shape(target.shape)
-    parts = len(_parts(target))
-    count = max(1, STAGED // (parts * math.prod(shard[1:]) * target.dtype.itemsize))
+    nbytes_of_layer = len(_local_shards(target)) * math.prod(shard[1:]) * target.dtype.itemsize
+    count = max(1, STAGED // nbytes_of_layer)
     if count >= len(layers):
         return _stage(pool, config, letters, target, layers)
-    whole = jax.jit(lambda: jnp.zeros(target.shape, target.dtype), out_shardings=target.sharding)()
+    stack = jax.jit(lambda: jnp.zeros(target.shape, target.dtype), out_shardings=target.sharding)()
     for i in range(0, len(layers), count):
         some = layers[i:i + count]
         few = jax.ShapeDtypeStruct((len(some), *target.shape[1:]), target.dtype, sharding=target.sharding)
-        whole = _put_layers(whole, _stage(pool, config, letters, few, some), i).block_until_ready()
-    return whole
+        stack = _put_layers(stack, _stage(pool, config, letters, few, some), i).block_until_ready()
+    return stack
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put_layers(whole, layers, start):
-    return lax.dynamic_update_slice_in_dim(whole, layers, start, 0)
+def _put_layers(stack, layers, start):
+    return lax.dynamic_update_slice_in_dim(stack, layers, start, 0)
 
 
-def _parts(target):
-    """{index as numbers: (index, devices)} of the different parts that this process holds; device None is the
-    default one."""
+def _local_shards(target):
+    """{((start, stop) of each dim): (index, devices)} of the distinct shards of this process; device None is
+    the default one."""
     if target.sharding is None:
-        places = {None: (ALL,) * len(target.shape)}
+        indices = {None: (ALL,) * len(target.shape)}
     else:
-        places = target.sharding.addressable_devices_indices_map(target.shape)
-    parts = {}
-    for device, index in places.items():
-        key = tuple(part.indices(n)[:2] for part, n in zip(index, target.shape))
-        parts.setdefault(key, (index, []))[1].append(device)
-    return parts
+        indices = target.sharding.addressable_devices_indices_map(target.shape)
+    shards = {}
+    for device, index in indices.items():
+        key = tuple(one.indices(n)[:2] for one, n in zip(index, target.shape))
+        shards.setdefault(key, (index, []))[1].append(device)
+    return shards
 
 
 def _stage(pool, config, letters, target, layers):
-    """The array of target, filled from its matrices: one, or one a layer."""
+    """The array for target, read from its matrices: one matrix, or one for each layer."""
+    shards = _local_shards(target)
+    buffers = {key: _aligned([stop - start for start, stop in key], target.dtype) for key in shards}
+    _read_all(pool, layers, _destinations(config, letters, shards, buffers))
+    if target.sharding is None:
+        return jnp.asarray(next(iter(buffers.values())))
+    arrays = [
+        jax.device_put(buffers[key], device) for key, (_, devices) in shards.items() for device in devices]
+    return jax.make_array_from_single_device_arrays(target.shape, target.sharding, arrays)
+
+
+def _destinations(config, letters, shards, buffers):
+    """{(layer index, first row, end row): [(cols of the matrix, view [out, in] of a buffer)]}: buffers that
+    need the same rows are filled by one read."""
     stacked = letters.startswith('L')
-    parts, filled = _parts(target), {}
-    for key, (index, _) in parts.items():
-        buffer = _aligned([stop - start for start, stop in key], target.dtype)
-        filled[key] = (_rectangle(config, letters[stacked:], index[stacked:]), buffer)
-    turned = bool(their_letters(letters[stacked:])[1])
-    by_rows = {}
-    for (rows, cols), buffer in filled.values():
-        for i, part in enumerate(buffer if stacked else [buffer]):
-            size = cols.stop - cols.start
-            view = part if part.ndim == 1 else part.reshape(size, -1).T if turned else part.reshape(-1, size)
-            by_rows.setdefault((i, rows.start, rows.stop), []).append((cols, view))
+    transposed = bool(checkpoint_letters(letters[stacked:])[1])
+    result = {}
+    for key, (index, _) in shards.items():
+        rows, cols = rectangle(config, letters[stacked:], index[stacked:])
+        width = cols.stop - cols.start
+        for i, layer in enumerate(buffers[key] if stacked else [buffers[key]]):
+            if layer.ndim == 1:
+                view = layer
+            else:
+                view = layer.reshape(width, -1).T if transposed else layer.reshape(-1, width)
+            result.setdefault((i, rows.start, rows.stop), []).append((cols, view))
+    return result
+
+
+def _read_all(pool, layers, destinations):
+    """Fill all destinations, in blocks of rows that the threads of the pool take in turn."""
     tasks = [
-        pool.submit(_fill, layers[i], start, slice(a, min(a + step, stop)), views)
-        for (i, start, stop), views in by_rows.items()
-        for step in [_block_rows(layers[i])] for a in range(start, stop, step)
+        pool.submit(_fill, layers[i], first, slice(start, min(start + step, stop)), views)
+        for (i, first, stop), views in destinations.items()
+        for step in [_block_rows(layers[i])] for start in range(first, stop, step)
     ]
     try:
         for task in tasks:
@@ -199,14 +152,10 @@ def _stage(pool, config, letters, target, layers):
     finally:
         for task in tasks:
             task.cancel()
-    if target.sharding is None:
-        return jnp.asarray(next(iter(filled.values()))[1])
-    arrays = [jax.device_put(filled[key][1], device) for key, (_, devices) in parts.items() for device in devices]
-    return jax.make_array_from_single_device_arrays(target.shape, target.sharding, arrays)
 
 
 def _aligned(shape, dtype):
-    """An empty array that a CPU device can take for its own without a copy."""
+    """An empty array that a CPU device can adopt without a copy."""
     nbytes = math.prod(shape) * dtype.itemsize
     raw = np.empty(nbytes + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -214,51 +163,52 @@ def _aligned(shape, dtype):
 
 
 def _block_rows(matrix):
-    """Rows of a matrix that make about BLOCK bytes, in whole strips."""
+    """Rows of a matrix that take about BLOCK bytes, a multiple of STRIP."""
     return STRIP * max(1, BLOCK // (STRIP * 4 * math.prod(matrix.shape[1:])))
 
 
-def _fill(matrix, start, rows, views):
-    """Lay rows of a matrix into views [out, in] whose first row is `start`: [(cols of the matrix, view)]."""
-    first = min(cols.start for cols, _ in views)
-    block = matrix.read(rows, slice(first, max(cols.stop for cols, _ in views)))
+def _fill(matrix, first_row, rows, views):
+    """Copy rows of a matrix into views [out, in] that begin at first_row: [(cols of the matrix, view)]."""
+    first_col = min(cols.start for cols, _ in views)
+    block = matrix.read(rows, slice(first_col, max(cols.stop for cols, _ in views)))
     dtype = views[0][1].dtype
     if block.ndim == 1:
         with np.errstate(over='ignore'):  # reported by the check
             values = block.astype(dtype)
         _check_finite(values, block, matrix)
         for _, view in views:
-            view[rows.start - start:rows.stop - start] = values
+            view[rows.start - first_row:rows.stop - first_row] = values
         return
-    # Fresh memory for every strip would cost more than the rest; a row length that is a power of two would map a
-    # column of the strip onto a few lines of the cache.
+    # Fresh memory for every strip would cost more than the rest; a row length that is a power of two would
+    # map a column of the strip onto a few lines of the cache.
     width = block.shape[1]
     strip = np.empty((STRIP, width + 32), dtype)
     scratch = np.empty((STRIP, width), EXPONENTS[dtype.name].dtype)
-    for at in range(0, len(block), STRIP):
-        theirs = block[at:at + STRIP]
-        values = strip[:len(theirs), :width]
+    for start in range(0, len(block), STRIP):
+        stored = block[start:start + STRIP]
+        values = strip[:len(stored), :width]
         with np.errstate(over='ignore'):  # reported by the check
-            values[...] = theirs
-        _check_finite(values, theirs, matrix, scratch[:len(theirs)])
-        out = slice(rows.start + at - start, rows.start + at - start + len(theirs))
+            values[...] = stored
+        _check_finite(values, stored, matrix, scratch[:len(stored)])
+        out = slice(rows.start + start - first_row, rows.start + start - first_row + len(stored))
         for cols, view in views:
-            view.T[:, out] = values.T[cols.start - first:cols.stop - first]
+            view.T[:, out] = values.T[cols.start - first_col:cols.stop - first_col]
 
 
-EXPONENTS = {  # the bits that are all set in infinities and not-a-numbers alone
+EXPONENTS = {  # the bits that are all set only in infinities and NaNs
     'float32': np.uint32(0x7F800000), 'float16': np.uint16(0x7C00), 'bfloat16': np.uint16(0x7F80),
 }
 
 
-def _check_finite(values, theirs, matrix, scratch=None):
-    """Refuse values, converted from theirs, unless all are finite; many times faster than np.isfinite."""
+def _check_finite(values, stored, matrix, scratch=None):
+    """Refuse values, converted from the stored ones, unless all are finite; many times faster than
+    np.isfinite."""
     mask = EXPONENTS[values.dtype.name]
     bits = values.view(mask.dtype)
     if np.bitwise_and(bits, mask, out=scratch).max() == mask:
+        remedy = 'load it in a wider dtype' if np.isfinite(stored).all() else 'the weights are damaged'
         raise ValueError(
-            f'{matrix.where} has values that are not finite in {values.dtype.name}; '
-            + ('load it in a wider dtype' if np.isfinite(theirs).all() else 'the weights are damaged'))
+            f'{matrix.location} has values that are not finite in {values.dtype.name}; {remedy}')
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -266,21 +216,24 @@ def _check_finite(values, theirs, matrix, scratch=None):
 # ---------------------------------------------------------------------------------------------------
 
 
-def check_params(config, params):
-    """Refuse params that are not those of the config, or not all in this process."""
+def check_params(config: LlamaConfig, params: Params) -> None:
+    """Refuse params that do not belong to the config, or are not all in this process."""
     leaves = _named_leaves(params)
-    size, entries = llama.dims(config), named_entries(config)
+    size, entries = llama.dims(config), parameter_table(config)
     if set(leaves) != set(entries):
-        odd = sorted(set(leaves) ^ set(entries))
-        raise ValueError(f'params and config disagree about {", ".join(odd)}; pass the params\' own config')
+        differing = sorted(set(leaves) ^ set(entries))
+        raise ValueError(
+            f'params and config disagree about {", ".join(differing)}; pass the params\' own config')
     for name, entry in entries.items():
         shape = tuple(size[x] for x in entry.letters)
         if leaves[name].shape != shape:
-            raise ValueError(f'params.{name} has shape {leaves[name].shape}; the config asks for {shape}')
+            raise ValueError(
+                f'params.{name} has shape {leaves[name].shape} but the config requires {shape}; pass the '
+                "params' own config")
         if isinstance(leaves[name], jax.Array) and not leaves[name].is_fully_addressable:
             raise ValueError(
-                f'params.{name} is spread over several processes; gather it or restore the checkpoint in one '
-                'process to save it')
+                f'params.{name} is sharded over several processes; gather it or restore the checkpoint in '
+                'one process to save it')
 
 
 def _named_leaves(params):
@@ -290,16 +243,16 @@ def _named_leaves(params):
     }
 
 
-def save(config, params, matrices):
-    """Write params, device by device, into {(our name, layer or None): Matrix of writable arrays}."""
+def save(config: LlamaConfig, params: Params, matrices: Matrices) -> None:
+    """Write params, shard by shard, to matrices of writable arrays.
+
+    Raises:
+      ValueError: if a value is not finite in the dtype of the arrays.
+    """
+    table = parameter_table(config)
     for name, leaf in _named_leaves(params).items():
-        letters = named_entries(config)[name].letters
-        shards = leaf.addressable_shards if isinstance(leaf, jax.Array) else None
-        if shards is None:
-            parts = [((ALL,) * leaf.ndim, leaf)]
-        else:
-            parts = [(shard.index, shard.data) for shard in shards if shard.replica_id == 0]
-        for index, data in parts:
+        letters = table[name].letters
+        for index, data in _distinct_shards(leaf):
             data = np.asarray(data)
             if not letters.startswith('L'):
                 _write(matrices[name, None], config, letters, index, data, name)
@@ -308,20 +261,33 @@ def save(config, params, matrices):
                 _write(matrices[name, layer], config, letters[1:], index[1:], data[i], f'{name}[{layer}]')
 
 
+def _distinct_shards(leaf) -> Iterator[tuple[tuple[slice, ...], Any]]:
+    """(index, data) of the shards of an array, each once."""
+    if not isinstance(leaf, jax.Array):
+        yield (ALL,) * leaf.ndim, leaf
+        return
+    for shard in leaf.addressable_shards:
+        if shard.replica_id == 0:
+            yield shard.index, shard.data
+
+
 def _write(matrix, config, letters, index, data, name):
-    dtype = matrix.pieces[0].dtype
+    """Write the data at an index of one layer; letters and index without L."""
+    dtype = matrix.shards[0].dtype
     with np.errstate(over='ignore'):  # reported below
         values = data.astype(dtype)
     if not np.isfinite(values).all():
-        raise ValueError(f'params.{name} has values that are not finite in {dtype.name}; nothing was saved')
-    rows, cols = _rectangle(config, letters, index)
-    if not their_letters(letters)[1]:
+        remedy = 'save in a wider dtype' if np.isfinite(data).all() else 'the parameters are damaged'
+        raise ValueError(
+            f'params.{name} has values that are not finite in {dtype.name}; nothing was saved, {remedy}')
+    rows, cols = rectangle(config, letters, index)
+    if not checkpoint_letters(letters)[1]:
         matrix.write(rows, cols, values)
         return
-    values = values.reshape(cols.stop - cols.start, -1)  # [in, out]: turned by whole heads, a strip at a time
+    values = values.reshape(cols.stop - cols.start, -1)  # [in, out]: transposed in strips of complete heads
     step = -(-STRIP // (matrix.head_dim or 1)) * (matrix.head_dim or 1)
-    strip = np.empty((len(values), step + 16), dtype)  # as in _fill
-    for at in range(0, values.shape[1], step):
-        some = strip[:, :min(step, values.shape[1] - at)]
-        some[...] = values[:, at:at + step]
-        matrix.write(slice(rows.start + at, rows.start + at + some.shape[1]), cols, some.T)
+    strip = np.empty((len(values), step + 16), dtype)  # padded as in _fill
+    for start in range(0, values.shape[1], step):
+        some = strip[:, :min(step, values.shape[1] - start)]
+        some[...] = values[:, start:start + step]
+        matrix.write(slice(rows.start + start, rows.start + start + some.shape[1]), cols, some.T)

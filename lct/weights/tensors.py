@@ -1,6 +1,7 @@
-"""Where the numbers of a weight lie: tensors of files, and matrices that are cut over several of them."""
+"""Tensors in files, and the weight matrices that a format stores as one tensor or as several shards."""
 
 import os
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -13,14 +14,14 @@ DTYPES = {dtype.name: kind for kind, dtype in FLOATS.items()}
 ALL = slice(None)
 
 
-def check_dtype(dtype, purpose):
-    """Refuse the name of a dtype in which weights are not kept; purpose ends 'is no dtype ...'."""
+def check_dtype(dtype: str) -> None:
+    """Refuse the name of a dtype in which weights are not stored."""
     if dtype not in DTYPES:
-        raise ValueError(f'dtype {dtype!r} is no dtype {purpose}; use one of {", ".join(DTYPES)}')
+        raise ValueError(f'dtype {dtype!r} is not supported for weights; use one of {", ".join(DTYPES)}')
 
 
 class Tensor(NamedTuple):
-    """Where one tensor lies in a file: offset in bytes, strides in elements (None where row by row)."""
+    """The place of one tensor in a file: offset in bytes, strides in elements (None if it is contiguous)."""
 
     path: str
     dtype: str
@@ -28,19 +29,19 @@ class Tensor(NamedTuple):
     offset: int
     strides: tuple[int, ...] | None = None
 
-    def read(self, rows=ALL, cols=ALL):
-        """A read-only memory map of a rectangle; nothing is read until it is used."""
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
+        """A read-only memory map of a rectangle; the bytes are read when they are used."""
         dtype = FLOATS[self.dtype]
-        strides = self.strides or row_by_row(self.shape)
-        parts = [range(n)[part] for n, part in zip(self.shape, (rows, cols))]
-        start = sum(part.start * stride for part, stride in zip(parts, strides))
-        extent = 1 + sum((len(part) - 1) * stride for part, stride in zip(parts, strides))
+        strides = self.strides or contiguous_strides(self.shape)
+        ranges = [range(n)[selected] for n, selected in zip(self.shape, (rows, cols))]
+        start = sum(one.start * stride for one, stride in zip(ranges, strides))
+        extent = 1 + sum((len(one) - 1) * stride for one, stride in zip(ranges, strides))
         flat = np.memmap(self.path, dtype, 'r', self.offset + start * dtype.itemsize, (extent,))
         steps = [stride * dtype.itemsize for stride in strides]
-        return np.ndarray([len(part) for part in parts], dtype, flat, strides=steps)
+        return np.ndarray([len(one) for one in ranges], dtype, flat, strides=steps)
 
 
-def row_by_row(shape):
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides in elements of a tensor whose last dim is contiguous."""
     strides, step = [], 1
     for n in reversed(shape):
@@ -50,77 +51,81 @@ def row_by_row(shape):
 
 
 class Matrix(NamedTuple):
-    """A weight [out, in], or a vector [out], as a format stores it: in one piece, or cut along dim `cut`.
+    """A weight [out, in], or a vector [out], as a format stores it: one tensor, or equal shards along a dim.
 
-    head_dim: set where the rows of a head lie as the pairs (2i, 2i + 1) of a rotation, in Meta's order; read
-      and write speak of rows in the half-split order (i, i + head_dim/2).
+    shards: Tensors to read, or arrays to write, in their order along shard_dim.
+    head_dim: set where the file has the rows of a head in Meta's interleaved order (2i and 2i + 1 are rotated
+      together); read and write then take and return rows in the half-split order (i and i + head_dim/2).
     """
 
     name: str
-    pieces: tuple[Any, ...]  # Tensors to read, or arrays to write
-    cut: int = 0
+    shards: tuple[Any, ...]
+    shard_dim: int = 0
     head_dim: int | None = None
 
     @property
-    def where(self):
-        path = self.pieces[0].path if len(self.pieces) == 1 else os.path.dirname(self.pieces[0].path)
+    def location(self) -> str:
+        """File or folder, and name, for an error message."""
+        path = self.shards[0].path if len(self.shards) == 1 else os.path.dirname(self.shards[0].path)
         return f'{path}: tensor {self.name!r}'
 
     @property
-    def shape(self):
-        shape = list(self.pieces[0].shape)
-        shape[self.cut] *= len(self.pieces)
+    def shape(self) -> tuple[int, ...]:
+        """[out, in] of all shards together."""
+        shape = list(self.shards[0].shape)
+        shape[self.shard_dim] *= len(self.shards)
         return tuple(shape)
 
-    def read(self, rows=ALL, cols=ALL):
-        """A rectangle as an array: a map of the file where it lies there as it is, else a small copy."""
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
+        """A rectangle: a memory map if one shard holds it in this order, otherwise a small copy."""
         start, stop, _ = rows.indices(self.shape[0])
-        whole = self._whole_heads(start, stop)
-        parts = [self.pieces[i].read(*inner) for i, _, inner in self._cuts(whole, cols)]
-        values = parts[0] if len(parts) == 1 else np.concatenate(parts, self.cut)
+        heads = self._round_to_heads(start, stop)
+        blocks = [self.shards[i].read(*inner) for i, _, inner in self._overlaps(heads, cols)]
+        values = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, self.shard_dim)
         if self.head_dim:
             values = half_split(values, self.head_dim)
-        return values[start - whole.start:stop - whole.start]
+        return values[start - heads.start:stop - heads.start]
 
-    def write(self, rows, cols, values):
-        """Write a rectangle; rows must be whole heads where there is a head_dim."""
+    def write(self, rows: slice, cols: slice, values: np.ndarray) -> None:
+        """Write a rectangle; with a head_dim, rows must begin and end between heads."""
         if self.head_dim:
             values = interleaved(values, self.head_dim)
-        for i, outer, inner in self._cuts(rows, cols):
-            self.pieces[i][inner[:values.ndim]] = values[outer[:values.ndim]]
+        for i, outer, inner in self._overlaps(rows, cols):
+            self.shards[i][inner[:values.ndim]] = values[outer[:values.ndim]]
 
-    def _whole_heads(self, start, stop):
+    def _round_to_heads(self, start, stop):
+        """The smallest slice of complete heads around rows start to stop."""
         heads = self.head_dim or 1
         return slice(start // heads * heads, -(-stop // heads) * heads)
 
-    def _cuts(self, rows, cols):
-        """(piece, (rows, cols) within the rectangle, (rows, cols) within the piece) of what a rectangle meets."""
-        size = self.pieces[0].shape[self.cut]
-        asked = [rows, cols]
-        start, stop, _ = asked[self.cut].indices(self.shape[self.cut])
+    def _overlaps(self, rows, cols) -> Iterator[tuple[int, tuple, tuple]]:
+        """(shard index, (rows, cols) of the rectangle, (rows, cols) of the shard) where the two overlap."""
+        size = self.shards[0].shape[self.shard_dim]
+        rectangle = [rows, cols]
+        start, stop, _ = rectangle[self.shard_dim].indices(self.shape[self.shard_dim])
         for i in range(start // size, -(-stop // size)):
             low, high = max(start, i * size), min(stop, (i + 1) * size)
-            outer, inner = [ALL, ALL], list(asked)
-            outer[self.cut] = slice(low - start, high - start)
-            inner[self.cut] = slice(low - i * size, high - i * size)
+            outer, inner = [ALL, ALL], list(rectangle)
+            outer[self.shard_dim] = slice(low - start, high - start)
+            inner[self.shard_dim] = slice(low - i * size, high - i * size)
             yield i, tuple(outer), tuple(inner)
 
 
-def half_split(rows, head_dim):
-    """Rows [N * H, ...] from Meta's order, dims 2i and 2i + 1 of a head rotated together, to i and i + H/2."""
+def half_split(rows: np.ndarray, head_dim: int) -> np.ndarray:
+    """Rows [N * H, ...] from the interleaved order (2i and 2i + 1 rotated together) to i and i + H/2."""
     pairs = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
-def interleaved(rows, head_dim):
+def interleaved(rows: np.ndarray, head_dim: int) -> np.ndarray:
     """The inverse of half_split."""
     halves = rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:])
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
-def equal(a, b):
+def equal(a: Matrix, b: Matrix) -> bool:
     """Whether two matrices hold the same bytes, compared a few rows at a time."""
-    if a.shape != b.shape or a.pieces[0].dtype != b.pieces[0].dtype:
+    if a.shape != b.shape or a.shards[0].dtype != b.shards[0].dtype:
         return False
     step = max(1, 2**24 // (4 * a.shape[-1]))
     return all(

@@ -1,77 +1,104 @@
-"""Zip archives of stored members: where each lies in the file, and archives of a known layout to write in.
+"""Zip archives of stored (not compressed) members: the place of each in the file, and archives to write in
+place.
 
-Format: PKWARE's APPNOTE.TXT 6.3, sections 4.3 and 4.5; what is written is zip64 throughout, so that the small
-archives of the tests are of the same kind as those over 4 GB.
+Format: PKWARE's APPNOTE.TXT 6.3, sections 4.3 and 4.5. All archives are written as zip64, so that the small
+ones of the tests have the same format as those over 4 GB.
 """
 
 import contextlib
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
 
-from lct.weights import folders
-from lct.weights.json_files import shown
+from lct import files
+from lct.weights.json_files import short_repr
 
-MAX_TABLE = 2**19  # bytes of a directory and of a pickle; those of a 405B model take a quarter of it
+MAX_TABLE = 2**19  # bytes of a directory or of a pickle; a 405B model needs a quarter
 ALIGNMENT = 64
 
 LOCAL, CENTRAL, END64, LOCATOR64, END = (b'PK' + x for x in (b'\3\4', b'\1\2', b'\6\6', b'\6\7', b'\5\6'))
 _LOCAL, _CENTRAL = struct.Struct('<4s5H3L2H'), struct.Struct('<4s6H3L5H2L')
 _END64, _LOCATOR64, _END = struct.Struct('<4sQ2H2L4Q'), struct.Struct('<4sLQL'), struct.Struct('<4s4H2LH')
-FULL = 0xFFFFFFFF  # a 32-bit field whose value stands in the zip64 extra field
+FULL = 0xFFFFFFFF  # a 32-bit field whose value is in the zip64 extra field
+
+Span = tuple[int, int]  # (offset, size) in bytes
 
 
-def read(path, span):
+# ---------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------
+
+
+def read(path: str | os.PathLike, span: Span) -> bytes:
     """The bytes of a small member."""
     offset, size = span
     if size > MAX_TABLE:
-        raise ValueError(f'{path} has a table of {size} bytes, too many for a model; copy it again')
+        raise ValueError(
+            f'{path} has a table of {size} bytes, too many for a model (at most {MAX_TABLE}); copy it again')
     with open(path, 'rb') as file:
         file.seek(offset)
         return file.read(size)
 
 
-def read_directory(path):
-    """{member: (offset, size)} of the data of a zip archive; all stored, none over another."""
+def read_directory(path: str | os.PathLike) -> dict[str, Span]:
+    """{member: (offset, size) of its data} of a zip archive.
+
+    Raises:
+      ValueError: unless the archive is complete and all members are stored, within the file, without overlap.
+    """
     if not os.path.isfile(path):
         raise ValueError(f'{path} is missing; the folder is incomplete, copy it again')
     total = os.path.getsize(path)
     with open(path, 'rb') as file:
         if file.read(4) != LOCAL:
-            raise ValueError(f'{path} is not a zip archive, as torch.save has written since 1.6; save it again')
-        tail_at = max(0, total - _END.size - 0xFFFF)
-        file.seek(tail_at)
-        tail = file.read()
-        at = tail.rfind(END)
-        if at < 0 or len(tail) < at + _END.size:
-            raise ValueError(f'{path} is a zip archive without its end; it is truncated, copy it again')
-        *_, count, size, offset, _ = _END.unpack_from(tail, at)
-        if at >= _LOCATOR64.size and tail[at - _LOCATOR64.size:].startswith(LOCATOR64):
-            where = _LOCATOR64.unpack_from(tail, at - _LOCATOR64.size)[2]
-            file.seek(min(where, total))
-            end64 = file.read(_END64.size)
-            if len(end64) < _END64.size or not end64.startswith(END64):
-                raise ValueError(f'{path} has a damaged zip directory; copy it again')
-            *_, count, size, offset = _END64.unpack(end64)
+            raise ValueError(
+                f'{path} is not a zip archive, as torch.save has written since 1.6; save it again')
+        count, size, offset = _find_directory(path, file, total)
         if size > MAX_TABLE or offset + size > total:
-            raise ValueError(f'{path} has a zip directory of {size} bytes at {offset} of {total}; copy it again')
+            raise ValueError(
+                f'{path} has a zip directory of {size} bytes at {offset} of {total}; copy it again')
         file.seek(offset)
         directory = file.read(size)
-        members, at = {}, 0
+        members, end = {}, 0
         for _ in range(min(count, size)):
-            at = _read_entry(path, directory, at, members, offset, file)
-        if at != size or len(members) != count:
+            end = _read_entry(path, directory, end, members, offset, file)
+        if end != size or len(members) != count:
             raise ValueError(f'{path} has a zip directory that does not fit its own size; copy it again')
-    end = 0
-    for start, size in sorted(members.values()):
-        if start < end:
-            raise ValueError(f'{path} has members that overlap; copy it again')
-        end = start + size
+    _check_overlap(path, members.values())
     return members
 
 
+def _find_directory(path, file, total):
+    """(members, size in bytes, offset) of the directory of a file of `total` bytes."""
+    file.seek(max(0, total - _END.size - 0xFFFF))
+    tail = file.read()
+    end = tail.rfind(END)
+    if end < 0 or len(tail) < end + _END.size:
+        raise ValueError(f'{path} is a zip archive without its end; it is truncated, copy it again')
+    *_, count, size, offset, _ = _END.unpack_from(tail, end)
+    if end >= _LOCATOR64.size and tail[end - _LOCATOR64.size:].startswith(LOCATOR64):
+        end64 = _LOCATOR64.unpack_from(tail, end - _LOCATOR64.size)[2]
+        file.seek(min(end64, total))
+        record = file.read(_END64.size)
+        if len(record) < _END64.size or not record.startswith(END64):
+            raise ValueError(f'{path} has a damaged zip directory; copy it again')
+        *_, count, size, offset = _END64.unpack(record)
+    return count, size, offset
+
+
+def _check_overlap(path, spans):
+    end = 0
+    for start, size in sorted(spans):
+        if start < end:
+            raise ValueError(f'{path} has members that overlap; copy it again')
+        end = start + size
+
+
 def _read_entry(path, directory, at, members, limit, file):
-    """Add one member, which must lie before `limit`; the place of the next entry of the directory."""
+    """Add the member of the directory entry that begins at `at` to members; its data must end before `limit`.
+    Returns the beginning of the next entry."""
     if len(directory) < at + _CENTRAL.size or not directory.startswith(CENTRAL, at):
         raise ValueError(f'{path} has a damaged zip directory; copy it again')
     (_, _, _, flags, method, _, _, _, packed, size, name_len, extra_len, comment_len, *_,
@@ -81,18 +108,21 @@ def _read_entry(path, directory, at, members, limit, file):
     extra = directory[at + name_len:at + name_len + extra_len]
     size, packed, offset = _zip64(extra, size, packed, offset)
     if method or flags & 1 or size != packed or name in members:
-        raise ValueError(f'{path} has the member {shown(name)} compressed, encrypted or twice; save it with torch.save')
+        raise ValueError(
+            f'{path} has the member {short_repr(name)} compressed, encrypted or twice; save it with '
+            'torch.save')
     file.seek(offset if offset + _LOCAL.size <= limit else 0)
     local = _LOCAL.unpack(file.read(_LOCAL.size).ljust(_LOCAL.size, b'\0'))
     start = offset + _LOCAL.size + local[-2] + local[-1]
     if offset + _LOCAL.size > limit or local[0] != LOCAL or start + size > limit:
-        raise ValueError(f'{path} has the member {shown(name)} outside of the file; it is damaged, copy it again')
+        raise ValueError(
+            f'{path} has the member {short_repr(name)} outside of the file; it is damaged, copy it again')
     members[name] = (start, size)
     return at + name_len + extra_len + comment_len
 
 
 def _zip64(extra, *values):
-    """values, with those that were too large for their field taken from the zip64 extra field."""
+    """The values of 32-bit fields; those that are FULL are taken from the zip64 extra field."""
     while len(extra) >= 4:
         kind, size = struct.unpack_from('<2H', extra)
         if kind == 1:
@@ -103,10 +133,17 @@ def _zip64(extra, *values):
     return values
 
 
+# ---------------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------------
+
+WIDE, WIDEST, PADDING = struct.Struct('<2H2Q'), struct.Struct('<2H3Q'), struct.Struct('<2H')
+
+
 @contextlib.contextmanager
-def create(path, members):
-    """Create an archive of {name: bytes, or the size of what will be written} and yield {name: offset}; the
-    checksums and the directory are written at the end."""
+def create(path: str | os.PathLike, members: dict[str, bytes | int]) -> Iterator[dict[str, int]]:
+    """Create an archive of {name: content, or the size of a content that the caller writes} and yield {name:
+    offset}; the checksums and the directory are written at the end."""
     spans, at = {}, 0
     for name, content in members.items():
         start = at + _LOCAL.size + len(name.encode()) + WIDE.size + PADDING.size
@@ -115,8 +152,7 @@ def create(path, members):
         spans[name] = (at, start, size)
         at = start + size
     with open(path, 'wb+') as file:
-        # Real blocks, not a sparse file: a full disk must be an error here, not a signal at a later write.
-        folders.allocate(file, at)
+        files.allocate(file, at)
         for name, content in members.items():
             if not isinstance(content, int):
                 file.seek(spans[name][1])
@@ -126,11 +162,9 @@ def create(path, members):
         _write_directory(file, spans, at)
 
 
-WIDE, WIDEST, PADDING = struct.Struct('<2H2Q'), struct.Struct('<2H3Q'), struct.Struct('<2H')
-
-
-def _write_directory(file, spans, at):
-    """Local headers and directory of {name: (header, start, size)}; the directory begins at `at`."""
+def _write_directory(file: BinaryIO, spans, at):
+    """Write the local headers and the directory of {name: (header offset, data offset, size)}; the directory
+    begins at `at`."""
     directory = b''
     for name, (header, start, size) in spans.items():
         name, checksum = name.encode(), _checksum(file, start, size)
