@@ -144,7 +144,7 @@ def test_a_ring_hides_above_the_least_block(share, hidden):
 
 
 def test_two_at_a_time():
-    assert timing.together(3, 2, 1.0) == 3 and timing.together(3, 2, 0.0) == 5 and timing.together(3, 2, 0.5) == 4
+    assert timing.overlapped(3, 2, 1.0) == 3 and timing.overlapped(3, 2, 0.0) == 5 and timing.overlapped(3, 2, 0.5) == 4
 
 
 def test_a_ring_between_nodes_goes_at_the_speed_of_one_flow():

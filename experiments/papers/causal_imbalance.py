@@ -90,7 +90,7 @@ def attention_share(step, kind, direction):
         links = sum(timing.seconds_on_links(t, kind, efficiency)[0] for t in cost.transfers(step)
                     if t.name == f'ring {behind}')
         ideal += attend * even
-        total += timing.together(attend, links, efficiency.overlap)
+        total += timing.overlapped(attend, links, efficiency.overlap)
     return ideal / total
 
 

@@ -1,1 +1,1 @@
-"""Ask the compiler of a machine that nobody here owns: targets, and what a compiled program says."""
+"""Predictions for machines that are not present: memory, time and cost, by a model and by their compilers."""

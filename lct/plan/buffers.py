@@ -1,41 +1,45 @@
 """What one training step keeps in the memory of a device, by name. Predictions, made without a compiler.
 
-A device holds its share of weights and moments all the time, what the remat policy saves from forward to backward,
-and the buffers of the phase that it is in: the loss, which needs the whole head, or the backward of a layer, which
-needs that layer's weights and work space, or the update. The peak is the largest phase on top of what stays.
+A device always holds its share of weights and moments, what the remat policy saves from forward to backward,
+and the buffers of the current phase: the loss, which needs the whole head; the backward of a layer, which
+needs that layer's weights and workspace; or the update. The peak is the largest phase on top of what stays.
 
-Sizes follow from the program, but for the constants below, which were counted once on compiled programs:
-experiments/check_plan_memory.py names them and those that were held out.
+Sizes follow from the program, except for the constants below, which were fitted to compiled programs:
+experiments/checks/check_plan_memory.py lists those programs and the ones that were held out.
 """
 
 from typing import NamedTuple
 
-from lct.plan.cost import FLOAT32, layer_params, num_params
+from lct.plan.cost import FLOAT32, Step, layer_params, num_params
 
-# Counted on programs compiled for CUDA, in float32 arrays of [tokens, D]: what the backward of a layer works on, that is
-# the residual stream, q, k, v, out and their gradients.
+# Fitted to programs compiled for CUDA, in float32 arrays of [tokens, D]: the working set of the backward of a
+# layer, that is the residual stream, q, k, v, out and their gradients.
 WORK = 9
 # In bytes per element of [tokens of a chunk, F]: gate, up, their product and the gradients of the three.
 WORK_FFN = 14
 # Elements per token that a layer keeps without remat: times D (norms in float32, residuals, out), times F.
 KEPT_D, KEPT_F = 16, 5
-# Counted on programs compiled for TPU: what their heap takes besides, in parts of what is saved for the backward.
+# Fitted to programs compiled for TPU: the fragmentation of their heap, as a fraction of what is saved for the
+# backward.
 FRAGMENTS = 0.75
 BATCH = 20  # bytes of a token in the batch: five arrays of 32 bits
 
 
 class Buffers(NamedTuple):
-    """Bytes by name: stays (held all the time), saved (from forward to backward), phases {phase: {name: bytes}},
-    host (in the memory of the host)."""
+    """Bytes by name.
 
-    stays: dict
-    saved: dict
-    phases: dict
-    host: dict
+    stays: held all the time. saved: from forward to backward. phases: {phase: {name: bytes}}, one at a time.
+    host: in the memory of the host.
+    """
+
+    stays: dict[str, float]
+    saved: dict[str, float]
+    phases: dict[str, dict[str, float]]
+    host: dict[str, float]
 
     @property
-    def phase(self):
-        """The phase that needs most: its name."""
+    def phase(self) -> str:
+        """The phase with the largest memory."""
         return max(self.phases, key=self._in_phase)
 
     def _in_phase(self, name):
@@ -43,17 +47,17 @@ class Buffers(NamedTuple):
         return kept + sum(self.phases[name].values())
 
     @property
-    def peak(self):
+    def peak(self) -> float:
         return sum(self.stays.values()) + self._in_phase(self.phase)
 
-    def at_peak(self):
-        """{name: bytes} of all that is there at the peak."""
+    def at_peak(self) -> dict[str, float]:
+        """Bytes by name of all buffers that exist at the peak."""
         kept = {} if self.phase == 'update' else self.saved
         return {**self.stays, **kept, **self.phases[self.phase]}
 
 
-def buffers(step, platform='gpu'):
-    """The Buffers of a Step; platform: Hardware.platform."""
+def buffers(step: Step, platform: str = 'gpu') -> Buffers:
+    """The Buffers of a Step; platform: 'gpu' or 'tpu', as Hardware.platform."""
     config = step.config
     _, fsdp, ring, tensor = step.mesh
     norms = config.embed_dim * (2 * config.num_layers + 1)
@@ -63,11 +67,11 @@ def buffers(step, platform='gpu'):
         'moments of AdamW': 2 * share * step.stored_width,
         'batch': BATCH * step.local * step.accumulation,
     }
-    if step.stored_width < FLOAT32:  # a moment leaves the step in float32 and so finds no place in the one that came in
+    if step.stored_width < FLOAT32:  # the step returns a moment in float32, which cannot reuse its argument
         stays['second moment, float32'] = share * FLOAT32
     if step.accumulation > 1:
         stays['gradients so far, float32'] = share * FLOAT32
-    if step.width < step.stored_width:  # the embedding is looked up as it is stored; a loop keeps the head as it is used
+    if step.width < step.stored_width:  # the embedding is gathered as stored; a loop keeps the head as used
         table = config.vocab_size * config.embed_dim
         stays['embedding, gathered'] = table * step.stored_width
         if step.accumulation > 1:
@@ -84,38 +88,41 @@ def buffers(step, platform='gpu'):
 
 
 def _gradients(step, share):
-    """Of all layers, in the dtype of the weights. They fit where the new moment will be, if that is apart."""
+    """Of all layers, in the dtype of the weights. Where there is a separate new moment, they share its
+    place."""
     return share * FLOAT32 if step.stored_width == FLOAT32 else 0
 
 
 def _saved(step):
-    """What the remat policy keeps, on the device and on the host."""
+    """What the remat policy keeps, on the device and on the host: two dicts of bytes by name."""
     config = step.config
     remat, tensor = step.memory.remat, step.mesh[3]
-    every = step.local * config.num_layers
-    inputs = every * config.embed_dim * step.width
-    heads, kv_heads = config.num_heads / tensor * config.head_dim, config.num_kv_heads / tensor * config.head_dim
+    tokens = step.local * config.num_layers  # of all layers
+    inputs = tokens * config.embed_dim * step.width
+    heads = config.num_heads / tensor * config.head_dim
+    kv_heads = config.num_kv_heads / tensor * config.head_dim
     if remat == 'offload':
-        passing = 2 * step.local * config.embed_dim * step.width
-        return {'layer inputs on their way': passing}, {'layer inputs': inputs}
+        in_transfer = 2 * step.local * config.embed_dim * step.width
+        return {'layer inputs in transfer': in_transfer}, {'layer inputs': inputs}
     if remat == 'full':
         return {'layer inputs': inputs}, {}
     if remat == 'attention':
         lse = config.num_heads / tensor * FLOAT32
-        return {'layer inputs': inputs, 'q, k, v, out, lse': every * (2 * (heads + kv_heads) * step.width + lse)}, {}
+        return {'layer inputs': inputs, 'q, k, v, out, '
+                                        'lse': tokens * (2 * (heads + kv_heads) * step.width + lse)}, {}
     if remat == 'dots':
         results = heads + 2 * kv_heads + config.embed_dim
         if step.memory.ffn_chunks == 1:
             results += 2 * config.mlp_dim / tensor
-        return {'layer inputs': inputs, 'results of products, float32': every * results * FLOAT32}, {}
+        return {'layer inputs': inputs, 'results of products, float32': tokens * results * FLOAT32}, {}
     kept = KEPT_D * config.embed_dim + 2 * (heads + kv_heads)
     if step.memory.ffn_chunks == 1:
         kept += KEPT_F * config.mlp_dim / tensor
-    return {'activations of all layers': every * kept * step.width}, {}
+    return {'activations of all layers': tokens * kept * step.width}, {}
 
 
 def _loss(step, platform):
-    """The head gathered, its gradient over all chunks and over one, and the hidden states."""
+    """The gathered head, its gradient summed over chunks and of one chunk, and the hidden states."""
     config, tensor = step.config, step.mesh[3]
     head = config.vocab_size * config.embed_dim / tensor
     chunk = min(step.memory.loss_chunk, step.local) * config.vocab_size / tensor
@@ -132,7 +139,8 @@ def _loss(step, platform):
 
 
 def _layer(step):
-    """The backward of one layer: weights whole, their gradients, work space, keys of a node."""
+    """The backward of one layer: gathered weights, their gradients, the working set, gathered keys of a
+    node."""
     config, tensor = step.config, step.mesh[3]
     weights = sum(layer_params(config)) / tensor
     chunk = step.rows * step.shard / step.memory.ffn_chunks

@@ -1,8 +1,8 @@
-"""What one training step costs: FLOPs of a device, bytes on its links. Predictions, made without a compiler.
+"""FLOPs and link traffic of one training step per device. Predictions, made without a compiler.
 
-The program that is reckoned is that of lct.train.step: weights split over fsdp and sequence and gathered twice per
-micro-batch, layers under a remat policy, attention split over the sequence axis by a strategy. The counts follow from
-it and are held against its compiled text. Memory: buffers.py. Seconds: timing.py.
+The program is the one of lct.train.step: weights sharded over fsdp and sequence and gathered twice per
+micro-batch, layers under a remat policy, attention split over the sequence axis by a strategy. The counts
+follow from the program and are tested against its compiled text. Memory: buffers.py. Seconds: timing.py.
 
 Letters as everywhere: B, T, N, K, H, D, F, V, L; c tokens of a row on one device.
 """
@@ -18,17 +18,20 @@ from lct.ops import strategies
 
 WIDTH = {'bfloat16': 2, 'float32': 4}
 FLOAT32 = 4
-TOKEN_TAGS = 8  # int32 position and segment that travel with every key
+TOKEN_TAGS = 8  # bytes: the int32 position and segment that accompany every key
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What one optimizer step computes and where: a model, a mesh (data, fsdp, sequence, tensor), rows of seq_len
-    tokens, batch_size of them at a time and accumulation times. dtype is that of the stored parameters; memory.dtype,
-    if given, that of the computation."""
+    """What one optimizer step computes, and on which devices.
+
+    mesh: degrees of data, fsdp, sequence and tensor.
+    batch_size: rows of seq_len tokens in a micro-batch. accumulation: micro-batches per step.
+    dtype: of the stored parameters; memory.dtype, if given, is the dtype of the computation.
+    """
 
     config: LlamaConfig
-    mesh: tuple
+    mesh: tuple[int, int, int, int]
     seq_len: int
     batch_size: int = 1
     accumulation: int = 1
@@ -36,61 +39,66 @@ class Step:
     dtype: str = 'float32'
     layout: str = 'zigzag'
 
-    def check(self):
-        """Raises ValueError with the reason if the program does not exist."""
+    def check(self) -> None:
+        """Refuse a step that the mesh cannot run.
+
+        Raises:
+          ValueError: with the reason.
+        """
         config, attention = self.config, self.memory.attention
         data, fsdp, ring, tensor = self.mesh
         llama.check_mesh(config, self.mesh)
         strategies.check(attention, ring, config.num_heads // tensor, config.num_kv_heads // tensor)
-        pieces = math.lcm(2 * ring, ring * self.memory.ffn_chunks)
-        if self.seq_len % pieces:
-            raise ValueError(f'seq_len {self.seq_len} is not a multiple of {pieces}, two stretches and '
-                             f'{self.memory.ffn_chunks} ffn_chunks for each of {ring} devices')
+        divisor = math.lcm(2 * ring, ring * self.memory.ffn_chunks)
+        if self.seq_len % divisor:
+            raise ValueError(f'seq_len {self.seq_len} is not a multiple of {divisor}: each of {ring} devices '
+                             f'holds two stretches of the sequence and {self.memory.ffn_chunks} ffn_chunks')
         if self.batch_size % (data * fsdp):
-            raise ValueError(f'batch_size {self.batch_size} is not a multiple of data * fsdp = {data} * {fsdp}')
+            raise ValueError(f'batch_size {self.batch_size} is not a multiple of data * fsdp = {data} * '
+                             f'{fsdp}')
 
     @property
-    def devices(self):
+    def devices(self) -> int:
         return math.prod(self.mesh)
 
     @property
-    def rows(self):
+    def rows(self) -> int:
         """Rows of a micro-batch on one device."""
         return self.batch_size // (self.mesh[0] * self.mesh[1])
 
     @property
-    def shard(self):
+    def shard(self) -> int:
         """c, tokens of one row on one device."""
         return self.seq_len // self.mesh[2]
 
     @property
-    def local(self):
+    def local(self) -> int:
         """Tokens of a micro-batch on one device."""
         return self.rows * self.shard
 
     @property
-    def tokens(self):
-        """Tokens of the whole step."""
+    def tokens(self) -> int:
+        """Tokens of the whole step, all devices."""
         return self.batch_size * self.accumulation * self.seq_len
 
     @property
-    def width(self):
-        """Bytes of an activation, and of a weight in use or under way."""
+    def width(self) -> int:
+        """Bytes of an activation, and of a weight in use or in transfer."""
         return WIDTH[self.memory.dtype or self.dtype]
 
     @property
-    def stored_width(self):
+    def stored_width(self) -> int:
         """Bytes of a parameter and of each of its moments."""
         return WIDTH[self.dtype]
 
     @property
-    def node(self):
-        """Neighbours on the sequence axis that a strategy treats as one node, and the number of nodes."""
+    def node(self) -> tuple[int, int]:
+        """Neighbours on the sequence axis that the strategy treats as one node, and the number of nodes."""
         return self.memory.attention.nodes(self.mesh[2])
 
     @property
-    def recomputes(self):
-        """Does the backward run the attention of a layer again?"""
+    def recomputes(self) -> bool:
+        """Whether the backward runs the attention of a layer again."""
         return self.memory.remat in ('full', 'dots', 'offload')
 
 
@@ -99,82 +107,83 @@ class Step:
 # ---------------------------------------------------------------------------------------------------
 
 
-num_params = functools.cache(llama.num_params)  # a search asks thousands of times
+num_params = functools.cache(llama.num_params)  # a search calls it thousands of times
 
 
 @functools.cache
-def layer_params(config):
-    """Parameters in the matmuls of one layer: attention's, the FFN's."""
+def layer_params(config: LlamaConfig) -> tuple[int, int]:
+    """Parameters in the matmuls of one layer: of attention and of the FFN."""
     heads = 2 * config.num_heads + 2 * config.num_kv_heads
     return config.embed_dim * config.head_dim * heads, 3 * config.embed_dim * config.mlp_dim
 
 
-def matmul_params(config):
-    """Parameters that multiply every token: all but norms and the embedding that is looked up."""
+def matmul_params(config: LlamaConfig) -> int:
+    """Parameters that multiply every token: all but the norms and the embedding table of the input."""
     return config.num_layers * sum(layer_params(config)) + config.vocab_size * config.embed_dim
 
 
-def visible_pairs(seq_len, window=None):
-    """Query-key pairs of a row that causal attention sees, each query at most window keys."""
-    seen = min(seq_len, window or seq_len)
-    return seen * (seen + 1) // 2 + (seq_len - seen) * seen
+def visible_pairs(seq_len: int, window: int | None = None) -> int:
+    """Query-key pairs of a row under a causal mask, each query with at most window keys."""
+    full = min(seq_len, window or seq_len)
+    return full * (full + 1) // 2 + (seq_len - full) * full
 
 
-def model_flops(step):
-    """FLOPs that the model needs, whole step, all devices: 6 per matmul parameter and token, 12 L N H per visible
-    pair (PaLM, appendix B). What utilisation counts."""
+def model_flops(step: Step) -> int:
+    """FLOPs that the model needs for the whole step, all devices: 6 per matmul parameter and token, and 12 L
+    N H per visible pair (PaLM, appendix B). The numerator of the utilisation."""
     config = step.config
     pairs = visible_pairs(step.seq_len, config.window) * step.batch_size * step.accumulation
     return (6 * matmul_params(config) * step.tokens
             + 12 * config.num_layers * config.num_heads * config.head_dim * pairs)
 
 
-def busiest_pairs(step, causal=True):
-    """Pairs of one row that a device must wait for: its own, or those of the device that has most at each hop.
+def busiest_pairs(step: Step, causal: bool = True) -> float:
+    """Pairs of one row on the critical path: those of the busiest device at each ring step, summed.
 
-    causal False: every pair is worked on, as by a ring that skips nothing.
+    causal: False for a ring that skips no pair.
     """
     ring, window = step.mesh[2], step.config.window
     heads_split = step.node[0] if step.memory.attention.facts.splits_heads else 1
-    shards, length = ring // heads_split, step.shard * heads_split  # what goes around, and tokens of each
+    shards, length = ring // heads_split, step.shard * heads_split  # blocks in the ring, and tokens of each
     if not causal:
         pairs = length * step.seq_len
-    elif step.layout == 'contiguous' and window is None:  # at every hop but the first some device sees all it gets
+    elif step.layout == 'contiguous' and window is None:
+        # at every ring step but the first, some device attends to all of the block that it holds
         pairs = length * (length + 1) // 2 + (shards - 1) * length**2
     else:
         pairs = visible_pairs(step.seq_len, window) / shards
-        if step.layout == 'striped':  # the diagonal tiles of every hop are worked on whole
+        if step.layout == 'striped':  # the diagonal tiles of every block are computed in full
             pairs += length * min(step.memory.attention.chunks.key, length) / 2 * shards
     return pairs / heads_split
 
 
 class Work(NamedTuple):
-    """FLOPs of one device and step, those done again included."""
+    """FLOPs of one device and step, recomputation included."""
 
     matmul: float
     attention_forward: float
     attention_backward: float
 
     @property
-    def total(self):
+    def total(self) -> float:
         return sum(self)
 
 
-def work(step, causal=True):
-    """The Work of a step.
+def work(step: Step, causal: bool = True) -> Work:
+    """The Work of a step; causal as in busiest_pairs.
 
-    The backward of a layer under remat runs its products again, but the last of them, w_down, whose result nobody
-    needs; 'attention' also spares those before it, 'dots' all. Attention: 4 N H per pair forward, 10 N H backward
-    (two products and five).
+    Under remat the backward of a layer runs its products again, except the last one, w_down, whose result is
+    not used. 'attention' also spares the products before the attention, 'dots' all products. Attention: 4 N H
+    per pair forward and 10 N H backward (two products and five).
     """
     config, tensor = step.config, step.mesh[3]
     attention, ffn = layer_params(config)
     remat = step.memory.remat
-    again = {'full': attention + ffn * 2 / 3, 'offload': attention + ffn * 2 / 3, 'dots': 0, 'none': 0,
-             'attention': config.embed_dim * config.head_dim * config.num_heads + ffn * 2 / 3}[remat]
-    if remat in ('dots', 'none') and step.memory.ffn_chunks > 1:  # chunks of the FFN always run again
-        again = ffn * 2 / 3
-    layer = 6 * (attention + ffn) + 2 * again
+    recomputed = {'full': attention + ffn * 2 / 3, 'offload': attention + ffn * 2 / 3, 'dots': 0, 'none': 0,
+                  'attention': config.embed_dim * config.head_dim * config.num_heads + ffn * 2 / 3}[remat]
+    if remat in ('dots', 'none') and step.memory.ffn_chunks > 1:  # chunks of the FFN are always recomputed
+        recomputed = ffn * 2 / 3
+    layer = 6 * (attention + ffn) + 2 * recomputed
     micro = step.accumulation
     per_token = config.num_layers * layer + 6 * config.vocab_size * config.embed_dim
     pairs = busiest_pairs(step, causal) * step.rows * micro
@@ -190,8 +199,9 @@ def work(step, causal=True):
 class Transfer(NamedTuple):
     """What one device sends in one step.
 
-    axis: of the mesh. flow: 'ring' to one neighbour, 'collective' among group devices that are stride apart.
-    behind: 'forward' or 'backward' attention hides it, '' nothing does.
+    axis: of the mesh.
+    flow: 'ring' to one neighbour, or 'collective' among group devices that are stride apart.
+    behind: 'forward' or 'backward' if the transfer can overlap with that attention, '' if it is exposed.
     """
 
     name: str
@@ -203,15 +213,15 @@ class Transfer(NamedTuple):
     behind: str
 
 
-def transfers(step):
-    """Every Transfer of a step, those of no bytes left out."""
+def transfers(step: Step) -> list[Transfer]:
+    """Every Transfer of a step, except those of no bytes."""
     found = [*_attention_transfers(step), *_weight_transfers(step), *_tensor_transfers(step)]
     return [t for t in found if t.bytes]
 
 
 def _attention_transfers(step):
-    """Keys and values under way. A forward of a ring of n sends n - 1 blocks; its backward, which cuts a block in
-    two, n - 1/2 of them and as many of float32 dk and dv. Gathers: see the ops."""
+    """Transfers of keys and values. The forward of a ring of n sends n - 1 blocks. The backward, which cuts a
+    block in two, sends n - 1/2 of them and as many of float32 dk and dv. For gathers see the ops."""
     config, tensor = step.config, step.mesh[3]
     ring, (node, nodes) = step.mesh[2], step.node
     if ring == 1:
@@ -222,37 +232,40 @@ def _attention_transfers(step):
     values = 2 * step.local * kv_heads * config.head_dim
     strategy = step.memory.attention.facts
     copies = max(node / kv_heads, 1) if strategy.splits_heads else 1
-    block = values * copies * step.width + TOKEN_TAGS * step.local  # one block of keys
+    block = values * copies * step.width + TOKEN_TAGS * step.local  # one block of keys and values
     grads = values * copies * FLOAT32
 
-    def around(name, size, stride, turns):
-        """turns of a ring of size devices, stride apart on the sequence axis, forward and backward."""
+    def ring_passes(name, size, stride, passes):
+        """Forward and backward passes of a ring of size devices that are stride apart on the sequence
+        axis."""
         if size == 1:
             return []
         return [Transfer(f'{name} forward', 'sequence', 'ring', stride * tensor, size,
-                         times * turns * forwards * (size - 1) * block, 'forward'),
+                         times * passes * forwards * (size - 1) * block, 'forward'),
                 Transfer(f'{name} backward', 'sequence', 'ring', stride * tensor, size,
-                         times * turns * (size - 0.5) * (block + grads), 'backward')]
+                         times * passes * (size - 0.5) * (block + grads), 'backward')]
 
-    rings = around('ring of nodes' if strategy.two_level else 'ring', nodes, node, 1)
+    rings = ring_passes('ring of nodes' if strategy.two_level else 'ring', nodes, node, 1)
     others = (node - 1) / node
-    collective = functools.partial(Transfer, axis='sequence', flow='collective', stride=tensor, group=node, behind='')
+    collective = functools.partial(
+        Transfer, axis='sequence', flow='collective', stride=tensor, group=node, behind='')
     if strategy.splits_heads:  # q, out and their gradients; k, v and theirs
         heads = step.local * config.num_heads / tensor * config.head_dim
         passes = forwards + 1
         sent = (2 * heads + values * copies) * step.width * others * passes
         return [collective('all-to-all', bytes=times * sent), *rings]
     if not strategy.gathers:
-        return [*around('ring in the node', node, 1, nodes), *rings]
-    gathers = forwards + (nodes > 1 or not step.recomputes)  # in one go, the second forward's serves the backward too
+        return [*ring_passes('ring in the node', node, 1, nodes), *rings]
+    # in a single gather, the one of the second forward serves the backward too
+    gathers = forwards + (nodes > 1 or not step.recomputes)
     sent = (gathers * block + grads) * (node - 1) * nodes
     return [collective('gather of keys, scatter of their gradients', bytes=times * sent), *rings]
 
 
 def _weight_transfers(step):
-    """Weights of a micro-batch: gathered for the forward and again for the backward, in their dtype. Their gradients,
-    float32, are scattered to where the weights are kept; with a data axis the compilers all-reduce them whole. Those of
-    the FFN and wo wait behind attention."""
+    """Weights of a micro-batch are gathered for the forward and again for the backward, in the dtype of the
+    computation. Their float32 gradients are scattered to the owners of the weights; with a data axis the
+    compilers all-reduce them in full. Those of the FFN and of wo can overlap with attention."""
     config = step.config
     data, fsdp, ring, tensor = step.mesh
     attention, ffn = layer_params(config)
@@ -264,7 +277,8 @@ def _weight_transfers(step):
     def gather(name, parameters, behind):
         group = fsdp * ring
         size = parameters * step.width * step.accumulation / tensor
-        return Transfer(name, 'fsdp+sequence', 'collective', tensor, group, (group - 1) / group * size, behind)
+        return Transfer(name, 'fsdp+sequence', 'collective', tensor, group, (group - 1) / group * size,
+                        behind)
 
     def reduce(name, parameters, behind):
         group = data * fsdp * ring
@@ -275,15 +289,15 @@ def _weight_transfers(step):
     return [
         gather('weights behind attention, forward', late, 'forward'),
         gather('weights behind attention, backward', (gathers - 1) * late, 'backward'),
-        gather('weights waited for', gathers * early + 2 * table, ''),
+        gather('weights, exposed', gathers * early + 2 * table, ''),
         reduce('gradients behind attention', late, 'backward'),
-        reduce('gradients waited for', early + (1 + step.width / FLOAT32) * table, ''),
+        reduce('gradients, exposed', early + (1 + step.width / FLOAT32) * table, ''),
     ]
 
 
 def _tensor_transfers(step):
-    """All-reduces of [tokens, D] in float32: after wo and w_down forward, wo again under remat, and for the inputs of
-    q, k, v, gate and up backward."""
+    """All-reduces of [tokens, D] in float32: after wo and w_down in the forward, after wo again under remat,
+    and for the inputs of q, k, v, gate and up in the backward."""
     tensor = step.mesh[3]
     reduces = 7 + (step.memory.remat in ('full', 'offload', 'attention'))
     size = step.local * step.config.embed_dim * FLOAT32 * step.accumulation

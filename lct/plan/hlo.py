@@ -1,9 +1,9 @@
-"""What a compiled program says of itself: the text of scheduled HLO, read.
+"""Reading a compiled program: the text of scheduled HLO.
 
-The instructions of a computation stand in the order in which they run, so whether a transfer hides behind
-computation can be read off: it does if something with matmuls, of a ring the attention loop of a hop, stands
-between its start and its done. Figures are per device. What lies in a loop counts as often as the loop runs; a
-loop whose trips only the data know counts once, and what lies in it is marked.
+The instructions of a computation stand in their order of execution, so the text shows whether a transfer
+overlaps with compute: it does if an instruction with matmuls stands between its start and its done, in a ring
+the attention loop of one ring step. Figures are per device. What lies in a loop counts as often as the loop
+runs. A loop whose trip count only the data determine counts once, and what lies in it is marked.
 """
 
 import dataclasses
@@ -11,33 +11,36 @@ import math
 import re
 from typing import NamedTuple
 
+import jax
+
 COLLECTIVES = ('collective-permute', 'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all')
-# Instructions that hand on what exists already.
+# Instructions that produce no new array.
 VIEWS = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call',
          'optimization-barrier')
 CALLED = re.compile(r'(?:condition|body|calls|to_apply|true_computation|false_computation)=%?([\w.-]+)')
 BRANCHES = re.compile(r'(?:branch_computations|called_computations)=\{([^}]*)\}')
 MATMULS = ('dot', 'convolution', 'ragged-dot', 'scaled-dot')
 # Library calls and fused kernels that multiply matrices: cuBLAS, cuDNN, Triton, Mosaic.
-KERNELS = re.compile(r'custom_call_target="[^"]*(?:gemm|matmul|cublas|cudnn|triton|mosaic|tpu_custom_call)', re.I)
+KERNELS = re.compile(r'custom_call_target="[^"]*(?:gemm|matmul|cublas|cudnn|triton|mosaic|tpu_custom_call)',
+                     re.I)
 SHAPE = re.compile(r'\b([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\](\{[^}]*\})?')
 IOTA = r'\[([\d,]+)\](?:T\(([\d,]+)\))?'  # dims, and the order in which they are transposed
 HOST = 'S(5)'  # the memory space of pinned host memory, in a layout
 
 
 class Shape(NamedTuple):
-    """An array as HLO writes it: f32[8,128] and whether it lies in host memory."""
+    """An array as HLO writes it, such as f32[8,128], and whether it lies in host memory."""
 
     dtype: str
-    dims: tuple
+    dims: tuple[int, ...]
     on_host: bool
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f'{self.dtype}[{",".join(map(str, self.dims))}]'
 
     @property
-    def size(self):
-        """Bytes; none for tokens and the like."""
+    def size(self) -> int:
+        """Bytes; 0 for tokens and other types without data."""
         width = re.match(r'[a-z]+(\d+)', self.dtype)  # f8e4m3fn, bf16, s32, c64
         bits = 8 if self.dtype == 'pred' else int(width[1]) if width else 0
         return -(-math.prod(self.dims) * bits // 8)
@@ -45,22 +48,22 @@ class Shape(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line: shapes are those of the result, flattened; inside is the text between the parentheses, rest the
-    text after them."""
+    """One line. shapes: of the result, flattened. inside: the text between the parentheses. rest: the text
+    after them."""
 
     name: str
     opcode: str
-    shapes: tuple
+    shapes: tuple[Shape, ...]
     inside: str
     rest: str
 
     @property
-    def operands(self):
-        """Names of the instructions that it takes."""
+    def operands(self) -> list[str]:
+        """Names of the instructions whose results are its arguments."""
         return re.findall(r'%([\w.-]+)', self.inside)
 
     @property
-    def called(self):
+    def called(self) -> list[str]:
         """Names of the computations that it runs."""
         names = CALLED.findall(self.rest)
         for group in BRANCHES.findall(self.rest):
@@ -72,25 +75,28 @@ class Instruction:
 class Transfer:
     """One collective.
 
-    kind: the HLO's name of it. shapes: what a device hands in. size: the bytes of that. sent: bytes that leave
-      the device if it runs as a ring, times not included. times: how often it runs in the program; exact is
-      False where that is unknown to the compiler and `times` a lower bound. axes: mesh axes it runs along.
-    asynchronous: it has a start and a done. behind: names of the computations with matmuls between them.
+    kind: its name in HLO. shapes: of the arguments of a device. size: the bytes of those.
+    sent: bytes that leave the device if the collective runs as a ring, once.
+    times: executions in the program. exact: False if the compiler does not know them and times is a lower
+    bound.
+    axes: mesh axes along which it runs.
+    asynchronous: whether it has a start and a done.
+    behind: names of the computations with matmuls between start and done.
     """
 
     name: str
     kind: str
-    shapes: tuple
+    shapes: tuple[Shape, ...]
     size: int
     sent: int
     times: int
     exact: bool
-    axes: tuple
+    axes: tuple[str, ...]
     asynchronous: bool
-    behind: tuple
+    behind: tuple[str, ...]
 
     @property
-    def hidden(self):
+    def hidden(self) -> bool:
         return bool(self.behind)
 
 
@@ -112,25 +118,29 @@ def _closing(text, start):
 
 
 def _instruction(line):
-    """The Instruction of a line, or None if it is something else."""
-    found = re.match(r'\s+(?:ROOT )?%?([\w.-]+) = ', line)
-    if not found:
+    """The Instruction of a line, or None if there is none."""
+    match = re.match(r'\s+(?:ROOT )?%?([\w.-]+) = ', line)
+    if not match:
         return None
-    rest = line[found.end():]
+    rest = line[match.end():]
     end = _closing(rest, 0) + 1 if rest.startswith('(') else rest.index(' ')
     shapes, rest = _shapes(rest[:end]), rest[end:].lstrip()
     opening = rest.index('(')
     closing = _closing(rest, opening)
-    return Instruction(found[1], rest[:opening], shapes, rest[opening + 1:closing], rest[closing + 1:])
+    return Instruction(match[1], rest[:opening], shapes, rest[opening + 1:closing], rest[closing + 1:])
 
 
 class Program:
     """A compiled program, from compiled.as_text()."""
 
-    def __init__(self, text):
-        """Raises ValueError if text is not scheduled HLO, whose order of lines would mean nothing."""
+    def __init__(self, text: str):
+        """
+        Raises:
+          ValueError: if text is not scheduled HLO, in which the order of lines has no meaning.
+        """
         if 'is_scheduled=true' not in text[:100_000].split('\n', 1)[0]:
-            raise ValueError('not a scheduled HLO module; pass the text of a compiled program (compiled.as_text())')
+            raise ValueError('not a scheduled HLO module; pass the text of a compiled program '
+                             '(compiled.as_text())')
         self.computations, self.entry = {}, None
         lines = None
         for line in text.splitlines():
@@ -142,12 +152,12 @@ class Program:
                 instruction = _instruction(line)
                 if instruction:
                     lines.append(instruction)
-        self._working = {}
+        self._with_matmuls = {}
         self.times = {}
         self._count(self.entry, 1, True)
 
     def _count(self, name, times, exact):
-        """Add up how often each computation runs: {name: (times, exact)}."""
+        """Sum the executions of each computation: {name: (times, exact)}."""
         before, known = self.times.get(name, (0, True))
         self.times[name] = (before + times, known and exact)
         for instruction in self.computations[name]:
@@ -155,11 +165,11 @@ class Program:
             for inner in instruction.called:
                 self._count(inner, times * (trips or 1), exact and trips is not None)
 
-    def trips(self, loop):
-        """Trip count of a while, or None where only the data know it.
+    def trips(self, loop: Instruction) -> int | None:
+        """Trip count of a while, or None if it depends on the data.
 
-        The TPU compiler does not print it: there a counter below a constant is taken for one that counts up
-        from zero by ones, as those of lax.scan and lax.fori_loop do.
+        The TPU compiler does not print it. There a counter that is compared with a constant is assumed to
+        count up from zero by ones, as the counters of lax.scan and lax.fori_loop do.
         """
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
         if known:
@@ -171,32 +181,25 @@ class Program:
         limit = condition[test.operands[1]]
         return int(limit.inside) if limit.opcode == 'constant' else None
 
-    def works(self, instruction):
-        """Does it multiply matrices, itself or in what it calls?"""
+    def has_matmuls(self, instruction: Instruction) -> bool:
+        """Whether an instruction, or a computation that it calls, multiplies matrices."""
         if instruction.opcode in MATMULS or KERNELS.search(instruction.rest):
             return True
-        return any(self._computation_works(name) for name in instruction.called)
+        return any(self._computation_has_matmuls(name) for name in instruction.called)
 
-    def _computation_works(self, name):
-        if name not in self._working:
-            self._working[name] = any(self.works(i) for i in self.computations[name])
-        return self._working[name]
+    def _computation_has_matmuls(self, name):
+        if name not in self._with_matmuls:
+            self._with_matmuls[name] = any(self.has_matmuls(i) for i in self.computations[name])
+        return self._with_matmuls[name]
 
-    def transfers(self, degrees):
+    def transfers(self, degrees: dict[str, int]) -> list[Transfer]:
         """Every collective, in the order of the text.
 
         degrees: {axis: degree} of the mesh, slowest axis first.
         """
-        out = []
-        for name, lines in self.computations.items():
-            if name not in self.times:
-                continue
-            table = {i.name: i for i in lines}
-            for at, instruction in enumerate(lines):
-                kind = self._collective(instruction)
-                if kind:
-                    out.append(self._transfer(kind, instruction, at, lines, table, self.times[name], degrees))
-        return out
+        return [self._transfer(kind, name, at, degrees)
+                for name, lines in self.computations.items() if name in self.times
+                for at, instruction in enumerate(lines) if (kind := self._collective(instruction))]
 
     def _collective(self, instruction):
         """The kind of collective that an instruction is or starts, or None."""
@@ -208,11 +211,15 @@ class Program:
             return next((i.opcode for i in inner if i.opcode in COLLECTIVES), None)
         return None
 
-    def _transfer(self, kind, start, at, lines, table, times, degrees):
-        shapes = tuple(shape for name in start.operands for shape in table[name].shapes)
+    def _transfer(self, kind, computation, at, degrees):
+        """The Transfer that starts at line `at` of a computation."""
+        lines = self.computations[computation]
+        start = lines[at]
+        results = {i.name: i.shapes for i in lines}
+        shapes = tuple(shape for name in start.operands for shape in results[name])
         size = sum(shape.size for shape in shapes)
         text = start.rest
-        if start.opcode == 'async-start':  # the groups stand in what it wraps
+        if start.opcode == 'async-start':  # the groups stand in the instruction that it wraps
             text += ' '.join(i.rest for i in self.computations[start.called[0]] if i.opcode == kind)
         groups = device_groups(text)
         others = len(groups[0]) - 1 if groups else math.prod(degrees.values()) - 1
@@ -221,23 +228,23 @@ class Program:
         if asynchronous:
             done = next(i for i, line in enumerate(lines) if i > at and start.name in line.operands
                         and line.opcode.endswith('-done'))
-            behind = tuple(i.name for i in lines[at + 1:done] if self.works(i))
+            behind = tuple(i.name for i in lines[at + 1:done] if self.has_matmuls(i))
         return Transfer(
-            start.name, kind, shapes, size, _sent(kind, size, others), *times, axes_of(groups, degrees),
-            asynchronous, behind,
-        )
+            start.name, kind, shapes, size, _sent(kind, size, others), *self.times[computation],
+            axes_of(groups, degrees), asynchronous, behind)
 
-    def largest(self):
-        """The largest tensor in device memory that is computed, not handed in: (Shape, name of the instruction)."""
-        inside_fusions = {name for lines in self.computations.values() for i in lines
-                          if i.opcode == 'fusion' for name in i.called}
-        found = [
+    def largest(self) -> tuple[Shape, str]:
+        """The largest array in device memory that is computed, arguments excluded: (Shape, name of its
+        instruction)."""
+        fused = {name for lines in self.computations.values() for i in lines
+                 if i.opcode == 'fusion' for name in i.called}
+        arrays = [
             (shape, i.name)
-            for name, lines in self.computations.items() if name in self.times and name not in inside_fusions
+            for name, lines in self.computations.items() if name in self.times and name not in fused
             for i in lines if i.opcode not in VIEWS and not i.opcode.endswith(('-start', '-done'))
             for shape in i.shapes if not shape.on_host
         ]
-        return max(found, key=lambda one: one[0].size)
+        return max(arrays, key=lambda one: one[0].size)
 
 
 def _sent(kind, size, others):
@@ -247,35 +254,41 @@ def _sent(kind, size, others):
                          'all-to-all': share, 'collective-permute': 1}[kind])
 
 
-def device_groups(text):
-    """Groups of devices that a collective runs over: of a permute its (source, target) pairs, [] for all at once.
+def device_groups(text: str) -> list[list[int]]:
+    """Groups of devices of a collective; the (source, target) pairs of a permute; [] for all devices at once.
 
     Raises:
-      ValueError: if they are written in a way not known here.
+      ValueError: if they are written in an unknown form.
     """
     listed = re.search(r'(?:replica_groups|source_target_pairs)=\{(\{[\d,]*\}(?:,\{[\d,]*\})*)\}', text)
     if listed:
         return [[int(d) for d in group.split(',')] for group in re.findall(r'\{([\d,]+)\}', listed[1])]
     # [groups,size]<=[dims]T(order)
-    tiled = re.search(r'replica_groups=\[\d+,(\d+)\]<=' + IOTA, text)
-    if tiled:
+    if tiled := re.search(r'replica_groups=\[\d+,(\d+)\]<=' + IOTA, text):
         return _cut(_iota(tiled[2], tiled[3]), int(tiled[1]))
-    # mesh['x'=2,'y'=4] {'y'}: along y of devices laid out over the axes, in the order of device_ids if that is there
-    mesh = re.search(rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({IOTA}\))? \{{((?:'\w+',?)+)\}}", text)
+    # mesh['x'=2,'y'=4] {'y'}: along y of devices laid out over the axes, in the order of device_ids if given
+    mesh = re.search(rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({IOTA}\))? \{{((?:'\w+',?)+)\}}",
+                     text)
     if mesh:
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-        dims, names, along = ','.join(sizes.values()), list(sizes), re.findall(r'\w+', mesh[4])
-        devices = _iota(mesh[2] or dims, mesh[3])
-        order = [name for name in names if name not in along] + along
-        places = _iota(dims, ','.join(str(names.index(name)) for name in order))
-        return _cut([devices[place] for place in places], math.prod(int(sizes[name]) for name in along))
+        return _mesh_groups(*mesh.groups())
     if re.search(r'replica_groups=(?!\{\})', text):
-        raise ValueError(f'device groups of an unknown form in HLO: {text[text.index("replica_groups"):][:80]}')
+        raise ValueError('device groups of an unknown form in HLO: '
+                         f'{text[text.index("replica_groups"):][:80]}')
     return []
 
 
+def _mesh_groups(sizes, dims, order, axes):
+    """Groups along some axes of a mesh of sizes "'x'=2,'y'=4"; dims and order of its device_ids, or None."""
+    sizes, axes = dict(re.findall(r"'(\w+)'=(\d+)", sizes)), re.findall(r'\w+', axes)
+    shape, names = ','.join(sizes.values()), list(sizes)
+    devices = _iota(dims or shape, order)
+    axes_last = [name for name in names if name not in axes] + axes
+    places = _iota(shape, ','.join(str(names.index(name)) for name in axes_last))
+    return _cut([devices[place] for place in places], math.prod(int(sizes[name]) for name in axes))
+
+
 def _iota(dims, order):
-    """The numbers 0.. laid out over dims ('2,4'), transposed by order ('1,0' or None), in a row."""
+    """The numbers from 0 laid out over dims ('2,4'), transposed by order ('1,0' or None), as a flat list."""
     dims = [int(d) for d in dims.split(',')]
     order = [int(d) for d in order.split(',')] if order else range(len(dims))
     numbers = [0]
@@ -289,15 +302,15 @@ def _cut(row, size):
     return [row[i:i + size] for i in range(0, len(row), size)]
 
 
-def axes_of(groups, degrees):
+def axes_of(groups: list[list[int]], degrees: dict[str, int]) -> tuple[str, ...]:
     """Names of the mesh axes along which the members of a group differ; every axis if there are no groups."""
     if not groups:
         return tuple(name for name, degree in degrees.items() if degree > 1)
-    moving = set()
+    differing = set()
     for group in groups:
         places = [_place(device, degrees) for device in group]
-        moving |= {name for name in degrees if len({place[name] for place in places}) > 1}
-    return tuple(name for name in degrees if name in moving)
+        differing |= {name for name in degrees if len({place[name] for place in places}) > 1}
+    return tuple(name for name in degrees if name in differing)
 
 
 def _place(device, degrees):
@@ -307,9 +320,9 @@ def _place(device, degrees):
     return place
 
 
-def memory_of(compiled):
-    """Bytes of a device by kind, as the compiler laid them out: arguments, outputs (those that share the place of
-    an argument are in aliased), temporaries, peak, and temporaries in host memory."""
+def memory_of(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Bytes per device by kind, as the compiler laid them out. Outputs that reuse an argument are counted in
+    'aliased' as well."""
     stats = compiled.memory_analysis()
     return {
         'arguments': stats.argument_size_in_bytes, 'outputs': stats.output_size_in_bytes,
@@ -319,6 +332,7 @@ def memory_of(compiled):
     }
 
 
-def device_bytes(memory):
-    """What a program takes of a device: memory_of, added up. (The compilers' own peak counts host memory as well.)"""
+def device_bytes(memory: dict[str, int]) -> int:
+    """The memory of a program on one device: memory_of, summed. (The compilers' own peak includes host
+    memory.)"""
     return memory['arguments'] + memory['outputs'] - memory['aliased'] + memory['temporaries']

@@ -1,27 +1,30 @@
-"""Seconds of a training step: the counts of cost.py over the speeds of hardware.py, and what hides behind what."""
+"""Seconds of a training step: the counts of cost.py over the speeds of hardware.py, with overlap."""
 
 import dataclasses
 
-from lct.plan.cost import model_flops, num_params, transfers, work
+from lct.plan.cost import Step, Transfer, Work, model_flops, num_params, transfers, work
+from lct.plan.hardware import Hardware
 
 
 @dataclasses.dataclass(frozen=True)
 class Efficiency:
-    """The share of a nominal peak that a real program reaches. One set for all hardware and all rows; every figure
-    in seconds rests on it.
+    """The share of a nominal peak that a real program reaches: one set for all hardware and all recipes, on
+    which every figure in seconds rests.
 
-    All seven are assumptions. They lie in ranges that others measured and were chosen, together with the network of
-    an L40S node in hardware.py, so that Gradient's nine stages come within a factor of two of the published minutes.
-    There is little room: of 7,200 combinations tried 557 do, none closer than 1.95 in every row. Runs that were not
-    used for the choice: EasyContext's tokens/s on eight A100 come out at 0.95 to 1.52 of the published.
+    All seven are assumptions within ranges that others measured. They were chosen, together with the network
+    of an L40S node in hardware.py, so that Gradient's nine stages come within a factor of two of the
+    published minutes. There is little freedom: 557 of 7,200 combinations do, and none comes within 1.95 in
+    every row. Held-out check: EasyContext's tokens/s on eight A100 are predicted at 0.95 to 1.52 of the
+    published figures.
 
-    matmul: large products alone reach 0.8 on H100 and A100 (stas00/ml-engineering, measured); whole runs 0.38 to
-      0.43 (Llama Team 2024, table 4). attention: a fused kernel.
-    inside, ring, collective: of the nominal speed of links in a node, of a ring's flow between nodes, of all-gathers
-      and their like between nodes.
+    matmul: large products alone reach 0.8 on H100 and A100 (stas00/ml-engineering, measured), whole runs 0.38
+      to 0.43 (Llama Team 2024, table 4).
+    attention: a fused kernel.
+    inside: of the nominal speed of links in a node. ring: of the flow of a ring between nodes. collective: of
+      all-gathers and other collectives between nodes.
     memory: of the bandwidth of device memory.
-    overlap: of the shorter of two things that run at the same time, the share that is hidden: what moves data takes
-      cores and memory bandwidth from what multiplies.
+    overlap: of the shorter of two concurrent activities, the share that is hidden. Data movement takes cores
+      and memory bandwidth from computation.
     """
 
     matmul: float = 0.5
@@ -33,12 +36,12 @@ class Efficiency:
     overlap: float = 0.9
 
 
-def seconds_on_links(transfer, hardware, efficiency):
+def seconds_on_links(transfer: Transfer, hardware: Hardware, efficiency: Efficiency) -> tuple[float, float]:
     """(seconds inside the node, seconds between nodes) of one Transfer.
 
-    Devices of a group lie stride apart. A ring goes at the speed of its slowest hop; where hops leave the node, all
-    rings that do so share its network. A collective brings each byte into a node once, whatever the number of its
-    devices there.
+    Devices of a group are stride apart. A ring runs at the speed of its slowest link; rings that leave the
+    node side by side share its network. A collective brings each byte into a node once, whatever the number
+    of its devices there.
     """
     sent, stride, group = transfer.bytes, transfer.stride, transfer.group
     within = max(min(hardware.node_size // stride, group), 1)
@@ -54,53 +57,67 @@ def seconds_on_links(transfer, hardware, efficiency):
     return local, sent / (speed * efficiency.collective)
 
 
-def together(work, moving, overlap):
-    """Seconds of two things at a time."""
-    return max(work, moving) + (1 - overlap) * min(work, moving)
+def overlapped(compute: float, communication: float, overlap: float) -> float:
+    """Seconds of two concurrent activities."""
+    return max(compute, communication) + (1 - overlap) * min(compute, communication)
 
 
-def seconds(step, hardware, efficiency=Efficiency()):  # noqa: B008
-    """Parts of a step in seconds, {name: seconds}; their sum is the step.
+def exposed(attention: float, hidden: list[Transfer], hardware: Hardware, efficiency: Efficiency) -> float:
+    """Seconds of transfers that are not hidden behind attention of so many seconds."""
+    links = [seconds_on_links(t, hardware, efficiency) for t in hidden]
+    longest = max((sum(side) for side in zip(*links)), default=0.0)
+    return overlapped(attention, longest, efficiency.overlap) - attention
 
-    'attention' and 'matmul' are computation; what follows is time in which links are waited for.
+
+# noqa: B008
+def seconds(step: Step, hardware: Hardware, efficiency: Efficiency = Efficiency()) -> dict[str, float]:
+    """Seconds of a step by name; their sum is the step.
+
+    'attention' and 'matmul' are computation, all others exposed communication and the optimizer.
 
     Raises:
-      ValueError: for computing in float32, whose products run at another peak.
+      ValueError: for a computation in float32, whose products have another peak.
     """
     if step.width != 2:
-        raise ValueError('times are reckoned for computing in bfloat16, of which alone the table has peaks; set '
+        raise ValueError('times are predicted for computing in bfloat16, the only dtype whose peak is in the '
+                         'table; set '
                          "memory.dtype to 'bfloat16'")
-    flops = work(step)
-    parts = {'matmul': flops.matmul / (hardware.flops * efficiency.matmul)}
-    peak = hardware.flops * efficiency.attention
-    attend = {'forward': flops.attention_forward / peak, 'backward': flops.attention_backward / peak}
-    parts['attention'] = sum(attend.values())
-    moving = transfers(step)
-    for behind in ('forward', 'backward'):
-        links = [seconds_on_links(t, hardware, efficiency) for t in moving if t.behind == behind]
-        longest = max((sum(side) for side in zip(*links)), default=0.0)
-        parts[f'transfers beyond {behind} attention'] = (
-            together(attend[behind], longest, efficiency.overlap) - attend[behind])
-    for t in moving:
+    flops, moved = work(step), transfers(step)
+    times = {'matmul': flops.matmul / (hardware.flops * efficiency.matmul)}
+    attention = _attention_seconds(flops, hardware, efficiency)
+    times['attention'] = sum(attention.values())
+    for direction, attend in attention.items():
+        hidden = [t for t in moved if t.behind == direction]
+        times[f'transfers beyond {direction} attention'] = exposed(attend, hidden, hardware, efficiency)
+    for t in moved:
         if not t.behind:
-            parts[t.name] = max(seconds_on_links(t, hardware, efficiency))
-    config = step.config
-    if step.memory.remat == 'offload':  # out and back, behind the layer
-        moved = 2 * step.local * config.embed_dim * step.width * config.num_layers * step.accumulation
-        parts['offload'] = max(0.0, moved / (hardware.host * efficiency.inside) - sum(parts.values()))
+            times[t.name] = max(seconds_on_links(t, hardware, efficiency))
+    if step.memory.remat == 'offload':
+        # to the host and back, concurrent with all of the layer
+        config = step.config
+        size = 2 * step.local * config.embed_dim * step.width * config.num_layers * step.accumulation
+        times['offload'] = max(0.0, size / (hardware.host * efficiency.inside) - sum(times.values()))
     # AdamW reads and writes weights and two moments, reads gradients and writes updates
-    state = 8 * num_params(config) * step.stored_width / (step.devices / step.mesh[0])
-    parts['optimizer'] = state / (hardware.bandwidth * efficiency.memory)
-    return parts
+    state = 8 * num_params(step.config) * step.stored_width / (step.devices / step.mesh[0])
+    times['optimizer'] = state / (hardware.bandwidth * efficiency.memory)
+    return times
 
 
-def least_block(flops, link, group=1, causal=False):
-    """Tokens of a device behind whose attention a forward hop hides, at peak flops and link speed (Ring Attention,
-    section 3.1): F / B; fewer with group query heads to a key/value head, twice as many where causal work is shared
-    evenly."""
+def _attention_seconds(flops: Work, hardware, efficiency):
+    peak = hardware.flops * efficiency.attention
+    return {'forward': flops.attention_forward / peak, 'backward': flops.attention_backward / peak}
+
+
+def least_block(flops: float, link: float, group: int = 1, causal: bool = False) -> float:
+    """The least tokens per device with which the attention of one block hides its transfer, at peak FLOP/s
+    and peak link speed in bytes/s: F / B (Ring Attention, section 3.1).
+
+    group: query heads per key/value head, which divide the bytes. causal: balanced causal work needs twice
+    the tokens.
+    """
     return (2 if causal else 1) * flops / (group * link)
 
 
-def utilisation(step, hardware, total):
-    """Model FLOPs utilisation of a step of total seconds."""
+def utilisation(step: Step, hardware: Hardware, total: float) -> float:
+    """Model FLOPs utilisation of a step that takes total seconds."""
     return model_flops(step) / (step.devices * hardware.flops * total)
