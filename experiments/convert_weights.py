@@ -17,6 +17,7 @@ from lct.cli.main import run_script
 from lct.text import table
 
 ORBAX = 'params'  # the folder of arrays beside the config.json
+FORMATS = {'meta': ['params.json'], 'orbax': ['config.json', ORBAX], 'hf': ['config.json']}  # their files
 
 
 def format_of(source):
@@ -24,7 +25,7 @@ def format_of(source):
     source = pathlib.Path(source)
     if source.suffix == '.gguf':
         return 'gguf'
-    for name, files in (('meta', ['params.json']), ('orbax', ['config.json', ORBAX]), ('hf', ['config.json'])):
+    for name, files in FORMATS.items():
         if all((source / file).exists() for file in files):
             return name
     raise ValueError(f'{source} is neither a folder with a config.json or a params.json nor a .gguf file')
@@ -74,7 +75,7 @@ def load_orbax(folder, dtype=None):
         path = pathlib.Path(folder).absolute() / ORBAX
         stored = checkpointer.metadata(path).item_metadata['embed'].dtype
         targets = llama.abstract(config, dtype or stored)
-        if jax.sharding.get_mesh().empty:  # explicit, or the arrays get the sharding that they were saved with
+        if jax.sharding.get_mesh().empty:  # explicit, or the arrays get the sharding of the save
             one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             targets = jax.tree.map(lambda x: x.update(sharding=one_device), targets)
         return config, checkpointer.restore(path, targets)
@@ -94,7 +95,8 @@ def save_orbax(folder, config, params, *, dtype, tokenizer_from=None, overwrite=
     folders.check_writable(folder, nbytes, overwrite)
     with folders.atomic_folder(folder, overwrite) as temporary:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(pathlib.Path(temporary) / ORBAX, jax.tree.map(lambda x: x.astype(dtype), params))
+            arrays = jax.tree.map(lambda x: x.astype(dtype), params)
+            checkpointer.save(pathlib.Path(temporary) / ORBAX, arrays)
         json_files.write_json(os.path.join(temporary, 'config.json'), llama_hf.config_to_json(config, dtype))
         llama_hf.copy_companions(tokenizer_from, temporary)
 
@@ -161,7 +163,8 @@ def check_logits(config, params, target, rows=2, seq_len=64):
     error = np.abs(after - before).max()
     print(f'logits before and after: largest difference {error:.1e}, of {np.abs(before).max():.1e}')
     if not error == 0:
-        raise ValueError(f'the logits of {target} differ from those of its source by {error:.1e}; it is not a copy')
+        raise ValueError(
+            f'the logits of {target} differ from those of its source by {error:.1e}; it is not a copy')
 
 
 def dry_run(config, degrees, itemsize=2):
@@ -184,21 +187,24 @@ def dry_run(config, degrees, itemsize=2):
         shape = ', '.join(f'{x} {size[x]}' for x in entry.letters)
         rows.append((name, shape, tuple(spec), f'{nbytes:,}'))
     print(table(('parameter', 'shape', 'sharding', 'bytes per device'), rows, left=(0, 1, 2)))
-    print(f'{llama.num_params(config):,} parameters; {total:,} bytes on each of {math.prod(degrees)} devices, at '
-          f'{itemsize} bytes a number')
+    count = llama.num_params(config)
+    print(f'{count:,} parameters; {total:,} bytes on each of {math.prod(degrees)} devices, at {itemsize} bytes '
+          'a number')
 
 
 def parse_args():
     """Command line flags, with the mesh degrees as a tuple."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source')
     parser.add_argument('target', nargs='?')
     parser.add_argument('--to', choices=('hf', 'meta', 'orbax'), default='hf')
-    parser.add_argument('--dtype', choices=('float32', 'float16', 'bfloat16'), help='default: that of the source')
-    parser.add_argument('--num-files', type=int, default=1, help='files of Meta\'s format, one a rank')
+    parser.add_argument('--dtype', choices=('float32', 'float16', 'bfloat16'), help='default: the source\'s')
+    parser.add_argument('--num-files', type=int, default=1, help='files of Meta\'s format, one for each rank')
     parser.add_argument('--mesh', default='1,1,1,1', help='degrees of data,fsdp,sequence,tensor')
-    parser.add_argument('--rope-factor', type=float, help='of use_scaled_rope in Meta\'s format; default: the factor '
-                        'of the published model of this width')
+    parser.add_argument('--rope-factor', type=float,
+                        help='of use_scaled_rope in Meta\'s format; default: as in the published model of '
+                        'this width')
     parser.add_argument('--max-position-embeddings', type=int,
                         help='of a model in Meta\'s format; default: 8192, or 131072 with use_scaled_rope')
     parser.add_argument('--overwrite', action='store_true')
@@ -207,7 +213,8 @@ def parse_args():
     args = parser.parse_args()
     degrees = tuple(int(d) if d.strip().isdigit() else 0 for d in args.mesh.split(','))
     if len(degrees) != 4 or min(degrees) < 1:
-        raise ValueError(f'--mesh {args.mesh} must be four degrees data,fsdp,sequence,tensor, such as 1,8,1,1')
+        raise ValueError(
+            f'--mesh {args.mesh} must be four degrees data,fsdp,sequence,tensor, such as 1,8,1,1')
     args.mesh = degrees
     return args
 
@@ -232,8 +239,8 @@ def main():
     if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
         jax.config.update('jax_num_cpu_devices', math.prod(args.mesh))
     with jax.set_mesh(make_mesh(args.mesh)):
-        config, params = convert(args.source, args.target, args.to, dtype=args.dtype, num_files=args.num_files,
-                                 overwrite=args.overwrite, **overrides)
+        config, params = convert(args.source, args.target, args.to, dtype=args.dtype,
+                                 num_files=args.num_files, overwrite=args.overwrite, **overrides)
         print(f'{args.target}: {args.to}, {sum(x.size for x in jax.tree.leaves(params)):,} numbers of '
               f'{params.embed.dtype.name}')
         if args.verify:

@@ -62,7 +62,8 @@ def test_absurd_sizes(field, value, tmp_path, refused):
     (dict(rope_scaling={'rope_type': 'linear', 'factor': 10**400}), 'factor'),
     (dict(rope_scaling={'rope_type': 'yarn', 'original_max_position_embeddings': 0}), 'original_max'),
     (dict(rope_scaling={'rope_type': 'linear', 'factor': float('inf')}), 'factor'),
-    (dict(rope_scaling={'rope_type': 'yarn', 'x' * 10_000: 1}), 'x'), (dict(model_type=['llama']), 'model_type'),
+    (dict(rope_scaling={'rope_type': 'yarn', 'x' * 10_000: 1}), 'x'),
+    (dict(model_type=['llama']), 'model_type'),
 ])
 def test_absurd_rope(changes, message, tmp_path, refused):
     path = tmp_path / 'config.json'
@@ -74,8 +75,8 @@ def test_sizes_that_the_files_do_not_have(tmp_path, refused):
     tiny_hf.write_case('gqa', tmp_path)
     path = tmp_path / 'config.json'
     config = json.loads(path.read_text())
-    for field, value in (('num_hidden_layers', 10_000), ('vocab_size', 2**31 - 1), ('intermediate_size', 2**31 - 1),
-                         ('hidden_size', 2**30)):
+    for field, value in {'num_hidden_layers': 10_000, 'vocab_size': 2**31 - 1, 'intermediate_size': 2**31 - 1,
+                         'hidden_size': 2**30}.items():
         path.write_text(json.dumps(config | {field: value}))
         refused(llama_hf.load, tmp_path)
 
@@ -86,7 +87,8 @@ def test_sizes_that_the_files_do_not_have(tmp_path, refused):
     (json.dumps({'a': {'dtype': 'F32', 'shape': [2], 'data_offsets': [8, 16]}}).encode(), 'hole'),
     (json.dumps({'a': {'dtype': 'F32', 'shape': [2**40], 'data_offsets': [0, 2**42]}}).encode(), 'truncated'),
     (json.dumps({'a': {'dtype': 'F32', 'shape': [1] * 9, 'data_offsets': [0, 8]}}).encode(), 'at most 8'),
-    (json.dumps({'a': {'dtype': 'F32', 'shape': [10**600] * 8, 'data_offsets': [0, 8]}}).encode(), '601 digits'),
+    (json.dumps({'a': {'dtype': 'F32', 'shape': [10**600] * 8, 'data_offsets': [0, 8]}}).encode(),
+     '601 digits'),
     (json.dumps({'a': {'dtype': 'F32', 'shape': [10**499] * 8, 'data_offsets': [0, 8]}}).encode(), 'takes 4'),
     (json.dumps({'a': {'dtype': ['F32'], 'shape': [2], 'data_offsets': [0, 8]}}).encode(), 'dtype'),
     (json.dumps({'a' * 10_000: {'dtype': 'F32', 'shape': [3], 'data_offsets': [0, 8]}}).encode(), 'takes 12'),

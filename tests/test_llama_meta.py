@@ -80,7 +80,8 @@ def leaves_equal(a, b):
 def stored(folder):
     """[{name: (dtype, shape, bytes)}] of the files of a folder."""
     paths = sorted(pathlib.Path(folder).glob('*.pth'))
-    return [{name: (t.dtype, t.shape, t.read().tobytes()) for name, t in torch_files.read_header(path).items()}
+    return [{name: (tensor.dtype, tensor.shape, tensor.read().tobytes())
+             for name, tensor in torch_files.read_header(path).items()}
             for path in paths]
 
 
@@ -244,10 +245,11 @@ def test_fields_that_params_cannot_express():
     (dict(dim='32'), 'dim is'), (dict(dim=10**400), 'dim is'), (dict(n_layers=10**12), 'n_layers'),
     (dict(vocab_size=-1), 'vocab_size'), (dict(n_heads=5), 'n_heads 5'), (dict(n_kv_heads=3), 'num_kv_heads'),
     (dict(multiple_of=None), 'multiple_of'), (dict(multiple_of=0), 'multiple_of'),
-    (dict(ffn_dim_multiplier=-1), 'ffn_dim_multiplier'), (dict(ffn_dim_multiplier=float('nan')), 'multiplier'),
-    (dict(rope_theta=None), 'rope_theta'), (dict(rope_theta=10**400), 'rope_theta'), (dict(norm_eps=0), 'norm_eps'),
-    (dict(use_scaled_rope='yes'), 'use_scaled_rope'), (dict(quantization_args={'group_size': 32}), 'quantization'),
-    (dict(dim=64), 'shape'),
+    (dict(ffn_dim_multiplier=-1), 'ffn_dim_multiplier'),
+    (dict(ffn_dim_multiplier=float('nan')), 'multiplier'), (dict(rope_theta=None), 'rope_theta'),
+    (dict(rope_theta=10**400), 'rope_theta'), (dict(norm_eps=0), 'norm_eps'),
+    (dict(use_scaled_rope='yes'), 'use_scaled_rope'),
+    (dict(quantization_args={'group_size': 32}), 'quantization'), (dict(dim=64), 'shape'),
 ])
 def test_params_that_would_change_the_result_are_refused(changes, message, folder):
     (folder / 'params.json').write_text(json.dumps(PARAMS | changes))
@@ -259,7 +261,8 @@ def test_params_that_would_change_the_result_are_refused(changes, message, folde
 @pytest.mark.parametrize(('edit', 'message'), [
     (lambda a, b: (a, {k: v for k, v in b.items() if k != 'norm.weight'}), 'lacks tensor'),
     (lambda a, b: (a, b | {'layers.2.attention.wq.bias': a['norm.weight']}), 'unexpected'),
-    (lambda a, b: (a | {'norm.weight': a['norm.weight'] + 1}, b), 'differs from the one in the file of rank 0'),
+    (lambda a, b: (a | {'norm.weight': a['norm.weight'] + 1}, b),
+     'differs from the one in the file of rank 0'),
     (lambda a, b: (a, b | {'output.weight': b['output.weight'][:-1]}), 'shape'),
     (lambda a, b: (a, b | {'tok_embeddings.weight': b['tok_embeddings.weight'].reshape(128, 16)}), 'shape'),
     (lambda a, b: (a, b | {'output.weight': b['output.weight'] * np.inf}), 'not finite'),

@@ -30,7 +30,8 @@ def test_files_by_torch(name):
     if name == 'torch_views':
         assert {key: tensor.dtype for key, tensor in tensors.items() if key in ('bf16', 'f16', 'f32')} == {
             'bf16': 'BF16', 'f16': 'F16', 'f32': 'F32'}
-        np.testing.assert_array_equal(tensors['turned'].read(slice(1, 3), slice(2, 6)), golden['turned'][1:3, 2:6])
+        np.testing.assert_array_equal(tensors['turned'].read(slice(1, 3), slice(2, 6)),
+                                      golden['turned'][1:3, 2:6])
 
 
 def test_what_is_written_is_read_back_by_two_readers(tmp_path):
@@ -67,7 +68,8 @@ def tensor_code(offset=0, shape=(2, 3), strides=(3, 1), key='0', numel=6, kind=b
                 function=b'torch._utils\n_rebuild_tensor_v2\n'):
     """The pickle of {'w': tensor}, put together by hand so that it can be wrong."""
     storage = b'(' + body('storage') + b'c' + kind + body(key) + body('cpu') + body(numel) + b'tQ'
-    return (b'\x80\x02}(' + body('w') + b'c' + function + b'(' + storage + body(offset) + body(shape) + body(strides)
+    view = body(offset) + body(shape) + body(strides)
+    return (b'\x80\x02}(' + body('w') + b'c' + function + b'(' + storage + view
             + b'\x89ccollections\nOrderedDict\n)RtRu.')
 
 
@@ -107,12 +109,13 @@ def test_the_hand_made_file_is_sound(tmp_path):
     (pathlib.Path.touch, (pathlib.Path('MARK'),), 'getattr'),
     (__import__, ('MARK',), '__import__'),
 ])
-def test_a_pickle_that_would_run_code_is_refused_without_running_it(function, arguments, name, tmp_path, monkeypatch):
+def test_a_pickle_that_would_run_code_is_refused_unrun(function, arguments, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = {'x.pth'}
     if arguments[0] is os:
         arguments = ('os', 'system')
-    for value in (Call(function, *arguments), {'w': Call(function, *arguments)}, {'w': [Call(function, *arguments)]}):
+    for value in (Call(function, *arguments), {'w': Call(function, *arguments)},
+                  {'w': [Call(function, *arguments)]}):
         message = refusal(archive(tmp_path / 'x.pth', pickle.dumps(value, 2)))
         assert name in message or 'opcode' in message
         assert set(os.listdir(tmp_path)) == before
@@ -152,11 +155,12 @@ def test_tensors_that_do_not_lie_in_their_storage_are_refused(changes, message, 
 
 
 @pytest.mark.parametrize('table', [
-    b'', b'.', b'\x80\x02.', b'\x80\x02}', b'\x80\x02N.', b'\x80\x02}.', b'\x80\x02(', b'\x80\x02t.', b'\x80\x02u.',
-    b'\x80\x02\x86.', b'\x80\x02h\x00.', b'\x80\x02R.', b'\x80\x02Q.', b'\x80\x02}}s.', b'\x80\x02}(K\x01K\x02u.',
-    b'\x80\x02}(X\x01\x00\x00\x00au.', b'\x80\x02}X\x01\x00\x00\x00aK\x01s.', b'\x80\x02K\x01}b.', b'\x80\x02K\x01Q.',
-    b'\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f.', b'\x80\x02X\xff\xff\xff\xff.', b'\x80\x02r\xff\xff\xff\xff.',
-    b'\x80\x02\x8b\xff\xff\xff\x7f.', b'\x80\x02I' + b'9' * 5000 + b'\n.', b'\xff', b'cos\nsystem\n.', b'\x80\x02}}b.',
+    b'', b'.', b'\x80\x02.', b'\x80\x02}', b'\x80\x02N.', b'\x80\x02}.', b'\x80\x02(', b'\x80\x02t.',
+    b'\x80\x02u.', b'\x80\x02\x86.', b'\x80\x02h\x00.', b'\x80\x02R.', b'\x80\x02Q.', b'\x80\x02}}s.',
+    b'\x80\x02}(K\x01K\x02u.', b'\x80\x02}(X\x01\x00\x00\x00au.', b'\x80\x02}X\x01\x00\x00\x00aK\x01s.',
+    b'\x80\x02K\x01}b.', b'\x80\x02K\x01Q.', b'\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f.',
+    b'\x80\x02X\xff\xff\xff\xff.', b'\x80\x02r\xff\xff\xff\xff.', b'\x80\x02\x8b\xff\xff\xff\x7f.',
+    b'\x80\x02I' + b'9' * 5000 + b'\n.', b'\xff', b'cos\nsystem\n.', b'\x80\x02}}b.',
     b'\x80\x02' + b'(' * 300_000, b'\x80\x02)' + b'\x85' * 300_000 + b'.',
 ])
 def test_damaged_pickles_are_refused(table, tmp_path):
@@ -206,7 +210,8 @@ def test_a_directory_that_lies_is_refused(tmp_path):
     for broken in (
         edited(end + 12, '<L', 2**31), edited(end + 16, '<L', len(whole)), edited(end + 10, '<H', 9),
         edited(first + 42, '<L', 2**31), edited(first + 42, '<L', end), edited(first + 28, '<H', 60_000),
-        edited(second + 42, '<L', 0), edited(first + 24, '<L', 2**32 - 1), edited(second + 46, '<7s', b'y/data/'),
+        edited(second + 42, '<L', 0), edited(first + 24, '<L', 2**32 - 1),
+        edited(second + 46, '<7s', b'y/data/'),
     ):
         path.write_bytes(broken)
         refusal(path)

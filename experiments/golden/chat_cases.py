@@ -1,7 +1,7 @@
-"""Chat templates and messages that the script asking transformers and the tests that compare with it share.
+"""Chat templates and messages, shared by make_golden_chat.py and the tests that compare with its results.
 
-The templates are small ones in the manner of the Llama family, but for SmolLM2's, which is HuggingFaceTB's
-own (Apache-2.0), as its GGUF file carries it.
+The templates are small ones in the style of the Llama family, except for SmolLM2's, which is HuggingFaceTB's
+own (Apache-2.0) from the GGUF file of the model.
 """
 
 LLAMA3 = '''{% for message in messages %}
@@ -66,8 +66,9 @@ LLAMA31 = '''{{- bos_token }}
 
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
-    "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, "
+    "trained by Hugging Face<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 

@@ -1,8 +1,8 @@
 """Load each tiny Hugging Face case of the tests, save it again in float32 (sharded) and in bfloat16, and
-put our logits beside it, for transformers to check (make_golden.py --check-export).
+write the logits of lct beside it, which make_golden.py --check-export compares with those of transformers.
 
     python experiments/golden/export_tiny.py DIR                    the tiny cases
-    python experiments/golden/export_tiny.py DIR --model FOLDER     a copy of an exported folder instead
+    python experiments/golden/export_tiny.py DIR --model FOLDER     a copy of an exported folder
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main():
         target = shutil.copytree(args.model, folder / args.model.name, dirs_exist_ok=True)
         config, params = llama_hf.load(target, 'float32')
         tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, 2 * 1024))
-        put_logits(target, config, params, tokens)
+        write_logits(target, config, params, tokens)
         return
     for name in tiny_hf.CASES:
         tokens = tiny_hf.tokens(name)[0]
@@ -41,10 +41,11 @@ def main():
             target = folder / f'{name}-{dtype}'
             llama_hf.save(target, config, params, dtype=dtype, max_shard_bytes=max_shard_bytes)
             config, saved = llama_hf.load(target, 'float32')
-            put_logits(target, config, saved, tokens)
+            write_logits(target, config, saved, tokens)
 
 
-def put_logits(target, config, params, tokens):
+def write_logits(target, config, params, tokens):
+    """Write expected_logits.npz."""
     logits = np.asarray(llama.logits(params, config, tokens))
     np.savez(target / 'expected_logits.npz', tokens=tokens, logits=logits)
     print(f'{target}: {llama.num_params(config)} parameters')

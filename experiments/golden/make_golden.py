@@ -1,10 +1,10 @@
-"""Ask Hugging Face transformers for the logits, gradients and frequencies that the tests compare with.
+"""Compute with Hugging Face transformers the logits, gradients and frequencies that the tests compare with.
 
 Needs the 'oracle' extra (torch and transformers); the tests need neither.
 
     python experiments/golden/make_golden.py                      writes tests/golden/
-    python experiments/golden/make_golden.py --check-export DIR   opens each folder in DIR (or DIR itself) that has
-        an expected_logits.npz (tokens, logits) beside its config.json, as export_tiny.py makes them
+    python experiments/golden/make_golden.py --check-export DIR   checks each folder in DIR (or DIR itself)
+        that has an expected_logits.npz (tokens, logits) beside its config.json, as export_tiny.py writes them
 """
 
 import argparse
@@ -17,22 +17,14 @@ import tiny_hf
 
 from lct.cli.main import needs, run_script
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-
-def open_model(folder):
-    """The float32 model of a folder; every tensor must have found its place."""
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation='eager', output_loading_info=True)
-    problems = {key: value for key, value in info.items() if value}
-    if problems:
-        raise ValueError(f'{folder} does not load cleanly: {problems}')
-    return model.eval()
+GOLDEN = pathlib.Path(__file__).resolve().parents[2] / 'tests' / 'golden'
 
 
 def logits_and_gradients(name):
     """{array name: array} of one case: logits [2, T, V], and 'grad/<tensor>' of the mean cross-entropy."""
+    import torch
+    from oracle import open_model
+
     with tempfile.TemporaryDirectory() as folder:
         tiny_hf.write_case(name, folder)
         model = open_model(folder)
@@ -48,6 +40,8 @@ def logits_and_gradients(name):
 
 def frequencies(name):
     """{array name: array}: inverse frequencies [H/2] and attention factor of one rope case."""
+    import transformers
+
     config = transformers.LlamaConfig(**tiny_hf.rope_config_json(name))
     kind, seq_len = config.rope_parameters['rope_type'], tiny_hf.ROPE_CASES[name][3]
     if kind == 'default':
@@ -59,6 +53,10 @@ def frequencies(name):
 
 
 def make(folder):
+    """Write all golden files of tiny_hf to a folder."""
+    import torch
+    import transformers
+
     folder.mkdir(parents=True, exist_ok=True)
     for name in tiny_hf.CASES:
         np.savez_compressed(folder / f'{name}.npz', **logits_and_gradients(name))
@@ -73,32 +71,34 @@ def make(folder):
 
 def check_export(folder, bar):
     """Compare every exported folder with its expected_logits.npz; True if all are within the bar."""
+    import torch
+    from oracle import open_model
+
     paths = sorted(folder.rglob('expected_logits.npz'))
     if not paths:
         raise ValueError(f'{folder} holds no expected_logits.npz beside an exported config.json')
-    good = True
+    passed = True
     for path in paths:
         expected = np.load(path)
         with torch.no_grad():
             tokens = torch.tensor(expected['tokens'], dtype=torch.long)
             logits = open_model(path.parent)(tokens, use_cache=False).logits.numpy()
         error = np.abs(logits - expected['logits']).max() / np.abs(logits).max()
-        good &= bool(error <= bar)
+        passed &= bool(error <= bar)
         print(f'{path.parent.name}: max |logit difference| / max |logit| = {error:.2e}')
-    return good
+    return passed
 
 
 def main():
-    global torch, transformers
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--golden', type=pathlib.Path, default=ROOT / 'tests' / 'golden')
+    parser.add_argument('--golden', type=pathlib.Path, default=GOLDEN)
     parser.add_argument('--check-export', type=pathlib.Path, metavar='DIR')
     parser.add_argument('--bar', type=float, default=2e-5)
     args = parser.parse_args()
     with needs("'.[oracle]'"):
         import torch
-        import transformers
+        import transformers  # noqa: F401
     torch.set_num_threads(1)
     if args.check_export is None:
         make(args.golden)

@@ -1,10 +1,11 @@
-"""Ask transformers how it renders the chat templates of the tests.
+"""Render the chat templates of the tests with transformers.
 
 Needs the 'oracle' extra (torch and transformers).
 
     python experiments/golden/make_golden_chat.py                     writes tests/golden/chat.json
-    python experiments/golden/make_golden_chat.py --check FOLDER...   renders the tests' messages with the template of
-        each folder (or .jinja file) here and there, and compares, ids too where it has a tokenizer.json
+    python experiments/golden/make_golden_chat.py --check FOLDER...   renders the tests' messages with the
+        template of each folder (or .jinja file) with lct and with transformers, and compares the texts; of a
+        folder with a tokenizer.json the ids too
 """
 
 import argparse
@@ -13,59 +14,61 @@ import pathlib
 import sys
 
 import chat_cases
-import tokenizers
+import tokenizers as tokenizers_library
 
 from lct.cli.main import needs, run_script
-from lct.data import chat_template as chat_template_module
-from lct.data import tokenizer
+from lct.data import chat_template
+from lct.data import tokenizer as tokenizers
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
+GOLDEN = pathlib.Path(__file__).resolve().parents[2] / 'tests' / 'golden' / 'chat.json'
 
 
-def theirs(template, tokens):
-    """A transformers tokenizer that has no vocabulary to speak of but this template."""
-    library = tokenizers.Tokenizer(tokenizers.models.WordLevel({'x': 0}, unk_token='x'))
-    words = transformers.PreTrainedTokenizerFast(tokenizer_object=library, **tokens)
-    words.chat_template = template
-    return words
+def reference_tokenizer(template, tokens):
+    """A transformers tokenizer with a chat template and special tokens but almost no vocabulary."""
+    import transformers
+
+    library = tokenizers_library.Tokenizer(tokenizers_library.models.WordLevel({'x': 0}, unk_token='x'))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=library, **tokens)
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 def check(path):
-    """Compare one folder or .jinja file; True if every case renders alike, or fails in both."""
+    """Compare one folder or .jinja file; True if every case renders to the same text, or fails in both
+    libraries."""
+    import transformers
+
     if path.is_dir():
-        ours = chat_template_module.load(path)
-        words = transformers.AutoTokenizer.from_pretrained(path)
+        template = chat_template.load(path)
+        reference = transformers.AutoTokenizer.from_pretrained(path)
     else:
-        ours = chat_template_module.ChatTemplate(path.read_text(), chat_cases.TOKENS, str(path))
-        words = theirs(ours.source, chat_cases.TOKENS)
-    same = refused = 0
+        template = chat_template.ChatTemplate(path.read_text(), chat_cases.TOKENS, str(path))
+        reference = reference_tokenizer(template.source, chat_cases.TOKENS)
+    equal = refused = 0
     for name, (_, messages, options) in chat_cases.CASES.items():
         try:
-            expected = words.apply_chat_template(messages, tokenize=False, **options)
+            expected = reference.apply_chat_template(messages, tokenize=False, **options)
         except Exception as error:  # the template does not take these messages
             expected = type(error)
         try:
-            got = ours.render(messages, **options)
+            text = template.render(messages, **options)
         except ValueError:
-            got = None
-        alike = got == expected if isinstance(expected, str) else got is None
-        refused += got is None
-        same += alike
-        if not alike:
-            print(f'{path}, {name}: {got!r} here, {expected!r} there')
-        if alike and got is not None and path.is_dir():
-            ids = words.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
-            if ours.encode(tokenizer.load(path), messages, **options) != ids:
-                print(f'{path}, {name}: other ids')
-                same -= 1
-    print(f'{path}: {same} of {len(chat_cases.CASES)} alike ({refused} refused in both)')
-    return same == len(chat_cases.CASES)
+            text = None
+        same = text == expected if isinstance(expected, str) else text is None
+        refused += text is None
+        if not same:
+            print(f'{path}, {name}: {text!r} by lct, {expected!r} by transformers')
+        if same and text is not None and path.is_dir():
+            ids = reference.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
+            if template.encode(tokenizers.load(path), messages, **options) != ids:
+                print(f'{path}, {name}: the ids differ')
+                same = False
+        equal += same
+    print(f'{path}: {equal} of {len(chat_cases.CASES)} equal ({refused} refused by both)')
+    return equal == len(chat_cases.CASES)
 
 
 def main():
-    global transformers
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--check', type=pathlib.Path, nargs='+', metavar='FOLDER')
@@ -73,12 +76,13 @@ def main():
     with needs("'.[oracle]'"):
         import transformers
     if args.check:
-        sys.exit(0 if all([check(path) for path in args.check]) else 'not the same')
-    result = {name: theirs(template, chat_cases.TOKENS).apply_chat_template(messages, tokenize=False, **options)
-              for name, (template, messages, options) in chat_cases.CASES.items()}
-    path = ROOT / 'tests' / 'golden' / 'chat.json'
-    path.write_text(json.dumps(result, ensure_ascii=False, indent=1) + '\n')
-    print(f'{path}: {len(result)} texts by transformers {transformers.__version__}')
+        sys.exit(0 if all([check(path) for path in args.check]) else 'some cases differ')
+    result = {
+        name: reference_tokenizer(template, chat_cases.TOKENS).apply_chat_template(
+            messages, tokenize=False, **options)
+        for name, (template, messages, options) in chat_cases.CASES.items()}
+    GOLDEN.write_text(json.dumps(result, ensure_ascii=False, indent=1) + '\n')
+    print(f'{GOLDEN}: {len(result)} texts by transformers {transformers.__version__}')
 
 
 if __name__ == '__main__':

@@ -1,9 +1,10 @@
-"""Write tests/golden/hlo_*.txt: scheduled HLO of one small program, as the CUDA and the TPU compiler print it.
+"""Write tests/golden/hlo_*.txt: scheduled HLO of one small program, as the CUDA and the TPU compiler print
+it.
 
     python experiments/golden/make_golden_hlo.py l40s:8     # needs the extra 'aot-cuda'
     python experiments/golden/make_golden_hlo.py v5e:2x4    # needs the extra 'aot-tpu'
 
-tests/test_hlo.py says what the program sends, by hand; the files are what the parser must read it from.
+tests/test_hlo.py lists by hand the collectives of the program, which the parser must find in the files.
 """
 
 import argparse
@@ -17,24 +18,28 @@ from lct.cli.paths import experiments_folder
 
 
 def program(x, w):
-    """On a mesh (1, 2, 4, 1): three hops over 'sequence' hidden behind a loop of five matmuls, one hop that is
-    not, then a sum over 'fsdp' and a gather over 'fsdp' and 'sequence'. x [8, 128] and w [128, 128] a device."""
+    """On a mesh (1, 2, 4, 1): three ring steps over 'sequence' overlapped with a loop of five matmuls, one
+    exposed ring step, then a sum over 'fsdp' and a gather over 'fsdp' and 'sequence'.
+
+    x [8, 128] and w [128, 128] on each device.
+    """
     import jax
     from jax import lax
 
-    def hop(carry, _):
+    def ring_step(carry, _):
         block, total = carry
         arriving = lax.ppermute(block, 'sequence', [(i, (i + 1) % 4) for i in range(4)])
         total = lax.fori_loop(0, 5, lambda _, y: jax.numpy.tanh(y @ w), total + block)
         return (arriving, total), None
 
-    (block, total), _ = lax.scan(hop, (x, x), length=3)
+    (block, total), _ = lax.scan(ring_step, (x, x), length=3)
     total = lax.ppermute(total, 'sequence', [(i, (i + 1) % 4) for i in range(4)]) + block
     return lax.all_gather(lax.psum(total * total, 'fsdp'), ('fsdp', 'sequence'))
 
 
 def run():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('target', help='l40s:8 or v5e:2x4')
     args = parser.parse_args()
 
@@ -46,13 +51,14 @@ def run():
 
     target = targets.parse(args.target)
     mesh = targets.mesh(target, (1, 2, 4, 1))
-    array = lambda shape, spec: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=jax.NamedSharding(mesh, spec))
+    array = lambda shape, spec: jax.ShapeDtypeStruct(
+        shape, jnp.float32, sharding=jax.NamedSharding(mesh, spec))
     layouts = P(('fsdp', 'sequence'), None), P(None, None)
     sharded = jax.shard_map(program, mesh=mesh, in_specs=layouts, out_specs=P(None, 'fsdp'), check_vma=False)
     compiled = jax.jit(sharded).lower(array((64, 128), layouts[0]), array((128, 128), layouts[1])).compile(
         compiler_options=targets.options(target))
     text = re.sub(r', metadata=\{[^}]*\}', '', compiled.as_text())
-    head, *rest = re.split(r'\n(?=(?:ENTRY )?%[\w.-]+ \()', text)  # between: tables of source files
+    head, *rest = re.split(r'\n(?=(?:ENTRY )?%[\w.-]+ \()', text)  # head: with the tables of source files
     path = experiments_folder().parent / 'tests' / 'golden' / f'hlo_{target.platform}.txt'
     path.write_text('\n'.join([head.split('\n')[0], *rest]) + '\n')
     print(f'{path}: {path.stat().st_size} bytes')

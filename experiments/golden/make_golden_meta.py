@@ -1,6 +1,8 @@
-"""Let PyTorch write the small .pth files that tests/test_torch_files.py reads without it.
+"""Write with PyTorch the small .pth files that tests/test_torch_files.py reads without it.
 
-Needs the 'oracle' extra.   python experiments/golden/make_golden_meta.py    writes tests/golden/torch_*.pth and .npz
+Needs the 'oracle' extra.
+
+    python experiments/golden/make_golden_meta.py        writes tests/golden/torch_*.pth and .npz
 """
 
 import argparse
@@ -21,16 +23,17 @@ def main():
         import torch
 
     draw = torch.Generator().manual_seed(0)
-    whole = torch.randn(6, 8, generator=draw)
+    matrix = torch.randn(6, 8, generator=draw)
     module = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False), torch.nn.RMSNorm(3)).half()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=draw))
     files = {
-        # a plain dict: three dtypes, two views of one storage, one of them not row by row, one scalar row
+        # a plain dict: three dtypes, and views of one storage: rows, a transposed one ('turned'), a single
+        # row
         'torch_views': {
-            'bf16': whole.bfloat16(), 'f16': whole[:2].half(), 'f32': whole,
-            'rows': whole[2:5], 'turned': whole[:, 1:4].T, 'row': whole[3],
+            'bf16': matrix.bfloat16(), 'f16': matrix[:2].half(), 'f32': matrix,
+            'rows': matrix[2:5], 'turned': matrix[:, 1:4].T, 'row': matrix[3],
         },
         # a state_dict: an OrderedDict with attributes
         'torch_module': module.state_dict(),
@@ -38,7 +41,8 @@ def main():
     }
     for name, tensors in files.items():
         torch.save(tensors, GOLDEN / f'{name}.pth')
-        np.savez_compressed(GOLDEN / f'{name}.npz', **{key: value.float().numpy() for key, value in tensors.items()})
+        arrays = {key: value.float().numpy() for key, value in tensors.items()}
+        np.savez_compressed(GOLDEN / f'{name}.npz', **arrays)
         print(name, (GOLDEN / f'{name}.pth').stat().st_size, 'bytes by torch', torch.__version__)
 
 

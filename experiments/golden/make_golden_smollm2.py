@@ -1,9 +1,9 @@
-"""Ask transformers what SmolLM2 answers: greedy answers to three questions, the loss of a page, token ids.
+"""Run SmolLM2 with transformers: greedy answers to three questions, the loss of a page, token ids.
 
-Needs the 'oracle' extra (torch and transformers) and the converted folder, whose path this prints:
+Needs the 'oracle' extra (torch and transformers) and the converted folder, whose path the first command
+prints:
 
     python experiments/checks/check_smollm2.py --convert
-
     python experiments/golden/make_golden_smollm2.py FOLDER        writes tests/golden/smollm2.json
 """
 
@@ -13,8 +13,7 @@ import pathlib
 
 from lct.cli.main import needs, run_script
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-GOLDEN = ROOT / 'tests' / 'golden'
+GOLDEN = pathlib.Path(__file__).resolve().parents[2] / 'tests' / 'golden'
 QUESTIONS = (
     'What is the capital of France, and what is it known for?',
     'Write a short story about an old lighthouse keeper and a storm.',
@@ -35,15 +34,11 @@ def main():
     with needs("'.[oracle]'"):
         import torch
         import transformers
+        from oracle import open_model
 
     torch.set_num_threads(1)
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.folder)
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        args.folder, dtype=torch.float32, attn_implementation='eager', output_loading_info=True)
-    problems = {key: value for key, value in info.items() if value}
-    if problems:
-        raise ValueError(f'{args.folder} does not load cleanly: {problems}')
-    model.eval()
+    model = open_model(args.folder)
 
     answers = []
     for question in QUESTIONS:
@@ -51,7 +46,7 @@ def main():
         text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         ids = tokenizer(text, add_special_tokens=False)['input_ids']
         with torch.no_grad():
-            # past the end of the answer too: 64 tokens each, whatever they are
+            # 64 tokens each, also past the end of the answer
             new = model.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS,
                                  do_sample=False, eos_token_id=None, pad_token_id=0)[0, len(ids):]
         answers.append({'question': question, 'text': text, 'prompt': ids, 'new': new.tolist(),

@@ -1,5 +1,8 @@
-"""Tiny Hugging Face Llamas from a seed, for golden comparisons: numpy only, so that the script that asks
-transformers and the tests that compare with its answers write the very same folders."""
+"""Tiny Hugging Face Llamas from a seed, for golden comparisons.
+
+Needs only numpy, so that make_golden.py, which runs transformers, and the tests, which compare with its
+results, write identical folders.
+"""
 
 import json
 import os
@@ -26,7 +29,7 @@ def _without(config, *fields):
     return {key: value for key, value in config.items() if key not in fields}
 
 
-# name -> config.json, tokens per row, and how the file is stored
+# name -> config.json, tokens per row, and the format of the file
 CASES = {
     'gqa': dict(config=BASE | {'rope_theta': 500000.0}, length=48, gradients=True),
     'llama3': dict(length=96, config=_scaled(
@@ -104,7 +107,7 @@ def rope_config_json(name):
 
 
 def shapes(config):
-    """{name: shape} of a Llama's tensors, written down independently of the package."""
+    """{name: shape} of the tensors of a Llama, written independently of the package."""
     hidden, ffn, heads = config['hidden_size'], config['intermediate_size'], config['num_attention_heads']
     head_dim = config.get('head_dim', hidden // heads)
     queries, keys = heads * head_dim, config['num_key_value_heads'] * head_dim
@@ -129,8 +132,8 @@ def shapes(config):
 
 
 def tensors(config, seed=0):
-    """{name: float32} random weights: attention that attends (scores of a few units) and norms off one."""
-    draw = np.random.RandomState(seed)  # its stream is frozen, unlike default_rng's
+    """{name: float32} random weights, with attention scores of a few units and norms different from one."""
+    draw = np.random.RandomState(seed)  # the same stream in every numpy version, unlike default_rng's
     result = {}
     for name, shape in shapes(config).items():
         values = draw.standard_normal(shape)
@@ -152,7 +155,7 @@ def tokens(name):
 
 
 def write_safetensors(path, values, dtype='float32'):
-    """A safetensors file, written independently of the package; bf16 is rounded to nearest even here."""
+    """Write a safetensors file, independently of the package; bf16 is rounded to nearest even."""
     header, data = {'__metadata__': {'format': 'pt'}}, b''
     for name, value in values.items():
         array = np.ascontiguousarray(value, np.float32)
@@ -167,14 +170,14 @@ def write_safetensors(path, values, dtype='float32'):
 
 
 def write_raw(path, header, data):
-    """A file with this header text and these data bytes, sound or not."""
+    """Write a file of a header text and data bytes, valid or not."""
     text = header.encode()
     with open(path, 'wb') as file:
         file.write(len(text).to_bytes(8, 'little') + text + data)
 
 
 def write_folder(folder, config, values, dtype='float32', shards=1):
-    """A Hugging Face folder of config and {name: array}."""
+    """Write a Hugging Face folder of a config and {name: array}."""
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, 'config.json'), 'w', encoding='utf-8') as file:
         json.dump(config, file)
@@ -184,15 +187,15 @@ def write_folder(folder, config, values, dtype='float32', shards=1):
     weight_map = {}
     for i in range(shards):
         file_name = f'model-{i + 1:05d}-of-{shards:05d}.safetensors'
-        part = dict(list(values.items())[i::shards])
-        write_safetensors(os.path.join(folder, file_name), part, dtype)
-        weight_map |= {name: file_name for name in part}
+        shard = dict(list(values.items())[i::shards])
+        write_safetensors(os.path.join(folder, file_name), shard, dtype)
+        weight_map |= {name: file_name for name in shard}
     with open(os.path.join(folder, 'model.safetensors.index.json'), 'w', encoding='utf-8') as file:
         json.dump({'metadata': {'total_size': 0}, 'weight_map': weight_map}, file)
 
 
 def write_case(name, folder):
-    """The folder of one of CASES."""
+    """Write the folder of one of CASES."""
     case = CASES[name]
     values = tensors(case['config'])
     write_folder(folder, case['config'], values, case.get('dtype', 'float32'), case.get('shards', 1))
