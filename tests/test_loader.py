@@ -11,7 +11,7 @@ from lct.data.layout import inverse, permutation
 TOKENIZER = tokenizers.load('bytes')
 
 
-def make_mixture(documents=None):
+def make_source(documents=None):
     rng = np.random.default_rng(0)
     documents = documents or [rng.integers(0, 256, rng.integers(1, 900)) for _ in range(20)]
     return MemorySource(documents, TOKENIZER, {'text': 0.6, 'recall': 0.2, 'copy': 0.2}, seed=1)
@@ -23,9 +23,9 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize('layout', ['contiguous', 'zigzag', 'striped'])
-def test_batches_are_the_rows_of_the_mixture_in_order(layout):
-    reference, indices = make_mixture(), permutation(layout, 256, 4)
-    with Loader(make_mixture(), 3, 256, layout, 4) as loader:
+def test_batches_are_the_rows_of_the_source_in_order(layout):
+    reference, indices = make_source(), permutation(layout, 256, 4)
+    with Loader(make_source(), 3, 256, layout, 4) as loader:
         for _ in range(12):
             batch, state = loader.next()
             rows = [reference.next_row(256) for _ in range(3)]
@@ -38,18 +38,18 @@ def test_batches_are_the_rows_of_the_mixture_in_order(layout):
 
 
 def test_resume_at_every_batch():
-    with Loader(make_mixture(), 2, 128, 'zigzag', 2) as loader:
-        first = loader._mixture.state
+    with Loader(make_source(), 2, 128, 'zigzag', 2) as loader:
+        first = loader._source.state
         batches, states = zip(*[loader.next() for _ in range(20)], strict=True)
     for k, state in enumerate([first, *states[:-1]]):
-        with Loader(make_mixture(), 2, 128, 'zigzag', 2) as loader:
+        with Loader(make_source(), 2, 128, 'zigzag', 2) as loader:
             loader.restore(json.loads(json.dumps(state)))
             for batch in batches[k:k + 3]:
                 assert_same(loader.next()[0], batch)
 
 
 def test_restore_goes_back_while_the_thread_runs():
-    with Loader(make_mixture(), 2, 128) as loader:
+    with Loader(make_source(), 2, 128) as loader:
         _, state = loader.next()
         expected = [loader.next()[0] for _ in range(4)]
         loader.restore(state)
@@ -58,18 +58,18 @@ def test_restore_goes_back_while_the_thread_runs():
 
 
 def test_close_gives_back_what_nobody_has_seen():
-    mixture, reference = make_mixture(), make_mixture()
-    for seq_len in (128, 512, 256):  # three stages over one mixture
-        with Loader(mixture, 2, seq_len) as loader:
+    source, reference = make_source(), make_source()
+    for seq_len in (128, 512, 256):  # three stages over one source
+        with Loader(source, 2, seq_len) as loader:
             for _ in range(3):
                 batch, state = loader.next()
                 rows = [reference.next_row(seq_len) for _ in range(2)]
                 np.testing.assert_array_equal(batch['tokens'], np.stack([row['tokens'] for row in rows]))
-        assert mixture.state == state == reference.state
+        assert source.state == state == reference.state
 
 
 def test_errors_of_the_thread_arrive_and_stay():
-    loader = Loader(make_mixture([[1, 2, 3]]), 1, 64)
+    loader = Loader(make_source([[1, 2, 3]]), 1, 64)
     for _ in range(2):
         with pytest.raises(ValueError, match='corpus has 4 tokens, fewer than one sequence of seq_len 64'):
             loader.next()
@@ -94,6 +94,6 @@ def test_check_ids(bad):
 
 def test_arguments_are_checked_at_once():
     with pytest.raises(ValueError, match='seq_len 100 is not a multiple of'):
-        Loader(make_mixture(), 1, 100, 'zigzag', 8)
+        Loader(make_source(), 1, 100, 'zigzag', 8)
     with pytest.raises(ValueError, match='batch_size 0 must be at least 1'):
-        Loader(make_mixture(), 0, 64)
+        Loader(make_source(), 0, 64)

@@ -28,10 +28,10 @@ def assert_same(a, b):
 @pytest.mark.parametrize('seq_len', [1, 37, 512])
 def test_every_epoch_has_every_token_once_and_orders_differ(seq_len):
     documents = make_documents(count=6)
-    mixture = make(documents=documents)
+    source = make(documents=documents)
     full = {tuple(d.tolist()) for d in documents}
-    rows = [mixture.next_row(seq_len) for _ in range(3 * mixture.num_tokens // seq_len + 1)]
-    stream = np.concatenate([row['tokens'] for row in rows])[:3 * mixture.num_tokens]
+    rows = [source.next_row(seq_len) for _ in range(3 * source.num_tokens // seq_len + 1)]
+    stream = np.concatenate([row['tokens'] for row in rows])[:3 * source.num_tokens]
     orders = []
     for epoch in stream.reshape(3, -1):
         parts = np.split(epoch, np.flatnonzero(epoch == TOKENIZER.bos_id))[1:]
@@ -39,14 +39,14 @@ def test_every_epoch_has_every_token_once_and_orders_differ(seq_len):
         assert epoch[0] == TOKENIZER.bos_id and set(parts) == full and len(parts) == len(documents)
         orders.append(parts)
     assert orders[0] != orders[1] or orders[1] != orders[2]
-    assert mixture.state['epoch'] >= 2
+    assert source.state['epoch'] >= 2
 
 
 def test_rows_are_well_formed_and_of_every_kind():
-    mixture, seen = make(ALL), set()
+    source, seen = make(ALL), set()
     for r in range(60):
-        seen.add(mixture.kind(r))
-        row = mixture.next_row(700)
+        seen.add(source.kind(r))
+        row = source.next_row(700)
         assert (row['segment_ids'] > 0).all() and row['loss_mask'].max() <= 4 and row['loss_mask'].min() >= 0
         starts = np.flatnonzero(np.diff(row['segment_ids'], prepend=0))
         assert (row['positions'][starts] == 0).all()
@@ -63,10 +63,10 @@ def test_rows_are_well_formed_and_of_every_kind():
 def test_long_rows_are_one_stretch_of_one_document_each():
     rng = np.random.default_rng(0)
     documents = [np.arange(n, dtype=np.int32) + 50 * i for i, n in enumerate((30, 90, 40, 64))]
-    mixture = MemorySource([d % 250 for d in documents], TOKENIZER, {'long': 1.0}, seed=int(rng.integers(9)))
+    source = MemorySource([d % 250 for d in documents], TOKENIZER, {'long': 1.0}, seed=int(rng.integers(9)))
     seen = set()
     for _ in range(200):
-        row = mixture.next_row(65)
+        row = source.next_row(65)
         assert row['tokens'][0] == TOKENIZER.bos_id and (row['segment_ids'] == 1).all()
         np.testing.assert_array_equal(row['positions'], np.arange(65))
         assert (np.diff(row['tokens'][1:]) % 250 == 1).all()
@@ -74,25 +74,25 @@ def test_long_rows_are_one_stretch_of_one_document_each():
         seen.add(int(row['tokens'][1]))
     assert seen == {*range(50, 50 + 27), 150}  # every stretch of the two documents that are long enough
     with pytest.raises(ValueError, match="needs a document of seq_len 92 tokens, but the longest has 90"):
-        mixture.next_row(92)
+        source.next_row(92)
 
 
 def test_shares_follow_the_weights():
-    mixture = make(ALL)
-    kinds = [mixture.kind(r) for r in range(3000)]
+    source = make(ALL)
+    kinds = [source.kind(r) for r in range(3000)]
     for kind, share in ALL.items():
         assert abs(kinds.count(kind) / 3000 - share) < 0.04
-    mixture.weights = {'copy': 2}
-    assert {mixture.kind(r) for r in range(50)} == {'copy'}
+    source.weights = {'copy': 2}
+    assert {source.kind(r) for r in range(50)} == {'copy'}
 
 
 def test_resume_at_every_row_across_epochs_and_stages():
     stages = [128] * 30 + [512] * 20 + [1024] * 15
-    mixture, states, rows = make(ALL), [], []
+    source, states, rows = make(ALL), [], []
     for seq_len in stages:
-        states.append(json.loads(json.dumps(mixture.state)))
-        rows.append(mixture.next_row(seq_len))
-    assert mixture.state['epoch'] > 1 and mixture.state['row'] == len(stages)
+        states.append(json.loads(json.dumps(source.state)))
+        rows.append(source.next_row(seq_len))
+    assert source.state['epoch'] > 1 and source.state['row'] == len(stages)
     for k, state in enumerate(states):
         resumed = make(ALL)
         resumed.state = state
@@ -117,9 +117,9 @@ def test_seeds_give_different_streams():
 
 
 def test_empty_documents_are_no_rows_and_lists_will_do():
-    mixture = make(documents=[[], [1, 2, 3], np.zeros(0, np.int32), [4, 5, 6, 7]])
-    assert mixture.num_tokens == 9
-    assert set(mixture.next_row(9)['tokens'].tolist()) == {1, 2, 3, 4, 5, 6, 7, 256}
+    source = make(documents=[[], [1, 2, 3], np.zeros(0, np.int32), [4, 5, 6, 7]])
+    assert source.num_tokens == 9
+    assert set(source.next_row(9)['tokens'].tolist()) == {1, 2, 3, 4, 5, 6, 7, 256}
 
 
 @pytest.mark.parametrize('state, message', [

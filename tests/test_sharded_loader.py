@@ -6,7 +6,8 @@ import pytest
 from tiny_store import BYTES, MemoryStore, make_store
 
 from lct.data.batches import packing, packing_plan
-from lct.data.batches.sharded_loader import Documents, ShardedLoader, columns, read
+from lct.data.batches.sharded_loader import ShardedLoader, read, read_plan
+from lct.data.batches.store_documents import StoreDocuments
 from lct.data.batches.store_source import StoreSource
 from lct.data.layout import LAYOUTS, inverse, permutation
 
@@ -15,7 +16,7 @@ NAMES = ('tokens', 'targets', 'positions', 'segment_ids', 'loss_mask')
 
 
 def whole_rows(store, mode, seq_len, count=20):
-    """(Sequence, Documents) of the first rows of a stream."""
+    """(Sequence, StoreDocuments) of the first rows of a stream."""
     stream = StoreSource(store, BYTES, seed=1, mode=mode)
     return [stream.next_sequence(seq_len) for _ in range(count)], stream.documents
 
@@ -69,7 +70,7 @@ def test_a_row_is_what_packing_makes_of_the_whole_documents(seq_len):
     for row in whole_rows(store, packing_plan.packed, seq_len)[0]:
         pieces = [packing.segment(store.documents[d], None, BYTES.bos_id, int(start), int(stop))
                   for d, start, stop in zip(row.document, row.start, row.stop, strict=True)]
-        found = read(row, Documents(store, BYTES.bos_id), [(0, seq_len)])
+        found = read(row, StoreDocuments(store, BYTES.bos_id), [(0, seq_len)])
         for name, expected in packing.pack(pieces, seq_len).items():
             np.testing.assert_array_equal(found[name], expected, err_msg=name)
             assert found[name].dtype == expected.dtype
@@ -116,12 +117,12 @@ def test_any_parts_of_a_row_are_parts_of_the_whole(mode):
 def test_columns_are_read_in_runs_and_put_where_the_layout_wants_them(layout):
     indices = permutation(layout, 64, 4)
     for slices in [{(0, 16)}, {(16, 32), (48, 64)}, {(0, 64)}, {(3, 9)}]:
-        plan = columns(indices, slices)
+        plan = read_plan(indices, slices)
         needed = np.concatenate([np.arange(*run) for run in plan.runs])
         assert all(b[0] > a[1] for a, b in zip(plan.runs, plan.runs[1:]))
-        for one, where in plan.where.items():
-            np.testing.assert_array_equal(needed[where], indices[slice(*one)])
-    assert len(columns(indices, {(0, 16)}).runs) == {'contiguous': 1, 'zigzag': 2, 'striped': 16}[layout]
+        for one, places in plan.indices.items():
+            np.testing.assert_array_equal(needed[places], indices[slice(*one)])
+    assert len(read_plan(indices, {(0, 16)}).runs) == {'contiguous': 1, 'zigzag': 2, 'striped': 16}[layout]
 
 
 MESHES = [(1, 1), (1, 4), (2, 4), (4, 2), (1, 8)]
@@ -158,8 +159,8 @@ def test_a_process_reads_its_share(layout, most):
         stream = StoreSource(store, BYTES)
         loader = ShardedLoader(stream, 1, seq_len, layout, 16, held=held(1, seq_len, (1, 16), process, 16))
         loader._make()
-        assert stream.documents.read_bytes <= most * 4 * seq_len / 16
-        total += stream.documents.read_bytes
+        assert stream.documents.bytes_read <= most * 4 * seq_len / 16
+        total += stream.documents.bytes_read
     assert total >= 4 * (seq_len - 200)
 
 
@@ -168,7 +169,7 @@ def test_what_several_devices_of_a_process_hold_is_read_once():
     stream = StoreSource(store, BYTES)
     part = held(1, 4096, (1, 8), 0, 1)
     batch, _ = ShardedLoader(stream, 1, 4096, 'striped', 8, held=part + part)._make()
-    assert stream.documents.read_bytes <= 4 * 4097 and batch['tokens'][part[3]].shape == (1, 512)
+    assert stream.documents.bytes_read <= 4 * 4097 and batch['tokens'][part[3]].shape == (1, 512)
     assert batch['tokens'][np.array([[0]]), slice(0, 512)].shape == (1, 1, 512)
     assert batch['loss_mask'].dtype == np.float32 and batch['tokens'].dtype == np.int32
 
@@ -187,18 +188,18 @@ def test_recall_and_copy_rows_are_those_of_the_recall_module_over_text_of_the_st
     from lct.data.synthetic import over_store, recall
 
     store = make_store(count=20, median=500)
-    documents, words = Documents(store, BYTES.bos_id), recall.RecallVocabulary(BYTES)
+    documents, recall_vocabulary = StoreDocuments(store, BYTES.bos_id), recall.RecallVocabulary(BYTES)
     spans = [(d, 1, int(store.lengths[d]) + 1) for d in np.flatnonzero(store.lengths > 20).tolist()]
     haystack = np.concatenate([store.documents[d] for d, _, _ in spans])
-    vocabulary = np.arange(256)
+    vocab_ids = np.arange(256)
     for seed in range(20):
         one, two = np.random.default_rng(seed), np.random.default_rng(seed)
         if kind == 'recall':
-            row = over_store.recall(one, words, spans, 900)
-            expected = recall.recall_documents(two, words, haystack, 900)
+            row = over_store.recall(one, recall_vocabulary, spans, 900)
+            expected = recall.recall_documents(two, recall_vocabulary, haystack, 900)
         else:
-            row = over_store.copy(one, spans, 900, vocabulary, documents.bos)
-            expected = [recall.copy_row(two, haystack, 899, vocabulary=vocabulary)]
+            row = over_store.copy(one, spans, 900, vocab_ids, documents.bos)
+            expected = [recall.copy_row(two, haystack, 899, vocab_ids=vocab_ids)]
         expected = packing.pack([packing.segment(*pair, BYTES.bos_id) for pair in expected], 900)
         for name, values in read(row, documents, [(0, 900)]).items():
             np.testing.assert_array_equal(values, expected[name], err_msg=name)

@@ -2,19 +2,19 @@ import numpy as np
 import pytest
 from tiny_store import BYTES, MemoryStore
 
-from lct.data.batches.sharded_loader import Documents, read
+from lct.data.batches.sharded_loader import read
+from lct.data.batches.store_documents import StoreDocuments
 from lct.data.batches.store_source import StoreSource
 from lct.data.chat_template import ChatTemplate
 from lct.data.synthetic import chat as chats
-from lct.data.synthetic.recall import RecallVocabulary, is_held_out
+from lct.data.synthetic.recall import is_held_out
 
-WORDS = RecallVocabulary(BYTES)
 TEMPLATE = ChatTemplate(
     "{{ bos_token }}{% for m in messages %}<{{ m.role }}>\n{{ m.content | trim }}</s>{% endfor %}", {'bos_token': '<b>'})
 
 
 def make(count=30, seed=0):
-    """Documents of letters, the statements of facts being the only digits."""
+    """StoreDocuments of letters, the statements of facts being the only digits."""
     rng = np.random.default_rng(seed)
     documents = [rng.integers(97, 123, n) for n in rng.integers(3000, 9000, count)]
     return StoreSource(MemoryStore(documents), BYTES, {'chat': 1}, seed=seed)
@@ -86,7 +86,7 @@ def test_a_chat_is_planned_without_reading_and_is_the_same_again():
         one, two = a.next_sequence(5000), b.next_sequence(5000)
         for x, y in zip(one, two, strict=True):
             np.testing.assert_array_equal(x, y)
-    assert a.documents.read_bytes == 0
+    assert a.documents.bytes_read == 0
     runs = [(0, 700), (900, 2500), (4800, 5000)]
     whole, parts = (read(one, a.documents, r) for r in ([(0, 5000)], runs))
     for name, values in parts.items():
@@ -94,14 +94,14 @@ def test_a_chat_is_planned_without_reading_and_is_the_same_again():
 
 
 def test_a_chat_template_stands_around_the_parts():
-    frame = chats.delimiters(BYTES, TEMPLATE)
-    shown = [bytes(part).decode() for part in frame]
+    delimiters = chats.delimiters(BYTES, TEMPLATE)
+    shown = [bytes(ids).decode() for ids in delimiters]
     assert shown == ['<b><user>\n', '\n\n', '</s><assistant>\n', '</s><user>\n', '</s>']
     plain = chats.delimiters(BYTES)
     assert plain.opening == [256] and bytes(plain.answer).decode() == '\nAnswer:\n'
     with pytest.raises(ValueError, match='does not keep the messages in their order'):
         chats.delimiters(BYTES, ChatTemplate('{{ messages[0].content }}'))
-    with pytest.raises(ValueError, match='opens the second answer otherwise'):
+    with pytest.raises(ValueError, match='opens the second answer differently'):
         chats.delimiters(BYTES, ChatTemplate('{% for m in messages %}{{ loop.index if loop.index > 2 }}:{{ m.content }}'
                                         '{% endfor %}'))
 
@@ -112,4 +112,4 @@ def test_what_holds_no_chat_is_refused():
     short = StoreSource(MemoryStore([[1] * 20] * 5), BYTES, {'chat': 1})
     with pytest.raises(ValueError, match='chats and recall need documents of 48 tokens or more'):
         short.next_sequence(5000)
-    assert Documents(MemoryStore([[1]]), None).num_bos == 0
+    assert StoreDocuments(MemoryStore([[1]]), None).num_bos == 0

@@ -70,7 +70,7 @@ def test_a_long_document_comes_once_an_epoch_and_a_short_one_in_a_tenth_of_them(
 
 def test_what_is_no_recipe_is_refused(store):
     for recipe in (Upsample(0, 0.1), Upsample(4096, 1.5), Upsample(4096, -0.1)):
-        with pytest.raises(ValueError, match='is no recipe'):
+        with pytest.raises(ValueError, match='is not possible'):
             StoreSource(store, BYTES, upsample=recipe)
     with pytest.raises(ValueError, match="source 'books' has 0 tokens in 2 epochs of 60 documents"):
         StoreSource(store, BYTES, {'books': 1}, upsample=Upsample(10**9, 0), mode=packing_plan.packed).next_sequence(64)

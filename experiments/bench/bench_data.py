@@ -85,7 +85,7 @@ def waste(words, count=2_000_000):
 
 def reading(words, seq_len=2**20, hosts=64):
     """The most that any of 64 hosts asks of the store for one sequence, as a multiple of a 64th of it."""
-    from lct.data.batches.sharded_loader import columns, read
+    from lct.data.batches.sharded_loader import read, read_plan
     from lct.data.batches.store_source import StoreSource
     from lct.data.layout import permutation
 
@@ -98,11 +98,11 @@ def reading(words, seq_len=2**20, hosts=64):
             for host in range(hosts):
                 held = {(d * seq_len // ring, (d + 1) * seq_len // ring)
                         for d in range(host * devices, (host + 1) * devices)}
-                plan, stream.documents.read_bytes = columns(indices, held), 0
+                plan, stream.documents.bytes_read = read_plan(indices, held), 0
                 start = time.perf_counter()
                 read(sequence, stream.documents, plan.runs)
                 seconds.append(time.perf_counter() - start)
-                shares.append(stream.documents.read_bytes / (4 * seq_len / hosts))
+                shares.append(stream.documents.bytes_read / (4 * seq_len / hosts))
             rows.append({'layout': layout, 'seq_len': seq_len, 'hosts': hosts, 'devices_per_host': devices,
                          'documents': len(sequence.document), 'largest_share': max(shares),
                          'seconds_of_a_host': float(np.median(seconds))})

@@ -1,16 +1,20 @@
-"""Which token lies on which device of the ring. A layout is a permutation of the batch, made on the host."""
+"""Which token is on which device of the ring. A layout is a permutation of the batch, made on the host."""
+
 import numpy as np
 
 LAYOUTS = ('contiguous', 'zigzag', 'striped')
 
 
-def permutation(name, seq_len, ring_size):
-    """-> indices [S] with permuted = original[:, indices]; device r holds the r-th S / ring_size.
+def permutation(name: str, seq_len: int, ring_size: int) -> np.ndarray:
+    """indices int [S] with permuted = original[:, indices]; device r holds the r-th range of S / ring_size columns.
 
-    contiguous: device r holds chunk r of ring_size. Under a causal mask the first one mostly waits.
-    zigzag: device r holds chunks r and 2 * ring_size - 1 - r of 2 * ring_size: an early one and a late one,
-        so that every device has the same number of visible pairs.
+    contiguous: device r holds chunk r of ring_size. Under a causal mask the first device is mostly idle.
+    zigzag: device r holds chunks r and 2 * ring_size - 1 - r of 2 * ring_size, an early one and a late one, so that
+        every device has the same number of query-key pairs under a causal mask.
     striped: device r holds tokens r, r + ring_size, r + 2 * ring_size, ...
+
+    Raises:
+      ValueError: for an unknown layout, or a seq_len that the layout does not divide.
     """
     if name not in LAYOUTS:
         raise ValueError(f'layout {name!r} is not one of {", ".join(LAYOUTS)}')
@@ -31,13 +35,13 @@ def permutation(name, seq_len, ring_size):
     return chunks[order].reshape(-1)
 
 
-def inverse(indices):
-    """-> indices [S] that undo the permutation: x[:, indices][:, inverse(indices)] == x."""
+def inverse(indices: np.ndarray) -> np.ndarray:
+    """int [S] that undoes the permutation: x[:, indices][:, inverse(indices)] == x."""
     result = np.empty_like(indices)
     result[indices] = np.arange(len(indices))
     return result
 
 
-def permute(batch, indices):
-    """A dict of arrays [..., T] -> the same dict in the order of indices [T]."""
+def permute(batch: dict[str, np.ndarray], indices: np.ndarray) -> dict[str, np.ndarray]:
+    """A dict of arrays [..., T] in the order of indices [T]."""
     return {name: np.ascontiguousarray(array[..., indices]) for name, array in batch.items()}

@@ -1,86 +1,94 @@
-"""An endless, deterministic stream of rows: shuffled documents packed into rows, with long
-stretches of one document, recall rows and copy rows between them.
+"""Training rows over documents in memory: shuffled documents packed into rows, long stretches of one document,
+recall rows and copy rows. The stream of rows is endless and deterministic.
 
-What row r is, and every random number in it, is a function of (seed, r) and the weights; where the text goes
-on is a cursor. The two together are the state: four integers, from which the stream continues anywhere.
+The kind of row r, and every random number in it, is a function of (seed, r) and the weights; the next token of text
+is a cursor. The two together are the state: four integers, from which the stream continues anywhere.
 """
+
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from lct.data.batches.loader import Loader
-from lct.data.batches.packing import pack, segment, take_segments
+from lct.data.batches.packing import Segment, pack, segment, take_segments
 from lct.data.synthetic.recall import RecallVocabulary, copy_row, recall_documents
+from lct.data.tokenizer import Tokenizer
 
 KINDS = ('text', 'recall', 'copy', 'long')
 
 
-class MemorySource:
-    """documents: list of int arrays [n], without special tokens. weights: kind -> share of the rows, for
-    example {'text': 0.4, 'recall': 0.3, 'copy': 0.3}."""
+def check_weights(weights: dict[str, float]) -> None:
+    """Refuse mixture weights that are negative or do not have a positive sum."""
+    if min(weights.values(), default=0) < 0 or not 0 < sum(weights.values()) < float('inf'):
+        raise ValueError(f'mixture weights {weights} must be non-negative with a positive sum; '
+                         "use for example {'text': 1.0}")
 
-    def __init__(self, documents, tokenizer, weights=None, seed=0):
+
+class MemorySource:
+    """documents: int arrays [n], without special tokens. weights: {kind: share of the rows}, for example
+    {'text': 0.4, 'recall': 0.3, 'copy': 0.3}."""
+
+    def __init__(self, documents: Sequence[np.ndarray], tokenizer: Tokenizer,
+                 weights: dict[str, float] | None = None, seed: int = 0):
         self.tokenizer = tokenizer
         self.seed = seed
         self.weights = weights or {'text': 1.0}
         documents = [_as_ids(ids, number) for number, ids in enumerate(documents) if len(ids)]
         if not documents:
             raise ValueError('the corpus has no tokens; give documents with text')
-        # One array for random pieces of text; the documents are views of it.
+        # One array, to draw random stretches of text from; the documents are views of it.
         self._text = np.concatenate(documents)
         self._documents = np.split(self._text, np.cumsum([len(ids) for ids in documents])[:-1])
-        self._vocabulary = np.unique(self._text)
-        self._words = None
+        self._vocab_ids = np.unique(self._text)
+        self._bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        self._recall_vocabulary = None
         self._permutation = (None, None)
         self._state = {'row': 0, 'epoch': 0, 'document': 0, 'offset': 0}
 
     @property
-    def weights(self):
+    def weights(self) -> dict[str, float]:
         return dict(self._weights)
 
     @weights.setter
-    def weights(self, weights):
+    def weights(self, weights: dict[str, float]) -> None:
         unknown = sorted(set(weights) - set(KINDS))
         if unknown:
             raise ValueError(f'mixture weight {unknown[0]!r} is not one of {", ".join(KINDS)}')
-        if min(weights.values(), default=0) < 0 or not 0 < sum(weights.values()) < float('inf'):
-            raise ValueError(f'mixture weights {weights} must be non-negative with a positive sum; '
-                             "use for example {'text': 1.0}")
+        check_weights(weights)
         self._weights = dict(weights)
 
     @property
-    def state(self):
+    def state(self) -> dict[str, int]:
         """{row, epoch, document, offset}: the next row, and the next token of text in the epoch's order."""
         return dict(self._state)
 
     @state.setter
-    def state(self, state):
+    def state(self, state: dict[str, Any]) -> None:
         if set(state) != set(self._state) or not all(isinstance(n, int) and n >= 0 for n in state.values()):
             raise ValueError(f'data state {state} is not {{row, epoch, document, offset}} of integers >= 0; '
                              'give the state that this loader returned')
         count = len(self._documents)
         if state['document'] >= count:
             raise ValueError(f'data state is at document {state["document"]} of an epoch of {count}: it '
-                             'belongs to another corpus; resume with the one of the run, or start a new run')
+                             'belongs to another corpus; resume with the corpus of the run, or start a new run')
         length = len(self._document(state['epoch'], state['document'])) + len(self._bos)
         if state['offset'] >= length:
             raise ValueError(f'data state is at token {state["offset"]} of a document of {length}: it '
-                             'belongs to another corpus; resume with the one of the run, or start a new run')
+                             'belongs to another corpus; resume with the corpus of the run, or start a new run')
         self._state = dict(state)
 
     @property
-    def num_tokens(self):
+    def num_tokens(self) -> int:
         """Tokens of one epoch of text, the bos of each document included."""
         return len(self._text) + len(self._bos) * len(self._documents)
 
-    @property
-    def _bos(self):
-        return [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-
-    def kind(self, row):
-        """-> 'text', 'recall' or 'copy': what row number `row` is under the present weights."""
+    def kind(self, row: int) -> str:
+        """The kind of row number `row` under the current weights, one of KINDS."""
         return self._kind(self._rng(row))
 
-    def next_row(self, seq_len):
-        """-> the next row of seq_len tokens (a dict of [T] arrays, see packing) and moves the state on."""
+    def next_row(self, seq_len: int) -> dict[str, np.ndarray]:
+        """The next row of seq_len tokens: a dict of [T] arrays, see packing."""
         self.check_length(seq_len)
         rng = self._rng(self._state['row'])
         kind = self._kind(rng)
@@ -90,12 +98,13 @@ class MemorySource:
         self._state['row'] += 1
         return pack(segments, seq_len)
 
-    def loader(self, batch_size, seq_len, layout, ring_size, vocab_size, held):
-        """-> Loader of whole batches, whatever part of them this process holds: the corpus is in its memory."""
+    def loader(self, batch_size: int, seq_len: int, layout: str, ring_size: int, vocab_size: int | None,
+               held: object) -> Loader:
+        """A Loader of complete batches, whichever shards (`held`) this process has: the corpus is in its memory."""
         return Loader(self, batch_size, seq_len, layout, ring_size, vocab_size)
 
-    def check_length(self, seq_len):
-        """Refuses a corpus shorter than one sequence, or without a long document where rows ask for one."""
+    def check_length(self, seq_len: int) -> None:
+        """Refuse a corpus shorter than one sequence, or without a document long enough for rows of kind 'long'."""
         if self.num_tokens < seq_len:
             raise ValueError(f'the corpus has {self.num_tokens} tokens, fewer than one sequence of seq_len '
                              f'{seq_len}; add documents or use a shorter sequence')
@@ -104,21 +113,21 @@ class MemorySource:
             raise ValueError(f"mixture kind 'long' needs a document of seq_len {seq_len} tokens, but the longest has "
                              f"{longest}; add longer documents, or use kind 'text', which packs short ones")
 
-    def _rng(self, row):
+    def _rng(self, row: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, 0, row))
 
-    def _kind(self, rng):
+    def _kind(self, rng: np.random.Generator) -> str:
         shares = np.array([self._weights.get(kind, 0) for kind in KINDS], np.float64)
         drawn = np.searchsorted(np.cumsum(shares / shares.sum()), rng.random(), side='right')
         return KINDS[min(drawn, np.flatnonzero(shares)[-1])]  # the sum of the shares may round to less than 1
 
-    def _document(self, epoch, index):
+    def _document(self, epoch: int, index: int) -> np.ndarray:
         if self._permutation[0] != epoch:
             order = np.random.default_rng((self.seed, 1, epoch)).permutation(len(self._documents))
             self._permutation = (epoch, order)
         return self._documents[self._permutation[1][index]]
 
-    def _text_row(self, rng, seq_len):
+    def _text_row(self, rng: np.random.Generator, seq_len: int) -> list[Segment]:
         state, count = self._state, len(self._documents)
 
         def document(index):
@@ -130,32 +139,32 @@ class MemorySource:
         self._state = {**state, 'epoch': epoch, 'document': index % count, 'offset': offset}
         return segments
 
-    def _starts(self, seq_len):
-        """int [documents]: how many stretches of a whole row each document holds."""
+    def _starts(self, seq_len: int) -> np.ndarray:
+        """int [documents]: the number of stretches of a whole row in each document."""
         sizes = np.array([len(ids) for ids in self._documents])
         return np.maximum(sizes - (seq_len - len(self._bos)) + 1, 0)
 
-    def _long_row(self, rng, seq_len):
-        """One stretch of one document that fills the row: most documents are short, and rows packed with them
-        teach nothing about the far end of the window."""
+    def _long_row(self, rng: np.random.Generator, seq_len: int) -> list[Segment]:
+        """A stretch of one document that fills the row: most documents are short, and rows packed with them
+        teach nothing about the far end of the context."""
         starts = self._starts(seq_len)
         document = rng.choice(len(starts), p=starts / starts.sum())
         start = rng.integers(starts[document])
         ids = self._documents[document][start:start + seq_len - len(self._bos)]
         return [segment(ids, None, self.tokenizer.bos_id)]
 
-    def _recall_row(self, rng, seq_len):
-        self._words = self._words or RecallVocabulary(self.tokenizer)
+    def _recall_row(self, rng: np.random.Generator, seq_len: int) -> list[Segment]:
+        self._recall_vocabulary = self._recall_vocabulary or RecallVocabulary(self.tokenizer)
         return [segment(ids, weights, self.tokenizer.bos_id)
-                for ids, weights in recall_documents(rng, self._words, self._text, seq_len)]
+                for ids, weights in recall_documents(rng, self._recall_vocabulary, self._text, seq_len)]
 
-    def _copy_row(self, rng, seq_len):
-        ids, weights = copy_row(rng, self._text, seq_len - len(self._bos), vocabulary=self._vocabulary)
+    def _copy_row(self, rng: np.random.Generator, seq_len: int) -> list[Segment]:
+        ids, weights = copy_row(rng, self._text, seq_len - len(self._bos), vocab_ids=self._vocab_ids)
         return [segment(ids, weights, self.tokenizer.bos_id)]
 
 
-def _as_ids(ids, number):
-    """int32 [n]; an id that does not fit is refused here, because a cast would turn it into another one."""
+def _as_ids(ids: Sequence[int] | np.ndarray, number: int) -> np.ndarray:
+    """int32 [n]. An id that does not fit is refused here, because a cast would turn it into another one."""
     ids = np.asarray(ids)
     if ids.ndim != 1 or ids.dtype.kind not in 'iu':
         raise ValueError(f'document {number} is {ids.dtype} {list(ids.shape)}; '

@@ -1,27 +1,30 @@
-"""Documents into rows of seq_len tokens. Segment ids keep the documents of one row apart.
+"""Documents packed into rows of seq_len tokens. Segment ids keep the documents of a row apart.
 
 A row is a dict of [T] arrays: tokens, targets, positions, segment_ids (int32) and loss_mask (float32, also a
-weight). Segments count from 1; 0 is padding. Positions restart with each segment. The target of a token is
-the next token of the same document; the last token of a document has none (loss_mask 0).
+weight). Segments count from 1; 0 is padding. Positions restart with each segment. The target of a token is the next
+token of the same document; the last token of a document has none (loss_mask 0).
 """
+
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 
 class Segment(NamedTuple):
-    """What one segment of a row is made of: tokens, targets int32 [n]; weights float32 [n] of the targets."""
+    """One segment of a row. tokens, targets: int32 [n]; weights: float32 [n], of the targets."""
     tokens: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
 
 
-def segment(ids, weights=None, bos_id=None, start=0, stop=None):
+def segment(ids: Sequence[int] | np.ndarray, weights: np.ndarray | None = None, bos_id: int | None = None,
+            start: int = 0, stop: int | None = None) -> Segment:
     """Tokens start..stop of the document (bos_id, *ids) as a Segment.
 
-    ids int [n]; weights float [n] or None for ones: weights[i] is that of the loss of predicting ids[i].
-    Where stop is not the document's end, the last target is the token at stop: the next row begins with it
-    as an input, so that every token but the first is predicted exactly once however the document is cut.
+    ids int [n]; weights float [n] or None for ones: weights[i] is the loss weight of predicting ids[i].
+    Where stop is not the document's end, the last target is the token at stop. The next row has that token as its
+    first input, so every token but the first is predicted exactly once, however the document is cut.
     """
     num_bos = int(bos_id is not None)
     end = len(ids) + num_bos
@@ -39,8 +42,12 @@ def segment(ids, weights=None, bos_id=None, start=0, stop=None):
     return Segment(tokens, targets, mask)
 
 
-def pack(segments, seq_len):
-    """[Segment], at most seq_len tokens in all -> row; what is left of the row is padding (segment 0)."""
+def pack(segments: Sequence[Segment], seq_len: int) -> dict[str, np.ndarray]:
+    """The row of Segments with at most seq_len tokens in total; the rest of it is padding (segment 0).
+
+    Raises:
+      ValueError: if the segments are longer than the row.
+    """
     lengths = [len(p.tokens) for p in segments]
     total = sum(lengths)
     if total > seq_len:
@@ -58,11 +65,12 @@ def pack(segments, seq_len):
     }
 
 
-def take_segments(document, cursor, seq_len, bos_id=None):
-    """-> ([Segment], cursor): the next seq_len tokens of a stream of documents, fewer only at its end.
+def take_segments(document: Callable[[int], np.ndarray | None], cursor: tuple[int, int], seq_len: int,
+                  bos_id: int | None = None) -> tuple[list[Segment], tuple[int, int]]:
+    """([Segment], cursor after them): the next seq_len tokens of a stream of documents, fewer only at its end.
 
-    document: a function index -> ids int [n] (not empty), or None past the end. cursor = (index, offset): the
-    document that is being read and how many of its tokens, its bos included, have been taken.
+    document: a function index -> ids int [n] (not empty), or None past the end. cursor: (index, offset) of the
+    current document and of its next token, its bos included.
     """
     index, offset = cursor
     segments, left = [], seq_len
@@ -75,10 +83,12 @@ def take_segments(document, cursor, seq_len, bos_id=None):
     return segments, (index, offset)
 
 
-def pack_documents(documents, seq_len, bos_id=None):
-    """[ids int [n]] -> rows that hold every token once and in order, the last one padded. For evaluation."""
+def pack_documents(documents: Sequence[Sequence[int] | np.ndarray], seq_len: int,
+                   bos_id: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """Rows with every token of documents [ids int [n]] once and in order; the last one is padded. For evaluation."""
     documents = [ids for ids in documents if len(ids)]
     cursor = (0, 0)
     while cursor[0] < len(documents):
-        segments, cursor = take_segments(lambda i: documents[i] if i < len(documents) else None, cursor, seq_len, bos_id)
+        segments, cursor = take_segments(lambda i: documents[i] if i < len(documents) else None, cursor, seq_len,
+                                         bos_id)
         yield pack(segments, seq_len)

@@ -1,17 +1,18 @@
-"""What each training sequence consists of, from the lengths of the documents alone: no token is read.
+"""Which documents form which training sequence, from the lengths of the documents alone: no token is read.
 
 A mode is a function (lengths int64 [n], seq_len, rng) -> Plan:
 
-    packed        whole documents, best fit; a longer one fills sequences of its own, its tail is packed
-    alone         the same, but a document of at least half a sequence has it to itself
+    packed        whole documents, best fit; a longer document fills sequences of its own, and its tail is packed
+    alone         the same, but a document of at least half a sequence shares it with no other
     concatenated  one after the other, cut wherever a sequence ends and continued in the next
-    joined        concatenated, and documents see those before them in their sequence
-    truncated     packed, without what a document has beyond seq_len: the one mode that leaves out tokens
+    joined        concatenated, and documents attend to the documents before them in their sequence
+    truncated     packed, without the tokens of a document beyond seq_len: the only mode that drops tokens
 
-In all of them the parts of a document come in its own order, and no target crosses a document.
+In all modes the fragments of a document stay in order, and no target is in another document.
 """
 
 import bisect
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +23,10 @@ MODES = ('packed', 'alone', 'concatenated', 'joined', 'truncated')
 
 
 class Plan(NamedTuple):
-    """Sequence r consists of the pieces first[r]..first[r + 1]: tokens start..stop of a document each.
+    """Sequence r consists of the fragments first[r]..first[r + 1]; each is a range of tokens of one document.
 
-    document, start, stop: int64 [pieces]; first: int64 [sequences + 1]; joined: whether the documents of a
-    sequence see each other.
+    document, start, stop: int64 [fragments]; first: int64 [sequences + 1]; joined: whether the documents of a
+    sequence attend to each other.
     """
 
     document: np.ndarray
@@ -35,18 +36,21 @@ class Plan(NamedTuple):
     joined: bool = False
 
     @property
-    def num_sequences(self):
+    def num_sequences(self) -> int:
         return len(self.first) - 1
 
 
-def packed(lengths, seq_len, rng):
+Mode = Callable[[np.ndarray, int, np.random.Generator], Plan]
+
+
+def packed(lengths: np.ndarray, seq_len: int, rng: np.random.Generator) -> Plan:
     """Best fit, longest first (Ding et al. 2024, "Fewer Truncations Improve Language Modeling")."""
     tails = lengths % seq_len
     return _arranged(lengths, seq_len, best_fit(tails, seq_len), rng)
 
 
-def alone(lengths, seq_len, rng, at_least=0.5):
-    """at_least: the fraction of a sequence from which on a document, or its tail, is not given company."""
+def alone(lengths: np.ndarray, seq_len: int, rng: np.random.Generator, at_least: float = 0.5) -> Plan:
+    """at_least: a document, or its tail, of at least this fraction of a sequence shares it with no other."""
     tails = lengths % seq_len
     long = tails >= at_least * seq_len
     rows = best_fit(np.where(long, 0, tails), seq_len)
@@ -54,8 +58,8 @@ def alone(lengths, seq_len, rng, at_least=0.5):
     return _arranged(lengths, seq_len, rows, rng)
 
 
-def concatenated(lengths, seq_len, rng):
-    """rng is not used: the documents stay in their order."""
+def concatenated(lengths: np.ndarray, seq_len: int, rng: np.random.Generator) -> Plan:
+    """Documents in their order; rng is not used."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     starts = ends - lengths
@@ -67,23 +71,23 @@ def concatenated(lengths, seq_len, rng):
     return Plan(document, start, stop, first)
 
 
-def joined(lengths, seq_len, rng):
+def joined(lengths: np.ndarray, seq_len: int, rng: np.random.Generator) -> Plan:
     return concatenated(lengths, seq_len, rng)._replace(joined=True)
 
 
-def truncated(lengths, seq_len, rng):
+def truncated(lengths: np.ndarray, seq_len: int, rng: np.random.Generator) -> Plan:
     return packed(np.minimum(lengths, seq_len), seq_len, rng)
 
 
-def best_fit(lengths, seq_len):
-    """-> int64 [n]: the row of each document, longest first, each where it leaves the least room; -1 for length 0.
+def best_fit(lengths: np.ndarray, seq_len: int) -> np.ndarray:
+    """int64 [n]: the row of each document, -1 for length 0. Longest first, each goes where it leaves the least room.
 
     lengths int64 [n], none above seq_len. O(n log rows), whatever the number of tokens.
     """
     rows = np.full(len(lengths), -1, np.int64)
     order = np.argsort(-lengths, kind='stable')
     order = order[lengths[order] > 0]
-    rooms, owners, num_rows = [], [], 0  # of the rows with room left, by room
+    rooms, owners, num_rows = [], [], 0  # room in the rows that are not full, ascending; these rows; all rows
     found = []
     for n in lengths[order].tolist():
         at = bisect.bisect_left(rooms, n)
@@ -101,9 +105,9 @@ def best_fit(lengths, seq_len):
     return rows
 
 
-def _arranged(lengths, seq_len, tail_row, rng):
-    """The Plan of full sequences of long documents and of rows of tails (tail_row int64 [n], -1: no tail), in
-    random order, but the parts of a document in its own."""
+def _arranged(lengths: np.ndarray, seq_len: int, tail_row: np.ndarray, rng: np.random.Generator) -> Plan:
+    """The Plan of full sequences of long documents and of rows of tails (tail_row int64 [n], -1: no tail), in random
+    order, except that the fragments of a document stay in order."""
     num_full = lengths // seq_len
     full = np.repeat(np.arange(len(lengths)), num_full)
     index = np.arange(len(full)) - np.repeat(np.cumsum(num_full) - num_full, num_full)
@@ -127,36 +131,38 @@ def _arranged(lengths, seq_len, tail_row, rng):
     return Plan(document[order], start[order], stop[order], first)
 
 
-def remaining(plan, sequence, num_documents):
-    """-> (begin, end) int64 [num_documents]: what of each document is left from a sequence of the plan on; equal
-    where nothing is. One range each, because the parts of a document come in order."""
-    pieces = slice(plan.first[sequence], None)
+def remaining(plan: Plan, sequence: int, num_documents: int) -> tuple[np.ndarray, np.ndarray]:
+    """(begin, end) int64 [num_documents]: the range of each document that sequence and the sequences after it hold;
+    equal where they hold none. It is one range, because the fragments of a document are in order."""
+    fragments = slice(plan.first[sequence], None)
     begin = np.full(num_documents, np.iinfo(np.int64).max)
     end = np.zeros(num_documents, np.int64)
-    np.minimum.at(begin, plan.document[pieces], plan.start[pieces])
-    np.maximum.at(end, plan.document[pieces], plan.stop[pieces])
+    np.minimum.at(begin, plan.document[fragments], plan.start[fragments])
+    np.maximum.at(end, plan.document[fragments], plan.stop[fragments])
     return np.minimum(begin, end), end
 
 
-def sequence_of(plan, r, documents, begin, lengths):
-    """Sequence r of a plan over documents int64 [n] of a store: begin int64 [n], where in each the plan's token 0
-    lies; lengths int64 [n], of the whole documents."""
-    pieces = slice(plan.first[r], plan.first[r + 1])
-    which = plan.document[pieces]
-    start, stop = plan.start[pieces] + begin[which], plan.stop[pieces] + begin[which]
+def sequence_of(plan: Plan, r: int, documents: np.ndarray, begin: np.ndarray, lengths: np.ndarray) -> Sequence:
+    """Sequence r of a plan over documents int64 [n] of a store.
+
+    begin int64 [n]: the token of each document that is token 0 of the plan. lengths int64 [n]: of the whole documents.
+    """
+    fragments = slice(plan.first[r], plan.first[r + 1])
+    index = plan.document[fragments]
+    start, stop = plan.start[fragments] + begin[index], plan.stop[fragments] + begin[index]
     n = stop - start
-    count = len(which)
+    count = len(index)
     return Sequence(
-        document=documents[which], start=start, stop=stop,
+        document=documents[index], start=start, stop=stop,
         segment=np.ones(count, np.int32) if plan.joined else np.arange(1, count + 1, dtype=np.int32),
         position=np.cumsum(n) - n if plan.joined else np.zeros(count, np.int64),
-        weight=np.ones(count, np.float32), follows=np.zeros(count, bool), continues=stop < lengths[which],
+        weight=np.ones(count, np.float32), follows=np.zeros(count, bool), continues=stop < lengths[index],
     )
 
 
-def stats(plan, seq_len):
-    """{'sequences', 'tokens', 'padding', 'waste', 'cut'}: waste is the padding's share of all places; cut, how
-    many pieces begin inside their document."""
+def stats(plan: Plan, seq_len: int) -> dict[str, int | float]:
+    """{'sequences', 'tokens', 'padding', 'waste', 'cut'}. waste: padding as a fraction of all places; cut: number of
+    fragments that begin inside their document."""
     tokens = int((plan.stop - plan.start).sum())
     places = plan.num_sequences * seq_len
     return {'sequences': plan.num_sequences, 'tokens': tokens, 'padding': places - tokens,

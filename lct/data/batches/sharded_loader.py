@@ -1,45 +1,28 @@
-"""Batches of which each process reads only what its devices hold.
+"""Batches of which each process reads only the shards that its devices hold.
 
-A sequence is known piece by piece before it is read (sequences.Sequence). A device holds some columns of some
-rows of the permuted batch; of the store are read the tokens of these columns, and the one after each run of
-them, which is the target of its last token.
+The fragments of a sequence are known before it is read (data.sequence.Sequence). A device holds some columns of some
+rows of the permuted batch. Of the store, a process reads the tokens of these columns, and the token after each
+contiguous run of them, which is the target of the last token of the run.
 """
 
 from collections import defaultdict
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lct.data.batches.loader import Prefetch
+from lct.data.batches.loader import PrefetchingLoader, Source
+from lct.data.batches.store_documents import StoreDocuments
 from lct.data.layout import permutation
+from lct.data.sequence import Sequence
+
+Run = tuple[int, int]  # (start, stop) of columns
 
 
-class Documents:
-    """The documents of a store as the model sees them: token 0 is bos_id, if there is one.
+def read(sequence: Sequence, documents: StoreDocuments, runs: Iterable[Run]) -> dict[str, np.ndarray]:
+    """The columns start..stop of each of runs, one after the other, as the dict of arrays of packing.pack.
 
-    bos: int32 [0 or 1]. read_bytes: what was asked of the store, at four a token.
-    """
-
-    def __init__(self, store, bos_id):
-        self.bos = np.array([] if bos_id is None else [bos_id], np.int32)
-        self.num_bos, self.read_bytes, self._store = len(self.bos), 0, store
-
-    def lengths(self, documents):
-        """int64 [n] of documents int64 [n]; an empty document has none, not even a bos."""
-        lengths = np.asarray(self._store.lengths[documents], np.int64)
-        return np.where(lengths > 0, lengths + self.num_bos, 0)
-
-    def tokens(self, document, start, stop):
-        """-> int32 [stop - start]"""
-        ids = self._store.tokens(int(document), max(int(start) - self.num_bos, 0), int(stop) - self.num_bos)
-        self.read_bytes += 4 * len(ids)
-        return np.concatenate([self.bos, ids]) if start < self.num_bos else ids
-
-
-def read(sequence, documents, runs):
-    """The places start..stop of each of runs, one after the other, as the dict of arrays of packing.pack.
-
-    What lies beyond the last piece is padding: segment 0.
+    Columns beyond the last fragment are padding: segment 0.
     """
     ends = np.cumsum(sequence.stop - sequence.start)
     begins = ends - (sequence.stop - sequence.start)
@@ -50,126 +33,131 @@ def read(sequence, documents, runs):
     at = 0
     for start, stop in runs:
         for p in range(np.searchsorted(ends, start, 'right'), np.searchsorted(begins, stop, 'left')):
-            _read_piece(row, at - start, sequence, documents, p, int(begins[p]), max(start, int(begins[p])),
-                        min(stop, int(ends[p])))
+            first, last = max(start, int(begins[p])), min(stop, int(ends[p]))
+            out = {name: values[at - start + first:at - start + last] for name, values in row.items()}
+            _read_fragment(out, sequence, documents, p, first - int(begins[p]))
         padding = np.arange(max(start, length), stop)
         row['positions'][at + padding - start] = padding - length
         at += stop - start
     return row
 
 
-def _read_piece(row, shift, sequence, documents, p, begin, start, stop):
-    """Fill in places start..stop of the sequence, all of piece p, which begins at place begin."""
-    first, last = sequence.start[p] + start - begin, sequence.start[p] + stop - begin
+def _read_fragment(out: dict[str, np.ndarray], sequence: Sequence, documents: StoreDocuments, p: int,
+                   offset: int) -> None:
+    """Fill the arrays of out with the tokens of fragment p from its token `offset` on."""
+    n = len(out['tokens'])
+    first = sequence.start[p] + offset
+    last = first + n
     at_end = last == sequence.stop[p]
     spliced = at_end and p + 1 < len(sequence.follows) and sequence.follows[p + 1]
-    known = not at_end or (sequence.continues[p] and not spliced)
-    ids = _tokens(sequence, documents, p, first, last + known)
-    here, n = slice(shift + start, shift + stop), stop - start
-    row['tokens'][here] = ids[:n]
+    has_next = not at_end or (sequence.continues[p] and not spliced)
+    ids = _tokens(sequence, documents, p, first, last + has_next)
+    out['tokens'][:] = ids[:n]
     following, weights = ids[1:], np.full(len(ids) - 1, sequence.weight[p])
     if spliced:
-        following = np.append(following, _tokens(sequence, documents, p + 1, sequence.start[p + 1],
-                                                 sequence.start[p + 1] + 1))
+        start = sequence.start[p + 1]
+        following = np.append(following, _tokens(sequence, documents, p + 1, start, start + 1))
         weights = np.append(weights, sequence.weight[p + 1])
-    row['targets'][here][:len(following)] = following
-    row['loss_mask'][here][:len(following)] = weights
-    row['positions'][here] = np.arange(start - begin, stop - begin) + sequence.position[p]
-    row['segment_ids'][here] = sequence.segment[p]
+    out['targets'][:len(following)] = following
+    out['loss_mask'][:len(following)] = weights
+    out['positions'][:] = np.arange(offset, offset + n) + sequence.position[p]
+    out['segment_ids'][:] = sequence.segment[p]
 
 
-def _tokens(sequence, documents, p, start, stop):
+def _tokens(sequence: Sequence, documents: StoreDocuments, p: int, start: int, stop: int) -> np.ndarray:
     if sequence.document[p] < 0:
         return sequence.ids[start:stop]
     return documents.tokens(sequence.document[p], start, stop)
 
 
-class Columns(NamedTuple):
-    """How a process reads a row of which it holds some slices of columns.
+class ReadPlan(NamedTuple):
+    """How a process reads a row of which it holds some slices of permuted columns.
 
-    runs: [(start, stop)] of places in the text's order, ascending and apart; where: {(start, stop) of
-    columns: int64 indices into the runs one after the other}.
+    runs: (start, stop) of columns in the order of the text, ascending and disjoint. indices: for each slice
+    (start, stop) that the process holds, int64 indices into the concatenated runs.
     """
 
-    runs: list
-    where: dict
+    runs: list[Run]
+    indices: dict[Run, np.ndarray]
 
 
-def columns(indices, slices):
-    """-> Columns. indices int [T]: layout.permutation; slices: {(start, stop)} of permuted columns."""
-    places = {one: indices[slice(*one)] for one in slices}
-    needed = np.unique(np.concatenate(list(places.values())))
+def read_plan(permuted: np.ndarray, slices: Iterable[Run]) -> ReadPlan:
+    """permuted int [T]: layout.permutation. slices: of permuted columns."""
+    columns = {one: permuted[slice(*one)] for one in slices}
+    needed = np.unique(np.concatenate(list(columns.values())))
     breaks = np.flatnonzero(np.diff(needed) > 1) + 1
     runs = [(int(run[0]), int(run[-1]) + 1) for run in np.split(needed, breaks)]
-    return Columns(runs, {one: np.searchsorted(needed, found) for one, found in places.items()})
+    return ReadPlan(runs, {one: np.searchsorted(needed, found) for one, found in columns.items()})
 
 
-class Slices:
-    """The parts [rows, columns] of an array [B, T] that this process holds; x[rows, columns] gives one of them:
-    rows int array, columns a slice."""
+class ShardedArray:
+    """The shards of an array [B, T] that this process holds. x[rows, columns] gives a shard: rows is an int array,
+    columns a slice."""
 
-    def __init__(self, dtype, num_columns):
-        self.dtype, self._num_columns, self._parts = dtype, num_columns, {}
+    def __init__(self, dtype: np.dtype, num_columns: int):
+        self.dtype, self._num_columns, self._shards = dtype, num_columns, {}
 
-    def add(self, row, start, stop, values):
-        self._parts[row, start, stop] = values
+    def add(self, row: int, start: int, stop: int, values: np.ndarray) -> None:
+        self._shards[row, start, stop] = values
 
-    def __getitem__(self, index):
-        rows, held = index
-        start, stop, _ = held.indices(self._num_columns)
-        found = [self._parts[row, start, stop] for row in rows.reshape(-1).tolist()]
+    def __getitem__(self, index: tuple[np.ndarray, slice]) -> np.ndarray:
+        rows, columns = index
+        start, stop, _ = columns.indices(self._num_columns)
+        found = [self._shards[row, start, stop] for row in rows.reshape(-1).tolist()]
         return np.stack(found).reshape(*rows.shape, stop - start)
 
 
-class Batch(dict):
-    """name -> Slices; counts: (tokens, visible query-key pairs) of the whole batch, all processes together."""
+class ShardedBatch(dict):
+    """{name: ShardedArray}. counts: (tokens, query-key pairs under the causal mask) of the batch of all processes."""
 
-    def __init__(self, counts):
+    def __init__(self, counts: tuple[int, int]):
         super().__init__()
         self.counts = counts
 
 
-class ShardedLoader(Prefetch):
-    """stream.StoreSource -> Batch after Batch, of which this process has read what it holds.
+class ShardedLoader(PrefetchingLoader):
+    """Batches of a StoreSource, of which this process reads the shards that it holds.
 
-    held: [(rows int array, columns slice)] of the permuted batch [B, T], as jax's sharding says for the
-    devices of this process; by default all of it. Every process plans every sequence (a few numbers for each
-    document) and reads its own part, so all walk through the same global batches with the same state.
+    held: [(rows int array, columns slice)] of the permuted batch [B, T], as JAX's sharding assigns them to the
+    devices of this process; by default the whole batch. Every process plans every sequence (a few numbers per
+    document) and reads its own shards, so all go through the same global batches with the same state.
     """
 
-    def __init__(self, stream, batch_size, seq_len, layout='zigzag', ring_size=1, vocab_size=None, held=None):
-        super().__init__(stream, batch_size)
+    def __init__(self, source: Source, batch_size: int, seq_len: int, layout: str = 'zigzag',
+                 ring_size: int = 1, vocab_size: int | None = None,
+                 held: Iterable[tuple[np.ndarray, slice]] | None = None):
+        super().__init__(source, batch_size)
         self._seq_len = seq_len
-        self._vocab_size = stream.tokenizer.vocab_size if vocab_size is None else vocab_size
+        self._vocab_size = source.tokenizer.vocab_size if vocab_size is None else vocab_size
         slices = defaultdict(set)
-        for rows, part in [(np.arange(batch_size), slice(None))] if held is None else held:
+        for rows, columns in [(np.arange(batch_size), slice(None))] if held is None else held:
             for row in rows.reshape(-1).tolist():
-                slices[row].add(part.indices(seq_len)[:2])
-        indices = permutation(layout, seq_len, ring_size)
-        plans = {one: columns(indices, one) for one in {frozenset(one) for one in slices.values()}}
-        self._columns = {row: plans[frozenset(one)] for row, one in slices.items()}
+                slices[row].add(columns.indices(seq_len)[:2])
+        permuted = permutation(layout, seq_len, ring_size)
+        plans = {one: read_plan(permuted, one) for one in {frozenset(one) for one in slices.values()}}
+        self._read_plans = {row: plans[frozenset(one)] for row, one in slices.items()}
 
-    def counts(self, batch):
-        """-> (tokens, query-key pairs that are visible) of a batch."""
+    def counts(self, batch: ShardedBatch) -> tuple[int, int]:
+        """(tokens, query-key pairs under the causal mask) of the batch of all processes"""
         return batch.counts
 
-    def _make(self):
-        sequences = [self._mixture.next_sequence(self._seq_len) for _ in range(self._batch_size)]
+    def _make(self) -> tuple[ShardedBatch, dict[str, Any]]:
+        sequences = [self._source.next_sequence(self._seq_len) for _ in range(self._batch_size)]
         tokens, pairs = zip(*(sequence.counts() for sequence in sequences), strict=True)
-        batch = Batch((sum(tokens), sum(pairs)))
-        for row, plan in self._columns.items():
-            arrays = read(sequences[row], self._mixture.documents, plan.runs)
+        batch = ShardedBatch((sum(tokens), sum(pairs)))
+        for row, plan in self._read_plans.items():
+            arrays = read(sequences[row], self._source.documents, plan.runs)
             self._check(arrays['tokens'])
             self._check(arrays['targets'])
             for name, values in arrays.items():
-                part = batch.setdefault(name, Slices(values.dtype, self._seq_len))
-                for (start, stop), where in plan.where.items():
-                    part.add(row, start, stop, values[where])
-        return batch, self._mixture.state
+                shards = batch.setdefault(name, ShardedArray(values.dtype, self._seq_len))
+                for (start, stop), indices in plan.indices.items():
+                    shards.add(row, start, stop, values[indices])
+        return batch, self._source.state
 
-    def _check(self, ids):
-        """A device would clamp a wrong id without a word."""
+    def _check(self, ids: np.ndarray) -> None:
+        """A device would silently clamp a wrong id."""
         if ids.min() < 0 or ids.max() >= self._vocab_size:
             wrong = ids.min() if ids.min() < 0 else ids.max()
-            raise ValueError(f"the store gives token id {wrong}, which is not in 0..{self._vocab_size - 1}; tokenize "
+            raise ValueError(f'the store gives token id {wrong}, which is not in 0..{self._vocab_size - 1}; tokenize '
                              "the corpus with the tokenizer of the model's checkpoint")
