@@ -226,15 +226,15 @@ def test_the_loop_places_what_the_loader_read(mesh):
     import jax
 
     from lct import sharding
-    from lct.train import loop
+    from lct.train import placement
     from lct.train.stages import Stage
 
     stage = Stage('x', 128, 1, batch_size=2, accumulation=2, mesh=mesh)
     reference = StoreSource(make_store(), BYTES)
     with jax.set_mesh(sharding.make_mesh(mesh)):
-        loader = StoreSource(make_store(), BYTES).loader(4, 128, 'zigzag', mesh[2], 258, loop._held(stage))
+        loader = StoreSource(make_store(), BYTES).loader(4, 128, 'zigzag', mesh[2], 258, placement.held_rows(stage))
         batch, _ = loader.next()
-        placed = jax.device_get(loop._placed(batch, stage))
+        placed = jax.device_get(placement.place_batch(batch, stage))
         loader.close()
     rows = [read(reference.next_sequence(128), reference.documents, [(0, 128)]) for _ in range(4)]
     for name, values in placed.items():

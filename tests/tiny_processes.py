@@ -14,7 +14,7 @@ import tiny_training
 
 from lct import processes, sharding
 from lct.models import llama
-from lct.train import checkpoint, loop, stopping
+from lct.train import checkpoint, loop, progress, stopping
 from lct.train.metrics import log
 
 DEVICES = 2
@@ -39,14 +39,14 @@ def main(workdir, step=None):
     weights = initial_weights()
     log(f'weights {weights}')
     if step and jax.process_index() == count - 1:
-        report = loop._Reports.__call__
+        write = progress.StageProgress.write
 
         def then_signal(self, device_metrics, number, flops):
-            report(self, device_metrics, number, flops)
+            write(self, device_metrics, number, flops)
             if number == int(step):
                 os.kill(os.getpid(), 15)
 
-        loop._Reports.__call__ = then_signal
+        progress.StageProgress.write = then_signal
     with stopping.catch_signals() as stop_requested:
         try:
             train(workdir, stop_requested)

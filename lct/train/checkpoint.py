@@ -92,8 +92,8 @@ class Checkpoints:
 def _give_up_if_several(problem):
     if jax.process_count() > 1:
         raise OSError(
-            f'process {jax.process_index()} could not write its part of a checkpoint ({problem}); the ones before it '
-            'are whole: mend this and run the same command to continue'
+            f'process {jax.process_index()} could not write its part of a checkpoint ({problem}); the ones '
+            'before it are whole: mend this and run the same command to continue'
         )
 
 
@@ -103,14 +103,14 @@ def _first_line(error):
 
 
 def lock_workdir(workdir, config):
-    """Make workdir this run's own, or continue in it if it holds the same config. Of several processes the first
-    does it for all.
+    """Make workdir this run's own, or continue in it if it holds the same config. Of several processes the
+    first does it for all.
 
     Returns:
       The open lock file, None in the other processes; the folder is this process's while it lives.
     Raises:
-      ValueError: if workdir holds a run of another config (naming what differs), if another process is at work in
-        it, or if the processes of this run are not of one config.
+      ValueError: if workdir holds a run of another config (naming what differs), if another process is at
+        work in it, or if the processes of this run are not of one config.
     """
     workdir = pathlib.Path(workdir)
     path = workdir / 'config.json'

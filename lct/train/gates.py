@@ -1,8 +1,8 @@
-"""Gates: a stage ends when the model recalls facts at its length and reads short text as well as the base model.
+"""Gates: a stage ends when the model recalls at its length and reads short text as well as the base model.
 
-The Llama-3 report (Llama Team 2024, arXiv 2407.21783, section 3.4.2) advances to the next length by these two scores.
-The evaluation that gives them is a function argument of the loop. This module holds the rule, and the log of scores
-that makes a run decide the same when it is stopped and continued.
+The Llama-3 report (Llama Team 2024, arXiv 2407.21783, section 3.4.2) advances to the next length by these two
+scores. The evaluation that gives them is a function argument of the loop. This module holds the rule, and the
+log of scores that makes a run decide the same when it is stopped and continued.
 """
 
 import dataclasses
@@ -20,9 +20,10 @@ SCORES = ('needle', 'short_loss_rise')
 class Gate:
     """The scores at which a stage may end before its num_steps, and what to do if it never reaches them.
 
-    every: steps between two evaluations. needle: least share of recall-probe prompts right at the stage's length.
-    short_loss_rise: largest rise of the loss within the base model's length over the base model's, nats per token.
-    otherwise: 'stop' the run or 'advance' to the next stage, when num_steps are over and the gate is still closed.
+    every: steps between two evaluations.
+    needle: least share of recall-probe prompts answered right at the stage's length.
+    short_loss_rise: most that the loss within the base model's length may exceed the base model's, nats per token.
+    otherwise: 'stop' the run or 'advance' to the next stage if num_steps are over and the gate is closed.
     """
 
     every: int
@@ -32,7 +33,8 @@ class Gate:
 
     def __post_init__(self):
         if type(self.every) is not int or self.every < 1:
-            raise ValueError(f'gate every {self.every!r} must be a positive number of steps between evaluations')
+            raise ValueError(f'gate every {self.every!r} must be a positive number of steps between '
+                             'evaluations')
         if not 0 <= self.needle <= 1:
             raise ValueError(f'gate needle {self.needle!r} is a share of prompts and must lie in 0..1')
         if self.otherwise not in ('stop', 'advance'):
@@ -58,17 +60,17 @@ class GateClosed(ValueError):
 
 def closed_message(stage: Any, scores: Mapping[str, float]) -> str:
     """Text of the GateClosed of a stages.Stage."""
-    return (f'stage {stage.name}: the gate is closed after all {stage.num_steps} steps: {stage.gate.describe(scores)}; '
-            "the steps are saved: continue with other thresholds or otherwise 'advance' for this gate, or train longer "
-            'in a new folder')
+    return (f'stage {stage.name}: the gate is closed after all {stage.num_steps} steps: '
+            f"{stage.gate.describe(scores)}; the steps are saved: continue with other thresholds or otherwise "
+            "'advance' for this gate, or train longer in a new folder")
 
 
 class GateLog:
     """The scores at every evaluation of a gate: a JSON list of {stage, step, steps, needle, short_loss_rise}.
 
-    step: of the schedule. steps: trained within the stage so far. The file holds measurements, not decisions: a run
-    that is killed and continued decides the same without evaluating again, and one whose thresholds were changed
-    decides by the new ones.
+    step: of the schedule. steps: trained within the stage so far. The file holds measurements, not decisions:
+    a run that is killed and continued decides the same without evaluating again, and one whose thresholds
+    were changed decides by the new ones.
     """
 
     def __init__(self, path: str | Path):

@@ -16,8 +16,8 @@ from lct.models import llama, lora
 
 
 def matmul_sizes(config):
-    """{name: number of parameters} of those that take part in a matmul per token: all but the norms and an untied
-    embedding."""
+    """{name: number of parameters} of those that take part in a matmul per token: all but the norms and an
+    untied embedding."""
     sizes = {path[-1].name: math.prod(leaf.shape)
              for path, leaf in jax.tree_util.tree_leaves_with_path(llama.abstract(config))}
     return {name: size for name, size in sizes.items()
@@ -31,7 +31,8 @@ def matmul_params(config):
 
 def train_flops(config, tokens, pairs, adapter=None):
     """Model FLOPs of training on tokens: 6 per matmul parameter and token, and 12 * L * N * H for every
-    query-key pair that is visible (PaLM, appendix B). With a lora.Adapter a frozen parameter has no gradient: 4."""
+    query-key pair that is visible (PaLM, appendix B). With a lora.Adapter a frozen parameter has no gradient:
+    4."""
     attention = 12 * config.num_layers * config.num_heads * config.head_dim * pairs
     if adapter is None:
         return 6 * matmul_params(config) * tokens + attention

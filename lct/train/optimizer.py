@@ -60,8 +60,8 @@ def make(config):
 
     The step multiplies by -schedule(state.step) itself: optax.adamw would look the rate up by a counter of
     its own, which stands still whenever a non-finite step is skipped and so falls behind the stages.
-    The moments are float32 from the start, whatever the parameters are, as the gradients are: optax would begin
-    with the parameters' dtype and go on with the gradients'.
+    The moments are float32 from the start, whatever the parameters are, as the gradients are: optax would
+    begin with the parameters' dtype and go on with the gradients'.
     """
     chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),

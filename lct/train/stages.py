@@ -1,31 +1,34 @@
-"""The curriculum: each stage a length, a theta rule, a RoPE scaling, a mesh, a mix, an optimizer schedule, a gate."""
+"""The curriculum: each stage has a length, a theta rule, a RoPE scaling, a mesh, a mixture, a schedule and a
+gate."""
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from lct.models.llama import Memory, check_mesh
+from lct.data.layout import LAYOUTS
+from lct.models.llama import LlamaConfig, Memory, check_mesh
 from lct.ops import rope, strategies
 from lct.train.gates import Gate
-
-LAYOUTS = ('contiguous', 'zigzag', 'striped')
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One stage of progressive context extension.
 
-    seq_len: tokens of one row. batch_size: rows of one micro-batch. accumulation: micro-batches a step.
-    num_steps: steps of the stage, the most of them if it has a gate, which may end it earlier.
+    seq_len: tokens of one row. batch_size: rows of one micro-batch. accumulation: micro-batches per step.
+    num_steps: steps of the stage; a gate may end it earlier.
     theta: how this stage's RoPE base follows from the one before: 'keep', 'dynamic_ntk' (with alpha),
       'critical_base' (from the base model's theta and length), or a number.
-    scaling: fields of rope.RopeConfig as pairs, such as (('type', 'yarn'),); () keeps that of the stage before.
-      original_max_position is by default what the model had before any scaling, factor how many times longer
-      seq_len is.
+    scaling: fields of rope.RopeConfig as pairs, such as (('type', 'yarn'),); () keeps the scaling of the
+      stage before. original_max_position is by default the model's length before any scaling, factor is
+      seq_len over that length.
     mesh: degrees of ('data', 'fsdp', 'sequence', 'tensor'); layout: of the sequence over the ring.
-    mixture: weights of the kinds of rows, as pairs.
+    mixture: (kind of rows, weight) pairs.
     final_fraction: the learning rate falls to this fraction of itself by a cosine; 1.0 is constant.
-    carry_optimizer: whether the optimizer's moments go on from the stage before or start anew.
-    gate: what must hold for the next stage to begin; None is nothing but num_steps.
+    carry_optimizer: whether to keep the optimizer's moments of the stage before, or start from zeros.
+    gate: scores that the model must reach for the next stage to begin, or None.
     """
 
     name: str
@@ -47,30 +50,36 @@ class Stage:
     gate: Gate | None = None
 
     def __post_init__(self):
+        self._check_numbers()
+        self._check_division()
+
+    def _check_numbers(self):
         for field in ('seq_len', 'batch_size', 'accumulation', 'num_steps'):
             if getattr(self, field) < 1:
                 raise ValueError(f'stage {self.name}: {field} must be positive, got {getattr(self, field)}')
         for field in ('learning_rate', 'alpha'):
             if not 0 < getattr(self, field) < math.inf:
-                raise ValueError(f'stage {self.name}: {field} {getattr(self, field)} must be a positive number')
+                raise ValueError(f'stage {self.name}: {field} {getattr(self, field)} must be a positive '
+                                 'number')
         if not 0 <= self.warmup_steps <= self.num_steps:
             raise ValueError(
-                f'stage {self.name}: warmup_steps {self.warmup_steps} must be from 0 to num_steps = {self.num_steps}, '
-                'or the learning rate is never reached; use fewer')
+                f'stage {self.name}: warmup_steps {self.warmup_steps} must be from 0 to num_steps = '
+                f'{self.num_steps}, or the learning rate is never reached; use fewer')
         if not 0 <= self.final_fraction <= 1:
             raise ValueError(f'stage {self.name}: final_fraction {self.final_fraction} must be from 0 to 1')
         if len(self.mesh) != 4 or min(self.mesh) < 1:
-            raise ValueError(f'stage {self.name}: mesh {self.mesh} must be four positive degrees of data, fsdp, '
-                             'sequence and tensor, such as (1, 1, 8, 1)')
-        data, fsdp, ring, _ = self.mesh
+            raise ValueError(f'stage {self.name}: mesh {self.mesh} must be four positive degrees of data, '
+                             'fsdp, sequence and tensor, such as (1, 1, 8, 1)')
         if self.layout not in LAYOUTS:
             raise ValueError(f'stage {self.name}: layout {self.layout!r} is not one of {LAYOUTS}')
-        pieces = 2 * ring if self.layout == 'zigzag' else ring
-        if self.seq_len % pieces:
-            factor = '2 * ring_size' if self.layout == 'zigzag' else 'ring_size'
+
+    def _check_division(self):
+        data, fsdp, ring, _ = self.mesh
+        chunks, factor = (2 * ring, '2 * ring_size') if self.layout == 'zigzag' else (ring, 'ring_size')
+        if self.seq_len % chunks:
             raise ValueError(
-                f'stage {self.name}: seq_len {self.seq_len} is not a multiple of {factor} = {pieces} for layout '
-                f'{self.layout}; use {-(-self.seq_len // pieces) * pieces}'
+                f'stage {self.name}: seq_len {self.seq_len} is not a multiple of {factor} = {chunks} for '
+                f'layout {self.layout}; use {-(-self.seq_len // chunks) * chunks}'
             )
         if self.seq_len % (ring * self.memory.ffn_chunks):
             raise ValueError(
@@ -84,12 +93,13 @@ class Stage:
             )
 
     @property
-    def tokens_per_step(self):
+    def tokens_per_step(self) -> int:
         return self.seq_len * self.batch_size * self.accumulation
 
 
-def theta_of(stage, theta, seq_len, base, head_dim):
-    """RoPE theta of a stage after a model of (theta, seq_len); base is the (theta, length) of the start.
+def theta_of(stage: Stage, theta: float, seq_len: int, base: tuple[float, int], head_dim: int) -> float:
+    """RoPE theta of a stage that follows a model of (theta, seq_len); base: (theta, length) of the base
+    model.
 
     A theta from a rule is rounded down to a whole number, as the published ones were from stage to stage.
     """
@@ -103,27 +113,34 @@ def theta_of(stage, theta, seq_len, base, head_dim):
     if isinstance(stage.theta, (int, float)) and stage.theta > 1 and math.isfinite(stage.theta):
         return float(stage.theta)
     raise ValueError(
-        f"stage {stage.name}: theta {stage.theta!r} is not 'keep', 'dynamic_ntk', 'critical_base' or a number > 1"
+        f"stage {stage.name}: theta {stage.theta!r} is not 'keep', 'dynamic_ntk', 'critical_base' or a "
+        "number > 1"
     )
 
 
-def rope_of(stage, before, theta, length, native, head_dim):
-    """RopeConfig of a stage of theta whose model reads length tokens, after one of RopeConfig before; native: the
-    length of the base model."""
+def rope_of(stage: Stage, before: rope.RopeConfig, theta: float, length: int, native: int,
+            head_dim: int) -> rope.RopeConfig:
+    """RopeConfig of a stage.
+
+    before: of the stage before. theta: of this stage. length: max_position of its model. native: length of
+    the base.
+    """
     if not stage.scaling:
         if before.type == 'dynamic' and stage.theta == 'keep' and stage.seq_len > before.max_position:
             raise ValueError(
-                f"stage {stage.name}: theta 'keep' at {stage.seq_len} tokens would train without the model's scaling of "
-                f"type 'dynamic', which begins beyond its length, from {before.max_position} on moved to {length}; use "
-                "theta 'dynamic_ntk'")
+                f"stage {stage.name}: theta 'keep' at {stage.seq_len} tokens would train without the model's "
+                f"scaling of type 'dynamic', whose beginning would move from {before.max_position} to "
+                f"{length} tokens; use theta 'dynamic_ntk'")
         return dataclasses.replace(before, theta=theta, max_position=length)
     given = dict(stage.scaling)
     kind = given.get('type')
     if kind == 'dynamic':
-        raise ValueError(f"stage {stage.name}: scaling type 'dynamic' changes with what is read and cannot be trained "
-                         "at one length; use theta 'dynamic_ntk'")
+        raise ValueError(f"stage {stage.name}: scaling type 'dynamic' depends on the length of the prompt "
+                         "and cannot be trained at one length; use theta 'dynamic_ntk'")
     original = given.get('original_max_position', before.original_max_position or native)
-    defaults = {} if kind == 'default' else {'original_max_position': original, 'factor': stage.seq_len / original}
+    defaults = {}
+    if kind != 'default':
+        defaults = {'original_max_position': original, 'factor': stage.seq_len / original}
     try:
         scaled = rope.RopeConfig(theta=theta, max_position=length, **{**defaults, **given})
         rope.frequencies(scaled, head_dim, stage.seq_len)
@@ -132,8 +149,23 @@ def rope_of(stage, before, theta, length, native, head_dim):
     return scaled
 
 
-def configs(stages, config):
-    """The LlamaConfig of every stage: theta by its rule, its RoPE scaling, positions at least its length.
+class PlannedStage(NamedTuple):
+    """A stage, its model config, and its place in the schedule: it takes the steps from start to end."""
+
+    stage: Stage
+    config: LlamaConfig
+    start: int
+    end: int
+
+
+def plan(stages: Sequence[Stage], config: LlamaConfig) -> list[PlannedStage]:
+    """The stages in order, each beginning where the one before ends; raises as configs."""
+    ends = list(itertools.accumulate(stage.num_steps for stage in stages))
+    return list(map(PlannedStage, stages, configs(stages, config), [0, *ends[:-1]], ends))
+
+
+def configs(stages: Sequence[Stage], config: LlamaConfig) -> list[LlamaConfig]:
+    """The LlamaConfig of every stage: theta by its rule, its RoPE scaling, max positions at least its length.
 
     Raises:
       ValueError: for a stage shorter than the one before, or weights that do not divide over its mesh.
@@ -144,7 +176,8 @@ def configs(stages, config):
     for stage in stages:
         check_mesh(config, stage.mesh)
         _, _, ring_size, tensor = stage.mesh
-        strategies.check(stage.memory.attention, ring_size, config.num_heads // tensor, config.num_kv_heads // tensor)
+        heads, kv_heads = config.num_heads // tensor, config.num_kv_heads // tensor
+        strategies.check(stage.memory.attention, ring_size, heads, kv_heads)
         if out and stage.seq_len < stages[len(out) - 1].seq_len:
             raise ValueError(
                 f'stage {stage.name}: seq_len {stage.seq_len} is shorter than the stage before it '
@@ -153,7 +186,7 @@ def configs(stages, config):
         if stage.theta in ('dynamic_ntk', 'critical_base') and stage.seq_len < length:
             raise ValueError(
                 f'stage {stage.name}: seq_len {stage.seq_len} is shorter than the {length} tokens that the model '
-                f"reads already; drop the stage, or give it theta 'keep' instead of {stage.theta!r}"
+                f"supports already; drop the stage, or give it theta 'keep' instead of {stage.theta!r}"
             )
         theta = theta_of(stage, theta, length, base, config.head_dim)
         length = max(length, stage.seq_len)

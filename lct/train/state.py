@@ -11,9 +11,11 @@ from lct.models import llama, lora
 
 
 class TrainState(struct.PyTreeNode):
-    """step: the place in the schedule; every batch moves it on by one, and a stage that ends early to its end.
-    params: what is trained, llama.Params or lora.Trained. skipped: batches whose gradient was not finite, in all and
-    in a row. frozen: the weights that no step changes; they are the base model's, so no checkpoint holds them."""
+    """step: the place in the schedule; every batch moves it on by one, and a stage that ends early to its
+    end. params: what is trained, llama.Params or lora.Trained. skipped: batches whose gradient was not
+    finite, in all and
+    in a row. frozen: the weights that no step changes; they are the base model's, so no checkpoint holds
+    them."""
 
     step: Any
     params: Any

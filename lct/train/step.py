@@ -13,9 +13,10 @@ from lct.models import llama, lora
 def loss_and_grads(params, config, batch, tables, memory, frozen=None):
     """Mean loss per target token and its gradient, over all micro-batches together.
 
-    params: llama.Params, or lora.Trained with the frozen rest. batch: dict of arrays [A, B, T], A the gradient
-    accumulation. The sum of the losses is divided by the sum of loss_mask over the whole batch: a mean of means would
-    weigh a token by the company it keeps.
+    params: llama.Params, or lora.Trained with the frozen rest. batch: dict of arrays [A, B, T], A the
+    gradient
+    accumulation. The sum of the losses is divided by the sum of loss_mask over the whole batch: a mean of
+    means would weigh a token by the company it keeps.
 
     Returns:
       loss (float32 scalar), grads in float32.
@@ -50,21 +51,22 @@ def train_step(state, batch, tables, config, memory, tx, schedule):
     that no NaN can reach the optimizer's moments.
     """
     loss, grads = loss_and_grads(state.params, config, batch, tables, memory, state.frozen)
-    grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    rate = jnp.asarray(schedule(state.step), jnp.float32)
-    updates = jax.tree.map(lambda update: -rate.astype(update.dtype) * update, updates)
-    params = optax.apply_updates(state.params, updates)
-    keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
-    missed = 1 - finite.astype(jnp.int32)
-    state = state.replace(
-        step=state.step + 1,
-        params=keep(params, state.params),
-        opt_state=keep(opt_state, state.opt_state),
-        skipped=state.skipped + missed,
-        skipped_in_row=(state.skipped_in_row + missed) * missed,
-    )
+    with jax.named_scope('optimizer'):
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        rate = jnp.asarray(schedule(state.step), jnp.float32)
+        updates = jax.tree.map(lambda update: -rate.astype(update.dtype) * update, updates)
+        params = optax.apply_updates(state.params, updates)
+        keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+        skipped = 1 - finite.astype(jnp.int32)
+        state = state.replace(
+            step=state.step + 1,
+            params=keep(params, state.params),
+            opt_state=keep(opt_state, state.opt_state),
+            skipped=state.skipped + skipped,
+            skipped_in_row=(state.skipped_in_row + skipped) * skipped,
+        )
     metrics = {
         'loss': loss, 'grad_norm': grad_norm, 'learning_rate': rate, 'skipped': state.skipped,
         'skipped_in_row': state.skipped_in_row,

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM as requests to stop: the step in hand is finished and saved, in all processes together."""
+"""Ctrl-C and SIGTERM as requests to stop: the step in hand is finished and saved, in all processes
+together."""
 
 import contextlib
 import os
@@ -7,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from lct import processes
+from lct.train.checkpoint import Checkpoints
 
 
 class Interrupted(Exception):
@@ -15,7 +17,8 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[str]]:
-    """Yields a list that receives the name of the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt.
+    """Yields a list that receives the name of the first SIGINT or SIGTERM; a second one raises
+    KeyboardInterrupt.
 
     Outside the main thread, where Python takes no handlers, the list stays empty.
     """
@@ -50,3 +53,17 @@ def check_stop(stop_requested: Sequence[str]) -> None:
     if processes.anyone(stop_requested):
         reason = stop_requested[0] if stop_requested else 'a signal to another process'
         raise Interrupted(f'{reason}: stopped; what is finished is kept, run the same command to continue')
+
+
+def stop_message(checkpoints: Checkpoints, step: int, last_step: int) -> str:
+    """What a run that stops after step has saved: waits for its checkpoints and reports only what is on
+    disk."""
+    problem = checkpoints.wait()
+    saved = checkpoints.latest() or 0
+    if not step:
+        return f'stopped before the first step of {last_step}; run the same command to start again'
+    if saved == step:
+        return f'saved step {step} of {last_step} under {checkpoints.folder}; run the same command to continue'
+    reason = f' ({problem})' if problem else ''
+    start = f'after step {saved}' if saved else 'from the start'
+    return f'stopped after step {step} of {last_step}, not saved{reason}; the same command continues {start}'

@@ -1,4 +1,5 @@
-"""Warnings about stages that can run, but slowly, without effect, or beyond the length that their theta supports."""
+"""Warnings about stages that can run, but slowly, without effect, or beyond the length that their theta
+supports."""
 
 import itertools
 import math
@@ -15,8 +16,8 @@ from lct.train.stages import Stage
 def stage_warnings(stages: Sequence[Stage], config: LlamaConfig, param_dtype: str = 'float32') -> list[str]:
     """One sentence for every problem of stages that follow the base model of config.
 
-    The supported length is that of the scaling law of arXiv 2310.05209: beyond the period of the first dim that
-    made no full turn in training, this dim meets angles that it was not trained on.
+    The supported length is that of the scaling law of arXiv 2310.05209: beyond the period of the first dim
+    that made no full turn in training, this dim meets angles that it was not trained on.
     """
     group = config.num_heads // config.num_kv_heads
     found = [_rounding_warning(stages)] if param_dtype == 'bfloat16' else []
@@ -28,17 +29,17 @@ def stage_warnings(stages: Sequence[Stage], config: LlamaConfig, param_dtype: st
 def _rounding_warning(stages):
     rate = max(stage.learning_rate for stage in stages)
     # half a unit in the last place of w is between |w| / 512 and |w| / 256; AdamW moves by the rate
-    return (f'param_dtype bfloat16: steps of the learning rate {rate:g} are rounded away from weights larger than '
-            f'{512 * rate:.2g}, which stand still; use param_dtype float32, with memory dtype bfloat16')
+    return (f'param_dtype bfloat16: steps of the learning rate {rate:g} are rounded away from weights larger '
+            f'than {512 * rate:.2g}, which stand still; use param_dtype float32, with memory dtype bfloat16')
 
 
 def _chunk_warning(stage, group):
     size = _degenerate_chunk(stage, stage.seq_len, group)
     if not size:
         return ''
-    return (f'stage {stage.name}: seq_len {stage.seq_len:,} gives a device {stage.seq_len // stage.mesh[2]:,} tokens, '
-            f'which attention can only cut into chunks of {size}, and is slow; the nearest length without that is '
-            f'{_nearest_length(stage, group):,}')
+    return (f'stage {stage.name}: seq_len {stage.seq_len:,} gives a device '
+            f'{stage.seq_len // stage.mesh[2]:,} tokens, which attention can only cut into chunks of {size}, '
+            f'and is slow; the nearest length without that is {_nearest_length(stage, group):,}')
 
 
 def _theta_warning(stage, stage_config, base):
@@ -52,13 +53,16 @@ def _theta_warning(stage, stage_config, base):
         return ''
     return (
         f'stage {stage.name}: seq_len {stage.seq_len:,} is beyond the {bound:,.0f} tokens that theta '
-        f'{stage_config.rope.theta:,.0f} ({stage_config.rope.type}) supports by the scaling law of RoPE; it takes a '
-        f'theta of {laws.theta_for_bound(stage.seq_len, base.rope.theta, native, base.head_dim):,.0f}, and to '
-        f'extrapolate further the critical base {laws.critical_base(base.rope.theta, native, stage.seq_len):,.0f}')
+        f'{stage_config.rope.theta:,.0f} ({stage_config.rope.type}) supports by the scaling law of RoPE; it '
+        'takes a theta of '
+        f'{laws.theta_for_bound(stage.seq_len, base.rope.theta, native, base.head_dim):,.0f}, and to '
+        'extrapolate further the critical base '
+        f'{laws.critical_base(base.rope.theta, native, stage.seq_len):,.0f}')
 
 
 def _degenerate_chunk(stage, seq_len, group):
-    """Tokens of the smaller attention chunk if the shard of seq_len is long but has no better divisor, else 0."""
+    """Tokens of the smaller attention chunk if the shard of seq_len is long but has no better divisor, else
+    0."""
     chunks, shard = stage.memory.attention.chunks, seq_len // stage.mesh[2]
     fitted = {wanted: fit(wanted, shard) for wanted in (chunks.queries(group), chunks.key)}
     # below half of the configured chunk: shards that are multiples of 32 always have at least that

@@ -1,0 +1,47 @@
+"""The restored state and the batches of a stage, placed on its mesh."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lct import sharding
+from lct.models import llama, lora
+from lct.train.checkpoint import Checkpoints
+from lct.train.stages import Stage
+from lct.train.state import TrainState
+
+
+def restore(checkpoints: Checkpoints, step: int, target: TrainState, params: Callable[[], llama.Params],
+            adapter: lora.Adapter | None) -> TrainState:
+    """The TrainState of a checkpoint, placed as target (state.abstract); frozen weights come from params."""
+    state = checkpoints.restore(step, target.replace(frozen=None))
+    return state.replace(frozen=lora.freeze(params(), adapter)[1]) if adapter else state
+
+
+def held_rows(stage: Stage) -> list[tuple[np.ndarray, slice]]:
+    """[(rows [A, b], slice of columns)] of the host batch [A * B, T] that the devices of this process
+    hold."""
+    placed, shape, rows = _batch_sharding(stage)
+    return [(rows[index[:2]], index[2]) for index in placed.addressable_devices_indices_map(shape).values()]
+
+
+def place_batch(batch: Mapping[str, np.ndarray], stage: Stage) -> dict[str, jax.Array]:
+    """The host batch {name: [A * B, T]} on the mesh as [A, B, T]; only rows that this process holds are
+    read."""
+    placed, shape, rows = _batch_sharding(stage)
+    return {
+        name: jax.make_array_from_callback(
+            shape, placed, lambda index, x=x: x[rows[index[:2]], index[2]], dtype=x.dtype)
+        for name, x in batch.items()
+    }
+
+
+def _batch_sharding(stage):
+    """-> (sharding of a batch [A, B, T], its shape, the numbers [A, B] of its rows in a host batch [A * B,
+    T])."""
+    shape = (stage.accumulation, stage.batch_size, stage.seq_len)
+    placed = NamedSharding(jax.sharding.get_mesh(), P(None, *sharding.spec('BT')))
+    return placed, shape, np.arange(shape[0] * shape[1]).reshape(shape[:2])

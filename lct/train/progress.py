@@ -1,0 +1,81 @@
+"""The metrics and progress lines of one stage."""
+
+import time
+from collections.abc import Sequence
+
+import jax
+
+from lct.models import lora
+from lct.train.metrics import Metrics, Pace, clock, whole_row_flops
+from lct.train.stages import PlannedStage
+
+
+class StageProgress:
+    """Writes the metrics of a stage's steps, and ends the run after too many non-finite steps in a row.
+
+    The metrics of a step are read one step late, so that the devices never wait for the host.
+    """
+
+    def __init__(self, planned: PlannedStage, later: Sequence[PlannedStage], metrics: Metrics, peak: float,
+                 max_skips_in_row: int, adapter: lora.Adapter | None = None):
+        """later: the stages after this one. peak: FLOP/s that utilization is a fraction of."""
+        self._stage, self._end = planned.stage, planned.end
+        self._last = later[-1].end if later else planned.end
+        self._metrics, self._peak, self._max_skips = metrics, peak, max_skips_in_row
+        self._pace, self._start, self._pending = Pace(), time.monotonic(), None
+        # the later stages in steps of this one; before they run, their model FLOPs are the best estimate
+        flops = lambda stage: whole_row_flops(planned.config, stage, adapter)
+        cost = sum(after.stage.num_steps * flops(after.stage) for after in later)
+        self._later_steps = cost / flops(planned.stage)
+
+    def add(self, device_metrics: dict[str, jax.Array], step: int, flops: float) -> None:
+        """Take the metrics of a step that may still run, and write those of the step before.
+
+        Raises:
+          FloatingPointError: after max_skips_in_row non-finite steps in a row; flush raises it too.
+        """
+        pending, self._pending = self._pending, (device_metrics, step, flops)
+        if pending:
+            self.write(*pending)
+
+    def flush(self) -> None:
+        """Write the metrics of the newest step, and hand all rows to the operating system."""
+        pending, self._pending = self._pending, None
+        if pending:
+            self.write(*pending)
+        self._metrics.flush()
+
+    def write(self, device_metrics: dict[str, jax.Array], step: int, flops: float) -> None:
+        """Write the metrics of one step; waits until it is computed."""
+        values = {name: x.item() for name, x in jax.device_get(device_metrics).items()}
+        values['seq_len'] = self._stage.seq_len
+        now = time.monotonic()
+        pace = self._pace.ended(flops, now)
+        if pace:
+            per_step, flops_per_second = pace
+            values['tokens_per_second'] = self._stage.tokens_per_step / per_step
+            values['matmul_peak_fraction'] = flops_per_second / self._peak
+            speed = self._describe(values, per_step, step)
+        else:
+            speed = f'first step after {clock(now - self._start)}, compilation included'
+        self._metrics.write(step, values)
+        skipped = values['skipped_in_row']
+        note = f' | not finite, skipped ({values["skipped"]} so far)' if skipped else ''
+        self._metrics.progress(
+            f'{self._stage.name} | step {step}/{self._last} | loss {values["loss"]:.3f} | '
+            f'grad {values["grad_norm"]:.2f} | {speed}{note}',
+            force=bool(skipped) or not pace or step == self._end,
+        )
+        if skipped >= self._max_skips:
+            raise FloatingPointError(
+                f'loss or gradient was not finite in {skipped} steps in a row, up to step {step}; the last '
+                'checkpoint holds only finite weights: lower the learning rate, or look at the data of these '
+                'steps'
+            )
+
+    def _describe(self, values, seconds_per_step, step):
+        text = (f'{values["tokens_per_second"]:,.0f} tok/s | {100 * values["matmul_peak_fraction"]:.0f}% of '
+                f'peak | stage ends in {clock((self._end - step) * seconds_per_step)}')
+        if self._later_steps:
+            text += f', run in about {clock((self._end - step + self._later_steps) * seconds_per_step)}'
+        return text
