@@ -215,11 +215,11 @@ def plan_of(args, model, lengths, counts, tasks):
     """-> suites.Plan and the documents of the haystacks."""
     from lct.data.corpus import documents
     from lct.eval import suites
-    from lct.eval.tasks import ruler
+    from lct.eval.tasks.material import ChatOverhead, Material
 
     texts = documents.read(args.haystack)
-    material = ruler.Material(model.tokenizer, texts, text_source=args.haystack, seed=args.seed,
-                              overhead=model.overhead(), before=model.overhead_before())
+    material = Material(model.tokenizer, texts, text_source=args.haystack, seed=args.seed,
+                              overhead=ChatOverhead(model.overhead(), model.overhead_before()))
     return suites.Plan(material, lengths, counts, tasks), texts
 
 

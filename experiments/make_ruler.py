@@ -21,8 +21,9 @@ from lct.data import tokenizer
 from lct.data.corpus import documents
 from lct.eval import samples, scoring
 from lct.eval.tasks import needle_placement, qa_documents, reference_readers, ruler, ruler_text
+from lct.eval.tasks.material import ChatOverhead, Material
 
-READERS = {'oracle': reference_readers.oracle, 'half': reference_readers.half, 'mute': reference_readers.mute}
+READERS = {'oracle': reference_readers.oracle, 'half': reference_readers.coin_flip_oracle, 'mute': reference_readers.silent}
 
 
 def main():
@@ -50,10 +51,10 @@ def main():
     if args.hotpotqa:
         sources['two_hop'] = qa_documents.read_hotpotqa(args.hotpotqa)
     placed = needle_placement.RulerFixed(args.seed) if args.placement == 'ruler' else needle_placement.Stratified(args.seed)
-    material = ruler.Material(
+    material = Material(
         tokenizer.load(args.tokenizer), documents.read(args.haystack), text_source=args.haystack,
-        words=ruler_text.words_of(args.words, args.seed), sources=sources, seed=args.seed,
-        placement=placed, overhead=args.overhead)
+        lexicon=ruler_text.load_lexicon(args.words, args.seed), sources=sources, seed=args.seed,
+        placement=placed, overhead=ChatOverhead(args.overhead))
     args.folder.mkdir(parents=True, exist_ok=True)
     args.folder.joinpath('made_from.json').write_text(json.dumps(material.provenance(), indent=1) + '\n')
     report = []
@@ -77,9 +78,7 @@ def main():
 
 def check(material, made, read, path):
     """Count whole texts, predict and score: what the generators promise, measured."""
-    counter = material.counter
-    used = [material.overhead + counter.bos + counter.text(sample.text) + sample.max_new_tokens
-            for sample in made]
+    used = [material.tokens_used(sample) for sample in made]
     texts = [read(sample.text) for sample in made]
     samples.write(path, map(samples.prediction, made, texts))
     score = scoring.task_score(

@@ -1,4 +1,5 @@
-"""Misleading needles: readers that go by place score what the design says, readers of the question are right."""
+"""Adversarial needles: readers that go by position get the rates that follow from the design, readers of the question
+are right."""
 
 import re
 
@@ -9,7 +10,8 @@ from lct.data import tokenizer as tokenizers
 from lct.data.corpus.documents import Document
 from lct.eval import scoring
 from lct.eval.tasks import adversarial_needles as adversarial
-from lct.eval.tasks import reference_readers, ruler
+from lct.eval.tasks import adversarial_outcomes, reference_readers, ruler
+from lct.eval.tasks.material import Material
 
 TEXT = [Document('a', '\n'.join(f'Line {i} of the text holds {i * 7} words, or so it says.' for i in range(500)))]
 CONFLICTS = [adversarial.Conflict(f'{rule}_{wrong}', rule, wrong) for rule in adversarial.RULES for wrong in (0, 1, 4)]
@@ -18,56 +20,56 @@ LENGTH = 4096
 
 @pytest.fixture(scope='module')
 def material():
-    return ruler.Material(tokenizers.load('bytes'), TEXT)
+    return Material(tokenizers.load('bytes'), TEXT)
 
 
 def rates(material, config, read, count):
     made = [material.sample(config, LENGTH, i) for i in range(count)]
-    return adversarial.rates((sample, read(sample.text)) for sample in made)
+    return adversarial_outcomes.rates((sample, read(sample.text)) for sample in made)
 
 
-def ruled(prompt):
+def rule_reader(prompt):
     """A reader that knows the rules and nothing of the sample."""
-    told = prompt.rpartition('Question: ')[0].rpartition('\n')[2]
-    name = reference_readers.ASKED_NEEDLES.search(prompt.rpartition('Question: ')[2])[1]
-    said = [(line, value) for line, value in re.findall(
+    instruction = prompt.rpartition('Question: ')[0].rpartition('\n')[2]
+    name = reference_readers.NEEDLE_QUESTION.search(prompt.rpartition('Question: ')[2])[1]
+    statements = [(line, value) for line, value in re.findall(
         rf'^(.*)stored under {re.escape(name)} is (\S+)\.$', prompt, re.M)]
     void = re.findall(r'The entry (\S+) under', prompt)
-    if 'stores no' in told:
-        return said[0][1] if said else 'unknown'
-    if 'first in the text' in told:
-        return said[0][1]
-    if 'void' in told:
-        return next(value for _, value in said if value not in void)
-    if 'latest day' in told:
-        return max(said, key=lambda pair: int(re.search(r'day (\d+)', pair[0])[1]))[1]
+    if 'stores no' in instruction:
+        return statements[0][1] if statements else 'unknown'
+    if 'first in the text' in instruction:
+        return statements[0][1]
+    if 'void' in instruction:
+        return next(value for _, value in statements if value not in void)
+    if 'latest day' in instruction:
+        return max(statements, key=lambda pair: int(re.search(r'day (\d+)', pair[0])[1]))[1]
     for word in ('Correction', 'register'):
-        if word.lower() in told.lower():
-            return next(value for line, value in said if word in line)
-    return said[-1][1]
+        if word.lower() in instruction.lower():
+            return next(value for line, value in statements if word in line)
+    return statements[-1][1]
 
 
 @pytest.mark.parametrize('config', [*CONFLICTS, adversarial.NearNames('near'), adversarial.Straddling('cut', 8),
                                     adversarial.Absent('absent'), adversarial.Absent('present', True)],
                          ids=lambda config: config.task)
-def test_readers_by_place_score_what_the_design_says(material, config):
+def test_readers_by_position_get_the_rates_of_the_design(material, config):
     for name, read in (('first', reference_readers.first_value), ('last', reference_readers.last_value)):
         got = rates(material, config, read, 20)
-        assert got['target'] == pytest.approx(adversarial.expected(config, name))
+        assert got['target'] == pytest.approx(config.expected_rate(name))
         assert got['target'] + got['stale'] == 1 and got['none'] == got['mixed'] == 0
-    assert rates(material, config, reference_readers.mute, 20)['none'] == 1
-    assert rates(material, config, ruled, 20)['target'] == 1
+    assert rates(material, config, reference_readers.silent, 20)['none'] == 1
+    assert rates(material, config, rule_reader, 20)['target'] == 1
 
 
 def test_a_missing_name_differs_from_its_control_in_one_needle(material):
     for i in range(10):
         absent, present = (material.sample(adversarial.DEFAULTS[name], LENGTH, i) for name in ('absent', 'present'))
-        asked = reference_readers.ASKED_NEEDLES.search(absent.prompt)[1]
-        assert asked == reference_readers.ASKED_NEEDLES.search(present.prompt)[1]
-        told, all_told = (reference_readers.NEEDLE.findall(one.prompt) for one in (absent, present))
-        assert len(told) == 4 and [pair for pair in all_told if pair[0] != asked] == told
-        assert all_told[i % 5] == (asked, present.outputs[0]) and absent.outputs == ['unknown']
-        assert adversarial.outcome(present, 'unknown') == adversarial.outcome(absent, told[0][1]) == 'stale'
+        name = reference_readers.NEEDLE_QUESTION.search(absent.prompt)[1]
+        assert name == reference_readers.NEEDLE_QUESTION.search(present.prompt)[1]
+        few, all_needles = (reference_readers.NEEDLE.findall(one.prompt) for one in (absent, present))
+        assert len(few) == 4 and [pair for pair in all_needles if pair[0] != name] == few
+        assert all_needles[i % 5] == (name, present.outputs[0]) and absent.outputs == ['unknown']
+        assert adversarial_outcomes.outcome(present, 'unknown') == adversarial_outcomes.outcome(absent, few[0][1]) == 'stale'
         assert len(present.meta['depths']) == 1 and absent.meta['depths'] == []
         first = [one.prompt.split('\n')[2] for one in (absent, present)]
         assert first[0] == first[1]  # they begin with the same line
@@ -78,23 +80,23 @@ def test_a_missing_name_differs_from_its_control_in_one_needle(material):
 def test_questions_about_one_text_count_less_than_alone(material):
     config = adversarial.DEFAULTS['several']
     made = [material.sample(config, LENGTH, i) for i in range(40)]
-    # Whole texts are right or wrong: ten texts say no more than ten needles would.
-    got = adversarial.rates((one, one.outputs[0] if one.meta['group'] % 2 else '') for one in made)
+    # All questions about a text are right or wrong together: ten texts count as ten needles.
+    got = adversarial_outcomes.rates((one, one.outputs[0] if one.meta['group'] % 2 else '') for one in made)
     low, high = scoring.wilson(0.5, 10)
     assert got['interval'][0] == pytest.approx(low, abs=0.02) and got['interval'][1] == pytest.approx(high, abs=0.02)
     for count in (1, 4):
-        assert adversarial.rates((one, '') for one in made[:count])['interval'] is None
+        assert adversarial_outcomes.rates((one, '') for one in made[:count])['interval'] is None
 
 
 def test_position_bias_tells_habit_from_reading(material):
     config = adversarial.Conflict('trusted', 'trusted', 2)
     assert rates(material, config, reference_readers.first_value, 20)['position_bias'] == 1
     assert rates(material, config, reference_readers.last_value, 20)['position_bias'] == -1
-    assert rates(material, config, ruled, 20)['position_bias'] == 0
+    assert rates(material, config, rule_reader, 20)['position_bias'] == 0
     assert rates(material, adversarial.DEFAULTS['latest'], reference_readers.last_value, 20)['position_bias'] is None
 
 
-def test_saying_everything_is_mixed(material):
+def test_an_answer_with_every_value_is_mixed(material):
     def everything(prompt):
         return ' '.join(value for _, value in reference_readers.NEEDLE.findall(prompt))
 
@@ -109,7 +111,7 @@ def test_saying_everything_is_mixed(material):
 def test_prompts_keep_their_budget(material, config):
     for i in range(8):
         sample = material.sample(config, LENGTH, i)
-        used = material.counter.bos + material.counter.text(sample.text) + sample.max_new_tokens
+        used = material.counter.bos + material.counter.count(sample.text) + sample.max_new_tokens
         assert 0.95 * LENGTH < used <= LENGTH
         assert sample.prompt.count(sample.outputs[0]) == 1
         assert sample == material.sample(config, LENGTH, i)
@@ -123,35 +125,35 @@ def test_right_first_and_right_last_walk_the_same_depths(material):
     assert max(first) - min(first) > 0.4
 
 
-def test_near_names_differ_in_one_part(material):
+def test_near_names_differ_in_one_word(material):
     sample = material.sample(adversarial.NearNames('near', 6), LENGTH, 2)
-    asked = reference_readers.ASKED_NEEDLES.search(sample.prompt)[1].split('-')
-    assert len(set(sample.meta['names'])) == 6 and '-'.join(asked) not in sample.meta['names']
+    name_words = reference_readers.NEEDLE_QUESTION.search(sample.prompt)[1].split('-')
+    assert len(set(sample.meta['names'])) == 6 and '-'.join(name_words) not in sample.meta['names']
     for name in sample.meta['names']:
-        assert sum(a != b for a, b in zip(asked, name.split('-'), strict=True)) == 1
+        assert sum(a != b for a, b in zip(name_words, name.split('-'), strict=True)) == 1
     by_digit = material.sample(adversarial.NearNames('near', 5, name_kind='numbers'), LENGTH, 0)
-    asked = reference_readers.ASKED_NEEDLES.search(by_digit.prompt)[1]
-    assert {sum(a != b for a, b in zip(asked, name, strict=True)) for name in by_digit.meta['names']} == {1}
+    target = reference_readers.NEEDLE_QUESTION.search(by_digit.prompt)[1]
+    assert {sum(a != b for a, b in zip(target, name, strict=True)) for name in by_digit.meta['names']} == {1}
 
 
 def test_needles_of_a_group_share_their_text_and_are_checked_alone(material):
-    config = adversarial.Several('several', needles=6, asked=3)
+    config = adversarial.Several('several', needles=6, queries=3)
     made = [material.sample(config, LENGTH, i) for i in range(9)]
     for group in (made[:3], made[3:6]):
         assert len({sample.prompt[:sample.meta['shared']] for sample in group}) == 1
         assert len({sample.outputs[0] for sample in group}) == 3
         assert len(set(name for name, _ in reference_readers.NEEDLE.findall(group[0].prompt))) == 6
     assert made[0].prompt[:2000] != made[3].prompt[:2000]
-    assert {adversarial.outcome(s, reference_readers.oracle(s.text)) for s in made} == {'target'}
-    # Whoever says another needle's value is wrong here, although it stands in the text.
-    assert adversarial.outcome(made[0], made[1].outputs[0]) == 'stale'
+    assert {adversarial_outcomes.outcome(s, reference_readers.oracle(s.text)) for s in made} == {'target'}
+    # The value of another needle is wrong, although it is in the text.
+    assert adversarial_outcomes.outcome(made[0], made[1].outputs[0]) == 'stale'
     with pytest.raises(ValueError, match='9 of 6 needles'):
         material.sample(adversarial.Several('x', 6, 9), LENGTH, 0)
 
 
 def test_the_boundary_runs_through_the_needle_among_long_words():
     text = [Document('a', '\n'.join('w' * (60 + i * 7 % 31) for i in range(50)))]
-    material = ruler.Material(tokenizers.load('bytes'), text)
+    material = Material(tokenizers.load('bytes'), text)
     offsets = []
     for i in range(30):
         meta = material.sample(adversarial.Straddling('cut', 4), LENGTH, i).meta
@@ -163,17 +165,17 @@ def test_the_boundary_runs_through_the_needle_among_long_words():
 def test_the_boundary_runs_through_the_needle(material):
     for shards, seq_len in ((8, None), (4, 8192), (2, None)):
         config = adversarial.Straddling('cut', shards, seq_len)
-        stretch = (seq_len or LENGTH) // shards
-        seen = set()
+        shard_len = (seq_len or LENGTH) // shards
+        boundaries = set()
         for i in range(12):
             sample = material.sample(config, LENGTH, i)
             boundary, (begin, end) = sample.meta['boundary'], sample.meta['span']
-            assert begin < boundary < end and boundary % stretch == 0
+            assert begin < boundary < end and boundary % shard_len == 0
             ids = [256, *material.counter.tokenizer.encode(sample.text)]
             line = material.counter.tokenizer.decode(ids[begin:end])
             assert line.endswith(f'is {sample.outputs[0]}.\n') and line.startswith('One number')
-            seen.add(boundary)
-        assert len(seen) >= min(shards - 1, 3) or shards == 4
+            boundaries.add(boundary)
+        assert len(boundaries) >= min(shards - 1, 3) or shards == 4
     with pytest.raises(ValueError, match='no boundary of 1 shards'):
         material.sample(adversarial.Straddling('cut', 1), LENGTH, 0)
 
@@ -182,7 +184,7 @@ def test_unknown_rules_and_empty_results_are_named(material):
     with pytest.raises(ValueError, match="unknown rule 'oldest'; use one of latest, first"):
         material.sample(adversarial.Conflict('x', 'oldest'), LENGTH, 0)
     with pytest.raises(ValueError, match='no predictions'):
-        adversarial.rates([])
+        adversarial_outcomes.rates([])
     with pytest.raises(ValueError, match='length 200 is too small for latest'):
         material.sample(adversarial.DEFAULTS['latest'], 200, 0)
 
@@ -192,10 +194,10 @@ def test_unknown_rules_and_empty_results_are_named(material):
 def test_scores_are_stable_under_the_seed(config):
     means = []
     for seed in (1, 2):
-        material = ruler.Material(tokenizers.load('bytes'), TEXT, seed=seed)
+        material = Material(tokenizers.load('bytes'), TEXT, seed=seed)
         made = [material.sample(config, 2048, i) for i in range(60)]
         assert scoring.task_score([scoring.score(s.task, s.answer, s.outputs) for s in made]).mean == 100
         means.append(scoring.task_score([scoring.score(
-            s.task, reference_readers.half(s.text), s.outputs) for s in made]))
+            s.task, reference_readers.coin_flip_oracle(s.text), s.outputs) for s in made]))
     halves = [(mean.interval[1] - mean.interval[0]) / 2 for mean in means]
     assert 0 < abs(means[0].mean - means[1].mean) <= sum(halves)

@@ -17,6 +17,7 @@ from lct.eval import runner, samples, suites
 from lct.eval.report import html as html_report
 from lct.eval.report import svg
 from lct.eval.tasks import icl, ruler
+from lct.eval.tasks.material import ChatOverhead, Material
 
 HERE = pathlib.Path(__file__).parents[1] / 'experiments'
 
@@ -103,7 +104,7 @@ def test_shots_are_made_when_their_turn_comes():
     words = tokenizer.load(HERE / 'base')
     document = types.SimpleNamespace(name='', text='A line of text.\n' * 99)
     asked = lambda count: suites.icl_items(suites.Plan(
-        ruler.Material(words, [document], overhead=9), (512, 4096), {512: 1, 4096: count}, ('cipher',)))
+        Material(words, [document], overhead=ChatOverhead(9)), (512, 4096), {512: 1, 4096: count}, ('cipher',)))
     icl._shown.cache_clear()
     items = asked(10)
     assert [item.key for item in asked(6)] == [item.key for item in items if item.index % 10**6 < 6]
@@ -186,7 +187,7 @@ def test_answers_about_other_documents_are_not_mixed(finished, tmp_path):
 
 def test_data_files_of_ruler_are_answered(tmp_path, capsys):
     words = tokenizer.load(HERE / 'base')
-    material = ruler.Material(words, [Document('page', 'Some line of a page.\n' * 100)])
+    material = Material(words, [Document('page', 'Some line of a page.\n' * 100)])
     made = [material.sample(ruler.task('vt'), 500, i) for i in range(3)]
     lines = [json.dumps(samples.to_ruler(one)) for one in made]
     theirs = json.loads(lines[0])

@@ -118,7 +118,7 @@ def test_intervals_cover_what_they_say(shots):
         sets.append([float(answer == query.label) for answer, query in zip(got, queries, strict=True)])
     truth, rng = np.mean(sets), np.random.default_rng(0)
     runs = [[sets[i] for i in rng.integers(0, len(sets), 20 // icl.QUERIES)] for _ in range(1000)]  # of 20 samples
-    covered = [low <= truth <= high for low, high in map(scoring.interval_of_sets, runs)]
+    covered = [low <= truth <= high for low, high in map(scoring.clustered_interval, runs)]
     assert 0.93 <= np.mean(covered) <= 0.98
 
 

@@ -118,9 +118,10 @@ def test_our_tasks_under_the_harness(adapter):
 
     from lct.data.corpus.documents import Document
     from lct.eval import suites
-    from lct.eval.tasks import reference_readers, ruler
+    from lct.eval.tasks import reference_readers
+    from lct.eval.tasks.material import Material
     model = base()
-    material = ruler.Material(model.tokenizer, [Document('page', (ROOT / 'tests' / 'golden' / 'page.txt').read_text())])
+    material = Material(model.tokenizer, [Document('page', (ROOT / 'tests' / 'golden' / 'page.txt').read_text())])
     plan = suites.Plan(material, (512,), {512: 2}, ('niah_single_1', 'vt'))
 
     class Oracle(adapter.ShardedLM):

@@ -19,6 +19,7 @@ from lct.eval.tasks import (
     ruler,
     ruler_text,
 )
+from lct.eval.tasks.material import ChatOverhead, Material
 
 BASE = pathlib.Path(__file__).parent.parent / 'experiments' / 'base' / 'tokenizer.json'
 TEXT = [Document('a', '\n\n'.join(
@@ -29,7 +30,7 @@ TOKENIZERS = {'bytes': tokenizers.load('bytes'), 'base': tokenizers.load(BASE)}
 
 @pytest.fixture(scope='module')
 def materials():
-    return {name: ruler.Material(tokenizer, TEXT) for name, tokenizer in TOKENIZERS.items()}
+    return {name: Material(tokenizer, TEXT) for name, tokenizer in TOKENIZERS.items()}
 
 
 def used(material, sample):
@@ -46,7 +47,7 @@ def test_an_oracle_is_right_and_the_budget_is_full_and_kept(materials, name, len
     assert np.median(sizes) >= (0.9 if task.startswith('qa') else 0.97) * length
     assert [sample.meta['tokens'] for sample in made] == sizes
     assert [scoring.score(task, reference_readers.oracle(s.text), s.outputs) for s in made] == [1.0] * 8
-    assert [scoring.score(task, reference_readers.mute(s.text), s.outputs) for s in made] == [0.0] * 8
+    assert [scoring.score(task, reference_readers.silent(s.text), s.outputs) for s in made] == [0.0] * 8
     assert all(answer not in s.text.rpartition('Question:')[2] for s in made for answer in s.outputs)
 
 
@@ -57,22 +58,22 @@ def test_the_thirteen_tasks_have_rulers_parameters():
         'vt': 30, 'cwe': 120, 'fwe': 50, 'qa_1': 32, 'qa_2': 32}
     assert {n for task, n in allowed.items() if task.startswith('niah')} == {128}
     references = {'niah_multivalue': 4, 'niah_multiquery': 4, 'vt': 5, 'cwe': 10, 'fwe': 3}
-    material = ruler.Material(TOKENIZERS['bytes'], TEXT)
+    material = Material(TOKENIZERS['bytes'], TEXT)
     for task, config in ruler.TASKS.items():
         assert len(material.sample(config, 8192, 0).outputs) == references.get(task, 1)
 
 
 def test_a_sample_is_a_function_of_its_own_arguments(materials):
-    fresh = ruler.Material(TOKENIZERS['base'], TEXT)
+    fresh = Material(TOKENIZERS['base'], TEXT)
     for task, config in ruler.TASKS.items():
         again = fresh.sample(config, 2048, 5)  # without the samples and lengths that came before
         assert again == materials['base'].sample(config, 2048, 5), task
         assert again != materials['base'].sample(config, 2048, 6)
-        assert again.prompt != ruler.Material(TOKENIZERS['base'], TEXT, seed=1).sample(config, 2048, 5).prompt
+        assert again.prompt != Material(TOKENIZERS['base'], TEXT, seed=1).sample(config, 2048, 5).prompt
 
 
 @pytest.mark.parametrize('task', ['niah_single_1', 'niah_single_2', 'niah_multikey_3', 'niah_multivalue', 'qa_1'])
-def test_gold_is_spread_evenly_over_depths(materials, task):
+def test_targets_are_spread_evenly_over_depths(materials, task):
     depths = [d for i in range(60) for d in materials['bytes'].sample(ruler.task(task), 8192, i).meta['depths']]
     counts, _ = np.histogram(depths, bins=5, range=(0, 1))
     assert counts.min() >= 0.12 * len(depths) and counts.max() <= 0.28 * len(depths)
@@ -112,7 +113,7 @@ def test_every_knob_turns(materials):
     sample = right(ruler.task('vt', chains=3, hops=6, haystack='text', example=False))
     assert len(sample.outputs) == 7 and sample.prompt.count('SET ') == 21
     assert right(ruler.task('cwe', common=5, example=False, levels=((0, 20, 2, 0, 0, 0),))).meta['repeats'] == [20, 2]
-    sample = right(ruler.task('fwe', alpha=1.5, word_len=4, vocab_size=100, asked=5))
+    sample = right(ruler.task('fwe', alpha=1.5, word_len=4, vocab_size=100, top_words=5))
     assert len(sample.outputs) == 5 and all(len(word) == 4 for word in sample.outputs)
     assert right(ruler.task('qa_2', documents=7)).meta['documents'] == 7
 
@@ -127,11 +128,11 @@ def test_frequencies_are_the_zeta_distributions(materials):
 
 
 def test_fixed_shuffles_are_rulers(materials):
-    # RULER itself, measured: of 12 documents the gold one is always number 10, of 2 always number 2.
+    # RULER itself, measured: of 12 documents the target is always number 10, of 2 always number 2.
     fixed = needle_placement.RulerFixed(42)
-    assert fixed.put_gold(None, 0, ['gold'], list(range(11))).index('gold') == 9
-    assert fixed.put_gold(None, 0, ['gold'], [1]) == [1, 'gold']
-    material = ruler.Material(TOKENIZERS['bytes'], TEXT, placement=fixed)
+    assert fixed.place_documents(None, 0, ['target'], list(range(11))).index('target') == 9
+    assert fixed.place_documents(None, 0, ['target'], [1]) == [1, 'target']
+    material = Material(TOKENIZERS['bytes'], TEXT, placement=fixed)
     made = [material.sample(ruler.task('qa_1', documents=12), 8192, i) for i in range(4)]
     assert {sample.prompt.split(sample.outputs[0])[0].count('Document ') for sample in made} == {10}
     orders = set()
@@ -142,7 +143,7 @@ def test_fixed_shuffles_are_rulers(materials):
     patterns = set()
     for i in range(3):  # a word of the list has the place of its rank
         sample = material.sample(ruler.task('cwe'), 8192, i)
-        items = reference_readers.ITEM.findall(sample.prompt.rpartition('Keep count')[2])
+        items = reference_readers.LIST_ITEM.findall(sample.prompt.rpartition('Keep count')[2])
         patterns.add(tuple(sample.outputs.index(item) if item in sample.outputs else -1 for item in items[:200]))
     assert len(patterns) == 1
 
@@ -164,7 +165,7 @@ class Merging(tokenizers.BytesTokenizer):
 
 
 def test_a_tokenizer_that_merges_over_lines_stays_in_the_budget():
-    material = ruler.Material(Merging(), TEXT)
+    material = Material(Merging(), TEXT)
     for task in ('niah_single_2', 'niah_multikey_2', 'vt', 'cwe', 'qa_1'):
         for i in range(3):
             sample = material.sample(ruler.task(task), 8192, i)
@@ -180,14 +181,14 @@ class Blocks(tokenizers.BytesTokenizer):
 
 
 def test_a_tokenizer_that_takes_long_texts_in_blocks_stays_in_the_budget():
-    material = ruler.Material(Blocks(), TEXT)
+    material = Material(Blocks(), TEXT)
     for i in range(3):
         sample = material.sample(ruler.task('niah_single_1'), 131072, i)
         assert 131000 < used(material, sample) == sample.meta['tokens'] <= 131072
 
 
 def test_bad_input_is_named():
-    material = ruler.Material(TOKENIZERS['bytes'], TEXT)
+    material = Material(TOKENIZERS['bytes'], TEXT)
     with pytest.raises(ValueError, match="unknown task 'niah'.*niah_single_1, .*qa_2"):
         ruler.task('niah')
     for task in ruler.TASKS:
@@ -197,13 +198,13 @@ def test_bad_input_is_named():
         ValueError, material.sample, ruler.task('niah_single_1'), 300, 0).value))[1])
     material.sample(ruler.task('niah_single_1'), needed, 0)
     with pytest.raises(ValueError, match='hold no text'):
-        ruler.Material(TOKENIZERS['bytes'], []).sample(ruler.task('niah_single_2'), 4096, 0)
+        Material(TOKENIZERS['bytes'], []).sample(ruler.task('niah_single_2'), 4096, 0)
     with pytest.raises(ValueError, match='alpha 1.0 must be above 1'):
         material.sample(ruler.task('fwe', alpha=1.0), 4096, 0)
     for kinds in ({'value_kind': 'hex'}, {'name_kind': 'hex'}):
         with pytest.raises(ValueError, match="unknown kind 'hex' of names or values; use one of numbers, words"):
             material.sample(ruler.task('niah_single_2', **kinds), 4096, 0)
-    fixed = ruler.Material(TOKENIZERS['bytes'], TEXT, placement=needle_placement.RulerFixed())
+    fixed = Material(TOKENIZERS['bytes'], TEXT, placement=needle_placement.RulerFixed())
     with pytest.raises(ValueError, match='41 needles in text are more than the 40 depths'):
         fixed.sample(ruler.task('niah_single_2', keys=41), 16384, 0)
     with pytest.raises(ValueError, match="unknown haystack 'essay'"):
@@ -211,22 +212,22 @@ def test_bad_input_is_named():
 
 
 def test_a_short_list_of_words_is_refused_not_repeated(tmp_path):
-    (tmp_path / 'words').write_text('\n'.join(ruler_text.Invented(0)[i] for i in range(90)))
-    words = ruler_text.words_of(tmp_path / 'words')
-    assert words.source == 'words'
-    material = ruler.Material(TOKENIZERS['bytes'], TEXT, words=words)
+    (tmp_path / 'words').write_text('\n'.join(ruler_text.InventedWords(0)[i] for i in range(90)))
+    lexicon = ruler_text.load_lexicon(tmp_path / 'words')
+    assert lexicon.source == 'words'
+    material = Material(TOKENIZERS['bytes'], TEXT, lexicon=lexicon)
     with pytest.raises(ValueError, match='holds 90, too few to fill length 65536 of cwe'):
         material.sample(ruler.task('cwe'), 65536, 0)
     (tmp_path / 'few').write_text('one two\nthree\nfour\n')
-    material = ruler.Material(TOKENIZERS['bytes'], TEXT, words=ruler_text.words_of(tmp_path / 'few'))
+    material = Material(TOKENIZERS['bytes'], TEXT, lexicon=ruler_text.load_lexicon(tmp_path / 'few'))
     with pytest.raises(ValueError, match=r'list of words \(few\) holds 2, and cwe takes more than 35'):
         material.sample(ruler.task('cwe'), 4096, 0)
     with pytest.raises(ValueError, match='does not exist'):
-        ruler_text.words_of(tmp_path / 'none')
+        ruler_text.load_lexicon(tmp_path / 'none')
 
 
 def test_invented_words_never_repeat():
-    words = list(ruler_text.Invented(3))
+    words = list(ruler_text.InventedWords(3))
     assert len(set(words)) == len(words) == 75 ** 3
 
 
@@ -245,8 +246,8 @@ def test_questions_of_squad(squad):
     given = qa_documents.read_squad(squad)
     assert len(given.texts) == 90 and len(given.questions) == 60  # the impossible ones are left out
     first = given.question(0, 90)
-    assert first.answers == ['x0y0', 'says x0y0'] and first.gold == (0,) and first.near == (1, 2)
-    material = ruler.Material(TOKENIZERS['bytes'], TEXT, sources={'one_hop': given})
+    assert first.answers == ['x0y0', 'says x0y0'] and first.targets == (0,) and first.hard_distractors == (1, 2)
+    material = Material(TOKENIZERS['bytes'], TEXT, sources={'one_hop': given})
     sample = material.sample(ruler.task('qa_1'), 2048, 3)
     assert sample.outputs == ['x1y1', 'says x1y1'] and sample.meta['source'] == 'SQuAD (dev.json)'
     assert sample.outputs[0] in sample.prompt and 'Article 1 paragraph 2' in sample.prompt
@@ -262,8 +263,8 @@ def test_questions_of_hotpotqa(tmp_path):
          'context': [[f'Title {i} {j}', ['One. ', f'It was person {i}.']] for j in range(10)]} for i in range(20)]))
     given = qa_documents.read_hotpotqa(path)
     assert len(given.texts) == 200 and given.question(21, 200).answers == ['person 1']
-    assert given.question(1, 200).gold == tuple(range(10, 20))
-    material = ruler.Material(TOKENIZERS['bytes'], TEXT, sources={'two_hop': given})
+    assert given.question(1, 200).targets == tuple(range(10, 20))
+    material = Material(TOKENIZERS['bytes'], TEXT, sources={'two_hop': given})
     sample = material.sample(ruler.task('qa_2'), 4096, 2)
     assert sample.prompt.count('person 2.') == 10 and sample.meta['documents'] > 10
     for broken in ('{', '{"data": 3}', '[{"question": 1}]'):
@@ -298,24 +299,24 @@ def test_old_files_of_ruler_and_broken_lines(tmp_path):
 
 
 def test_overhead_of_a_chat_template_is_kept_free(materials):
-    material = ruler.Material(TOKENIZERS['base'], TEXT, overhead=50)
+    material = Material(TOKENIZERS['base'], TEXT, overhead=ChatOverhead(50))
     sample = material.sample(ruler.task('niah_single_1'), 1024, 0)
     assert 0.97 * 1024 - 50 < used(material, sample) <= 1024 - 50
 
 
 def test_parts_fill_what_whole_lines_leave():
-    counter = prompt_fitting.Counter(TOKENIZERS['bytes'])
-    lines, tokens = prompt_fitting.with_part(counter, ['ab\n'], np.array([3]), 'one two three\n', 12)
+    counter = prompt_fitting.TokenCounter(TOKENIZERS['bytes'])
+    lines, tokens = prompt_fitting.append_partial_line(counter, ['ab\n'], np.array([3]), 'one two three\n', 12)
     assert lines == ['ab\n', 'one two\n'] and tokens.tolist() == [3, 8]
-    assert prompt_fitting.with_part(counter, [], np.zeros(0, int), 'one\n', 3)[0] == []
+    assert prompt_fitting.append_partial_line(counter, [], np.zeros(0, int), 'one\n', 3)[0] == []
 
 
 def test_a_cycle_begins_anew():
-    counter = prompt_fitting.Counter(TOKENIZERS['bytes'])
-    cycle = prompt_fitting.Cycle(counter, ['aa\n', 'bbb\n', 'c\n'])
-    lines, tokens = cycle.cut(1, 16)
+    counter = prompt_fitting.TokenCounter(TOKENIZERS['bytes'])
+    cycle = prompt_fitting.CyclicText(counter, ['aa\n', 'bbb\n', 'c\n'])
+    lines, tokens = cycle.excerpt(1, 16)
     assert lines == ['bbb\n', 'c\n', 'aa\n', 'bbb\n', 'c\n'] and tokens.sum() == 15
-    assert cycle.cut(0, 2)[0] == []
+    assert cycle.excerpt(0, 2)[0] == []
 
 
 def test_the_result_says_what_samples_are_made_of(materials):

@@ -12,7 +12,7 @@ from lct import sharding
 from lct.data import chat_template, tokenizer
 from lct.data.corpus.documents import Document
 from lct.eval import loglikelihood, runner, samples, suites
-from lct.eval.tasks import ruler
+from lct.eval.tasks.material import ChatOverhead, Material
 from lct.models import decode, llama
 from lct.ops import rope
 
@@ -162,7 +162,7 @@ def test_straddling_needles_lie_on_two_devices(model):
     template = chat_template.ChatTemplate("{% for m in messages %}<user>{{ m.content }}{% endfor %}"
                                  "{% if add_generation_prompt %}</user>!{% endif %}")
     framed = runner.Model(model.params, CONFIG, model.tokenizer, template)
-    material = ruler.Material(model.tokenizer, TEXT, overhead=framed.overhead(), before=framed.overhead_before())
+    material = Material(model.tokenizer, TEXT, overhead=ChatOverhead(framed.overhead(), framed.overhead_before()))
     with jax.set_mesh(sharding.make_mesh((1, 1, 8, 1))):
         plan = suites.Plan(material, (3000,), {3000: 10}, ('straddling',))
         share = runner.slots(3000) // 8

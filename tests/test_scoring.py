@@ -37,7 +37,7 @@ def test_effective_length_needs_every_length_before_it():
     assert scoring.own_threshold({512: 10, 1024: 50, 2048: 60}, base_length=1024) == pytest.approx(42.5)
     with pytest.raises(ValueError, match='no tested length is up to base_length 512; use 1024'):
         scoring.own_threshold(means, base_length=512)
-    assert [scoring.label(x, means) for x in (None, 4096, 8192)] == ['<1K', '4K', '>8K']
+    assert [scoring.effective_length_label(x, means) for x in (None, 4096, 8192)] == ['<1K', '4K', '>8K']
 
 
 @pytest.mark.parametrize(('task', 'text', 'outputs', 'expected'), [
@@ -63,12 +63,12 @@ def test_wilson_interval():
 
 def test_interval_of_sets():
     # Sets that are wholly right or wholly wrong are one score each; sets as mixed as the whole, a score for each score.
-    assert scoring.interval_of_sets([[1.0] * 4, [0.0] * 4] * 50) == pytest.approx(scoring.wilson(0.5, 100), abs=0.002)
-    assert scoring.interval_of_sets([[1.0, 0.0]] * 100) == pytest.approx(scoring.wilson(0.5, 200))
+    assert scoring.clustered_interval([[1.0] * 4, [0.0] * 4] * 50) == pytest.approx(scoring.wilson(0.5, 100), abs=0.002)
+    assert scoring.clustered_interval([[1.0, 0.0]] * 100) == pytest.approx(scoring.wilson(0.5, 200))
     one_each = [[float(i % 3 > 0)] for i in range(60)]
-    assert scoring.interval_of_sets(one_each) == pytest.approx(scoring.wilson(2 / 3, 60), abs=0.002)
-    assert scoring.interval_of_sets([[1.0] * 4, [1.0]]) == scoring.wilson(1.0, 2)
-    assert scoring.interval_of_sets([[1.0, 0.0, 1.0]]) is None
+    assert scoring.clustered_interval(one_each) == pytest.approx(scoring.wilson(2 / 3, 60), abs=0.002)
+    assert scoring.clustered_interval([[1.0] * 4, [1.0]]) == scoring.wilson(1.0, 2)
+    assert scoring.clustered_interval([[1.0, 0.0, 1.0]]) is None
 
 
 def test_task_score_and_its_error():
@@ -127,6 +127,6 @@ def test_predictions_are_those_that_rulers_evaluation_reads(tmp_path):
 
 
 def test_a_value_within_a_longer_one_is_not_said():
-    assert scoring.says('It is 1234567.', '1234567') and scoring.says('BRAVE-OWL', 'brave-owl')
+    assert scoring.contains_value('It is 1234567.', '1234567') and scoring.contains_value('BRAVE-OWL', 'brave-owl')
     for text in ('91234567', '12345678', '', 'no'):
-        assert not scoring.says(text, '1234567')
+        assert not scoring.contains_value(text, '1234567')

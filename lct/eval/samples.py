@@ -1,9 +1,11 @@
-"""One prompt with what counts as its answer, in memory and in the JSONL files of RULER."""
+"""Samples, prompts with reference answers, in memory and in the JSONL files of RULER."""
 
 import dataclasses
 import json
 import pathlib
 import random
+from collections.abc import Iterable
+from typing import Any
 
 from lct import files
 
@@ -12,10 +14,10 @@ from lct import files
 class Sample:
     """A question over a long text.
 
-    length: the budget in tokens: special tokens, prompt, answer_prefix and max_new_tokens fit in it.
-    index: the number of the sample within (task, length); the two and a seed determine all the rest.
+    length: the budget in tokens, for special tokens, prompt, answer_prefix and max_new_tokens together.
+    index: the number of the sample within (task, length); these three and a seed determine the other fields.
     prompt, answer_prefix: the model reads both; in a chat the prefix begins the assistant's turn.
-    outputs: references. meta: what the generator knows, as JSON: 'tokens' used of the budget, depths, ...
+    outputs: reference answers. meta: facts for JSON: 'tokens' used of the budget, depths, ...
     """
 
     task: str
@@ -28,19 +30,19 @@ class Sample:
     meta: dict
 
     @property
-    def text(self):
-        """What a model without a chat template reads."""
+    def text(self) -> str:
+        """The input of a model without a chat template."""
         return self.prompt + self.answer_prefix
 
     @property
-    def answer(self):
+    def answer(self) -> str:
         """The right continuation of text, for teacher-forced scoring."""
         return ' ' + ', '.join(self.outputs)
 
 
-def rng(*parts):
-    """random.Random of a seed and names: equal parts give equal draws, on every machine."""
-    return random.Random('/'.join(map(str, parts)))
+def rng(*key: Any) -> random.Random:
+    """random.Random of a seed and names: equal keys give equal numbers on every machine."""
+    return random.Random('/'.join(map(str, key)))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -48,8 +50,8 @@ def rng(*parts):
 # ---------------------------------------------------------------------------------------------------
 
 
-def to_ruler(sample):
-    """A line of RULER's data files; task, max_new_tokens and meta are ours and disturb no reader of theirs."""
+def to_ruler(sample: Sample) -> dict:
+    """A line of RULER's data files; task, budget, max_new_tokens and meta are additional fields that RULER ignores."""
     tokens = sample.meta.get('tokens', sample.length)
     return {
         'index': sample.index, 'input': sample.prompt, 'outputs': list(sample.outputs), 'length': tokens,
@@ -58,11 +60,14 @@ def to_ruler(sample):
     }
 
 
-def from_ruler(fields, number, task, max_new_tokens):
+def from_ruler(fields: dict, number: int, task: str, max_new_tokens: int) -> Sample:
     """Sample of a line of RULER's data files, old or new.
 
-    number: the line's, which becomes the index: that of niah files is a character offset and may repeat.
     Files from before 2025 have no answer_prefix: there it is the end of the input.
+
+    Args:
+      number: of the line, which becomes the index: the index of niah files is a character offset and may repeat.
+      task, max_new_tokens: for lines without them.
     """
     missing = [name for name in ('input', 'outputs') if name not in fields]
     if missing == ['outputs'] and 'output' in fields:
@@ -81,15 +86,15 @@ def from_ruler(fields, number, task, max_new_tokens):
     )
 
 
-def prediction(sample, text):
-    """A line of a prediction file that RULER's evaluate.py scores: it needs others and index both."""
+def prediction(sample: Sample, text: str) -> dict:
+    """A line of a prediction file that RULER's evaluate.py scores; it needs both others and index."""
     return {
         'index': sample.index, 'pred': text, 'input': sample.prompt, 'outputs': list(sample.outputs),
         'others': {'id': sample.index}, 'truncation': -1, 'length': sample.meta.get('tokens', sample.length),
     }
 
 
-def write(path, rows):
+def write(path: str | pathlib.Path, rows: Iterable[dict]) -> None:
     """JSON objects as ASCII lines, atomically."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,8 +103,8 @@ def write(path, rows):
             file.write(json.dumps(row) + '\n')
 
 
-def read(path):
-    """-> ([(line number from 0, dict)], [one sentence for each line that is no JSON object])."""
+def read(path: str | pathlib.Path) -> tuple[list[tuple[int, dict]], list[str]]:
+    """([(line number from 0, dict)], [one sentence for each line that is not a JSON object])."""
     rows, problems = [], []
     with pathlib.Path(path).open('rb') as lines:
         for number, line in enumerate(lines):
@@ -117,10 +122,12 @@ def read(path):
     return rows, problems
 
 
-def read_ruler(path, max_new_tokens, task=None):
-    """-> ([Sample], [one sentence for each line left out]) of a data file <task>/validation.jsonl.
+def read_ruler(
+    path: str | pathlib.Path, max_new_tokens: int, task: str | None = None,
+) -> tuple[list[Sample], list[str]]:
+    """([Sample], [one sentence for each line left out]) of a data file <task>/validation.jsonl.
 
-    max_new_tokens: for lines that do not say it, which only ours do.
+    max_new_tokens: for lines without it, which are those of RULER itself.
     """
     path = pathlib.Path(path)
     rows, problems = read(path)

@@ -1,79 +1,92 @@
-"""Scores of predictions: RULER's metrics, what they are worth statistically, and the length a model can use."""
+"""Scores of predictions: RULER's metrics, their statistical errors, and the effective context length of a model."""
 
 import dataclasses
 import math
 import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from lct.eval import samples
+from lct.text import short_length
 
 RULER_THRESHOLD = 85.6  # Llama-2-7B-chat at 4K, the bar of RULER's effective length
-OF_OWN_BASE = 0.85  # NoLiMa's: of the model's own score where it is good
-PART_TASKS = ('qa_1', 'qa_2')  # any reference will do; the other tasks want them all
-CHUNK = re.compile(r'-\d+$')  # of a prediction file that RULER wrote in parts
+OWN_BASE_FRACTION = 0.85  # of the model's own score at a short length, as in NoLiMa
+ANY_REFERENCE_TASKS = ('qa_1', 'qa_2')  # any reference is right; the other tasks require all of them
+CHUNK_SUFFIX = re.compile(r'-\d+$')  # of RULER's prediction files written in chunks
 CONTROL = re.compile(r'[\x00-\x1f]')
 Z = 1.959963984540054  # of a 95% interval
 
 
-def clean(text):
+def clean(text: str) -> str:
     """A prediction as RULER's evaluate.py reads it."""
     return CONTROL.sub('\n', text.strip()).strip()
 
 
-def match_all(text, outputs):
-    """The fraction of outputs within text, whatever their case."""
+def string_match_all(text: str, outputs: Sequence[str]) -> float:
+    """The fraction of outputs within text, case-insensitive."""
     return sum(output.lower() in text.lower() for output in outputs) / len(outputs)
 
 
-def match_part(text, outputs):
-    """1.0 if any of outputs is within text, whatever its case."""
+def string_match_part(text: str, outputs: Sequence[str]) -> float:
+    """1.0 if any of outputs is within text, case-insensitive."""
     return float(any(output.lower() in text.lower() for output in outputs))
 
 
-def score(task, text, outputs):
+def score(task: str, text: str, outputs: Sequence[str]) -> float:
     """0..1: RULER's score of one prediction."""
-    return (match_part if task in PART_TASKS else match_all)(clean(text), outputs)
+    return (string_match_part if task in ANY_REFERENCE_TASKS else string_match_all)(clean(text), outputs)
 
 
-def says(text, value):
-    """Whether value is said in text as a word of its own, whatever its case: of digits, no part of a longer number."""
+def contains_value(text: str, value: str) -> bool:
+    """Whether text contains value as a word of its own, case-insensitive; a number not within a longer number."""
     return bool(re.search(rf'(?<!\w){re.escape(value)}(?!\w)', clean(text), re.IGNORECASE))
 
 
-def wilson(mean, count):
+# ---------------------------------------------------------------------------------------------------
+# Intervals
+# ---------------------------------------------------------------------------------------------------
+
+
+def wilson(mean: float, count: float) -> tuple[float, float]:
     """(low, high) of a 95% interval (Wilson 1927) for a mean of count scores in 0..1.
 
-    Exact in spirit for scores of 0 and 1, on the safe side for fractions, which vary less.
+    It is meant for scores of 0 and 1, and conservative for fractions, which vary less.
     """
     center = (mean + Z * Z / (2 * count)) / (1 + Z * Z / count)
-    half = Z * math.sqrt(mean * (1 - mean) / count + Z * Z / (4 * count * count)) / (1 + Z * Z / count)
-    return max(center - half, 0.0), min(center + half, 1.0)
+    half_width = Z * math.sqrt(mean * (1 - mean) / count + Z * Z / (4 * count * count)) / (1 + Z * Z / count)
+    return max(center - half_width, 0.0), min(center + half_width, 1.0)
 
 
-def interval_of_sets(sets):
-    """(low, high) of a 95% interval for the mean of scores that hang together within sets; None of one set.
+def clustered_interval(clusters: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+    """(low, high) of a 95% interval for the mean of scores that are correlated within clusters; None for one cluster.
 
-    sets: [[score in 0..1]]. Wilson's, of as many independent scores as would vary like the sets do. What n sets show of
-    that is weighed n - 1 to 1 against the worst, that a set counts as one score: else sets that agree by chance would
-    have hardly an interval, as by Student's t.
+    clusters: scores in 0..1 of each. The result is Wilson's interval for the effective number of independent scores,
+    that which gives the variance over clusters. The observed variance of n clusters has weight n - 1 beside weight 1
+    for the worst case, in which a cluster counts as one score. Otherwise few clusters that agree by chance would get
+    almost no interval; Student's t makes the same correction.
     """
-    if len(sets) < 2:
+    if len(clusters) < 2:
         return None
-    sums, sizes = np.array([sum(one) for one in sets]), np.array([len(one) for one in sets])
-    n, count, mean = len(sets), int(sizes.sum()), float(sums.sum() / sizes.sum())
+    sums, sizes = np.array([sum(one) for one in clusters]), np.array([len(one) for one in clusters])
+    n, count, mean = len(clusters), int(sizes.sum()), float(sums.sum() / sizes.sum())
     if mean in (0, 1):
         return wilson(mean, n)
-    shown = n / (n - 1) * float(((sums - mean * sizes) ** 2).sum()) / count ** 2
+    observed = n / (n - 1) * float(((sums - mean * sizes) ** 2).sum()) / count ** 2
     worst = mean * (1 - mean) / n
-    return wilson(mean, min(mean * (1 - mean) * n / ((n - 1) * shown + worst), count))
+    return wilson(mean, min(mean * (1 - mean) * n / ((n - 1) * observed + worst), count))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Tasks and lengths
+# ---------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskScore:
-    """mean of a task at a length in 0..100, rounded as RULER rounds; stderr and interval in the same units.
+    """Mean of a task at a length in 0..100, rounded as RULER rounds; stderr and interval in the same units.
 
-    stderr is NaN for a single sample. nulls: empty predictions.
+    stderr is NaN for a single sample. nulls: number of empty predictions.
     """
 
     mean: float
@@ -83,7 +96,7 @@ class TaskScore:
     nulls: int
 
 
-def task_score(scores, texts=()):
+def task_score(scores: Sequence[float], texts: Iterable[str] = ()) -> TaskScore:
     """TaskScore of scores in 0..1; texts: the predictions, for nulls."""
     if not len(scores):
         raise ValueError('a task has no scores; run at least one sample of it')
@@ -96,7 +109,7 @@ def task_score(scores, texts=()):
 
 @dataclasses.dataclass(frozen=True)
 class LengthScore:
-    """Unweighted mean over tasks, each worth the same however many samples it has."""
+    """Unweighted mean over tasks: each has the same weight however many samples it has."""
 
     mean: float
     stderr: float
@@ -104,18 +117,18 @@ class LengthScore:
     tasks: dict
 
 
-def length_score(tasks):
+def length_score(tasks: dict[str, TaskScore]) -> LengthScore:
     """LengthScore of {task: TaskScore}."""
     tasks = dict(tasks)
     mean = sum(score.mean for score in tasks.values()) / len(tasks)
     stderr = math.sqrt(sum(score.stderr ** 2 for score in tasks.values())) / len(tasks)
-    # Half widths add like standard errors, each side for itself.
+    # The distances to both ends of an interval add in quadrature, as standard errors do, each side for itself.
     below = math.sqrt(sum((score.mean - score.interval[0]) ** 2 for score in tasks.values())) / len(tasks)
     above = math.sqrt(sum((score.interval[1] - score.mean) ** 2 for score in tasks.values())) / len(tasks)
     return LengthScore(mean, stderr, (mean - below, mean + above), tasks)
 
 
-def by_length(pairs):
+def by_length(pairs: Iterable[tuple[samples.Sample, str]]) -> dict[int, LengthScore]:
     """{length: LengthScore} of (Sample, predicted text) pairs.
 
     Every length must have the same tasks: means over different tasks do not compare.
@@ -134,16 +147,16 @@ def by_length(pairs):
             for length in sorted(cells)}
 
 
-def weighted_average(means, increasing=True):
+def weighted_average(means: Sequence[float], increasing: bool = True) -> float:
     """RULER's wAvg of means from the shortest length to the longest: weights 1..n, or n..1."""
     weights = np.arange(1, len(means) + 1)
     return float(np.average(means, weights=weights if increasing else weights[::-1]))
 
 
-def effective_length(means, threshold=RULER_THRESHOLD):
+def effective_length(means: dict[int, float], threshold: float = RULER_THRESHOLD) -> int | None:
     """The largest length up to which every tested one is above threshold; None if the shortest is not.
 
-    means: {length: mean}. RULER marks lengths one by one; a model that fails in between is not helped by it here.
+    means: {length: mean}. RULER judges each length alone; here a length above a failed one does not count.
     """
     best = None
     for length in sorted(means):
@@ -153,17 +166,17 @@ def effective_length(means, threshold=RULER_THRESHOLD):
     return best
 
 
-def own_threshold(means, base_length=None):
+def own_threshold(means: dict[int, float], base_length: int | None = None) -> float:
     """85% of the model's own base score: the best at lengths up to base_length (default: the shortest)."""
     base_length = min(means) if base_length is None else base_length
     base = [mean for length, mean in means.items() if length <= base_length]
     if not base:
         raise ValueError(f'no tested length is up to base_length {base_length}; use {min(means)} or more')
-    return OF_OWN_BASE * max(base)
+    return OWN_BASE_FRACTION * max(base)
 
 
-def summary(lengths, base_length=None):
-    """What RULER's table says of {length: LengthScore}, for JSON.
+def summary(lengths: dict[int, LengthScore], base_length: int | None = None) -> dict:
+    """The rows of RULER's table for {length: LengthScore}, for JSON.
 
     Effective lengths are None where the shortest length fails.
     """
@@ -181,17 +194,17 @@ def summary(lengths, base_length=None):
     }
 
 
-def label(length, means):
+def effective_length_label(length: int | None, means: dict[int, float]) -> str:
     """'32K', '>128K' if the longest tested length passes, '<4K' if the shortest fails."""
     if length is None:
-        return f'<{min(means) / 1024:g}K'
-    return f"{'>' if length == max(means) else ''}{length / 1024:g}K"
+        return f'<{short_length(min(means))}'
+    return f"{'>' if length == max(means) else ''}{short_length(length)}"
 
 
-def read_predictions(path):
-    """-> ([(task, text, outputs)], problems) of a RULER prediction file <task>.jsonl."""
+def read_predictions(path: str) -> tuple[list[tuple[str, str, list[str]]], list[str]]:
+    """([(task, text, outputs)], problems) of a RULER prediction file <task>.jsonl."""
     rows, problems = samples.read(path)
-    task = CHUNK.sub('', str(path).rsplit('/', 1)[-1].removesuffix('.jsonl'))
+    task = CHUNK_SUFFIX.sub('', str(path).rsplit('/', 1)[-1].removesuffix('.jsonl'))
     out = []
     for number, fields in rows:
         outputs = fields.get('outputs') or [fields.get('output')]

@@ -8,11 +8,13 @@ import numpy as np
 
 from lct import sharding
 from lct.eval import runner, samples, scoring
-from lct.eval.tasks import adversarial_needles, code_questions, icl, ruler
+from lct.eval.tasks import adversarial_needles, adversarial_outcomes, code_questions, icl, ruler
 from lct.eval.tasks import needle_placement as placements
+from lct.eval.tasks.material import Material
+from lct.eval.tasks.ruler_niah import Niah
 
 DEPTHS = tuple(i / 10 for i in range(11))
-NEEDLE = ruler.Niah('needle', 'text', max_new_tokens=32)
+NEEDLE = Niah('needle', 'text', max_new_tokens=32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Grid(placements.Stratified):
     def depth(self, task, length, index):
         return self.depths[index % len(self.depths)]
 
-    def needle_depths(self, rng, first, gold, in_text):
-        return [first if asked else rng.random() for asked in gold]
+    def needle_depths(self, rng, first_depth, is_target, in_text):
+        return [first_depth if target else rng.random() for target in is_target]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Plan:
     needles, of each number of shots in context}; tasks: names out of all suites, None for all of them; given: {task:
     [Sample]} of RULER, in place of generated ones."""
 
-    material: ruler.Material
+    material: Material
     lengths: tuple
     counts: dict
     tasks: tuple | None = None
@@ -142,7 +144,7 @@ def needle_scores(plan, rows):
     cells, records = {}, []
     for row in rows:
         depth = plan.depths[row['index'] % len(plan.depths)]
-        correct = float(scoring.says(row['text'], row['outputs'][0]))
+        correct = float(scoring.contains_value(row['text'], row['outputs'][0]))
         cells.setdefault((depth, row['length']), []).append(correct)
         records.append({'length': row['length'], 'depth': depth, 'sample': row['index'] // len(plan.depths),
                         'answer': row['outputs'][0], 'got': row['text'], 'correct': correct == 1})
@@ -179,19 +181,19 @@ def adversarial_items(plan):
         ]
 
         def group(config, length, i):
-            asked = getattr(config, 'asked', 1)
-            return (config.task, length, i // asked) if asked > 1 else None
+            queries = getattr(config, 'queries', 1)
+            return (config.task, length, i // queries) if queries > 1 else None
 
         items += [dataclasses.replace(one, forced=True) for one in _items(plan, configs, length, group)]
     return items
 
 
 def adversarial_scores(plan, rows):
-    """{task: {length: adversarial_needles.rates with 'forced': forced_scores}}."""
+    """{task: {length: adversarial_outcomes.rates with 'forced': forced_scores}}."""
     out = {}
     for task, length in dict.fromkeys((row['task'], row['length']) for row in rows):
         mine = [row for row in rows if (row['task'], row['length']) == (task, length)]
-        rates = adversarial_needles.rates((runner.sample_of(row), row['text']) for row in mine)
+        rates = adversarial_outcomes.rates((runner.sample_of(row), row['text']) for row in mine)
         out.setdefault(task, {})[length] = rates | {'forced': forced_scores(mine)}
     return out
 
@@ -203,7 +205,7 @@ def adversarial_scores(plan, rows):
 
 def icl_items(plan):
     """Powers of two of shots, as many as fit into the longest length; queries of one set share their shots."""
-    items, seed, tokenizer, overhead = [], plan.material.seed, plan.tokenizer, plan.material.overhead
+    items, seed, tokenizer, overhead = [], plan.material.seed, plan.tokenizer, plan.material.overhead.total
     longest = max(plan.lengths)
     for name in plan.chosen(icl.TASKS):
         config = icl.task(name)
@@ -222,7 +224,7 @@ def _icl_index(shots, i):
 
 
 def _icl_sample(plan, name, shots, i):
-    one = icl.sample(icl.task(name), shots, i, plan.material.seed, plan.tokenizer, plan.material.overhead)
+    one = icl.sample(icl.task(name), shots, i, plan.material.seed, plan.tokenizer, plan.material.overhead.total)
     return dataclasses.replace(one, index=_icl_index(shots, i))
 
 
@@ -269,7 +271,7 @@ def repository_scores(plan, rows):
             by_text.setdefault(text, []).append(score)
         scored = dataclasses.asdict(scoring.task_score(scores, [row['text'] for row in mine]))
         del scored['stderr']  # of questions as if they were independent
-        interval = scoring.interval_of_sets(list(by_text.values()))
+        interval = scoring.clustered_interval(list(by_text.values()))
         out.setdefault(task, {})[length] = scored | {'interval': interval and [100 * x for x in interval]}
     return out
 

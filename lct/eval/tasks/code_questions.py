@@ -134,9 +134,9 @@ def sample(material, config, length, index):
     question, prefix, answer = config.ask(path, function)
     new = _tokens(material.counter, config, path, function)[1]
     text = HEAD + bundle.text(files)
-    used = material.overhead + material.counter.bos + material.counter.text(f'{text}\n{question}{prefix}') + new
+    used = material.overhead.total + material.counter.bos + material.counter.count(f'{text}\n{question}{prefix}') + new
     before = text[:text.index(f'\ndef {function.name}(')]
-    depth = material.counter.text(before) / material.counter.text(text)
+    depth = material.counter.count(before) / material.counter.count(text)
     # Texts are the same where the repository hardly fills one.
     meta = {'tokens': used, 'depths': [depth], 'files': len(files), 'path': path, 'function': function.name,
             'bundle': hashlib.sha256(text.encode()).hexdigest()[:16]}
@@ -146,19 +146,19 @@ def sample(material, config, length, index):
 def _tokens(counter, config, path, function):
     """-> tokens of the question with the begun answer, tokens for the answer."""
     question, prefix, answer = config.ask(path, function)
-    asked, answered = counter.pieces([question + prefix, ' ' + answer]).tolist()
+    asked, answered = counter.count_each([question + prefix, ' ' + answer]).tolist()
     return asked, max(config.max_new_tokens, answered + 2)
 
 
 def _text(material, length, number):
     """-> ([Document], [(path, Function)]): files that fill a length, and QUESTIONS functions of theirs."""
-    return material.once(('repository', length, number), lambda: _make_text(material, length, number))
+    return material.cached(('repository', length, number), lambda: _make_text(material, length, number))
 
 
 def _make_text(material, length, number):
-    files, sizes = material.once('repository', lambda: _sized(material))
+    files, sizes = material.cached('repository', lambda: _sized(material))
     rng = samples.rng(material.seed, 'repository', length, number)
-    left = length - RESERVE - material.overhead - material.counter.bos - material.counter.before(HEAD)
+    left = length - RESERVE - material.overhead.total - material.counter.bos - material.counter.count_head(HEAD)
     fitting = [i for i in range(len(files)) if sizes[i] <= left]
     for _ in range(MOST_TRIES):
         rng.shuffle(fitting)
@@ -168,7 +168,7 @@ def _make_text(material, length, number):
                 chosen.append(i)
                 room -= sizes[i]
         # Where pieces do not add up for this tokenizer the whole is counted, and what is over left out.
-        while chosen and material.counter.text(bundle.text([files[i] for i in chosen])) > left:
+        while chosen and material.counter.count(bundle.text([files[i] for i in chosen])) > left:
             chosen.pop()
         picked = sorted((files[i] for i in chosen), key=lambda one: one.name)
         questions = [one for one in _questions(picked) if all(
@@ -183,7 +183,7 @@ def _sized(material):
     files = python_files(material.documents)
     if not files:
         raise ValueError('the documents hold no Python file; give a repository, such as --haystack repo/')
-    return files, material.counter.pieces([bundle.section(one) for one in files]).tolist()
+    return files, material.counter.count_each([bundle.section(one) for one in files]).tolist()
 
 
 def _questions(files):
@@ -204,7 +204,7 @@ def _questions(files):
 
 def overfull(material, length, number):
     """[Document]: files, drawn by (length, number), of at least length tokens with their paths; [] if all are fewer."""
-    files, sizes = material.once('repository', lambda: _sized(material))
+    files, sizes = material.cached('repository', lambda: _sized(material))
     order = samples.rng(material.seed, 'identifiers', length, number).sample(range(len(files)), len(files))
     count = int(np.searchsorted(np.cumsum([sizes[i] for i in order]), length)) + 1
     return sorted((files[i] for i in order[:count]), key=lambda one: one.name) if count <= len(files) else []

@@ -76,11 +76,11 @@ def sample(config, shots, index, seed, tokenizer, overhead=0):
     number, query = divmod(index, QUERIES)
     text, tokens = _shown(config, seed, number, shots, tokenizer)
     query = episode(config, seed, number, shots)[1][query]
-    counter = prompt_fitting.Counter(tokenizer)
+    counter = prompt_fitting.TokenCounter(tokenizer)
     prompt, prefix = f'Input: {query.text}\n', 'Output:'
     answers, choices = list(query.answers or [query.label]), config.choices(_rule(config, seed, number))
     new = max(_measures(config, seed, tokenizer)[-1], *_answer_tokens(counter, {*answers, *choices}))
-    used = overhead + counter.bos + tokens + int(counter.pieces([prompt + prefix])[0]) + new
+    used = overhead + counter.bos + tokens + int(counter.count_each([prompt + prefix])[0]) + new
     meta = {'shots': shots, 'set': number, 'tokens': used, 'label': query.label, 'choices': choices}
     return samples.Sample(config.task, length(config, shots, seed, tokenizer, overhead), index, text + prompt, prefix,
                           answers, new, meta)
@@ -95,7 +95,7 @@ def length(config, shots, seed, tokenizer, overhead=0):
     mean, of_sets, of_shots, new = _measures(config, seed, tokenizer)
     shots += 1
     most = shots * (mean + 5 * of_sets) + 5 * of_shots * shots ** 0.5
-    return overhead + prompt_fitting.Counter(tokenizer).bos + int(np.ceil(most)) + new
+    return overhead + prompt_fitting.TokenCounter(tokenizer).bos + int(np.ceil(most)) + new
 
 
 def shot_counts(config, seed, tokenizer, longest, overhead=0):
@@ -119,15 +119,15 @@ def _answer_tokens(counter, labels):
 def _shown(config, seed, number, shots, tokenizer):
     """(text, tokens) of the shots of a set."""
     text = ''.join(map(_shot, episode(config, seed, number, shots)[0]))
-    return text, prompt_fitting.Counter(tokenizer).text(text)
+    return text, prompt_fitting.TokenCounter(tokenizer).count(text)
 
 
 @functools.cache
 def _measures(config, seed, tokenizer):
     """(mean tokens of a shot, sd of the sets' means, sd of a shot, tokens of the longest answer)."""
-    counter, (sets, count) = prompt_fitting.Counter(tokenizer), MEASURED
+    counter, (sets, count) = prompt_fitting.TokenCounter(tokenizer), MEASURED
     shots = [episode(config, seed, number, count)[0] for number in range(sets)]
-    tokens = np.array([counter.pieces(map(_shot, one)) for one in shots])  # [sets, count]
+    tokens = np.array([counter.count_each(map(_shot, one)) for one in shots])  # [sets, count]
     new = max(_answer_tokens(counter, {example.label for one in shots for example in one}))
     return tokens.mean(), tokens.mean(1).std(ddof=1), tokens.std(), new
 
@@ -158,7 +158,7 @@ def curve(pairs):
         for one, value in rows:
             by_set.setdefault(one.meta['set'], []).append(value)
             by_label.setdefault((one.meta['set'], one.meta['label']), []).append(value)
-        interval = scoring.interval_of_sets(list(by_set.values()))
+        interval = scoring.clustered_interval(list(by_set.values()))
         out[shots] = {
             'accuracy': sum(value for _, value in rows) / len(rows), 'interval': interval and list(interval),
             'macro': sum(sum(x) / len(x) for x in by_label.values()) / len(by_label),

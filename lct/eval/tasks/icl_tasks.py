@@ -114,7 +114,7 @@ class Cipher(Task):
     def rule(self, rng):
         letters = list('abcdefghijklmnopqrstuvwxyz')
         rng.shuffle(letters)
-        return dict(zip('abcdefghijklmnopqrstuvwxyz', letters, strict=True)), ruler_text.Invented(0)
+        return dict(zip('abcdefghijklmnopqrstuvwxyz', letters, strict=True)), ruler_text.InventedWords(0)
 
     def example(self, rule, rng, number):
         alphabet, invented = rule
@@ -154,7 +154,7 @@ class Lookup(Task):
     learners = {'table': icl_learners.table}
 
     def rule(self, rng):
-        return ruler_text.Invented(0), rng.randrange(75 ** 3)
+        return ruler_text.InventedWords(0), rng.randrange(75 ** 3)
 
     def example(self, rule, rng, number):
         invented, start = rule
@@ -207,5 +207,5 @@ class Regression(Task):
 
 def labels(rng, count):
     """[word] invented and distinct."""
-    invented = ruler_text.Invented(0)
+    invented = ruler_text.InventedWords(0)
     return [invented[i] for i in rng.sample(range(invented.count), count)]

@@ -1,4 +1,7 @@
-"""Where gold goes: evenly over all places from sample to sample, or as RULER's fixed shuffles put it."""
+"""Needle placement: target depths spread evenly over the samples, or RULER's fixed shuffles.
+
+A target is what a question asks for: a needle or a document.
+"""
 
 import dataclasses
 import random
@@ -11,76 +14,85 @@ RULER_DEPTHS = [round(100 * i / 39) / 100 for i in range(40)]
 
 @dataclasses.dataclass(frozen=True)
 class Stratified:
-    """Every order is drawn anew, and the depths of gold are spread evenly over the samples of a cell:
-    steps of the golden ratio are near to evenly spaced for any number of samples."""
+    """Every order is random, and the depths of targets are spread evenly over the samples of a cell:
+    steps of the golden ratio are close to evenly spaced for any number of samples."""
 
     seed: int
     name: str = 'stratified'
 
-    def depth(self, task, length, index):
-        """0..1: where the first gold of sample index goes."""
+    def depth(self, task: str, length: int, index: int) -> float:
+        """0..1: the depth of the first target of sample `index`."""
         return (samples.rng(self.seed, 'depth', task, length).random() + index * GOLDEN) % 1
 
-    def start(self, rng, lines):
-        """The line of a text to begin with."""
+    def start(self, rng: random.Random, lines: int) -> int:
+        """The line with which an excerpt of a text of so many lines begins."""
         return rng.randrange(lines)
 
-    def shuffle(self, rng, items):
+    def shuffle(self, rng: random.Random, items: list) -> None:
         rng.shuffle(items)
 
-    def needle_depths(self, rng, first, gold, in_text):
-        """Depths of needles, of which gold[i] says whether it is asked for: gold at even distances from
-        first on, in any order, the others anywhere."""
-        count = sum(gold)
-        even = [(first + i / count) % 1 for i in range(count)]
-        rng.shuffle(even)
-        return [even.pop() if asked else rng.random() for asked in gold]
+    def needle_depths(
+        self, rng: random.Random, first_depth: float, is_target: list[bool], in_text: bool,
+    ) -> list[float]:
+        """Depths of needles: targets at even distances from first_depth on, in random order, others anywhere.
 
-    def put_gold(self, rng, first, gold, others):
-        """A list of both: others in any order, gold at even distances from the fraction first on."""
+        in_text: whether the haystack is text.
+        """
+        count = sum(is_target)
+        even = [(first_depth + i / count) % 1 for i in range(count)]
+        rng.shuffle(even)
+        return [even.pop() if target else rng.random() for target in is_target]
+
+    def place_documents(self, rng: random.Random, first_depth: float, targets: list, others: list) -> list:
+        """One list of both: others in random order, targets at even distances from first_depth on.
+
+        Shuffles its arguments in place.
+        """
         rng.shuffle(others)
-        rng.shuffle(gold)
-        out, count = list(others), len(others) + len(gold)
-        places = sorted({int((first + i / len(gold)) % 1 * count) for i in range(len(gold))})
-        places += [i for i in range(count) if i not in places][:len(gold) - len(places)]
-        for place, item in sorted(zip(places, gold, strict=True), key=lambda pair: pair[0]):
-            out.insert(place, item)
+        rng.shuffle(targets)
+        out, count = list(others), len(others) + len(targets)
+        indices = sorted({int((first_depth + i / len(targets)) % 1 * count) for i in range(len(targets))})
+        indices += [i for i in range(count) if i not in indices][:len(targets) - len(indices)]
+        for i, item in sorted(zip(indices, targets, strict=True), key=lambda pair: pair[0]):
+            out.insert(i, item)
         return out
 
 
 @dataclasses.dataclass(frozen=True)
 class RulerFixed:
-    """RULER's own rule: one shuffle with the same seed for every sample, so that equal numbers of items are
-    always permuted alike (the gold of 12 documents is always the tenth under seed 42). The texts and the fitting of
-    lengths stay ours."""
+    """RULER's own rule: one shuffle with the same seed for every sample, so equal numbers of items are always permuted
+    alike (under seed 42 the target of 12 documents is always the tenth). Texts and prompt lengths stay ours."""
 
     seed: int = 42
     name: str = 'ruler_compat'
 
-    def depth(self, task, length, index):
+    def depth(self, task: str, length: int, index: int) -> float:
         return 0.0
 
-    def start(self, rng, lines):
+    def start(self, rng: random.Random, lines: int) -> int:
         return 0
 
-    def shuffle(self, rng, items):
+    def shuffle(self, rng: random.Random, items: list) -> None:
         random.Random(self.seed).shuffle(items)
 
-    def needle_depths(self, rng, first, gold, in_text):
-        """In text some of 40 depths from the top in the shuffled order, between lines random ones from the
+    def needle_depths(
+        self, rng: random.Random, first_depth: float, is_target: list[bool], in_text: bool,
+    ) -> list[float]:
+        """In text some of 40 depths from the top in the shuffled order, between needles random depths from the
         bottom."""
-        order = list(range(len(gold)))
+        count = len(is_target)
+        order = list(range(count))
         self.shuffle(rng, order)
         if in_text:
-            if len(gold) > len(RULER_DEPTHS):
-                raise ValueError(f'{len(gold)} needles in text are more than the {len(RULER_DEPTHS)} depths of '
+            if count > len(RULER_DEPTHS):
+                raise ValueError(f'{count} needles in text are more than the {len(RULER_DEPTHS)} depths of '
                                  'RULER; use fewer or stratified depths')
-            depths = sorted(rng.sample(RULER_DEPTHS, len(gold)))
+            depths = sorted(rng.sample(RULER_DEPTHS, count))
         else:
-            depths = sorted((rng.random() for _ in gold), reverse=True)
+            depths = sorted((rng.random() for _ in is_target), reverse=True)
         return [depth for _, depth in sorted(zip(order, depths, strict=True))]
 
-    def put_gold(self, rng, first, gold, others):
-        out = gold + others
+    def place_documents(self, rng: random.Random, first_depth: float, targets: list, others: list) -> list:
+        out = targets + others
         self.shuffle(rng, out)
         return out

@@ -1,163 +1,179 @@
-"""Prompts of an exact size: text made of pieces whose tokens are counted once, however often it is put together.
+"""Prompts of an exact size, put together from fragments of text whose tokens are counted once.
 
-Every piece ends where a line ends, or begins with a space: there the tokenizers of today cut anyway, so that
-the tokens of pieces add up. Whether they do is measured for the tokenizer at hand, never assumed.
+Every fragment ends with a line or begins with a space. Today's tokenizers split there anyway, so the tokens of
+fragments add up. Whether they do is measured for the tokenizer in use, never assumed.
 """
 
 import functools
 import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-FIRST_PIECES = 256
-LONG = 32768  # tokens: from here on counting a text again would take longer than making it
+from lct.data.tokenizer import Tokenizer
+
+FIRST_FRAGMENTS = 256
+LONG = 32768  # tokens: from here on counting a prompt again takes longer than making it
 
 
-class Counter:
-    """Tokens of texts and of pieces of text; adds_up: whether the pieces' sum has always been the text's count."""
+class TokenCounter:
+    """Counts the tokens of texts and of fragments.
 
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-        self.bos = int(tokenizer.bos_id is not None)
-        # Pieces are counted behind a line end: some tokenizers put a space before whatever comes first.
-        self._line_end = len(tokenizer.encode('\n'))
-        self.adds_up = True
-
-    def text(self, text):
-        """Tokens of a whole text, without specials."""
-        return len(self.tokenizer.encode(text))
-
-    def pieces(self, pieces):
-        """int [n]: tokens of each piece where it stands in a longer text."""
-        ids = self.tokenizer.encode_batch(['\n' + piece for piece in pieces])
-        return np.array([len(x) for x in ids], np.int64) - self._line_end
-
-    def before(self, head):
-        """Tokens of a text where a piece follows: line ends at the end of a text may be one token, and two where a
-        word comes next."""
-        return self.text(head + 'Word') - int(self.pieces(['Word'])[0])
-
-    def check(self, pieces):
-        """Count the pieces together and alone; one difference and adds_up is False from then on."""
-        together = self.text('\n' + ''.join(pieces)) - self._line_end
-        self.adds_up &= bool(together == self.pieces(pieces).sum())
-
-    def trusted(self, length):
-        """Whether sums of pieces are to be believed for texts of length tokens, instead of counting the whole."""
-        return length >= LONG and self.adds_up and self._exact_when_long
-
-    def margin(self, length):
-        """Tokens to leave free at first, so that few texts turn out too long."""
-        return 0 if length < LONG or self._exact_when_long else 4 * length // LONG
-
-    @functools.cached_property
-    def _exact_when_long(self):
-        # Tokenizers that encode in blocks (tiktoken overflows its stack otherwise) cut words in two where
-        # a block ends: in a text of long words nothing but the sum tells.
-        word = 'Honorificabilitudinitatibus' * 3 + '\n'
-        together = self.text('\n' + word * 10_000) - self._line_end
-        return together == 10_000 * int(self.pieces([word])[0])
-
-
-class Pool:
-    """Pieces that are made and counted when they are first needed.
-
-    pieces: an endless or finite iterator, the same each time for the same seed.
+    is_additive: whether the counts of fragments have always added up to the count of the text they form.
     """
 
-    def __init__(self, counter, pieces):
-        self._counter, self._source = counter, iter(pieces)
-        self.pieces, self.tokens = [], np.zeros(0, np.int64)
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.bos = int(tokenizer.bos_id is not None)
+        # Fragments are counted behind a line end: some tokenizers put a space before whatever comes first.
+        self._line_end = len(tokenizer.encode('\n'))
+        self.is_additive = True
 
-    def up_to(self, tokens):
-        """-> (pieces, tokens [n]): the first 256 * 2^k with that many tokens or more, or all there are.
+    def count(self, text: str) -> int:
+        """Tokens of a text that stands alone, without special tokens."""
+        return len(self.tokenizer.encode(text))
 
-        So what is drawn depends on the tokens asked for and not on what was asked before.
+    def count_each(self, fragments: Iterable[str]) -> np.ndarray:
+        """int [n]: tokens of each fragment within a longer text."""
+        ids = self.tokenizer.encode_batch(['\n' + fragment for fragment in fragments])
+        return np.array([len(x) for x in ids], np.int64) - self._line_end
+
+    def count_one(self, fragment: str) -> int:
+        """Tokens of a fragment within a longer text."""
+        return int(self.count_each([fragment])[0])
+
+    def count_head(self, head: str) -> int:
+        """Tokens of a text that more text follows: two line ends may be one token at the end of a text, and two
+        tokens before a word."""
+        return self.count(head + 'Word') - self.count_one('Word')
+
+    def check_additive(self, fragments: Sequence[str]) -> None:
+        """Count the fragments together and alone; after one difference is_additive stays False."""
+        together = self.count('\n' + ''.join(fragments)) - self._line_end
+        self.is_additive &= bool(together == self.count_each(fragments).sum())
+
+    def trusts_sums(self, length: int) -> bool:
+        """Whether prompts of length tokens may rely on sums of fragments, without being counted as a whole."""
+        return length >= LONG and self.is_additive and self._is_additive_when_long
+
+    def margin(self, length: int) -> int:
+        """Tokens to leave free at first, so that few prompts turn out too long."""
+        return 0 if length < LONG or self._is_additive_when_long else 4 * length // LONG
+
+    @functools.cached_property
+    def _is_additive_when_long(self):
+        # Tokenizers that encode in blocks (tiktoken overflows its stack otherwise) cut a word in two where
+        # a block ends. Only the count of a long text of long words shows it.
+        word = 'Honorificabilitudinitatibus' * 3 + '\n'
+        together = self.count('\n' + word * 10_000) - self._line_end
+        return together == 10_000 * self.count_one(word)
+
+
+class FragmentPool:
+    """Fragments that are made and counted when they are first needed.
+
+    source: an endless or finite iterable, the same each time for the same seed.
+    """
+
+    def __init__(self, counter: TokenCounter, source: Iterable[str]):
+        self._counter, self._source = counter, iter(source)
+        self.fragments, self.tokens = [], np.zeros(0, np.int64)
+
+    def at_least(self, tokens: float) -> tuple[list[str], np.ndarray]:
+        """(fragments, their tokens [n]): the first 256 * 2^k of at least `tokens` tokens, or all there are.
+
+        Their number depends on `tokens` alone and not on earlier calls.
         """
-        count = FIRST_PIECES
+        count = FIRST_FRAGMENTS
         while True:
             self._grow(count)
-            if count > len(self.pieces) or self.tokens[:count].sum() >= tokens:
-                return self.pieces[:count], self.tokens[:count]
+            if count > len(self.fragments) or self.tokens[:count].sum() >= tokens:
+                return self.fragments[:count], self.tokens[:count]
             count *= 2
 
-    def first(self, count):
-        """-> (pieces, tokens [count])."""
+    def first(self, count: int) -> list[str]:
+        """The first `count` fragments, fewer if there are no more."""
         self._grow(count)
-        return self.pieces[:count], self.tokens[:count]
+        return self.fragments[:count]
 
     def _grow(self, count):
-        new = list(itertools.islice(self._source, max(count - len(self.pieces), 0)))
+        new = list(itertools.islice(self._source, max(count - len(self.fragments), 0)))
         if not new:
             return
-        self.pieces += new
-        self.tokens = np.concatenate([self.tokens, self._counter.pieces(new)])
+        self.fragments += new
+        self.tokens = np.concatenate([self.tokens, self._counter.count_each(new)])
 
 
-class Cycle:
-    """A text as lines that begin anew where they end: any length from any start.
+class CyclicText:
+    """Lines of a text that start over after the last one, for excerpts of any length from any line.
 
     lines: each ends in a line end and holds more than white space.
     """
 
-    def __init__(self, counter, lines):
+    def __init__(self, counter: TokenCounter, lines: list[str]):
         self.counter, self.lines = counter, lines
-        self.tokens = counter.pieces(lines)
+        self.tokens = counter.count_each(lines)
         self._ends = np.concatenate([[0], np.cumsum(self.tokens)])
-        counter.check(lines[:4 * FIRST_PIECES])
+        counter.check_additive(lines[:4 * FIRST_FRAGMENTS])
 
-    def cut(self, start, room):
-        """-> (lines, tokens [n]) from line `start`: as many whole lines as fit into room tokens, then the
-        words of the next that fit."""
+    def excerpt(self, start: int, room: int) -> tuple[list[str], np.ndarray]:
+        """(lines, their tokens [n]) from line `start`: as many complete lines as fit into room tokens, then as many
+        words of the next line as fit."""
         count = len(self.lines)
-        turns, rest = divmod(int(self._ends[start]) + room, int(self._ends[-1]))
-        stop = turns * count + int(np.searchsorted(self._ends, rest, 'right')) - 1
+        cycles, rest = divmod(int(self._ends[start]) + room, int(self._ends[-1]))
+        stop = cycles * count + int(np.searchsorted(self._ends, rest, 'right')) - 1
         chosen = np.arange(start, stop) % count
         lines, tokens = [self.lines[i] for i in chosen], self.tokens[chosen]
-        return with_part(self.counter, lines, tokens, self.lines[stop % count], room)
+        return append_partial_line(self.counter, lines, tokens, self.lines[stop % count], room)
 
 
-def whole(lines, tokens, room):
-    """How many of the lines fit into room tokens."""
+def count_fitting(tokens: np.ndarray, room: int) -> int:
+    """How many of the first lines, of tokens [n], fit into room tokens."""
     return int(np.searchsorted(np.cumsum(tokens), room, 'right'))
 
 
-def with_part(counter, lines, tokens, following, room):
-    """-> (lines, tokens) with as many words of the line `following` as fit behind them into room tokens."""
+def append_partial_line(
+    counter: TokenCounter, lines: list[str], tokens: np.ndarray, following: str, room: int,
+) -> tuple[list[str], np.ndarray]:
+    """(lines, tokens) with as many words of the line `following` appended as fit into room tokens in total."""
     words = following.rstrip('\n').split(' ')
     left = room - int(tokens.sum())
-    # Search for the largest number of words that fits; the line as a whole does not.
+    # Search for the largest number of words that fits; the complete line does not.
     fits, over = 0, len(words)
-    part, size = None, 0
+    partial_line, size = None, 0
     while over - fits > 1:
         middle = (fits + over) // 2
         candidate = ' '.join(words[:middle]) + '\n'
-        count = int(counter.pieces([candidate])[0])
+        count = counter.count_one(candidate)
         if count <= left:
-            fits, part, size = middle, candidate, count
+            fits, partial_line, size = middle, candidate, count
         else:
             over = middle
-    if part is None or not part.strip():
+    if partial_line is None or not partial_line.strip():
         return lines, tokens
-    return [*lines, part], np.append(tokens, size)
+    return [*lines, partial_line], np.append(tokens, size)
 
 
-def insert(lines, tokens, inserts, counter):
-    """Put lines into a text at depths (0 its beginning, 1 its end), measured in tokens of the text.
+def insert_lines(
+    lines: list[str], tokens: np.ndarray, inserts: list[tuple[float, str]], counter: TokenCounter,
+) -> tuple[str, list[float]]:
+    """Insert lines into a text at depths (0 its beginning, 1 its end), measured in tokens of the text.
 
-    inserts: [(depth, line)]; lines of equal depth keep their order.
+    Args:
+      lines, tokens: the text and the tokens [n] of its lines.
+      inserts: [(depth, line)]; lines of equal depth keep their order.
     Returns:
-      (text, [depth of each line in the finished text, in the order of inserts]).
+      (text, [depth of each inserted line in that text, in the order of inserts]).
     """
     ends = np.concatenate([[0], np.cumsum(tokens)])
-    sizes = counter.pieces([line for _, line in inserts]) if inserts else np.zeros(0, np.int64)
-    places = [int(np.abs(ends - depth * ends[-1]).argmin()) for depth, _ in inserts]
-    order = sorted(range(len(inserts)), key=lambda i: (places[i], inserts[i][0]))
+    sizes = counter.count_each([line for _, line in inserts]) if inserts else np.zeros(0, np.int64)
+    indices = [int(np.abs(ends - depth * ends[-1]).argmin()) for depth, _ in inserts]
+    order = sorted(range(len(inserts)), key=lambda i: (indices[i], inserts[i][0]))
     total = max(int(ends[-1] + sizes.sum()), 1)
-    parts, last, before, depths = [], 0, 0, [0.0] * len(inserts)
+    out, last, before, depths = [], 0, 0, [0.0] * len(inserts)
     for i in order:
-        parts += lines[last:places[i]]
-        parts.append(inserts[i][1])
-        depths[i] = float((ends[places[i]] + before) / total)
-        last, before = places[i], before + int(sizes[i])
-    return ''.join(parts + lines[last:]), depths
+        out += lines[last:indices[i]]
+        out.append(inserts[i][1])
+        depths[i] = float((ends[indices[i]] + before) / total)
+        last, before = indices[i], before + int(sizes[i])
+    return ''.join(out + lines[last:]), depths

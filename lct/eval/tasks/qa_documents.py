@@ -1,8 +1,9 @@
-"""Documents with questions about them: SQuAD's and HotpotQA's files, or invented people without end."""
+"""Documents with questions about them: the files of SQuAD and HotpotQA, or any number of generated people."""
 
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterator
 
 from lct.data.synthetic import recall
 from lct.eval import samples
@@ -10,7 +11,7 @@ from lct.eval.tasks import ruler_text
 
 TRADES = ('baker brewer carpenter cooper dyer farrier fiddler fletcher gardener glazier hatter joiner mason miller '
           'painter piper potter printer saddler sailor shepherd smith tailor tanner tiler weaver').split()
-# Field of a person: (what a document says, what a question asks).
+# Field of a person: (statement in a document, question).
 FIELDS = {
     'town': ('{name} was born in {value}.', 'In which town was {who} born?'),
     'trade': ('By trade {name} is a {value}.', 'What is the trade of {who}?'),
@@ -23,51 +24,52 @@ FRIEND = 'The closest friend of {name} is {value}.'
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """gold: indices of the documents that hold the answer; near: of those to take as distractors first."""
+    """targets: indices of the documents that hold the answer; hard_distractors: of documents that are similar to
+    them, which come before other distractors."""
 
     text: str
     answers: list
-    gold: tuple
-    near: tuple = ()
+    targets: tuple
+    hard_distractors: tuple = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class People:
-    """Invented people: every two are each other's closest friends. hops 1 asks for a field of a person, 2 for
-    that of a person's friend."""
+class GeneratedPeople:
+    """Documents about people, who come in pairs of closest friends. One-hop questions ask for a field of a person,
+    two-hop questions for a field of that person's closest friend."""
 
     seed: int
     hops: int
-    endless = True
+    is_endless = True
 
     @property
-    def source(self):
+    def source(self) -> str:
         return f'generated people, {self.hops} hop' + 's' * (self.hops > 1)
 
-    def documents(self):
+    def documents(self) -> Iterator[str]:
         """Endless iterator of texts."""
         number = 0
         while True:
             yield person_text(self.seed, number)
             number += 1
 
-    def question(self, index, documents):
-        """Question number index about the first `documents` texts."""
+    def question(self, index: int, documents: int) -> Question:
+        """Question `index` about the first `documents` texts."""
         rng = samples.rng(self.seed, 'question', self.hops, index)
         number = rng.randrange(documents // 2 * 2)
         friend = number ^ 1
-        asked = friend if self.hops == 2 else number
-        field, value = rng.choice(sorted(person(self.seed, asked)[1].items()))
+        subject = friend if self.hops == 2 else number
+        field, value = rng.choice(sorted(person(self.seed, subject)[1].items()))
         name = person(self.seed, number)[0]
         who = f'the closest friend of {name}' if self.hops == 2 else name
         return Question(FIELDS[field][1].format(who=who), [value], (number, friend)[:self.hops])
 
 
-def person(seed, number):
-    """-> (name, {field: value}): at least one field, names and values of equal numbers alone."""
+def person(seed: int, number: int) -> tuple[str, dict]:
+    """(name, {field: value}) of at least one field. Only the number and the seed determine them."""
     rng = samples.rng(seed, 'person', number)
-    invented = ruler_text.Invented(seed)
-    # The first name carries the number: no two people share it.
+    invented = ruler_text.InventedWords(seed)
+    # The first name encodes the number, so no two people share it.
     name = f'{invented[number * 7919 % invented.count]} {invented[rng.randrange(invented.count)]}'.title()
     values = {
         'town': invented[rng.randrange(invented.count)].title(), 'trade': rng.choice(TRADES),
@@ -78,7 +80,8 @@ def person(seed, number):
     return name, {field: values[field] for field in kept}
 
 
-def person_text(seed, number):
+def person_text(seed: int, number: int) -> str:
+    """The document about a person."""
     name, fields = person(seed, number)
     sentences = [FIELDS[field][0].format(name=name, value=value) for field, value in fields.items()]
     sentences.append(FRIEND.format(name=name, value=person(seed, number ^ 1)[0]))
@@ -87,59 +90,60 @@ def person_text(seed, number):
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class FileQuestions:
     """The documents and questions of a file."""
 
     source: str
     texts: tuple
     questions: tuple
-    endless = False
+    is_endless = False
 
-    def documents(self):
+    def documents(self) -> Iterator[str]:
         return iter(self.texts)
 
-    def question(self, index, documents):
-        """Question number index, from the beginning again after the last."""
+    def question(self, index: int, documents: int) -> Question:
+        """Question `index`; the first follows the last."""
         return self.questions[index % len(self.questions)]
 
 
-def read_squad(path):
-    """SQuAD 1.1 or 2.0: the questions that have an answer; near are the paragraphs of the same article."""
-    def parse(content, place, asked):
+def read_squad(path: pathlib.Path) -> FileQuestions:
+    """The answerable questions of SQuAD 1.1 or 2.0; hard distractors are the paragraphs of the same article."""
+    def parse(content, indices, questions):
         for article in content['data']:
-            here = [place.setdefault(_tidy(p['context']), len(place)) for p in article['paragraphs']]
-            for paragraph, gold in zip(article['paragraphs'], here, strict=True):
-                asked += [
-                    Question(entry['question'].strip(), [answer['text'] for answer in entry['answers']], (gold,),
-                             tuple(dict.fromkeys(other for other in here if other != gold)))
+            in_article = [indices.setdefault(_strip_lines(p['context']), len(indices)) for p in article['paragraphs']]
+            for paragraph, target in zip(article['paragraphs'], in_article, strict=True):
+                questions += [
+                    Question(entry['question'].strip(), [answer['text'] for answer in entry['answers']], (target,),
+                             tuple(dict.fromkeys(other for other in in_article if other != target)))
                     for entry in paragraph['qas'] if not entry.get('is_impossible') and entry['answers']
                 ]
-    return _given(path, 'SQuAD', parse)
+    return _read_questions(path, 'SQuAD', parse)
 
 
-def read_hotpotqa(path):
-    """HotpotQA, distractor setting: all documents of a question count as its gold."""
-    def parse(content, place, asked):
+def read_hotpotqa(path: pathlib.Path) -> FileQuestions:
+    """HotpotQA, distractor setting: all documents of a question are targets."""
+    def parse(content, indices, questions):
         for entry in content:
-            gold = [place.setdefault(_tidy(title + '\n' + ''.join(sentences)), len(place))
-                    for title, sentences in entry['context']]
-            asked.append(Question(entry['question'].strip(), [entry['answer']], tuple(dict.fromkeys(gold))))
-    return _given(path, 'HotpotQA', parse)
+            targets = [indices.setdefault(_strip_lines(title + '\n' + ''.join(sentences)), len(indices))
+                       for title, sentences in entry['context']]
+            questions.append(Question(entry['question'].strip(), [entry['answer']], tuple(dict.fromkeys(targets))))
+    return _read_questions(path, 'HotpotQA', parse)
 
 
-def _given(path, kind, parse):
-    place, asked = {}, []
+def _read_questions(path, kind, parse):
+    """FileQuestions of a file; parse(content, {text: index}, [Question]) fills the last two."""
+    indices, questions = {}, []
     try:
-        parse(json.loads(pathlib.Path(path).read_text(encoding='utf-8')), place, asked)
+        parse(json.loads(pathlib.Path(path).read_text(encoding='utf-8')), indices, questions)
     except FileNotFoundError:
         raise ValueError(f'{path} does not exist; give a file of {kind}, or none for generated questions') from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'{path} is not a file of {kind} ({error!r}); fetch it again') from error
-    if not asked:
+    if not questions:
         raise ValueError(f'{path} holds no question with an answer; give another file of {kind}')
-    return Given(f'{kind} ({pathlib.Path(path).name})', tuple(place), tuple(asked))
+    return FileQuestions(f'{kind} ({pathlib.Path(path).name})', tuple(indices), tuple(questions))
 
 
-def _tidy(text):
-    """Lines without blank ones between: so its tokens add up where it is put between others."""
+def _strip_lines(text):
+    """The text without blank lines and outer spaces, so that its tokens add up between other texts."""
     return '\n'.join(line.strip() for line in text.splitlines() if line.strip())

@@ -1,6 +1,6 @@
-"""Readers that stand in for a model: functions from a prompt to a text, to check a suite with.
+"""Reference readers stand in for a model to check a suite: functions from a prompt to an answer.
 
-The oracle reads nothing but the prompt: if it scores 100, every answer can be found there and is marked right.
+The oracle reads nothing but the prompt. If it scores 100, every answer can be found in its prompt and is scored right.
 """
 
 import collections
@@ -10,78 +10,79 @@ from lct.eval import samples
 from lct.eval.tasks import qa_documents
 
 NEEDLE = re.compile(r'stored under (\S+) is (\S+)\.$', re.M)
-ASKED_NEEDLES = re.compile(r'stored under (.+?)\? Read')
-SET = re.compile(r'^SET (\w+) TO (\w+)\.$', re.M)
-ASKED_VALUE = re.compile(r'have the value (\w+), directly')
-ITEM = re.compile(r'^\d+\. (\S+)$', re.M)
+NEEDLE_QUESTION = re.compile(r'stored under (.+?)\? Read')
+ASSIGNMENT = re.compile(r'^SET (\w+) TO (\w+)\.$', re.M)
+VARIABLE_QUESTION = re.compile(r'have the value (\w+), directly')
+COUNT_QUESTION = re.compile(r'Which (\d+)')
+LIST_ITEM = re.compile(r'^\d+\. (\S+)$', re.M)
 
 
-def oracle(prompt):
-    """Look the answer up in a prompt of RULER's tasks."""
+def oracle(prompt: str) -> str:
+    """The answer to a prompt of one of RULER's tasks."""
     text, _, question = prompt.rpartition('Question: ')
     if 'stored under' in question:
-        return ' '.join(_needles(text, question))
+        return ' '.join(_needle_values(text, question))
     if 'have the value' in question:
-        return ', '.join(_variables(text, ASKED_VALUE.search(question)[1]))
+        return ', '.join(_variables(text, VARIABLE_QUESTION.search(question)[1]))
     if 'most common in the list' in question:
-        # Behind the example, if there is one: the list begins anew.
-        items = ITEM.findall(text.rpartition('Keep count of them.')[2])
-        return ' '.join(_most_common(items, int(re.search(r'Which (\d+)', question)[1])))
+        # Behind the example, if there is one: a new list begins there.
+        items = LIST_ITEM.findall(text.rpartition('Keep count of them.')[2])
+        return ' '.join(_most_common(items, question))
     if 'coded words' in question:
         coded = text.rpartition('Coded text:')[2].split()[:-1]
-        asked = int(re.search(r'Which (\d+)', question)[1])
-        return ' '.join(_most_common([word for word in coded if word.strip('.')], asked))
-    return _person(text, question)
+        return ' '.join(_most_common([word for word in coded if word.strip('.')], question))
+    return _person_field(text, question)
 
 
-def _needles(text, question):
-    names = re.split(r', | and ', ASKED_NEEDLES.search(question)[1])
+def _needle_values(text, question):
+    names = re.split(r', | and ', NEEDLE_QUESTION.search(question)[1])
     return [value for name, value in NEEDLE.findall(text) if name in names]
 
 
 def _variables(text, value):
     """Every variable with the value, in one pass: a variable is set before it is used."""
-    holds = {}
-    for name, source in SET.findall(text):
-        holds[name] = holds.get(source, source)
-    return [name for name, held in holds.items() if held == value]
+    values = {}
+    for name, source in ASSIGNMENT.findall(text):
+        values[name] = values.get(source, source)
+    return [name for name, own in values.items() if own == value]
 
 
-def _most_common(items, count):
+def _most_common(items, question):
+    count = int(COUNT_QUESTION.search(question)[1])
     return [item for item, _ in collections.Counter(items).most_common(count)]
 
 
-def _person(text, question):
-    for statement, asked in qa_documents.FIELDS.values():
-        pattern = re.escape(asked).replace(r'\{who\}', r'(the closest friend of )?([A-Z]\w+ [A-Z]\w+)')
+def _person_field(text, question):
+    for statement, question_pattern in qa_documents.FIELDS.values():
+        pattern = re.escape(question_pattern).replace(r'\{who\}', r'(the closest friend of )?([A-Z]\w+ [A-Z]\w+)')
         if match := re.match(pattern, question):
             friend, name = match.groups()
             if friend:
-                name = _said(qa_documents.FRIEND, name, text)
-            return _said(statement, name, text)
+                name = _stated_value(qa_documents.FRIEND, name, text)
+            return _stated_value(statement, name, text)
     return ''
 
 
-def _said(statement, name, text):
+def _stated_value(statement, name, text):
     pattern = re.escape(statement.format(name=name, value='@')).replace('@', r'([^.]+)')
     return re.search(pattern, text)[1]
 
 
-def mute(prompt):
-    """Says nothing."""
+def silent(prompt: str) -> str:
+    """No answer."""
     return ''
 
 
-def first_value(prompt):
-    """The value of the first needle, whatever is asked for."""
+def first_value(prompt: str) -> str:
+    """The value of the first needle, whatever the question."""
     return NEEDLE.search(prompt)[2]
 
 
-def last_value(prompt):
-    """The value of the last needle."""
+def last_value(prompt: str) -> str:
+    """The value of the last needle, whatever the question."""
     return NEEDLE.findall(prompt)[-1][1]
 
 
-def half(prompt):
-    """The oracle on every other prompt, by a fair coin that depends on the prompt."""
-    return oracle(prompt) if samples.rng('half', prompt).random() < 0.5 else mute(prompt)
+def coin_flip_oracle(prompt: str) -> str:
+    """The oracle on one prompt in two, by a fair coin that depends on the prompt."""
+    return oracle(prompt) if samples.rng('half', prompt).random() < 0.5 else silent(prompt)

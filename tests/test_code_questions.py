@@ -9,7 +9,8 @@ from lct.data import tokenizer as tokenizers
 from lct.data.corpus import bundle
 from lct.data.corpus.documents import Document
 from lct.eval import scoring, suites
-from lct.eval.tasks import code_questions, ruler
+from lct.eval.tasks import code_questions
+from lct.eval.tasks.material import Material
 
 ROOT = pathlib.Path(__file__).parents[1]
 BASE = tokenizers.load(ROOT / 'experiments' / 'base' / 'tokenizer.json')
@@ -40,7 +41,7 @@ async def later(a, b):
 def material():
     files = [Document(f'lct/{path.parent.name}/{path.name}', path.read_text())
              for folder in ('ops', 'data') for path in sorted((ROOT / 'lct' / folder).glob('*.py')) if path.stat().st_size]
-    return ruler.Material(BASE, [*files, Document('README.md', 'no Python'), Document('old.py', 'print "2"')])
+    return Material(BASE, [*files, Document('README.md', 'no Python'), Document('old.py', 'print "2"')])
 
 
 def test_what_the_syntax_tree_says():
@@ -95,7 +96,7 @@ def test_questions_about_one_text_share_it(material):
 def test_bad_input(material):
     with pytest.raises(ValueError, match='length 512 has no room for files of the repository'):
         code_questions.TASKS['defines'].generate(material, 512, 0)
-    prose = ruler.Material(BASE, [Document('a.txt', 'def no_python(a, b):\n    pass\n')])
+    prose = Material(BASE, [Document('a.txt', 'def no_python(a, b):\n    pass\n')])
     with pytest.raises(ValueError, match='the documents hold no Python file; give a repository'):
         code_questions.TASKS['defines'].generate(prose, 4096, 0)
 
