@@ -44,21 +44,21 @@ def material():
     return Material(BASE, [*files, Document('README.md', 'no Python'), Document('old.py', 'print "2"')])
 
 
-def test_what_the_syntax_tree_says():
+def test_names_of_the_syntax_tree():
     assert code_questions.functions(SOURCE) == [code_questions.Function('area', '(width, height=2.0) -> float:')]
-    assert set(code_questions.defined(SOURCE)) == {'area', 'Box', 'area_of', 'long_one', 'later'}
+    assert set(code_questions.defined_names(SOURCE)) == {'area', 'Box', 'area_of', 'long_one', 'later'}
     found = code_questions.identifiers(SOURCE)
     names = [name for _, name in found]
     assert names == ['width', 'height', 'float', 'size', 'width', 'height', 'size', 'self', 'a', 'b', 'a', 'self', 'café',
                      'wide', 'area', 'b', 'a', 'b', 'a', 'a', 'b']
     assert all(SOURCE.startswith(name, start) for start, name in found)
     twice = Document('twice.py', f"{SOURCE}\nclass Other:\n    def area(self, x):\n        pass\n")
-    assert len(code_questions._questions([Document('once.py', SOURCE)])) == 1 and code_questions._questions([twice]) == []
+    assert len(code_questions._question_subjects([Document('once.py', SOURCE)])) == 1 and code_questions._question_subjects([twice]) == []
     assert code_questions.functions('print "2"') == [] and code_questions.identifiers('def (') == []
 
 
 @pytest.mark.parametrize('task', code_questions.TASKS)
-def test_a_prompt_has_whole_files_one_answer_and_a_full_budget(material, task):
+def test_a_prompt_has_complete_files_one_answer_and_a_full_budget(material, task):
     config, sizes, depths = code_questions.TASKS[task], [], []
     for i in range(8):
         sample = config.generate(material, 8192, i)
@@ -66,11 +66,11 @@ def test_a_prompt_has_whole_files_one_answer_and_a_full_budget(material, task):
         depths += sample.meta['depths']
         assert sample.meta['tokens'] == sizes[-1]
         path, name = sample.meta['path'], sample.meta['function']
-        parts = sample.prompt.split('======== ')[1:]
-        paths = [part.split(' ========\n')[0] for part in parts]
+        sections = sample.prompt.split('======== ')[1:]
+        paths = [section.split(' ========\n')[0] for section in sections]
         assert paths == sorted(paths) and len(paths) == sample.meta['files']
-        homes = [one for one, part in zip(paths, parts, strict=True) if f'def {name}(' in part]
-        assert homes == [path]
+        defining = [one for one, section in zip(paths, sections, strict=True) if f'def {name}(' in section]
+        assert defining == [path]
         right = {'defines': path, 'signature': sample.outputs[0]}[task]
         assert sample.outputs == [right] and scoring.score(task, f' say {right}.', sample.outputs) == 1
         assert (f'def {name}{right}\n' in sample.prompt) == (task == 'signature')
@@ -103,11 +103,11 @@ def test_bad_input(material):
 
 def test_distances_to_the_first_use_cross_files():
     files = [Document('a.py', 'first = 1\nsecond = first\n'), Document('b.py', 'third = "é"\nfirst += third + second\n')]
-    for words in (BASE, tokenizers.load('bytes')):
-        ids, found = code_questions.identifier_distances(files, words)
-        assert ids == words.encode(bundle.text(files))
-        said = [words.decode(ids[first:last + 1]).strip() for first, last, _ in found]
-        assert said == ['first', 'first', 'third', 'second']
+    for tokenizer in (BASE, tokenizers.load('bytes')):
+        ids, found = code_questions.identifier_distances(files, tokenizer)
+        assert ids == tokenizer.encode(bundle.text(files))
+        names = [tokenizer.decode(ids[first:last + 1]).strip() for first, last, _ in found]
+        assert names == ['first', 'first', 'third', 'second']
         assert all(first > distance > 0 for first, _, distance in found)
     # Bytes: the header of a.py is 22 of them, then 'first' begins; again it begins after 'first = 1\nsecond = '.
     assert [distance for _, _, distance in found][0] == 19
@@ -120,8 +120,8 @@ def test_distances_to_the_first_use_cross_files():
     assert code_questions.identifier_losses(losses[:40], found, [1, 128])[1].tolist() == [0]
 
 
-def test_overfull_bundles(material):
-    files = code_questions.overfull(material, 6000, 0)
+def test_oversized_bundles(material):
+    files = code_questions.oversized_bundle(material, 6000, 0)
     size = len(BASE.encode(bundle.text(files)))
     assert size >= 6000 and files == sorted(files, key=lambda one: one.name)
-    assert files != code_questions.overfull(material, 6000, 1) and code_questions.overfull(material, 10**7, 0) == []
+    assert files != code_questions.oversized_bundle(material, 6000, 1) and code_questions.oversized_bundle(material, 10**7, 0) == []

@@ -105,17 +105,17 @@ def test_shots_are_made_when_their_turn_comes():
     document = types.SimpleNamespace(name='', text='A line of text.\n' * 99)
     asked = lambda count: suites.icl_items(suites.Plan(
         Material(words, [document], overhead=ChatOverhead(9)), (512, 4096), {512: 1, 4096: count}, ('cipher',)))
-    icl._shown.cache_clear()
+    icl._shots_text.cache_clear()
     items = asked(10)
     assert [item.key for item in asked(6)] == [item.key for item in items if item.index % 10**6 < 6]
-    assert icl._shown.cache_info().misses == 0
+    assert icl._shots_text.cache_info().misses == 0
     for item in items[-10:]:
         sample = item.make()
         assert (sample.task, sample.length, sample.index) == item.key
         assert len(words.encode(sample.text)) + 1 + 9 + sample.max_new_tokens <= sample.length <= 4096
     # Four queries and four and two share their shots, which are made once for them.
     assert [len({item.group for item in items[-10:][i:i + 4]}) for i in (0, 4, 8)] == [1, 1, 1]
-    assert len({item.group for item in items[-10:]}) == icl._shown.cache_info().misses == 3
+    assert len({item.group for item in items[-10:]}) == icl._shots_text.cache_info().misses == 3
 
 
 def test_losses_of_a_repository_beside_a_base_model(tmp_path):

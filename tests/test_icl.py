@@ -1,4 +1,4 @@
-"""Learning in context: nested sets, reference learners at their known levels, curves."""
+"""In-context learning: nested episodes, reference learners at their known levels, curves."""
 
 import pathlib
 
@@ -15,15 +15,15 @@ BASE = tokenizers.load(pathlib.Path(__file__).parents[1] / 'experiments' / 'base
 
 
 @pytest.mark.parametrize('config', icl.TASKS.values(), ids=lambda config: config.task)
-def test_sets_are_nested_and_samples_pure(config):
+def test_episodes_are_nested_and_samples_pure(config):
     few, many = (icl.sample(config, shots, 3, 0, BYTES) for shots in (4, 64))
     shown = few.prompt.rpartition('Input: ')[0]
     assert shown.count('\n') == 8
-    if config.task == 'topics_grouped':  # whose new shots stand between the old ones
+    if config.task == 'topics_grouped':  # new shots stand between the old ones
         assert set(shown.split('Input: ')) <= set(many.prompt.split('Input: '))
     else:
         assert many.prompt.startswith(shown)
-    if config.task != 'lookup':  # whose queries are among the shots
+    if config.task != 'lookup':  # its queries are among the shots
         assert few.outputs == many.outputs and few.prompt.splitlines()[-1] == many.prompt.splitlines()[-1]
     assert icl.sample(config, 4, 3, 0, BYTES) == few
     assert icl.sample(config, 4, 3, 1, BYTES).prompt != few.prompt
@@ -39,8 +39,8 @@ def test_sets_are_nested_and_samples_pure(config):
 # Measured independently with other code, 12 rules x 300 queries each.
 @pytest.mark.parametrize(('dims', 'shots', 'logistic', 'nearest'), [
     (16, 16, .73, .64), (16, 64, .88, .74), (16, 256, .96, .78), (64, 64, .72, .60)])
-def test_learners_of_planes_reach_their_known_levels(dims, shots, logistic, nearest):
-    got = icl.references(icl_tasks.Linear(dims=dims), 0, shots, range(384 * icl.QUERIES))
+def test_linear_learners_reach_their_known_levels(dims, shots, logistic, nearest):
+    got = icl.reference_accuracy(icl_tasks.Linear(dims=dims), 0, shots, range(384 * icl.QUERIES))
     assert got == pytest.approx({'logistic regression': logistic, '5 nearest': nearest}, abs=0.05)
 
 
@@ -51,7 +51,7 @@ def test_learners_of_planes_reach_their_known_levels(dims, shots, logistic, near
     ('parity_running', 1, 1, 1), ('lookup', 1, 1, 1), ('lookup', 2048, 1, 1), ('chain', 1, 0, .7),
     ('chain', 128, 1, 1), ('regression', 2, 0, .4), ('regression', 8, 1, 1)])
 def test_learners_go_from_ignorance_to_certainty(task, shots, low, high):
-    (accuracy,) = icl.references(icl.task(task), 0, shots, range(24 * icl.QUERIES)).values()
+    (accuracy,) = icl.reference_accuracy(icl.task(task), 0, shots, range(24 * icl.QUERIES)).values()
     assert low <= accuracy <= high
 
 
@@ -77,9 +77,9 @@ def test_orders_show_the_same_examples_in_another_order():
 def test_every_lookup_can_be_found():
     for index in range(40):
         sample = icl.sample(icl.task('lookup'), 300, index, 0, BYTES)
-        asked = sample.prompt.splitlines()[-1]
-        assert sample.prompt.count(f'{asked}\nOutput: {sample.outputs[0]}\n') == 1
-        assert sample.prompt.count(f'{asked}\n') == 2
+        query = sample.prompt.splitlines()[-1]
+        assert sample.prompt.count(f'{query}\nOutput: {sample.outputs[0]}\n') == 1
+        assert sample.prompt.count(f'{query}\n') == 2
 
 
 def test_curves():
@@ -96,21 +96,21 @@ def test_curves():
     assert got[1]['interval'][0] < got[1]['accuracy'] < got[1]['interval'][1]
     assert got[4]['interval'] == list(scoring.wilson(1.0, 16)) and got[4]['sets'] == 16
     assert got[4]['tokens'] > 3 * got[1]['tokens'] / 2
-    assert icl.curve(pairs[:icl.QUERIES])[1]['interval'] is None  # one rule says nothing of others
+    assert icl.curve(pairs[:icl.QUERIES])[1]['interval'] is None  # one rule tells nothing about others
 
 
-def test_gains_begin_where_every_label_was_shown_once():
+def test_gains_begin_where_the_shots_have_every_label():
     answers = {2: 'none', 8: 'none', 16: 'some', 32: 'all'}
     made = [(shots, icl.sample(icl.task('topics'), shots, i, 0, BYTES)) for shots in answers for i in range(16)]
     right = {'none': lambda i: False, 'some': lambda i: i % 4 == 0, 'all': lambda i: True}
     got = icl.curve((one, one.answer if right[answers[shots]](one.index) else '') for shots, one in made)
     assert [cell['gain'] for cell in got.values()] == [None, None, 0.25, 1]
-    of_lookups = [icl.sample(icl.task('lookup'), 2, i, 0, BYTES) for i in range(4)]
-    assert icl.curve((one, one.answer) for one in of_lookups)[2]['gain'] is None
+    lookups = [icl.sample(icl.task('lookup'), 2, i, 0, BYTES) for i in range(4)]
+    assert icl.curve((one, one.answer) for one in lookups)[2]['gain'] is None
 
 
-@pytest.mark.parametrize('shots', [14, 16, 18])  # some sets of shots determine their rule, others do not
-def test_intervals_cover_what_they_say(shots):
+@pytest.mark.parametrize('shots', [14, 16, 18])  # some shots determine their rule, others do not
+def test_intervals_have_their_coverage(shots):
     config, sets = icl.task('parity'), []
     for number in range(600):
         chosen, queries = icl.episode(config, 0, number, shots)
@@ -122,20 +122,20 @@ def test_intervals_cover_what_they_say(shots):
     assert 0.93 <= np.mean(covered) <= 0.98
 
 
-def test_learners_answer_the_queries_that_the_model_is_asked():
+def test_learners_answer_the_queries_of_the_model():
     config = icl.task('cipher')
-    one_by_one = [icl.references(config, 0, 8, [i])['table of letters'] for i in (1, 2, 9)]
-    assert icl.references(config, 0, 8, [9, 1, 2])['table of letters'] == np.mean(one_by_one)
+    one_by_one = [icl.reference_accuracy(config, 0, 8, [i])['table of letters'] for i in (1, 2, 9)]
+    assert icl.reference_accuracy(config, 0, 8, [9, 1, 2])['table of letters'] == np.mean(one_by_one)
     for i in range(12):
         chosen, _ = icl.episode(config, 0, i // icl.QUERIES, 8)
         sample = icl.sample(config, 8, i, 0, BYTES)
-        asked = sample.prompt.splitlines()[-1].removeprefix('Input: ')
-        (known,) = icl_learners.letters([e.x for e in chosen], [e.label for e in chosen], [asked])
-        assert icl.references(config, 0, 8, [i])['table of letters'] == (known in sample.outputs)
+        query = sample.prompt.splitlines()[-1].removeprefix('Input: ')
+        (known,) = icl_learners.letters([e.x for e in chosen], [e.label for e in chosen], [query])
+        assert icl.reference_accuracy(config, 0, 8, [i])['table of letters'] == (known in sample.outputs)
 
 
 @pytest.mark.parametrize('config', icl.TASKS.values(), ids=lambda config: config.task)
-def test_lengths_hold_every_set_and_are_known_without_it(config, monkeypatch):
+def test_lengths_hold_every_episode_and_are_known_without_it(config, monkeypatch):
     shots = 64
     known = [icl.length(config, shots, 0, BASE), icl.length(config, 10**6, 0, BASE)]  # no prompt of a million is made
     for index in range(0, 24 * icl.QUERIES, 3):

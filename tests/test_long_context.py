@@ -1,4 +1,4 @@
-"""Long-context losses against models of known behaviour: one that looks back so far and no further, and real ones."""
+"""Long-context losses against models of known behaviour: a reader with a limited context, and real models."""
 
 import contextlib
 import math
@@ -14,26 +14,26 @@ from lct.eval import runner
 from lct.eval.loss import by_position, long_context, suite
 from lct.models import llama
 
-FAR = 40  # tokens that the reader below looks back
+REACH = 40  # tokens of context that the reader below uses
 
 
 def reader(windows):
-    """Losses of a reader of text that repeats: 0.5 nats for a token that it has seen up to FAR tokens before, else 5."""
+    """Losses of a reader that copies: 0.5 nats for a token that occurs among the REACH tokens before it, else 5."""
     out = np.full((len(windows), windows.shape[1] - 1), 5.0, np.float32)
     for row, ids in zip(out, windows, strict=True):
         for p in range(len(row)):
-            if ids[p + 1] in ids[max(p + 1 - FAR, 1):p + 1]:
+            if ids[p + 1] in ids[max(p + 1 - REACH, 1):p + 1]:
                 row[p] = 0.5
     return out
 
 
 def texts(seq_len=256, period=30):
-    """Windows in which every token comes again after `period` tokens, and the BOS 0 before them."""
+    """Windows that repeat after `period` tokens, behind the BOS 0."""
     body = 1 + np.arange(seq_len) % period
     return np.tile(np.concatenate([[0], body]), (3, 1)).astype(np.int32)
 
 
-def test_the_loss_falls_where_the_context_reaches_what_is_repeated():
+def test_the_loss_falls_where_the_context_reaches_the_repetition():
     sizes = long_context.context_sizes(256, 16, first=8)
     assert sizes == (8, 16, 32, 64, 128, 240)
     got = long_context.growing_context(reader, texts(), 16, sizes, bos_id=0)
@@ -48,12 +48,12 @@ def test_the_loss_falls_where_the_context_reaches_what_is_repeated():
         long_context.context_sizes(64, 16)
 
 
-def test_key_tokens_are_those_that_only_the_long_context_makes_known():
+def test_key_tokens_need_the_long_context():
     windows = texts(period=30)
     windows[0, 1:] = 100 + np.arange(256)  # a text that never repeats has none
     full = reader(windows)
     short = long_context.short_context_losses(reader, windows, full, context=16, stride=8, bos_id=0)
-    for i, start in ((1, 16), (2, 248)):  # what a forward over those tokens alone says
+    for i, start in ((1, 16), (2, 248)):  # the losses of a forward over those tokens alone
         cut = np.concatenate([windows[i, :1], windows[i, start - 15:start + 9]])[None]
         np.testing.assert_array_equal(short[i, start:start + 8], reader(cut)[0, 16:])
     key = long_context.key_tokens(full, short)
@@ -95,12 +95,12 @@ def test_windows_are_measured_once_and_others_again(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(suite, '_loss', lambda model, windows: read.append(windows[0]) or np.ones(
         (1, windows.shape[1] - 1), np.float32))
-    words, path = types.SimpleNamespace(bos_id=None), tmp_path / 'short.jsonl'
-    model = types.SimpleNamespace(memory=llama.Memory(remat='none'), tokenizer=words)
+    tokenizer, path = types.SimpleNamespace(bos_id=None), tmp_path / 'short.jsonl'
+    model = types.SimpleNamespace(memory=llama.Memory(remat='none'), tokenizer=tokenizer)
     documents = [np.arange(1000 * i, 1000 * i + 100).tolist() for i in range(3)]
 
     def measured(count, seed):
-        plan = types.SimpleNamespace(lengths=(64,), counts={64: count}, tokenizer=words,
+        plan = types.SimpleNamespace(lengths=(64,), counts={64: count}, tokenizer=tokenizer,
                                      material=types.SimpleNamespace(seed=seed))
         before = len(read)
         rows, problems = suite.run_short(model, plan, documents, path, 64)
@@ -115,25 +115,25 @@ def test_windows_are_measured_once_and_others_again(tmp_path, monkeypatch):
     assert measured(5, 1) == (0, [])
     rows = runner.read(path)[0]
     runner.write(path, {key: {name: row[name] for name in row if name != 'window'} for key, row in rows.items()})
-    assert measured(5, 1)[0] == 5  # a line of before says of no window
+    assert measured(5, 1)[0] == 5  # a line without a window is from an earlier version
 
 
 def test_the_suite_measures_the_same_on_a_mesh(tmp_path):
     params = jax.tree.map(np.asarray, llama.init(CONFIG, jax.random.key(0)))
     documents = [np.random.default_rng(i).integers(0, 32, 700).tolist() for i in range(2)]
-    words = types.SimpleNamespace(bos_id=None)
+    tokenizer = types.SimpleNamespace(bos_id=None)
     plan = types.SimpleNamespace(
-        lengths=(256,), counts={256: 2}, tokenizer=words, material=types.SimpleNamespace(seed=0))
+        lengths=(256,), counts={256: 2}, tokenizer=tokenizer, material=types.SimpleNamespace(seed=0))
     found = []
     for degrees in (None, (1, 1, 2, 1)):
         with contextlib.nullcontext() if degrees is None else jax.set_mesh(sharding.make_mesh(degrees)):
             placed = jax.tree.map(sharding.put, params, llama.specs(CONFIG))
-            model = types.SimpleNamespace(params=placed, config=CONFIG, memory=llama.Memory(remat='none'), tokenizer=words)
+            model = types.SimpleNamespace(params=placed, config=CONFIG, memory=llama.Memory(remat='none'), tokenizer=tokenizer)
             path = tmp_path / f'{degrees}.jsonl'
             rows, problems = suite.run(model, plan, documents, path)
             assert problems == []
-            if degrees is None:  # what the file holds is not measured again
-                again = types.SimpleNamespace(memory=model.memory, tokenizer=words)
+            if degrees is None:  # saved windows are not measured again
+                again = types.SimpleNamespace(memory=model.memory, tokenizer=tokenizer)
                 assert suite.run(again, plan, documents, path)[0] == rows
             found.append(suite.scores(rows))
     one, two = found
@@ -144,22 +144,22 @@ def test_the_suite_measures_the_same_on_a_mesh(tmp_path):
     for name in ('mean', 'stderr'):
         np.testing.assert_allclose(one[name], two[name], rtol=1e-4)
         np.testing.assert_allclose(one['growing'][name], two['growing'][name], rtol=1e-4)
-    whole = by_position.loss_by_position(params, CONFIG, by_position.evaluation_windows(documents, 256, 2, 0)[0], layout='zigzag')
-    np.testing.assert_allclose(one['growing']['mean'][-1], whole[:, 240:].mean(), rtol=1e-5)
+    losses = by_position.loss_by_position(params, CONFIG, by_position.evaluation_windows(documents, 256, 2, 0)[0], layout='zigzag')
+    np.testing.assert_allclose(one['growing']['mean'][-1], losses[:, 240:].mean(), rtol=1e-5)
 
 
-def test_key_tokens_of_windows_come_together():
+def test_key_tokens_of_windows_are_pooled():
     rows = [{'length': 64, 'window': str(i), 'document': document, 'meta': {
         'edges': [0, 64], 'means': [2.0], 'short_context': 16, 'key': key, 'key_loss': loss}}
         for i, (document, key, loss) in enumerate([(3, 2, 1.0), (3, 1, 2.0), (5, 3, 6.0), (6, 0, 0.0)])]
     got = suite.scores(rows)['long_ppl']
     assert (got['key_tokens'], got['of'], got['context'], got['documents']) == (6, 256, 16, 2)
-    # Documents of 3 key tokens each, 3 and 6 nats in all, which lie 1.5 to either side of the mean.
+    # Documents of 3 key tokens each, 3 and 6 nats in total, which lie 1.5 to either side of the mean.
     assert got['nats'] == 1.5 and got['value'] == pytest.approx(math.exp(1.5))
     assert got['stderr'] == pytest.approx(math.sqrt(2 / 1 * (1.5 ** 2 + 1.5 ** 2)) / 6)
 
 
-def test_the_same_bundle_again_is_no_second_one():
+def test_an_equal_bundle_is_not_a_second_one():
     rows = [{'window': window, 'meta': {'edges': [1, 64], 'sums': [total], 'counts': [2]}}
             for window, total in (('a', 3.0), ('a', 3.0), ('b', 5.0))]
     assert np.isnan(suite.identifier_scores(rows[:2])['stderr'][0])

@@ -1,4 +1,4 @@
-"""Windows come from one document each, and the loss of every token is that of the plain forward."""
+"""Windows come from one document each, and the loss of every token equals the plain forward's."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ def test_windows_lie_within_one_document():
 def test_rotations_put_the_same_tokens_at_every_position():
     made, _ = by_position.evaluation_windows([np.arange(1000, 2000)], 64, 16, seed=0, bos_id=7, rotations=8)
     assert (made[:, 0] == 7).all()
-    for group in made[:, 1:].reshape(2, 8, 8, 8):  # [stretch, rotation, eighth of the window, token]
+    for group in made[:, 1:].reshape(2, 8, 8, 8):  # [span, rotation, eighth of the window, token]
         for eighth in range(8):
             assert set(group[:, eighth].ravel().tolist()) == set(group.ravel().tolist())
     with pytest.raises(ValueError, match='12 windows are not a multiple of 8 rotations; use for example 16'):
@@ -56,10 +56,10 @@ def test_a_window_depends_on_the_seed_and_its_number_alone(rotations):
         np.testing.assert_array_equal(first, sources[:count])
     other, others = by_position.evaluation_windows(documents, 50, 30, seed=6, bos_id=1, rotations=rotations)
     assert (other != many).any() and (others != sources).any()
-    stretches = sources[::rotations]
-    assert sorted(stretches[:7].tolist()) == list(range(7))  # all documents before any comes again
+    spans = sources[::rotations]
+    assert sorted(spans[:7].tolist()) == list(range(7))  # all documents before any comes again
     if rotations == 1:
-        assert sorted(stretches[7:14].tolist()) == list(range(7)) and (stretches[7:14] != stretches[:7]).any()
+        assert sorted(spans[7:14].tolist()) == list(range(7)) and (spans[7:14] != spans[:7]).any()
 
 
 def test_documents_that_are_too_short_are_refused():
@@ -70,21 +70,21 @@ def test_documents_that_are_too_short_are_refused():
 
 
 @pytest.mark.parametrize('degrees', [None, (2, 1, 2, 2)])
-def test_losses_are_those_of_the_forward(degrees):
+def test_losses_equal_those_of_the_plain_forward(degrees):
     windows = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (3, 33)).astype(np.int32)
     params = jax.tree.map(np.asarray, llama.init(CONFIG, jax.random.key(1)))
     logits = llama.logits(params, CONFIG, windows[:, :-1])
     expected = -np.take_along_axis(
         np.asarray(jax.nn.log_softmax(logits)), windows[:, 1:, None], axis=-1)[..., 0]
-    seen = []
+    progress = []
     with contextlib.nullcontext() if degrees is None else jax.set_mesh(sharding.make_mesh(degrees)):
         placed = jax.tree.map(sharding.put, params, llama.specs(CONFIG))
         got = by_position.loss_by_position(
             placed, CONFIG, windows, memory=llama.Memory(attention=Attention(chunks=Chunks(8, 8)), loss_chunk=8), batch_size=2,
-            progress=lambda *args: seen.append(args),
+            progress=lambda *args: progress.append(args),
         )
     np.testing.assert_allclose(got, expected, atol=2e-5)
-    assert seen == [(2, 3), (3, 3)]
+    assert progress == [(2, 3), (3, 3)]
 
 
 def test_windows_that_do_not_divide_are_refused():
@@ -97,9 +97,9 @@ def test_windows_that_do_not_divide_are_refused():
         by_position.loss_by_position(None, CONFIG, np.array([[1, 2, 3, 2**32 + 1, 5]]))
 
 
-def test_the_error_is_that_of_documents():
+def test_the_error_is_over_documents():
     alike = np.array([[1.0, 1.0, 3.0, 3.0], [0.0, 2.0, 5.0, 5.0]])
-    for again in (1, 10):  # the same windows once more say nothing new
+    for again in (1, 10):  # the same windows again add no information
         mean, error = by_position.mean_over_documents(np.tile(alike, again), np.tile([0, 0, 1, 1], again))
         np.testing.assert_allclose(mean, [2, 3])
         np.testing.assert_allclose(error, [1, 2])  # deviations of the means 1, 3 and 1, 5 by the root of two
@@ -111,7 +111,7 @@ def test_the_error_is_that_of_documents():
     np.testing.assert_allclose(made.stderr, 6)
 
 
-def test_bins_are_kept_as_json():
+def test_bins_are_saved_as_json():
     made = by_position.bin_losses(np.ones((2, 8), np.float32), documents=[0, 0])
     again = by_position.LossBins.from_json(made.to_json())
     assert again.documents == 1 and np.isnan(again.stderr).all() and again.to_json() == made.to_json()
@@ -134,7 +134,7 @@ def test_bins_are_means_with_the_error_over_windows():
         by_position.bin_losses(losses, (0, 512))
 
 
-def test_errors_of_ratios_are_the_spread_of_what_is_drawn():
+def test_errors_of_ratios_match_the_spread_over_samples():
     rng = np.random.default_rng(0)
     counts = rng.integers(1, 40, (2000, 30, 3))  # documents of three windows each
     sums = counts * rng.normal(2, 0.5, (2000, 30, 1))
@@ -147,4 +147,4 @@ def test_errors_of_ratios_are_the_spread_of_what_is_drawn():
     ratio, error, known = by_position.ratio_over_documents(
         [[2.0, 4, 0], [3, 0, 0], [0, 0, 0]], [[1, 2, 0], [1, 0, 0], [0, 0, 0]], [7, 8, 9])
     assert ratio[:2].tolist() == [2, 3] and np.isnan(ratio[2]) and known.tolist() == [2, 1, 0]
-    assert error[0] == 0 and np.isnan(error[1:]).all()  # one document says nothing of others
+    assert error[0] == 0 and np.isnan(error[1:]).all()  # one document tells nothing about others

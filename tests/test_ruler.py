@@ -66,7 +66,7 @@ def test_the_thirteen_tasks_have_rulers_parameters():
 def test_a_sample_is_a_function_of_its_own_arguments(materials):
     fresh = Material(TOKENIZERS['base'], TEXT)
     for task, config in ruler.TASKS.items():
-        again = fresh.sample(config, 2048, 5)  # without the samples and lengths that came before
+        again = fresh.sample(config, 2048, 5)  # without earlier samples and lengths
         assert again == materials['base'].sample(config, 2048, 5), task
         assert again != materials['base'].sample(config, 2048, 6)
         assert again.prompt != Material(TOKENIZERS['base'], TEXT, seed=1).sample(config, 2048, 5).prompt
@@ -81,7 +81,7 @@ def test_targets_are_spread_evenly_over_depths(materials, task):
         assert max(np.diff([0, *sorted(depths[:number]), 1])) < 0.35
 
 
-def test_an_answer_is_said_where_meta_says_and_nowhere_else(materials):
+def test_an_answer_is_at_its_depth_and_nowhere_else(materials):
     material = materials['base']
     for i in range(10):
         sample = material.sample(ruler.task('niah_multivalue'), 4096, i)
@@ -93,7 +93,7 @@ def test_an_answer_is_said_where_meta_says_and_nowhere_else(materials):
             assert before / len(material.counter.tokenizer.encode(context)) == pytest.approx(depth, abs=2e-3)
 
 
-def test_no_name_is_said_twice_among_distractors(materials):
+def test_distractors_have_distinct_names(materials):
     for kind in ('niah_multikey_2', 'niah_multikey_3'):
         sample = materials['bytes'].sample(ruler.task(kind), 65536, 0)
         names, values = zip(*reference_readers.NEEDLE.findall(sample.prompt), strict=True)
@@ -101,7 +101,7 @@ def test_no_name_is_said_twice_among_distractors(materials):
         assert len(set(values)) == len(values)
 
 
-def test_every_knob_turns(materials):
+def test_every_parameter_has_its_effect(materials):
     material = materials['bytes']
 
     def right(config):
@@ -158,7 +158,7 @@ def test_word_lists_of_a_length_are_of_one_level(materials):
 
 
 class Merging(tokenizers.BytesTokenizer):
-    """A vocabulary whose tokens reach over line ends: no sum of pieces is right."""
+    """A vocabulary whose tokens reach across line ends: no sum of fragments is right."""
 
     def encode(self, text):
         return list(re.sub(r'(?s)(?<=\n)..|.\n', 'm', text).encode())
@@ -174,13 +174,13 @@ def test_a_tokenizer_that_merges_over_lines_stays_in_the_budget():
 
 
 class Blocks(tokenizers.BytesTokenizer):
-    """Takes long texts in blocks and, as it were, cuts a word in two at their ends."""
+    """Splits long texts into blocks, whose ends cost a token each."""
 
     def encode(self, text):
         return super().encode(text) + [0] * (len(text) // 100_000)
 
 
-def test_a_tokenizer_that_takes_long_texts_in_blocks_stays_in_the_budget():
+def test_a_tokenizer_that_splits_long_texts_into_blocks_stays_in_the_budget():
     material = Material(Blocks(), TEXT)
     for i in range(3):
         sample = material.sample(ruler.task('niah_single_1'), 131072, i)
@@ -211,7 +211,7 @@ def test_bad_input_is_named():
         material.sample(ruler.task('niah_single_2', haystack='essay'), 4096, 0)
 
 
-def test_a_short_list_of_words_is_refused_not_repeated(tmp_path):
+def test_a_short_word_list_is_refused_not_repeated(tmp_path):
     (tmp_path / 'words').write_text('\n'.join(ruler_text.InventedWords(0)[i] for i in range(90)))
     lexicon = ruler_text.load_lexicon(tmp_path / 'words')
     assert lexicon.source == 'words'
@@ -304,22 +304,22 @@ def test_overhead_of_a_chat_template_is_kept_free(materials):
     assert 0.97 * 1024 - 50 < used(material, sample) <= 1024 - 50
 
 
-def test_parts_fill_what_whole_lines_leave():
+def test_a_partial_line_fills_the_room_that_complete_lines_leave():
     counter = prompt_fitting.TokenCounter(TOKENIZERS['bytes'])
     lines, tokens = prompt_fitting.append_partial_line(counter, ['ab\n'], np.array([3]), 'one two three\n', 12)
     assert lines == ['ab\n', 'one two\n'] and tokens.tolist() == [3, 8]
     assert prompt_fitting.append_partial_line(counter, [], np.zeros(0, int), 'one\n', 3)[0] == []
 
 
-def test_a_cycle_begins_anew():
+def test_a_cyclic_text_starts_over():
     counter = prompt_fitting.TokenCounter(TOKENIZERS['bytes'])
-    cycle = prompt_fitting.CyclicText(counter, ['aa\n', 'bbb\n', 'c\n'])
-    lines, tokens = cycle.excerpt(1, 16)
+    text = prompt_fitting.CyclicText(counter, ['aa\n', 'bbb\n', 'c\n'])
+    lines, tokens = text.excerpt(1, 16)
     assert lines == ['bbb\n', 'c\n', 'aa\n', 'bbb\n', 'c\n'] and tokens.sum() == 15
-    assert cycle.excerpt(0, 2)[0] == []
+    assert text.excerpt(0, 2)[0] == []
 
 
-def test_the_result_says_what_samples_are_made_of(materials):
+def test_provenance_names_what_samples_are_made_of(materials):
     got = json.loads(json.dumps(materials['base'].provenance()))
     assert got == {
         'tokenizer': TOKENIZERS['base'].fingerprint, 'seed': 42, 'overhead': 0, 'haystack': 'embedded',

@@ -61,8 +61,8 @@ def test_wilson_interval():
     assert scoring.wilson(1.0, 500)[1] == 1.0
 
 
-def test_interval_of_sets():
-    # Sets that are wholly right or wholly wrong are one score each; sets as mixed as the whole, a score for each score.
+def test_clustered_interval():
+    # Clusters that are all right or all wrong count as one score each; clusters as mixed as the total, as their scores.
     assert scoring.clustered_interval([[1.0] * 4, [0.0] * 4] * 50) == pytest.approx(scoring.wilson(0.5, 100), abs=0.002)
     assert scoring.clustered_interval([[1.0, 0.0]] * 100) == pytest.approx(scoring.wilson(0.5, 200))
     one_each = [[float(i % 3 > 0)] for i in range(60)]
@@ -109,7 +109,7 @@ def test_by_length_and_summary():
         scoring.by_length([*pairs, (made('fwe', 4096, 0), '7')])
 
 
-def test_predictions_are_those_that_rulers_evaluation_reads(tmp_path):
+def test_prediction_files_are_as_rulers_evaluation_reads_them(tmp_path):
     path = tmp_path / 'vt.jsonl'
     rows = [samples.prediction(made('vt', 4096, i), f'é {i}\n') for i in range(3)]
     samples.write(path, rows)
@@ -120,13 +120,13 @@ def test_predictions_are_those_that_rulers_evaluation_reads(tmp_path):
     assert got == [('vt', f'é {i}\n', ['7']) for i in range(3)]
     assert 'line 5' in problems[0] and 'line 4' in problems[1] and len(problems) == 2
     assert path.read_bytes().isascii()
-    part = tmp_path / 'qa_1-3.jsonl'  # as RULER writes in parts
-    part.write_text('{"pred": "a", "outputs": ["a", "b"]}\n{"pred": "a"}\n')
-    got, problems = scoring.read_predictions(part)
+    chunk = tmp_path / 'qa_1-3.jsonl'  # RULER writes in chunks
+    chunk.write_text('{"pred": "a", "outputs": ["a", "b"]}\n{"pred": "a"}\n')
+    got, problems = scoring.read_predictions(chunk)
     assert got == [('qa_1', 'a', ['a', 'b'])] and 'line 2' in problems[0]
 
 
-def test_a_value_within_a_longer_one_is_not_said():
+def test_a_value_within_a_longer_one_does_not_count():
     assert scoring.contains_value('It is 1234567.', '1234567') and scoring.contains_value('BRAVE-OWL', 'brave-owl')
     for text in ('91234567', '12345678', '', 'no'):
         assert not scoring.contains_value(text, '1234567')

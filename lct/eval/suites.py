@@ -241,7 +241,7 @@ def icl_scores(plan, rows):
         references = {}
         for shots in curve:
             asked = [row['index'] - _icl_index(shots, 0) for row in mine if row['meta']['shots'] == shots]
-            for learner, accuracy in icl.references(icl.task(task), plan.material.seed, shots, asked).items():
+            for learner, accuracy in icl.reference_accuracy(icl.task(task), plan.material.seed, shots, asked).items():
                 references.setdefault(learner, {})[shots] = accuracy
         out[task] = {'curve': curve, 'chosen': chosen, 'references': references}
     return out

@@ -57,7 +57,7 @@ def bundles(model, plan):
     out = []
     try:
         for i in range(plan.counts[max(plan.lengths)]):
-            files = code_questions.overfull(plan.material, seq_len + 1, i)
+            files = code_questions.oversized_bundle(plan.material, seq_len + 1, i)
             ids, occurrences = code_questions.identifier_distances(files, plan.tokenizer) if files else ([], [])
             window = np.array([*([] if bos is None else [bos]), *ids][:seq_len + 1], np.int32)
             if len(window) <= seq_len:

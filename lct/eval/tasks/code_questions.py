@@ -1,7 +1,7 @@
-"""A repository in one prompt, with questions whose answers the syntax tree knows: which file defines a function, what
-its exact signature is; and the loss on identifiers by the distance to their first use.
+"""A repository in one prompt, with questions that the syntax tree answers: which file defines a function, and what its
+exact signature is; and the loss on identifiers by the distance to their first use.
 
-The files of a prompt are whole, under their paths and in the order of these (data.bundle).
+A prompt holds complete files under their paths, sorted by path (data.corpus.bundle).
 """
 
 import ast
@@ -10,26 +10,39 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lct.data.corpus import bundle
+from lct.data.corpus.documents import Document
 from lct.data.detokenizer import Detokenizer
+from lct.data.tokenizer import Tokenizer
 from lct.eval import samples
+from lct.eval.tasks.material import Material
 
 QUESTIONS = 4  # about every text
 RESERVE = 192  # tokens for a question and its answer
 JOINTS = 4  # of them, where head, files and question meet
 HEAD = 'The files of a repository follow, each under its path. A question about them comes last.\n\n'
-MOST_TRIES = 50  # of files to begin a prompt with
+MAX_TRIES = 50  # of sets of files for a prompt
 
 
-@dataclasses.dataclass(frozen=True)
-class Function:
-    """A function at the top of a file whose def is one line; signature is what follows the name: '(a, b=1) -> int:'."""
+class Function(NamedTuple):
+    """A function at the top level of a file whose def is one line. signature: all that follows the name, for example
+    '(a, b=1) -> int:'."""
 
     name: str
     signature: str
+
+
+class Question(NamedTuple):
+    """text and answer_prefix as in samples.Sample; answer: the reference."""
+
+    text: str
+    answer_prefix: str
+    answer: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,27 +52,27 @@ class Defines:
     task: str = 'defines'
     max_new_tokens: int = 48
 
-    def ask(self, path, function):
-        """-> question, begun answer, reference."""
-        return (f'Question: Which file defines the function {function.name}? Answer with its path.\nAnswer:',
-                f' The function {function.name} is defined in the file', path)
+    def question(self, path: str, function: Function) -> Question:
+        return Question(f'Question: Which file defines the function {function.name}? Answer with its path.\nAnswer:',
+                        f' The function {function.name} is defined in the file', path)
 
-    def generate(self, material, length, index):
+    def generate(self, material: Material, length: int, index: int) -> samples.Sample:
         return sample(material, self, length, index)
 
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """The exact signature of a function that is defined somewhere above."""
+    """The exact signature of a function that the prompt defines."""
 
     task: str = 'signature'
     max_new_tokens: int = 64
 
-    def ask(self, path, function):
-        return (f'Question: How does the definition of the function {function.name} begin? Repeat its first line.\n'
-                'Answer:', f' def {function.name}', function.signature)
+    def question(self, path: str, function: Function) -> Question:
+        return Question(
+            f'Question: How does the definition of the function {function.name} begin? Repeat its first line.\nAnswer:',
+            f' def {function.name}', function.signature)
 
-    def generate(self, material, length, index):
+    def generate(self, material: Material, length: int, index: int) -> samples.Sample:
         return sample(material, self, length, index)
 
 
@@ -67,23 +80,23 @@ TASKS = {config.task: config for config in (Defines(), Signature())}
 
 
 # ---------------------------------------------------------------------------------------------------
-# What the syntax tree says
+# The syntax tree
 # ---------------------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=4096)
-def parse(text):
-    """The syntax tree of a source, None for what is no Python of this interpreter."""
+def parse(source: str) -> ast.Module | None:
+    """The syntax tree of a source, None if this interpreter cannot parse it."""
     try:
-        return ast.parse(text)
+        return ast.parse(source)
     except (SyntaxError, ValueError):
         return None
 
 
-def functions(text):
-    """[Function] of a source, those with two parameters or more."""
-    lines, out = text.split('\n'), []
-    for node in (parse(text) or ast.Module([], [])).body:
+def functions(source: str) -> list[Function]:
+    """The functions at the top level of a source with two parameters or more and a def on one line."""
+    lines, out = source.split('\n'), []
+    for node in (parse(source) or ast.Module([], [])).body:
         if isinstance(node, ast.FunctionDef) and len(ast.unparse(node.args).split(',')) > 1:
             line, head = lines[node.lineno - 1].rstrip(), f'def {node.name}'
             if line.startswith(head + '(') and line.endswith(':') and parse(line + ' pass'):
@@ -91,27 +104,28 @@ def functions(text):
     return out
 
 
-def defined(text):
-    """[name] of every definition of a function or class in a source, methods too."""
+def defined_names(source: str) -> list[str]:
+    """The names of all functions, methods and classes that a source defines."""
     kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
-    return [node.name for node in ast.walk(parse(text) or ast.Module([], [])) if isinstance(node, kinds)]
+    return [node.name for node in ast.walk(parse(source) or ast.Module([], [])) if isinstance(node, kinds)]
 
 
-def identifiers(text):
-    """[(start, name)] of the variables, parameters and attributes of a source, start in characters, in their order."""
-    ends = [0, *itertools.accumulate(len(line) + 1 for line in text.split('\n'))]
+def identifiers(source: str) -> list[tuple[int, str]]:
+    """[(start, name)] of the variables, parameters and attributes of a source in order; start in characters."""
+    ends = [0, *itertools.accumulate(len(line) + 1 for line in source.split('\n'))]
     found = set()
-    for node in ast.walk(parse(text) or ast.Module([], [])):
+    for node in ast.walk(parse(source) or ast.Module([], [])):
         if isinstance(node, ast.Name | ast.arg):
-            name, line, column = getattr(node, 'id', None) or node.arg, node.lineno, node.col_offset
+            name, line_number, column = getattr(node, 'id', None) or node.arg, node.lineno, node.col_offset
         elif isinstance(node, ast.Attribute):
-            name, line, column = node.attr, node.end_lineno, node.end_col_offset - len(node.attr.encode())
+            name, line_number = node.attr, node.end_lineno
+            column = node.end_col_offset - len(node.attr.encode())
         else:
             continue
         # Columns are bytes of UTF-8.
-        source = text[ends[line - 1]:ends[line] - 1]
-        start = ends[line - 1] + (column if source.isascii() else len(source.encode()[:column].decode()))
-        if text.startswith(name, start):  # not within an f-string of an older Python, whose columns are none
+        line = source[ends[line_number - 1]:ends[line_number] - 1]
+        start = ends[line_number - 1] + (column if line.isascii() else len(line.encode()[:column].decode()))
+        if source.startswith(name, start):  # older Pythons give wrong columns within f-strings
             found.add((start, name))
     return sorted(found)
 
@@ -121,80 +135,94 @@ def identifiers(text):
 # ---------------------------------------------------------------------------------------------------
 
 
-def python_files(documents):
-    """Those whose names end in .py and that parse, with line ends as the syntax tree counts them."""
-    files = [one._replace(text='\n'.join(one.text.splitlines()) + '\n') for one in documents if one.name.endswith('.py')]
+def python_files(documents: Iterable[Document]) -> list[Document]:
+    """The documents whose names end in .py and that parse, with line ends as the syntax tree counts them."""
+    files = [one._replace(text='\n'.join(one.text.splitlines()) + '\n')
+             for one in documents if one.name.endswith('.py')]
     return [one for one in files if parse(one.text) is not None]
 
 
-def sample(material, config, length, index):
-    """Sample: question index % QUESTIONS about text index // QUESTIONS, which all tasks have in common."""
-    files, asked = _text(material, length, index // QUESTIONS)
-    path, function = asked[index % QUESTIONS]
-    question, prefix, answer = config.ask(path, function)
-    new = _tokens(material.counter, config, path, function)[1]
+def sample(material: Material, config: Any, length: int, index: int) -> samples.Sample:
+    """Question index % QUESTIONS about text index // QUESTIONS; all tasks share the texts."""
+    files, subjects = _text(material, length, index // QUESTIONS)
+    path, function = subjects[index % QUESTIONS]
+    question = config.question(path, function)
+    answer_tokens = _question_tokens(material, config, path, function)[1]
     text = HEAD + bundle.text(files)
-    used = material.overhead.total + material.counter.bos + material.counter.count(f'{text}\n{question}{prefix}') + new
+    prompt = f'{text}\n{question.text}'
+    used = (material.overhead.total + material.counter.bos
+            + material.counter.count(prompt + question.answer_prefix) + answer_tokens)
     before = text[:text.index(f'\ndef {function.name}(')]
     depth = material.counter.count(before) / material.counter.count(text)
-    # Texts are the same where the repository hardly fills one.
+    # The hash identifies equal texts, which occur where the repository hardly fills one.
     meta = {'tokens': used, 'depths': [depth], 'files': len(files), 'path': path, 'function': function.name,
             'bundle': hashlib.sha256(text.encode()).hexdigest()[:16]}
-    return samples.Sample(config.task, length, index, f'{text}\n{question}', prefix, [answer], new, meta)
+    return samples.Sample(
+        config.task, length, index, prompt, question.answer_prefix, [question.answer], answer_tokens, meta)
 
 
-def _tokens(counter, config, path, function):
-    """-> tokens of the question with the begun answer, tokens for the answer."""
-    question, prefix, answer = config.ask(path, function)
-    asked, answered = counter.count_each([question + prefix, ' ' + answer]).tolist()
-    return asked, max(config.max_new_tokens, answered + 2)
+def _question_tokens(material, config, path, function):
+    """(tokens of the question with the answer prefix, tokens for the answer)."""
+    text, prefix, answer = config.question(path, function)
+    asking, answering = material.counter.count_each([text + prefix, ' ' + answer]).tolist()
+    return asking, max(config.max_new_tokens, answering + 2)
 
 
 def _text(material, length, number):
-    """-> ([Document], [(path, Function)]): files that fill a length, and QUESTIONS functions of theirs."""
+    """([Document], [(path, Function)]): files that fill a length, and QUESTIONS of their functions."""
     return material.cached(('repository', length, number), lambda: _make_text(material, length, number))
 
 
 def _make_text(material, length, number):
-    files, sizes = material.cached('repository', lambda: _sized(material))
+    files, sizes = _sized_files(material)
     rng = samples.rng(material.seed, 'repository', length, number)
-    left = length - RESERVE - material.overhead.total - material.counter.bos - material.counter.count_head(HEAD)
-    fitting = [i for i in range(len(files)) if sizes[i] <= left]
-    for _ in range(MOST_TRIES):
-        rng.shuffle(fitting)
-        chosen, room = [], left
-        for i in fitting:
-            if sizes[i] <= room:
-                chosen.append(i)
-                room -= sizes[i]
-        # Where pieces do not add up for this tokenizer the whole is counted, and what is over left out.
-        while chosen and material.counter.count(bundle.text([files[i] for i in chosen])) > left:
+    room = length - RESERVE - material.overhead.total - material.counter.bos - material.counter.count_head(HEAD)
+    candidates = [i for i in range(len(files)) if sizes[i] <= room]
+    for _ in range(MAX_TRIES):
+        rng.shuffle(candidates)
+        chosen = _fill(candidates, sizes, room)
+        # Where sections do not add up for this tokenizer, count the bundle and leave out the excess.
+        while chosen and material.counter.count(bundle.text([files[i] for i in chosen])) > room:
             chosen.pop()
         picked = sorted((files[i] for i in chosen), key=lambda one: one.name)
-        questions = [one for one in _questions(picked) if all(
-            sum(_tokens(material.counter, config, *one)) <= RESERVE - JOINTS for config in TASKS.values())]
-        if len(questions) >= QUESTIONS:
-            return picked, rng.sample(questions, QUESTIONS)
+        subjects = [one for one in _question_subjects(picked) if all(
+            sum(_question_tokens(material, config, *one)) <= RESERVE - JOINTS for config in TASKS.values())]
+        if len(subjects) >= QUESTIONS:
+            return picked, rng.sample(subjects, QUESTIONS)
     raise ValueError(f'length {length} has no room for files of the repository with {QUESTIONS} functions of their own; '
                      'use a larger length, or a repository of smaller files (--haystack)')
 
 
-def _sized(material):
-    files = python_files(material.documents)
-    if not files:
-        raise ValueError('the documents hold no Python file; give a repository, such as --haystack repo/')
-    return files, material.counter.count_each([bundle.section(one) for one in files]).tolist()
+def _fill(candidates, sizes, room):
+    """The candidates that fit into room tokens, each if there is room left for it."""
+    chosen = []
+    for i in candidates:
+        if sizes[i] <= room:
+            chosen.append(i)
+            room -= sizes[i]
+    return chosen
 
 
-def _questions(files):
-    """[(path, Function)] whose names are defined once, and whose path is no part of another's."""
-    homes = {}
+def _sized_files(material):
+    """([Document], [tokens of each under its path]) of the Python files."""
+    def make():
+        files = python_files(material.documents)
+        if not files:
+            raise ValueError('the documents hold no Python file; give a repository, such as --haystack repo/')
+        return files, material.counter.count_each([bundle.section(one) for one in files]).tolist()
+
+    return material.cached('repository', make)
+
+
+def _question_subjects(files):
+    """[(path, Function)] whose names are defined once, and whose path is not within another path."""
+    defining_files = {}
     for one in files:
-        for name in defined(one.text):
-            homes.setdefault(name, []).append(one.name)
+        for name in defined_names(one.text):
+            defining_files.setdefault(name, []).append(one.name)
     paths = [one.name for one in files]
     return [(one.name, function) for one in files for function in functions(one.text)
-            if len(homes[function.name]) == 1 and sum(one.name in path for path in paths) == 1]
+            if len(defining_files[function.name]) == 1 and sum(one.name in path for path in paths) == 1]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -202,30 +230,38 @@ def _questions(files):
 # ---------------------------------------------------------------------------------------------------
 
 
-def overfull(material, length, number):
-    """[Document]: files, drawn by (length, number), of at least length tokens with their paths; [] if all are fewer."""
-    files, sizes = material.cached('repository', lambda: _sized(material))
+def oversized_bundle(material: Material, length: int, number: int) -> list[Document]:
+    """Files, drawn by (length, number), of at least length tokens with their paths; [] if all files are fewer."""
+    files, sizes = _sized_files(material)
     order = samples.rng(material.seed, 'identifiers', length, number).sample(range(len(files)), len(files))
     count = int(np.searchsorted(np.cumsum([sizes[i] for i in order]), length)) + 1
     return sorted((files[i] for i in order[:count]), key=lambda one: one.name) if count <= len(files) else []
 
 
-def identifier_distances(files, tokenizer):
-    """-> (ids, [(first token, last token, distance)]) of a bundle of files: every identifier that occurs again, and how
-    many tokens after its first use, in whichever file that was."""
-    text, uses, at = bundle.text(files), [], 0
+def identifier_distances(
+    files: Sequence[Document], tokenizer: Tokenizer,
+) -> tuple[list[int], list[tuple[int, int, int]]]:
+    """(ids, [(first token, last token, distance)]) of a bundle of files.
+
+    The list has every occurrence of an identifier after its first, wherever in the bundle the first one is; distance
+    is in tokens.
+
+    Raises:
+      ValueError: if decoding does not restore the text.
+    """
+    text, uses, start_of_file = bundle.text(files), [], 0
     for one in files:
-        part = bundle.section(one)
-        body = at + part.index('\n') + 1
+        section = bundle.section(one)
+        body = start_of_file + section.index('\n') + 1
         uses += [(body + start, name) for start, name in identifiers(one.text)]
-        at += len(part)
+        start_of_file += len(section)
     ids = tokenizer.encode(text)
     # The end of every token in characters.
     stream, ends = Detokenizer(tokenizer.decode), []
     for token in ids:
         ends.append((ends[-1] if ends else 0) + len(stream.push(token)))
     if stream.text != text[:len(stream.text)] or ends[-1] != len(text):
-        raise ValueError('this tokenizer does not give back the text that it was given, so its tokens cannot be laid on '
+        raise ValueError('this tokenizer does not restore the text that it encoded, so its tokens cannot be aligned with '
                          'the syntax tree; use a byte-level one')
     first_use, out = {}, []
     for start, name in uses:
@@ -236,8 +272,10 @@ def identifier_distances(files, tokenizer):
     return ids, out
 
 
-def identifier_losses(losses, occurrences, edges):
-    """(sums, counts) [bins]: nats of whole identifiers by distance, edges[i] <= distance < edges[i + 1].
+def identifier_losses(
+    losses: np.ndarray, occurrences: Sequence[tuple[int, int, int]], edges: Sequence[int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """(sums, counts) [bins]: nats of complete identifiers by distance, edges[i] <= distance < edges[i + 1].
 
     losses: [S], entry p the loss of token p of the bundle; occurrences past its end do not count.
     """

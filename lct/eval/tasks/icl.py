@@ -1,22 +1,36 @@
-"""Many-shot learning in context: rules that no training text holds, from one shot to thousands.
+"""Many-shot in-context learning of rules that no training text holds, with one shot to thousands.
 
-A set is one hidden rule with its stream of shots; the first n of a stream make the prompt of n shots, so sets
-are nested and a curve over n compares like with like. Every prompt depends on (task, shots, index, seed) alone.
+An episode is one hidden rule with its stream of shots. The first n of the stream make the prompt of n shots, so prompts
+of an episode are nested and a curve over n compares like with like. Every prompt depends on (task, shots, index, seed)
+alone.
 """
 
 import functools
 import itertools
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from lct.data.tokenizer import Tokenizer
 from lct.eval import samples, scoring
 from lct.eval.tasks import prompt_fitting
-from lct.eval.tasks.icl_tasks import Chain, Cipher, Linear, Lookup, Parity, Regression, Sentiment, Topics
+from lct.eval.tasks.icl_tasks import (
+    Chain,
+    Cipher,
+    Example,
+    Linear,
+    Lookup,
+    Parity,
+    Regression,
+    Sentiment,
+    Task,
+    Topics,
+)
 
-# Sets are index // QUERIES. A set is read once, whatever is asked of it, but rules differ more than queries of one
-# rule do: of 20 samples this makes 5 rules, for a quarter of the reading that 20 would take.
+# The episode of a sample is index // QUERIES. Its shots are read once for all of its queries, but rules differ more
+# than the queries of one rule do: 20 samples give 5 rules, for a quarter of the prefill that 20 rules would take.
 QUERIES = 4
-MEASURED = 16, 64  # sets and shots of each that tell how long a task's prompts are
+MEASURED = 16, 64  # episodes, and shots of each, that determine how long the prompts of a task are
 ORDERS = ('drawn', 'balanced', 'grouped')
 TASKS = {config.task: config for config in (
     Linear(), Linear('linear_64', 64), Topics(), Topics('topics_16', 16), Topics('topics_balanced', order='balanced'),
@@ -25,19 +39,21 @@ TASKS = {config.task: config for config in (
 )}
 
 
-def task(name):
+def task(name: str) -> Task:
     """The config of a task by name."""
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; the tasks in context are {', '.join(TASKS)}")
     return TASKS[name]
 
 
-@functools.lru_cache(maxsize=1)  # the queries of a set are made one after the other
-def episode(config, seed, number, shots):
-    """-> ((Example,) * shots, (Example,) * QUERIES) of set `number`.
+@functools.lru_cache(maxsize=1)  # the queries of an episode are made one after the other
+def episode(
+    config: Task, seed: int, number: int, shots: int,
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """(the first `shots` shots, the QUERIES queries) of an episode.
 
-    A task's order is 'drawn' at random, 'balanced' in rounds of every label once, or 'grouped' by label, which is
-    the hardest to learn from; grouped sets are nested as sets only.
+    A task's order is 'drawn' at random, 'balanced' in rounds of every label once, or 'grouped' by label, the hardest to
+    learn from. The shots of fewer are among the shots of more, with 'grouped' at other positions.
     """
     order, name = getattr(config, 'order', 'drawn'), type(config).__name__
     if order not in ORDERS:
@@ -51,8 +67,8 @@ def episode(config, seed, number, shots):
     chosen = list(itertools.islice(stream, shots))
     if order == 'grouped':
         chosen.sort(key=lambda example: example.label)
-    rng, which = samples.rng(seed, 'queries', name, number), samples.rng(seed, 'which', number)
-    return tuple(chosen), tuple(config.example(rule, rng, which.randrange(shots)) for _ in range(QUERIES))
+    rng, shot_rng = samples.rng(seed, 'queries', name, number), samples.rng(seed, 'which', number)
+    return tuple(chosen), tuple(config.example(rule, rng, shot_rng.randrange(shots)) for _ in range(QUERIES))
 
 
 @functools.lru_cache(maxsize=1)
@@ -60,9 +76,9 @@ def _rule(config, seed, number):
     return config.rule(samples.rng(seed, 'rule', type(config).__name__, number))
 
 
-def _rounds(stream, look=512):
-    """The examples of a stream in rounds of every label once; labels are those of its first `look` examples."""
-    first = list(itertools.islice(stream, look))
+def _rounds(stream: Iterator[Example], lookahead: int = 512) -> Iterator[Example]:
+    """The examples of a stream in rounds of every label once; the labels are those of its first `lookahead` examples."""
+    first = list(itertools.islice(stream, lookahead))
     waiting = {example.label: [] for example in first}
     for example in itertools.chain(first, stream):
         if example.label in waiting:
@@ -71,34 +87,36 @@ def _rounds(stream, look=512):
             yield from [queue.pop(0) for queue in waiting.values()]
 
 
-def sample(config, shots, index, seed, tokenizer, overhead=0):
-    """Sample number index, query index % QUERIES of set index // QUERIES; overhead: tokens of a chat template."""
+def sample(
+    config: Task, shots: int, index: int, seed: int, tokenizer: Tokenizer, overhead: int = 0,
+) -> samples.Sample:
+    """Query index % QUERIES of episode index // QUERIES; overhead: tokens of a chat template."""
     number, query = divmod(index, QUERIES)
-    text, tokens = _shown(config, seed, number, shots, tokenizer)
+    text, tokens = _shots_text(config, seed, number, shots, tokenizer)
     query = episode(config, seed, number, shots)[1][query]
     counter = prompt_fitting.TokenCounter(tokenizer)
     prompt, prefix = f'Input: {query.text}\n', 'Output:'
     answers, choices = list(query.answers or [query.label]), config.choices(_rule(config, seed, number))
-    new = max(_measures(config, seed, tokenizer)[-1], *_answer_tokens(counter, {*answers, *choices}))
-    used = overhead + counter.bos + tokens + int(counter.count_each([prompt + prefix])[0]) + new
+    answer_tokens = max(_token_stats(config, seed, tokenizer)[-1], *_answer_tokens(counter, {*answers, *choices}))
+    used = overhead + counter.bos + tokens + counter.count_one(prompt + prefix) + answer_tokens
     meta = {'shots': shots, 'set': number, 'tokens': used, 'label': query.label, 'choices': choices}
     return samples.Sample(config.task, length(config, shots, seed, tokenizer, overhead), index, text + prompt, prefix,
-                          answers, new, meta)
+                          answers, answer_tokens, meta)
 
 
-def length(config, shots, seed, tokenizer, overhead=0):
-    """Tokens that hold the prompt of so many shots and its answer in every set, without making one of them.
+def length(config: Task, shots: int, seed: int, tokenizer: Tokenizer, overhead: int = 0) -> int:
+    """Tokens that hold a prompt of so many shots and its answer in every episode, without making one of them.
 
-    Of n shots there are at most n (mean + 5 sd of the sets' means) + 5 sd of a shot sqrt(n), and a query is no longer
-    than a shot.
+    n shots have at most n (mean + 5 sd of the episodes' means) + 5 sd of a shot sqrt(n) tokens, and a query is no
+    longer than a shot.
     """
-    mean, of_sets, of_shots, new = _measures(config, seed, tokenizer)
+    mean, episode_sd, shot_sd, answer_tokens = _token_stats(config, seed, tokenizer)
     shots += 1
-    most = shots * (mean + 5 * of_sets) + 5 * of_shots * shots ** 0.5
-    return overhead + prompt_fitting.TokenCounter(tokenizer).bos + int(np.ceil(most)) + new
+    most = shots * (mean + 5 * episode_sd) + 5 * shot_sd * shots ** 0.5
+    return overhead + prompt_fitting.TokenCounter(tokenizer).bos + int(np.ceil(most)) + answer_tokens
 
 
-def shot_counts(config, seed, tokenizer, longest, overhead=0):
+def shot_counts(config: Task, seed: int, tokenizer: Tokenizer, longest: int, overhead: int = 0) -> tuple[int, ...]:
     """(1, 2, 4, ...): the powers of two of shots that fit into longest tokens."""
     counts = tuple(itertools.takewhile(lambda shots: length(config, shots, seed, tokenizer, overhead) <= longest,
                                        (2 ** power for power in itertools.count())))
@@ -112,24 +130,24 @@ def _shot(example):
 
 
 def _answer_tokens(counter, labels):
-    return [len(counter.tokenizer.encode(f' {label}\n')) + 1 for label in labels]
+    return [counter.count(f' {label}\n') + 1 for label in labels]
 
 
 @functools.lru_cache(maxsize=1)
-def _shown(config, seed, number, shots, tokenizer):
-    """(text, tokens) of the shots of a set."""
+def _shots_text(config, seed, number, shots, tokenizer):
+    """(text, tokens) of the shots of an episode."""
     text = ''.join(map(_shot, episode(config, seed, number, shots)[0]))
     return text, prompt_fitting.TokenCounter(tokenizer).count(text)
 
 
 @functools.cache
-def _measures(config, seed, tokenizer):
-    """(mean tokens of a shot, sd of the sets' means, sd of a shot, tokens of the longest answer)."""
-    counter, (sets, count) = prompt_fitting.TokenCounter(tokenizer), MEASURED
-    shots = [episode(config, seed, number, count)[0] for number in range(sets)]
-    tokens = np.array([counter.count_each(map(_shot, one)) for one in shots])  # [sets, count]
-    new = max(_answer_tokens(counter, {example.label for one in shots for example in one}))
-    return tokens.mean(), tokens.mean(1).std(ddof=1), tokens.std(), new
+def _token_stats(config, seed, tokenizer):
+    """(mean tokens of a shot, sd of the episodes' means, sd of a shot, tokens of the longest answer)."""
+    counter, (episodes, count) = prompt_fitting.TokenCounter(tokenizer), MEASURED
+    shots = [episode(config, seed, number, count)[0] for number in range(episodes)]
+    tokens = np.array([counter.count_each(map(_shot, one)) for one in shots])  # [episodes, count]
+    longest = max(_answer_tokens(counter, {example.label for one in shots for example in one}))
+    return tokens.mean(), tokens.mean(1).std(ddof=1), tokens.std(), longest
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -137,48 +155,55 @@ def _measures(config, seed, tokenizer):
 # ---------------------------------------------------------------------------------------------------
 
 
-def score(text, outputs):
+def score(text: str, outputs: list[str]) -> float:
     """1.0 if the first line of a reply is one of outputs, else 0.0."""
     return float(text.strip().split('\n')[0].strip() in outputs)
 
 
-def curve(pairs):
-    """{shots: {'accuracy', 'interval', 'macro', 'gain', 'count', 'sets', 'tokens'}} of (Sample, text) pairs of one task.
+def curve(pairs: Iterable[tuple[samples.Sample, str]]) -> dict[int, dict]:
+    """{shots: {'accuracy', 'interval', 'macro', 'gain', 'count', 'sets', 'tokens'}} of the (Sample, text) pairs of one
+    task.
 
-    interval: 95%, over rules as well as queries; None of one set. macro: mean over labels of the accuracy on each.
-    gain: accuracy beyond that of the fewest shots that can show every label once; None up to these, and for answers
-    that are not chosen out of a few. tokens: mean of a prompt and its answer.
+    interval: 95%, over rules as well as queries; None for one episode. macro: mean over labels of their accuracies.
+    gain: accuracy beyond the accuracy at the fewest shots that can show every label once; None up to there, and for
+    answers that are not chosen from a few. sets: number of episodes. tokens: mean of a prompt with its answer.
     """
     cells = {}
-    for one, text in pairs:
-        cells.setdefault(one.meta['shots'], []).append((one, score(text, one.outputs)))
+    for sample, text in pairs:
+        cells.setdefault(sample.meta['shots'], []).append((sample, score(text, sample.outputs)))
     out = {}
     for shots, rows in sorted(cells.items()):
-        by_set, by_label = {}, {}
-        for one, value in rows:
-            by_set.setdefault(one.meta['set'], []).append(value)
-            by_label.setdefault((one.meta['set'], one.meta['label']), []).append(value)
-        interval = scoring.clustered_interval(list(by_set.values()))
-        out[shots] = {
-            'accuracy': sum(value for _, value in rows) / len(rows), 'interval': interval and list(interval),
-            'macro': sum(sum(x) / len(x) for x in by_label.values()) / len(by_label),
-            'count': len(rows), 'sets': len(by_set), 'tokens': sum(one.meta['tokens'] for one, _ in rows) / len(rows),
-        }
-        labels = max(len(one.meta.get('choices', [])) for one, _ in rows)
+        out[shots] = _curve_point(rows)
+        labels = max(len(sample.meta.get('choices', [])) for sample, _ in rows)
         start = next((n for n in out if 1 < labels <= n < shots), None)
         out[shots]['gain'] = None if start is None else out[shots]['accuracy'] - out[start]['accuracy']
     return out
 
 
-def references(config, seed, shots, indices):
-    """{learner: accuracy} of the reference learners on the shots and queries of the samples of these numbers."""
+def _curve_point(rows):
+    """A value of curve without its gain, of (Sample, score) pairs."""
+    by_episode, by_label = {}, {}
+    for sample, value in rows:
+        by_episode.setdefault(sample.meta['set'], []).append(value)
+        by_label.setdefault((sample.meta['set'], sample.meta['label']), []).append(value)
+    interval = scoring.clustered_interval(list(by_episode.values()))
+    return {
+        'accuracy': sum(value for _, value in rows) / len(rows), 'interval': interval and list(interval),
+        'macro': sum(sum(x) / len(x) for x in by_label.values()) / len(by_label),
+        'count': len(rows), 'sets': len(by_episode),
+        'tokens': sum(sample.meta['tokens'] for sample, _ in rows) / len(rows),
+    }
+
+
+def reference_accuracy(config: Task, seed: int, shots: int, indices: Iterable[int]) -> dict[str, float]:
+    """{learner: accuracy} of the reference learners on the shots and queries of the samples of these indices."""
     right, indices = dict.fromkeys(config.learners, 0), sorted(indices)
-    for number, asked in itertools.groupby(indices, lambda index: index // QUERIES):
+    for number, group in itertools.groupby(indices, lambda index: index // QUERIES):
         chosen, queries = episode(config, seed, number, shots)
-        queries = [queries[index % QUERIES] for index in asked]
-        xs, names = [example.x for example in chosen], [example.label for example in chosen]
+        queries = [queries[index % QUERIES] for index in group]
+        xs, labels = [example.x for example in chosen], [example.label for example in chosen]
         for learner, learn in config.learners.items():
-            answers = learn(xs, names, [query.x for query in queries])
+            answers = learn(xs, labels, [query.x for query in queries])
             right[learner] += sum(
                 answer in (query.answers or (query.label,))
                 for answer, query in zip(answers, queries, strict=True))

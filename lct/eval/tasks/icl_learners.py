@@ -1,12 +1,13 @@
-"""What can be learnt from the shots: reference learners, each (inputs, labels, queries) -> labels of the queries."""
+"""Reference learners, which show what the shots of a task determine: (inputs, labels, queries) -> labels of the queries."""
 
 import collections
+from collections.abc import Sequence
 
 import numpy as np
 
 
-def logistic(xs, labels, queries):
-    """Logistic regression with a little weight decay, by Newton's method; of two labels."""
+def logistic(xs: Sequence, labels: Sequence[str], queries: Sequence) -> list[str]:
+    """Logistic regression for two labels with a little weight decay, by Newton's method."""
     names = sorted(set(labels))
     if len(names) == 1:
         return names * len(queries)
@@ -23,8 +24,8 @@ def logistic(xs, labels, queries):
     return [names[int(score > 0)] for score in scores]
 
 
-def nearest(xs, labels, queries, count=5):
-    """The most common label of the nearest inputs."""
+def nearest(xs: Sequence, labels: Sequence[str], queries: Sequence, count: int = 5) -> list[str]:
+    """The most common label of the `count` nearest inputs."""
     xs = np.array(xs)
     out = []
     for query in queries:
@@ -33,29 +34,29 @@ def nearest(xs, labels, queries, count=5):
     return out
 
 
-def naive_bayes(xs, labels, queries):
-    """Multinomial naive Bayes over words, with half a count for each unseen one."""
+def naive_bayes(xs: Sequence, labels: Sequence[str], queries: Sequence) -> list[str]:
+    """Multinomial naive Bayes over words with additive smoothing of 0.5; an input is a list of words."""
     counts = {label: collections.Counter() for label in labels}
     for words, label in zip(xs, labels, strict=True):
         counts[label].update(words)
-    vocabulary = len({word for words in xs for word in words}) + 1
+    vocab_size = len({word for words in xs for word in words}) + 1
     frequency = collections.Counter(labels)
 
     def log_odds(label, words):
-        seen = counts[label]
-        total = sum(seen.values()) + 0.5 * vocabulary
-        return np.log(frequency[label]) + sum(np.log((seen[word] + 0.5) / total) for word in words)
+        of_label = counts[label]
+        total = sum(of_label.values()) + 0.5 * vocab_size
+        return np.log(frequency[label]) + sum(np.log((of_label[word] + 0.5) / total) for word in words)
 
     return [max(sorted(counts), key=lambda label: log_odds(label, words)) for words in queries]
 
 
-def letters(xs, labels, queries):
-    """Letter by letter; '?' for letters that no shot has shown."""
+def letters(xs: Sequence[str], labels: Sequence[str], queries: Sequence[str]) -> list[str]:
+    """Letter by letter; '?' for letters that are in no shot."""
     known = {a: b for x, label in zip(xs, labels, strict=True) for a, b in zip(x, label, strict=True)}
     return [''.join(known.get(letter, '?') for letter in query) for query in queries]
 
 
-def parity(xs, labels, queries):
+def parity(xs: Sequence, labels: Sequence[str], queries: Sequence) -> list[str]:
     """Gaussian elimination over the field of two elements: exact once the shots determine the rule, before that
     one rule that agrees with them. Running parities, one for each bit, need no shots."""
     if len(labels[0].split()) > 1:
@@ -79,22 +80,23 @@ def parity(xs, labels, queries):
     return [str(int(query @ weights % 2)) for query in np.array(queries)]
 
 
-def table(xs, labels, queries):
-    """What was said of the same input."""
+def table(xs: Sequence[str], labels: Sequence[str], queries: Sequence[str]) -> list[str]:
+    """The label of the same input."""
     known = dict(zip(xs, labels, strict=True))
     return [known.get(query, '') for query in queries]
 
 
-def pairs(xs, labels, queries):
-    """The most common successor in the shots' walks; queries are walks to their last symbol but one."""
-    seen = collections.defaultdict(collections.Counter)
+def bigrams(xs: Sequence, labels: Sequence[str], queries: Sequence) -> list[str]:
+    """The most common successor in the walks of the shots. Inputs and queries are complete walks; the last
+    symbol of a query is ignored."""
+    successors = collections.defaultdict(collections.Counter)
     for walk in xs:
         for before, after in zip(walk, walk[1:], strict=False):
-            seen[before][after] += 1
-    return [seen[walk[-2]].most_common(1)[0][0] if seen[walk[-2]] else '' for walk in queries]
+            successors[before][after] += 1
+    return [successors[walk[-2]].most_common(1)[0][0] if successors[walk[-2]] else '' for walk in queries]
 
 
-def least_squares(xs, labels, queries):
+def least_squares(xs: Sequence, labels: Sequence[str], queries: Sequence) -> list[str]:
     """The linear function of least norm through the shots, rounded."""
     w, *_ = np.linalg.lstsq(np.array(xs, float), np.array(labels, float), rcond=None)
     return [str(round(float(value))) for value in np.array(queries) @ w]
