@@ -8,7 +8,7 @@ import pathlib
 import shutil
 import sys
 
-import balance
+import bench_balance
 import extend
 import make_ruler
 import pytest
@@ -190,8 +190,8 @@ def sentence(function, capsys, **options):
     (make_ruler, 'DIR --tokenizer bytes --lengths 1K', '--lengths 1K must be whole numbers above 0'),
     (make_ruler, 'DIR --tokenizer bytes --samples 0', '--samples 0 must be a whole number above 0'),
     (make_ruler, 'DIR --tokenizer DIR/none', 'none does not exist; give a tokenizer.json'),
-    (balance, '--length 1001', 'seq_len 1001 is not a multiple of ring_size = 2'),
-    (balance, '--rings 2 0', '--rings 0 must be a whole number above 0'),
+    (bench_balance, '--length 1001', 'seq_len 1001 is not a multiple of ring_size = 2'),
+    (bench_balance, '--rings 2 0', '--rings 0 must be a whole number above 0'),
 ])
 def test_other_scripts(script, flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['script', *flags.replace('DIR', str(tmp_path / 'run')).split()])

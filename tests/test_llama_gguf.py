@@ -1,4 +1,4 @@
-"""GGUF files, written with the gguf library's own writer and its own quantisers."""
+"""GGUF files, written with the writer and the quantizers of the gguf library."""
 
 import json
 import pathlib
@@ -34,9 +34,10 @@ FIELDS = {
 
 
 def weights(seed=0):
-    """{Hugging Face name: array} of a small Llama, and the same under llama.cpp's names and in its order."""
+    """{Hugging Face name: array} of a small Llama, and {llama.cpp's name: array} of the same with its order
+    of rows."""
     draw = np.random.default_rng(seed)
-    theirs, shapes = {}, {
+    ggml, shapes = {}, {
         'attn_q': ('self_attn.q_proj', N * H, D), 'attn_k': ('self_attn.k_proj', K * H, D),
         'attn_v': ('self_attn.v_proj', K * H, D), 'attn_output': ('self_attn.o_proj', D, N * H),
         'ffn_gate': ('mlp.gate_proj', F, D), 'ffn_up': ('mlp.up_proj', F, D),
@@ -46,7 +47,7 @@ def weights(seed=0):
           'lm_head.weight': draw.normal(size=(V, D))}
     for name, other in (('token_embd', 'model.embed_tokens'), ('output_norm', 'model.norm'),
                         ('output', 'lm_head')):
-        theirs[f'{name}.weight'] = hf[f'{other}.weight']
+        ggml[f'{name}.weight'] = hf[f'{other}.weight']
     for layer in range(L):
         for name, (other, *shape) in shapes.items():
             array = draw.normal(size=shape) / 8
@@ -54,12 +55,12 @@ def weights(seed=0):
             if name in ('attn_q', 'attn_k'):  # rows 2i, 2i + 1 of a head: row i of its halves
                 heads = array.reshape(-1, H, D)
                 array = np.stack([heads[:, :H // 2], heads[:, H // 2:]], 2).reshape(array.shape)
-            theirs[f'blk.{layer}.{name}.weight'] = array
-    return [{name: x.astype(np.float32) for name, x in one.items()} for one in (hf, theirs)]
+            ggml[f'blk.{layer}.{name}.weight'] = array
+    return [{name: x.astype(np.float32) for name, x in one.items()} for one in (hf, ggml)]
 
 
 def write(path, tensors, kind='F32', drop=(), **fields):
-    """A GGUF file; fields replace those of FIELDS, with __ for dots."""
+    """Write a GGUF file; fields replace those of FIELDS, with __ for dots."""
     writer = gguf.GGUFWriter(path, 'llama')
     for key, value in (FIELDS | {key.replace('__', '.'): value for key, value in fields.items()}).items():
         if value is None:
@@ -83,18 +84,18 @@ def write(path, tensors, kind='F32', drop=(), **fields):
 
 @pytest.fixture(scope='module')
 def small(tmp_path_factory):
-    hf, theirs = weights()
-    return write(tmp_path_factory.mktemp('gguf') / 'small.gguf', theirs), hf, theirs
+    hf, ggml = weights()
+    return write(tmp_path_factory.mktemp('gguf') / 'small.gguf', ggml), hf, ggml
 
 
 def expect(hf, params):
-    """Every tensor, in the order of a Hugging Face file, is the one that was meant."""
+    """Every tensor, in the order of a Hugging Face file, is the expected one."""
     layers = params.layers
     for i in range(L):
-        for ours, name in ((layers.wq, 'self_attn.q_proj'), (layers.wk, 'self_attn.k_proj'),
+        for param, name in ((layers.wq, 'self_attn.q_proj'), (layers.wk, 'self_attn.k_proj'),
                            (layers.wv, 'self_attn.v_proj'), (layers.w_gate, 'mlp.gate_proj'),
                            (layers.w_up, 'mlp.up_proj'), (layers.w_down, 'mlp.down_proj')):
-            stored = np.asarray(ours[i])
+            stored = np.asarray(param[i])
             np.testing.assert_array_equal(
                 stored.reshape(stored.shape[0], -1).T, hf[f'model.layers.{i}.{name}.weight'])
         np.testing.assert_array_equal(
@@ -105,7 +106,7 @@ def expect(hf, params):
         np.testing.assert_array_equal(np.asarray(params.lm_head).T, hf['lm_head.weight'])
 
 
-def test_every_tensor_arrives(small):
+def test_every_tensor_is_loaded(small):
     path, hf, _ = small
     config, params, companions = llama_gguf.load(path)
     assert config == llama.LlamaConfig(
@@ -125,18 +126,18 @@ def test_a_mesh_gets_the_same_numbers(small):
 
 
 @pytest.mark.parametrize('kind', ['F16', 'BF16', 'Q8_0', 'Q4_1', 'Q4_0', 'Q5_1'])
-def test_quantised_rows_are_the_librarys_own(tmp_path, kind):
-    hf, theirs = weights()
-    path = write(tmp_path / 'q.gguf', theirs, kind)
+def test_quantized_rows_equal_those_of_the_library(tmp_path, kind):
+    hf, ggml = weights()
+    path = write(tmp_path / 'q.gguf', ggml, kind)
     _, params, _ = llama_gguf.load(path)
     number = gguf.GGMLQuantizationType[kind]
     expect({name: gguf.quants.dequantize(gguf.quants.quantize(x, number), number) if x.ndim == 2 else x
-            for name, x in hf.items()}, params)  # a permutation of rows and a quantisation along them commute
+            for name, x in hf.items()}, params)  # a permutation of rows and a quantization along them commute
 
 
 def test_to_hf_folder_has_the_model_and_the_tokenizer(tmp_path, small):
-    path, hf, theirs = small
-    tied = write(tmp_path / 'tied.gguf', theirs, drop=['output.weight'])
+    path, hf, ggml = small
+    tied = write(tmp_path / 'tied.gguf', ggml, drop=['output.weight'])
     llama_gguf.to_hf(tied, tmp_path / 'hf', dtype='float32')
     config, params = llama_hf.load(tmp_path / 'hf')
     assert config.tie_embeddings and params.lm_head is None
@@ -153,9 +154,9 @@ def test_to_hf_folder_has_the_model_and_the_tokenizer(tmp_path, small):
 
 
 def test_scalings_of_the_metadata(tmp_path):
-    _, theirs = weights()
+    _, ggml = weights()
 
-    def scaling(name='x', tensors=theirs, **fields):
+    def scaling(name='x', tensors=ggml, **fields):
         file = gguf_files.read(write(tmp_path / f'{name}.gguf', tensors, **fields))
         return llama_gguf.read_config(file).rope
 
@@ -168,9 +169,9 @@ def test_scalings_of_the_metadata(tmp_path):
                              original_max_position=8192)
     plain, scaled = (rope.frequencies(x, H)[0] for x in (rope.RopeConfig(theta=5e5), llama3))
     divisors = (plain / scaled).astype(np.float32)
-    assert scaling(tensors=theirs | {'rope_freqs.weight': divisors}, llama__rope__freq_base=5e5) == llama3
+    assert scaling(tensors=ggml | {'rope_freqs.weight': divisors}, llama__rope__freq_base=5e5) == llama3
     with pytest.raises(ValueError, match='rope_freqs.weight is not the scaling of Llama-3.1'):
-        scaling(tensors=theirs | {'rope_freqs.weight': divisors * 1.01}, llama__rope__freq_base=5e5)
+        scaling(tensors=ggml | {'rope_freqs.weight': divisors * 1.01}, llama__rope__freq_base=5e5)
 
 
 @pytest.mark.parametrize(('fields', 'message'), [

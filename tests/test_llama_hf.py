@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_hf
+from tiny import leaves_equal
 
 from lct import sharding
 from lct.models import llama
@@ -43,11 +44,6 @@ def edit_json(path, **changes):
         else:
             values[key] = value
     path.write_text(json.dumps(values))
-
-
-def leaves_equal(a, b):
-    return all(jax.tree.leaves(jax.tree.map(
-        lambda x, y: x.dtype == y.dtype and np.array_equal(np.asarray(x), np.asarray(y)), a, b)))
 
 
 # --- against transformers -------------------------------------------------------------------------
@@ -274,8 +270,8 @@ def test_malformed_safetensors_are_refused(header, data, message, tmp_path):
 
 def test_truncated_file_and_absurd_header_are_refused(folder):
     path = folder / 'model.safetensors'
-    whole = path.read_bytes()
-    for broken in (whole[:-1], whole[:6], whole[:200], (1 << 60).to_bytes(8, 'little') + whole[8:]):
+    content = path.read_bytes()
+    for broken in (content[:-1], content[:6], content[:200], (1 << 60).to_bytes(8, 'little') + content[8:]):
         path.write_bytes(broken)
         with pytest.raises(ValueError, match='model.safetensors'):
             llama_hf.load(folder)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_hf
+from tiny import leaves_equal
 
 from lct import sharding
 from lct.models import llama
@@ -72,11 +73,6 @@ def folder(tmp_path):
     return write(tmp_path / 'meta', split(tensors(), 2))
 
 
-def leaves_equal(a, b):
-    return all(jax.tree.leaves(jax.tree.map(
-        lambda x, y: x.dtype == y.dtype and np.array_equal(np.asarray(x), np.asarray(y)), a, b)))
-
-
 def stored(folder):
     """[{name: (dtype, shape, bytes)}] of the files of a folder."""
     paths = sorted(pathlib.Path(folder).glob('*.pth'))
@@ -89,15 +85,15 @@ def stored(folder):
 
 
 def meta_logits(w, params, tokens):
-    """Llama as Meta defines it, float64: rotations are products of complex numbers, of which dims 2i and 2i +
-    1 of a head are the real and imaginary part; use_scaled_rope lengthens waves of more than a quarter of
-    8,192."""
+    """Llama as Meta defines it, in float64: a rotation is a product of complex numbers with dims 2i and 2i +
+    1 of a head as real and imaginary parts; use_scaled_rope lengthens waves of more than a quarter of 8,192
+    tokens."""
     heads, kv_heads = params['n_heads'], params['n_kv_heads']
     w = {name: value.astype(np.float64) for name, value in w.items()}
     head = params['dim'] // heads
     speed = params['rope_theta'] ** -(np.arange(0, head, 2) / head)
     if params.get('use_scaled_rope'):
-        waves = 8192 * speed / (2 * np.pi)  # how many fit in the old context
+        waves = 8192 * speed / (2 * np.pi)  # that fit into the trained context
         smooth = np.clip((waves - 1) / (4 - 1), 0, 1)
         speed = (1 - smooth) * speed / 8 + smooth * speed
     rotation = np.exp(1j * np.outer(np.arange(tokens.shape[1]), speed))[:, None]

@@ -4,11 +4,10 @@ import json
 import os
 import shutil
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import tiny_hf
+from tiny import leaves_equal
 
 from lct.weights import folders, llama_hf
 
@@ -18,11 +17,6 @@ def folder(tmp_path):
     """The GQA case as a folder."""
     tiny_hf.write_case('gqa', tmp_path / 'model')
     return tmp_path / 'model'
-
-
-def leaves_equal(a, b):
-    return all(jax.tree.leaves(jax.tree.map(
-        lambda x, y: x.dtype == y.dtype and np.array_equal(np.asarray(x), np.asarray(y)), a, b)))
 
 
 def test_save_copies_the_tokenizer_and_its_ids(folder, tmp_path):

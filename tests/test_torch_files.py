@@ -1,5 +1,5 @@
-"""PyTorch's files without PyTorch: what it wrote is read to the bit, and what is not a table of tensors is
-named and never run."""
+"""PyTorch's files without PyTorch: its tensors are read bit for bit, and pickles of anything else are refused
+by name and never run."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ KINDS = {'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
 
 
 @pytest.mark.parametrize('name', ['torch_views', 'torch_module', 'torch_ordered'])
-def test_files_by_torch(name):
+def test_files_written_by_torch(name):
     tensors = torch_files.read_header(GOLDEN / f'{name}.pth')
     golden = np.load(GOLDEN / f'{name}.npz')
     assert list(tensors) == list(golden)
@@ -55,7 +55,7 @@ def test_what_is_written_is_read_back_by_two_readers(tmp_path):
 
 
 class Call:
-    """Pickles as a call of a function."""
+    """An object that pickles as the call of a function."""
 
     def __init__(self, function, *arguments):
         self.reduction = function, arguments
@@ -94,7 +94,7 @@ def refusal(path):
     return message
 
 
-def test_the_hand_made_file_is_sound(tmp_path):
+def test_the_file_made_by_hand_is_valid(tmp_path):
     path = archive(tmp_path / 'x.pth', tensor_code(), np.arange(6, dtype=np.float32).tobytes())
     np.testing.assert_array_equal(torch_files.read_header(path)['w'].read(), np.arange(6).reshape(2, 3))
 
@@ -150,7 +150,7 @@ def test_other_calls_are_refused_by_name(tmp_path):
     (dict(key='../data.pkl'), 'lacks the storage'),
     (dict(key=0), 'not a storage'),
 ])
-def test_tensors_that_do_not_lie_in_their_storage_are_refused(changes, message, tmp_path):
+def test_tensors_outside_of_their_storage_are_refused(changes, message, tmp_path):
     assert message in refusal(archive(tmp_path / 'x.pth', tensor_code(**changes)))
 
 
@@ -187,9 +187,9 @@ def test_damaged_archives_are_refused(tmp_path):
     assert 'since 1.6' in refusal(path)
     path.unlink()
     assert 'missing' in refusal(path)
-    whole = archive(path, tensor_code()).read_bytes()
-    for size in range(0, len(whole), 7):
-        path.write_bytes(whole[:size])
+    content = archive(path, tensor_code()).read_bytes()
+    for size in range(0, len(content), 7):
+        path.write_bytes(content[:size])
         refusal(path)
     with zipfile.ZipFile(path, 'w') as file, pytest.warns(UserWarning, match='Duplicate'):
         for _ in range(2):
@@ -197,18 +197,18 @@ def test_damaged_archives_are_refused(tmp_path):
     assert 'twice' in refusal(path)
 
 
-def test_a_directory_that_lies_is_refused(tmp_path):
+def test_an_inconsistent_directory_is_refused(tmp_path):
     path = tmp_path / 'x.pth'
-    whole = archive(path, tensor_code()).read_bytes()
-    end = whole.rindex(b'PK\5\6')
-    first = whole.index(b'PK\1\2')
-    second = whole.index(b'PK\1\2', first + 1)
+    content = archive(path, tensor_code()).read_bytes()
+    end = content.rindex(b'PK\5\6')
+    first = content.index(b'PK\1\2')
+    second = content.index(b'PK\1\2', first + 1)
 
     def edited(at, layout, value):
-        return whole[:at] + struct.pack(layout, value) + whole[at + struct.calcsize(layout):]
+        return content[:at] + struct.pack(layout, value) + content[at + struct.calcsize(layout):]
 
     for broken in (
-        edited(end + 12, '<L', 2**31), edited(end + 16, '<L', len(whole)), edited(end + 10, '<H', 9),
+        edited(end + 12, '<L', 2**31), edited(end + 16, '<L', len(content)), edited(end + 10, '<H', 9),
         edited(first + 42, '<L', 2**31), edited(first + 42, '<L', end), edited(first + 28, '<H', 60_000),
         edited(second + 42, '<L', 0), edited(first + 24, '<L', 2**32 - 1),
         edited(second + 46, '<7s', b'y/data/'),

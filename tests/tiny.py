@@ -48,3 +48,9 @@ def place(host_batch, leading=()):
 
 def tables(config=CONFIG, seq_len=64):
     return rope.make_tables(config.rope, config.head_dim, seq_len)
+
+
+def leaves_equal(a, b):
+    """Whether two trees of arrays have the same dtypes and values."""
+    return all(jax.tree.leaves(jax.tree.map(
+        lambda x, y: x.dtype == y.dtype and np.array_equal(np.asarray(x), np.asarray(y)), a, b)))
