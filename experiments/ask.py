@@ -1,12 +1,13 @@
-"""Put whole files into one prompt and ask a model about them. They are read once, for any number of questions.
+"""Put whole files into one prompt and ask a model about them. They are read once, for any number of
+questions.
 
     python experiments/ask.py --model smollm2 --files 'lct/ops/r*.py' --question 'What does ring_attention return?'
     python experiments/ask.py --model runs/8b/model --mesh 1,1,8,1 --files 'repo/**/*.py' 'repo/**/*.md'
     python experiments/ask.py --model DIR --files mails/ --temperature 0.8 --top-p 0.9 \\
         --question 'Write a letter that declines an invitation, in the style of the letters above.'
 
-Without --question it asks for questions until an empty line. An answer ends with the model's own end of turn, at a
---stop string, or after --max-new-tokens.
+Without --question it asks for questions until an empty line. An answer ends with the model's own end of turn,
+at a --stop string, or after --max-new-tokens.
 """
 
 import argparse
@@ -146,7 +147,7 @@ class Reader:
             self.session.rewind([shared, *self.session.lengths[1:]])
         print(bold(f'\n{question}'), flush=True)
         out = Detokenizer(self.model.tokenizer.decode, self.args.stop)
-        ends, count, waited = self.model.stop(one_line=False), 0, None
+        ends, count, waited = self.model.stop_mask(one_line=False), 0, None
         tokens = self.session.stream([ids[shared:]], limit, sampling, jax.random.key(self.args.seed))
         try:
             for (token,) in tokens:
@@ -178,7 +179,8 @@ def bold(text):
 
 
 def say(name, text, end='\n'):
-    """A line about what happens, apart from the answers; in a terminal it takes the place of a passing one."""
+    """A line about what happens, apart from the answers; in a terminal it takes the place of a passing
+    one."""
     clear = '\r\033[K' if sys.stderr.isatty() else ''
     print(clear + styled(2, f'{name:8} {text}', sys.stderr), end=end, file=sys.stderr, flush=True)
 

@@ -4,15 +4,14 @@
     python experiments/run_lm_eval.py --model DIR --mesh 1,1,8,1 --tasks hellaswag,gsm8k --limit 100
     python experiments/run_lm_eval.py --model smollm2 --suite ruler,needle --lengths 2048,4096 --samples 5
 
-Tasks of your own are YAML files in --include-path, as the harness reads them. --suite names our own: every task and
-length is a task of the harness, scored 0..1. The table is printed; --output keeps all of the harness's results.
+Tasks of your own are YAML files in --include-path, as the harness reads them. --suite names our own: every
+task and length is a task of the harness, scored 0..1. The table is printed; --output keeps all of the
+harness's results.
 """
 
 import argparse
 import json
 import pathlib
-
-import evaluate
 
 from lct.cli.main import needs, run_script
 from lct.cli.model import add_model_flags, load_model, mesh_context, parse_ints
@@ -45,7 +44,9 @@ def run(args):
         from lm_eval.tasks import TaskManager
         from lm_eval.utils import make_table
 
+    from lct.data.corpus import documents
     from lct.eval import lm_eval_adapter, suites
+    from lct.eval.suites.suite import make_material
 
     names = args.suite.split(',') if args.suite else []
     if unknown := [name for name in names if name not in OURS]:
@@ -58,7 +59,8 @@ def run(args):
         tasks = args.tasks.split(',') if args.tasks else []
         if names:
             lengths = tuple(sorted(parse_ints('--lengths', args.lengths)))
-            plan, _ = evaluate.plan_of(args, model, lengths, dict.fromkeys(lengths, args.samples), None)
+            material = make_material(model, documents.read(args.haystack), args.haystack, args.seed)
+            plan = suites.Plan(material, lengths, dict.fromkeys(lengths, args.samples))
             tasks += lm_eval_adapter.tasks([item for name in names for item in suites.SUITES[name].items(plan)])
         results = simple_evaluate(
             model=lm_eval_adapter.ShardedLM(model, args.max_length, args.bos, args.seed), tasks=tasks,

@@ -88,7 +88,7 @@ def test_questions_about_one_text_share_it(material):
     assert len({item.make().meta['function'] for item in items if item.task == 'defines'}) >= 5
     rows = [{'task': item.task, 'length': item.length, 'index': item.index, 'text': item.make().outputs[0] * (i % 2),
              'outputs': item.make().outputs, 'meta': {}} for i, item in enumerate(items)]
-    scores = suites.repository_scores(plan, rows)
+    scores = suites.SUITES['repository'].scores(plan, rows)['tasks']
     assert {task: one[8192]['count'] for task, one in scores.items()} == {'defines': 8, 'signature': 8}
     assert sum(one[8192]['mean'] for one in scores.values()) == 100
 

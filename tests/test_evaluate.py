@@ -13,9 +13,11 @@ import pytest
 
 from lct.data import tokenizer
 from lct.data.corpus.documents import Document
-from lct.eval import runner, samples, suites
+from lct.eval import answers, runner, samples, suites
 from lct.eval.report import html as html_report
 from lct.eval.report import svg
+from lct.eval.report import tables as report_tables
+from lct.eval.suites import SUITES
 from lct.eval.tasks import icl, ruler
 from lct.eval.tasks.material import ChatOverhead, Material
 
@@ -103,7 +105,7 @@ def test_the_other_suites_run_on_a_mesh_and_share_their_texts(tmp_path, monkeypa
 def test_shots_are_made_when_their_turn_comes():
     words = tokenizer.load(HERE / 'base')
     document = types.SimpleNamespace(name='', text='A line of text.\n' * 99)
-    asked = lambda count: suites.icl_items(suites.Plan(
+    asked = lambda count: SUITES['icl'].items(suites.Plan(
         Material(words, [document], overhead=ChatOverhead(9)), (512, 4096), {512: 1, 4096: count}, ('cipher',)))
     icl._shots_text.cache_clear()
     items = asked(10)
@@ -145,9 +147,9 @@ def test_a_base_model_with_another_tokenizer_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('changes, message', [
     ({'suite': 'repository', 'tasks': None}, 'the documents hold no Python file; give a repository, such as'),
-    ({'suite': 'rulers'}, "unknown suite 'rulers'; the suites are ruler, needle, adversarial, icl, repository and loss"),
+    ({'suite': 'rulers'}, "unknown suite 'rulers'; the suites are ruler, needle, adversarial, icl, repository, loss"),
     ({'tasks': 'niah_single_9'}, "unknown task 'niah_single_9'; the tasks of ruler, needle are niah_single_1"),
-    ({'suite': 'loss', 'tasks': 'vt'}, 'the suite loss has no tasks such as vt; leave them out'),
+    ({'suite': 'loss', 'tasks': 'vt'}, 'the suite loss has no tasks such as vt; leave --tasks out'),
     ({'tasks': 'needle'}, 'suite ruler has none of the tasks needle; leave it out'),
     ({'lengths': '1024'}, 'length 1024 is more than the 512 positions of the model; use'),
     ({'lengths': '64'}, 'length 64'),
@@ -202,7 +204,7 @@ def test_data_files_of_ruler_are_answered(tmp_path, capsys):
     assert [(row['task'], row['length'], row['index'], row['outputs']) for row in rows] == [
         ('vt', 512, i, made[i].outputs) for i in range(2)]
     assert [row['prompt'] for row in rows] == [
-        runner.digest(([] if words.bos_id is None else [words.bos_id]) + words.encode(one.text)) for one in made[:2]]
+        answers.digest(([] if words.bos_id is None else [words.bos_id]) + words.encode(one.text)) for one in made[:2]]
     with pytest.raises(ValueError, match='has no TASK/.*.jsonl of RULER.s tasks fwe; give the folder that holds theirs'):
         run(tmp_path / 'other', **{**flags, 'tasks': 'fwe'})
     with pytest.raises(ValueError, match='of RULER of one length; use --suite ruler and one of --lengths, not ruler,needle'):
@@ -262,12 +264,12 @@ def test_every_suite_has_its_figure_table_and_cells():
     assert page.count('<svg') == 6 and '50 right, 25 misled' in page and 'model chooses' in page
     assert 'since one round of the labels: choosing +25<' in page and 'over bundles of this repository' in page
     assert 'elimination' in page and '3.000' in page
-    assert [cell[:2] for cell in html_report.cells(REPORT)] == [
+    assert [cell[:2] for cell in report_tables.cells(REPORT)] == [
         ('adversarial', 'latest'), *[('icl', 'parity')] * 3, *[('icl', 'parity_chosen')] * 3, ('repository', 'defines'),
         *[('loss', 'loss')] * 2,
         *[('loss', 'growing')] * 2, *[('loss', 'border')] * 2, *[('loss', 'identifiers')] * 2, ('loss', 'long_ppl'),
         ('loss', 'short')]
-    text = html_report.terminal(REPORT)
+    text = report_tables.terminal(REPORT)
     for said in ('50 right, 25 misled', 'parity_chosen', 'all questions are about one text', 'nats per token, the same 16  2.750  2.250', '1,000',
                  'within 1% of the loss with the longest context: 112 tokens', 'on 5 of 128 tokens',
                  'all windows come from one document, so the error of these means is unknown', '(documents: 2)',
@@ -277,7 +279,7 @@ def test_every_suite_has_its_figure_table_and_cells():
 
 def test_intervals_of_losses_are_students():
     one = {**REPORT['results']['loss'], 'documents': 4}
-    found = {cell[1:3]: cell[3:6] for cell in html_report.cells({'results': {'loss': one}})}
+    found = {cell[1:3]: cell[3:6] for cell in report_tables.cells({'results': {'loss': one}})}
     # Two-sided 95% points of the published tables, by degrees of freedom.
     t = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
     assert found['growing', 64] == pytest.approx((2.75, 2.75 - t[3] * 0.5, 2.75 + t[3] * 0.5), abs=1e-3)
@@ -285,7 +287,7 @@ def test_intervals_of_losses_are_students():
     assert found['identifiers', 1] == pytest.approx((1.25, 1.25 - t[2] * 0.125, 1.25 + t[2] * 0.125), abs=1e-3)
     assert found['long_ppl', 32] == pytest.approx((4.25, 4.25 * math.exp(-t[4] / 10), 4.25 * math.exp(t[4] / 10)), abs=1e-2)
     assert found['growing', 112] == (2.25, '', '') and found['identifiers', 128] == (4.5, '', '')
-    assert 'perplexity 4.25 (95% interval 3.22 to 5.61)' in ' '.join(html_report.sentences('loss', one))
+    assert 'perplexity 4.25 (95% interval 3.22 to 5.61)' in ' '.join(SUITES['loss'].sentences(one))
 
 
 def test_intervals_stay_above_what_is_possible():
@@ -295,14 +297,14 @@ def test_intervals_stay_above_what_is_possible():
             'identifiers': {'edges': [1, 64], 'mean': [1.25], 'counts': [8]},  # of an earlier version
             'short': {'length': 64, 'extended': 2.5, 'base': 2.25, 'difference': 0.25, 'stderr': 0.125, 'num_windows': 2,
                       'documents': 2}}
-    low = {cell[1]: cell[4] for cell in html_report.cells({'results': {'loss': loss}})}
+    low = {cell[1]: cell[4] for cell in report_tables.cells({'results': {'loss': loss}})}
     assert low['loss'] == 0 and low['long_ppl'] == 1 and low['short'] < -1 and low['identifiers'] == ''
     assert 'over bundles' not in html_report.page({**REPORT, 'results': {'loss': loss}})
 
 
 def test_few_documents_are_said():
-    said = lambda n: ' '.join(html_report.sentences('loss', {'documents': n, 'mean': [1.0]}))
-    assert 'the windows come from 4 documents: of so few the intervals are wide' in said(4) and said(5) == ''
+    said = lambda n: ' '.join(SUITES['loss'].sentences({'documents': n, 'mean': [1.0]}))
+    assert 'the windows come from 4 documents: with so few the intervals are wide' in said(4) and said(5) == ''
 
 
 def test_losses_that_are_no_numbers_are_left_out():
@@ -317,9 +319,9 @@ def test_losses_that_are_no_numbers_are_left_out():
     }
     report = evaluate.strict({**REPORT, 'results': {'loss': wrong}})
     json.dumps(report, allow_nan=False)
-    assert [cell[1:4] for cell in html_report.cells(report)] == [
+    assert [cell[1:4] for cell in report_tables.cells(report)] == [
         ('loss', 0, 3.0), ('border', 1, 2.5), ('identifiers', 1, 1.25)]
-    page, text = html_report.page(report), html_report.terminal(report)
+    page, text = html_report.page(report), report_tables.terminal(report)
     assert page.count('<svg') == 2  # the growing context has no point
     for said in ('some losses are NaN or infinite', 'a loss of this or of the base model is NaN or infinite'):
         assert said in page and said in text
@@ -329,10 +331,10 @@ def test_losses_that_are_no_numbers_are_left_out():
 def test_losses_without_their_documents_are_not_kept(tmp_path, capsys):
     path, loss = tmp_path / 'results.json', REPORT['results']['loss']
     path.write_text(json.dumps({'samples': {}, 'results': {'icl': {}, 'loss': loss}}))
-    assert evaluate.earlier(path)['results'] == {'icl': {}, 'loss': loss} and not capsys.readouterr().err
+    assert evaluate.earlier_results(path)['results'] == {'icl': {}, 'loss': loss} and not capsys.readouterr().err
     old = {name: value for name, value in loss.items() if name != 'documents'}
     path.write_text(json.dumps({'samples': {}, 'results': {'icl': {}, 'loss': old}}))
-    assert evaluate.earlier(path)['results'] == {'icl': {}} and 'run the suite loss again' in capsys.readouterr().err
+    assert evaluate.earlier_results(path)['results'] == {'icl': {}} and 'run the suite loss again' in capsys.readouterr().err
 
 
 def test_a_small_python_file_among_texts_leaves_identifiers_out(tmp_path, capsys):

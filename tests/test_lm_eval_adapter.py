@@ -128,7 +128,7 @@ def test_our_tasks_under_the_harness(adapter):
         def generate_until(self, requests, disable_tqdm=False):
             return [reference_readers.oracle(one.args[0]) for one in requests]
 
-    found = simple_evaluate(model=Oracle(model), tasks=adapter.tasks(suites.ruler_items(plan)), bootstrap_iters=0,
+    found = simple_evaluate(model=Oracle(model), tasks=adapter.tasks(suites.SUITES['ruler'].items(plan)), bootstrap_iters=0,
                             task_manager=TaskManager(include_defaults=False))
     assert {name: one['score,none'] for name, one in found['results'].items()} == {
         'lct_niah_single_1_512': 1.0, 'lct_vt_512': 1.0}

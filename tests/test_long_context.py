@@ -10,8 +10,8 @@ import pytest
 from test_loss_by_position import CONFIG
 
 from lct import sharding
-from lct.eval import runner
-from lct.eval.loss import by_position, long_context, suite
+from lct.eval import answers
+from lct.eval.loss import by_position, long_context, measure
 from lct.models import llama
 
 REACH = 40  # tokens of context that the reader below uses
@@ -85,15 +85,15 @@ def test_a_regression_is_paired():
     assert got['base'] == pytest.approx(2.9) and got['num_windows'] == 3 and got['documents'] == 3
     assert np.isnan(long_context.regression([2.0, 3.0], [1.0, 1.5], [0, 0])['stderr'])
     rows = [{'length': 8, 'window': name, 'document': i, 'meta': {'mean': 2.0}} for i, name in enumerate('abc')]
-    assert suite.regression(rows, rows)['difference'] == 0
+    assert measure.regression(rows, rows)['difference'] == 0
     for others in (rows[::-1], rows[:2], [*rows[:2], {**rows[2], 'window': 'd'}]):
         with pytest.raises(ValueError, match='the model was read on 3 windows and the base model on [23], of which'):
-            suite.regression(rows, others)
+            measure.regression(rows, others)
 
 
 def test_windows_are_measured_once_and_others_again(tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(suite, '_loss', lambda model, windows: read.append(windows[0]) or np.ones(
+    monkeypatch.setattr(measure, '_loss', lambda model, windows: read.append(windows[0]) or np.ones(
         (1, windows.shape[1] - 1), np.float32))
     tokenizer, path = types.SimpleNamespace(bos_id=None), tmp_path / 'short.jsonl'
     model = types.SimpleNamespace(memory=llama.Memory(remat='none'), tokenizer=tokenizer)
@@ -103,9 +103,9 @@ def test_windows_are_measured_once_and_others_again(tmp_path, monkeypatch):
         plan = types.SimpleNamespace(lengths=(64,), counts={64: count}, tokenizer=tokenizer,
                                      material=types.SimpleNamespace(seed=seed))
         before = len(read)
-        rows, problems = suite.run_short(model, plan, documents, path, 64)
+        rows, problems = measure.run_short(model, plan, documents, path, 64)
         wanted = by_position.evaluation_windows(documents, 64, count, seed)[0]
-        assert [row['window'] for row in rows] == [runner.digest(window) for window in wanted]
+        assert [row['window'] for row in rows] == [answers.digest(window) for window in wanted]
         return len(read) - before, problems
 
     assert measured(4, 0) == (4, []) and measured(4, 0) == (0, [])
@@ -113,8 +113,8 @@ def test_windows_are_measured_once_and_others_again(tmp_path, monkeypatch):
     count, (problem,) = measured(5, 1)
     assert count == 5 and 'short.jsonl holds 5 lines of the task short about other windows' in problem
     assert measured(5, 1) == (0, [])
-    rows = runner.read(path)[0]
-    runner.write(path, {key: {name: row[name] for name in row if name != 'window'} for key, row in rows.items()})
+    rows = answers.read(path)[0]
+    answers.write(path, {key: {name: row[name] for name in row if name != 'window'} for key, row in rows.items()})
     assert measured(5, 1)[0] == 5  # a line without a window is from an earlier version
 
 
@@ -130,12 +130,12 @@ def test_the_suite_measures_the_same_on_a_mesh(tmp_path):
             placed = jax.tree.map(sharding.put, params, llama.specs(CONFIG))
             model = types.SimpleNamespace(params=placed, config=CONFIG, memory=llama.Memory(remat='none'), tokenizer=tokenizer)
             path = tmp_path / f'{degrees}.jsonl'
-            rows, problems = suite.run(model, plan, documents, path)
+            rows, problems = measure.run(model, plan, documents, path)
             assert problems == []
             if degrees is None:  # saved windows are not measured again
                 again = types.SimpleNamespace(memory=model.memory, tokenizer=tokenizer)
-                assert suite.run(again, plan, documents, path)[0] == rows
-            found.append(suite.scores(rows))
+                assert measure.run(again, plan, documents, path)[0] == rows
+            found.append(measure.scores(rows))
     one, two = found
     assert 'border' not in one and two['border']['num_windows'] == 2
     assert one['growing']['contexts'] == [64, 128, 240]
@@ -152,7 +152,7 @@ def test_key_tokens_of_windows_are_pooled():
     rows = [{'length': 64, 'window': str(i), 'document': document, 'meta': {
         'edges': [0, 64], 'means': [2.0], 'short_context': 16, 'key': key, 'key_loss': loss}}
         for i, (document, key, loss) in enumerate([(3, 2, 1.0), (3, 1, 2.0), (5, 3, 6.0), (6, 0, 0.0)])]
-    got = suite.scores(rows)['long_ppl']
+    got = measure.scores(rows)['long_ppl']
     assert (got['key_tokens'], got['of'], got['context'], got['documents']) == (6, 256, 16, 2)
     # Documents of 3 key tokens each, 3 and 6 nats in total, which lie 1.5 to either side of the mean.
     assert got['nats'] == 1.5 and got['value'] == pytest.approx(math.exp(1.5))
@@ -162,6 +162,6 @@ def test_key_tokens_of_windows_are_pooled():
 def test_an_equal_bundle_is_not_a_second_one():
     rows = [{'window': window, 'meta': {'edges': [1, 64], 'sums': [total], 'counts': [2]}}
             for window, total in (('a', 3.0), ('a', 3.0), ('b', 5.0))]
-    assert np.isnan(suite.identifier_scores(rows[:2])['stderr'][0])
-    got = suite.identifier_scores(rows)
+    assert np.isnan(measure.identifier_scores(rows[:2])['stderr'][0])
+    got = measure.identifier_scores(rows)
     assert got['bundles'] == [2] and got['stderr'][0] > 0 and got['counts'] == [6]

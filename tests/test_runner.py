@@ -11,7 +11,8 @@ import pytest
 from lct import sharding
 from lct.data import chat_template, tokenizer
 from lct.data.corpus.documents import Document
-from lct.eval import loglikelihood, runner, samples, suites
+from lct.eval import answers, loglikelihood, runner, samples, suites
+from lct.eval.suites.suite import teacher_forced_scores
 from lct.eval.tasks.material import ChatOverhead, Material
 from lct.models import decode, llama
 from lct.ops import rope
@@ -55,18 +56,18 @@ def test_answers_are_those_of_generation(model, tmp_path, degrees):
 
 
 def test_right_answers_are_forced_where_they_are_wanted(model, tmp_path):
-    items = [dataclasses.replace(one, forced=one.index > 3) for one in ITEMS]
+    items = [dataclasses.replace(one, teacher_forced=one.index > 3) for one in ITEMS]
     rows, _ = runner.run(model, items, tmp_path / 'a.jsonl')
     for one, row in zip(items, rows, strict=True):
-        assert ('forced' in row) == one.forced
-        if one.forced:
+        assert ('forced' in row) == one.teacher_forced
+        if one.teacher_forced:
             sample = one.make()
             context, answer = model.prompt_ids(sample), model.tokenizer.encode(f' {sample.outputs[0]}')
             assert model.answer_ids(sample, sample.answer) == answer
             ((nats, greedy),) = loglikelihood.score(model, [(context, answer)])
             assert row['forced'] == {'nats': pytest.approx(nats, rel=1e-4), 'tokens': 2, 'greedy': greedy}
-    assert suites.forced_scores(rows) is None
-    mean = suites.forced_scores(rows[4:])
+    assert teacher_forced_scores(rows) is None
+    mean = teacher_forced_scores(rows[4:])
     assert mean['nats'] == pytest.approx(-sum(row['forced']['nats'] for row in rows[4:]) / 8)
 
 
@@ -105,8 +106,9 @@ def test_an_interrupted_file_ends_the_same(model, tmp_path, monkeypatch):
     whole, broken = tmp_path / 'whole.jsonl', tmp_path / 'broken.jsonl'
     runner.run(model, ITEMS, whole)
     made = []
-    row_of = runner.row_of
-    monkeypatch.setattr(runner, 'row_of', lambda sample, *rest: made.append(sample.index) or row_of(sample, *rest))
+    make_row = answers.make_row
+    monkeypatch.setattr(
+        answers, 'make_row', lambda sample, *rest: made.append(sample.index) or make_row(sample, *rest))
     for count in (1, 3):
         with pytest.raises(Killed):
             runner.run(model, ITEMS, broken, stop_after(count))
@@ -132,7 +134,7 @@ def test_a_corrupt_line_is_named_and_its_sample_made_again(model, tmp_path):
 
 def test_a_batch_is_of_one_task(model):
     items = [runner.Item(task, 100, i, None) for i in range(5) for task in ('short', 'long')]
-    batches = [[(one.task, one.index) for one in batch.items] for batch in runner.plan(model, items)]
+    batches = [[(one.task, one.index) for one in batch.items] for batch in runner.make_batches(model, items)]
     assert batches[:2] == [[('long', 0), ('long', 1)], [('short', 0), ('short', 1)]]  # two rows of 256 a batch
     assert sorted(key for batch in batches for key in batch) == sorted((one.task, one.index) for one in items)
 
@@ -145,8 +147,8 @@ def test_a_smaller_run_keeps_the_answers_of_a_larger_one(model, tmp_path):
 
 
 def test_a_one_line_answer_ends_with_its_line(model):
-    assert np.flatnonzero(model.stop(one_line=True)).tolist() == [10, 257]
-    assert np.flatnonzero(model.stop(one_line=False)).tolist() == [257]
+    assert np.flatnonzero(model.stop_mask(one_line=True)).tolist() == [10, 257]
+    assert np.flatnonzero(model.stop_mask(one_line=False)).tolist() == [257]
 
 
 def test_a_template_frames_the_prompt(model):
@@ -165,8 +167,8 @@ def test_straddling_needles_lie_on_two_devices(model):
     material = Material(model.tokenizer, TEXT, overhead=ChatOverhead(framed.overhead(), framed.overhead_before()))
     with jax.set_mesh(sharding.make_mesh((1, 1, 8, 1))):
         plan = suites.Plan(material, (3000,), {3000: 10}, ('straddling',))
-        share = runner.slots(3000) // 8
-        for one in suites.adversarial_items(plan):
+        share = runner.cache_slots(3000) // 8
+        for one in suites.SUITES['adversarial'].items(plan):
             sample = one.make()
             begin, end = sample.meta['span']
             line = framed.tokenizer.decode(framed.prompt_ids(sample)[begin:end])

@@ -12,7 +12,8 @@ from lct.cli.paths import experiments_folder
 
 
 def find_model(name):
-    """The folder of a checkpoint: the user's own, one that the project ships beside this file, or 'smollm2'."""
+    """The folder of a checkpoint: the user's own, one that the project ships beside this file, or
+    'smollm2'."""
     if not name:
         raise ValueError('config.model_folder is empty; add --set model_folder=PATH of a Hugging Face Llama folder')
     if str(name) == 'smollm2':
@@ -51,8 +52,8 @@ def parse_ints(flag, text):
 
 
 def mesh_context(text):
-    """The mesh of the flag --mesh as a context; none for one device. Makes virtual devices on a machine without
-    accelerators, so it must come before jax computes anything."""
+    """The mesh of the flag --mesh as a context; none for one device. Makes virtual devices on a machine
+    without accelerators, so it must come before jax computes anything."""
     import jax
 
     from lct import sharding
@@ -93,6 +94,6 @@ def load_model(args):
             eos |= set(found if isinstance(found, list) else [found]) - {None}
     on_cpu = jax.default_backend() == 'cpu'
     config, params = llama_hf.load(folder, args.dtype or ('float32' if on_cpu else None))
-    model = runner.Model(params, config, words, template, tuple(sorted(eos)), piece=args.piece,
+    model = runner.Model(params, config, words, template, tuple(sorted(eos)), prefill_chunk=args.piece,
                          batch_tokens=args.batch_tokens)
     return model, folder

@@ -13,8 +13,8 @@ ROPE_BY_LENGTH = ('dynamic', 'longrope')  # RoPE scalings that depend on the lon
 class Batch(NamedTuple):
     """Prompts that are run together.
 
-    indices: their places in the list that was batched. rows: the batch size, padding rows included. seq_len: cache
-    slots of each row. longest: tokens of the longest prompt with its answer.
+    indices: their places in the list that was batched. rows: the batch size, padding rows included. seq_len:
+    cache slots of each row. longest: tokens of the longest prompt with its answer.
     """
 
     indices: list[int]
@@ -24,7 +24,8 @@ class Batch(NamedTuple):
 
 
 def power_of_two_slots(length: int, smallest: int, ffn_chunks: int = 1) -> int:
-    """Cache slots for `length` tokens, rounded up to a power of two of at least `smallest`, on the current mesh."""
+    """Cache slots for `length` tokens, rounded up to a power of two of at least `smallest`, on the current
+    mesh."""
     slots = max(1 << (length - 1).bit_length(), smallest)
     return decode.cache_len(slots, sharding.axis_size('sequence'), ffn_chunks)
 

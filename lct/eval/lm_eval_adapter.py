@@ -120,7 +120,7 @@ class ShardedLM(TemplateLM):
 
 
 def tasks(items):
-    """[ConfigurableTask] named lct_TASK_LENGTH of runner items, those of suites.ruler_items or needle_items.
+    """[ConfigurableTask] named lct_TASK_LENGTH of runner items, those of the suites ruler and needle.
 
     Scores are RULER's, 0..1. The plain prompt has one space before the begun answer, whatever the sample has.
     """

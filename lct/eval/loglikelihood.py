@@ -49,10 +49,10 @@ def write(model, prompts, limit, stops=(), sampling=None, seed=0, progress=None)
     """[text] that the model writes behind prompts (token ids): up to limit tokens, one that ends a turn, or a stop
     string, which is left out."""
     out, done = [None] * len(prompts), 0
-    ends = model.stop(one_line=False)
+    ends = model.stop_mask(one_line=False)
     for chosen, rows, seq_len, longest in batches(model, [len(prompt) + limit - 1 for prompt in prompts]):
         session = model.session(rows, seq_len, longest)
-        session.read([prompts[i] for i in chosen], model.piece)
+        session.read([prompts[i] for i in chosen], model.prefill_chunk)
         texts, open_ = [Detokenizer(model.tokenizer.decode, stops) for _ in chosen], set(range(len(chosen)))
         tokens = session.stream([[] for _ in chosen], limit, sampling, jax.random.fold_in(jax.random.key(seed), done))
         for new in tokens:

@@ -46,7 +46,8 @@ def _heat_map(axis, result, native, name):
     # A fixed scale: with an automatic one a map that is uniformly wrong looks as lively as any other.
     image = axis.pcolormesh(scores, cmap=RAMP, vmin=0, vmax=1, edgecolors='white', linewidth=1)
     axis.invert_yaxis()
-    axis.set_xticks(np.arange(len(result.lengths)) + 0.5, [short_length(x) for x in result.lengths], rotation=45)
+    lengths = [short_length(length) for length in result.lengths]
+    axis.set_xticks(np.arange(len(lengths)) + 0.5, lengths, rotation=45)
     axis.set_yticks(np.arange(len(result.depths)) + 0.5, [f'{100 * d:.0f}%' for d in result.depths])
     axis.tick_params(length=0)
     axis.set_xlabel('context length (tokens)')
@@ -66,8 +67,8 @@ def _heat_map(axis, result, native, name):
 
 
 def loss_figure(curves: Mapping[str, LossBins], native: int, path: str | Path) -> None:
-    """Loss by position of each model, with bands of one standard error over documents. native: the trained length
-    before extension."""
+    """Loss by position of each model, with bands of one standard error over documents. native: the trained
+    length before extension."""
     figure = _new_figure(7.5, 4.5)
     axis = figure.subplots()
     for i, (name, curve) in enumerate(curves.items()):
@@ -75,7 +76,8 @@ def loss_figure(curves: Mapping[str, LossBins], native: int, path: str | Path) -
         middles = _middles(curve.edges)
         axis.plot(middles, curve.mean, color=color, marker='o', markersize=4, linewidth=2, label=name)
         error = np.nan_to_num(curve.stderr)
-        axis.fill_between(middles, curve.mean - error, curve.mean + error, color=color, alpha=0.18, linewidth=0)
+        axis.fill_between(middles, curve.mean - error, curve.mean + error, color=color, alpha=0.18,
+                          linewidth=0)
     edges = sorted({edge for curve in curves.values() for edge in curve.edges if edge > 0})
     _log_axis(axis, edges)
     axis.axvline(native, color=INK, linewidth=1.2, linestyle='--')
@@ -86,8 +88,8 @@ def loss_figure(curves: Mapping[str, LossBins], native: int, path: str | Path) -
     _save(figure, path)
 
 
-def shots_figure(curves: Mapping[str, Mapping], path: str | Path, references: Mapping[str, Mapping] | None = None,
-                 title: str = 'learning in context') -> None:
+def shots_figure(curves: Mapping[str, Mapping], path: str | Path,
+                 references: Mapping[str, Mapping] | None = None, title: str = 'learning in context') -> None:
     """Accuracy over the number of shots on a log axis, with 95% bands where they are known.
 
     curves: {name: tasks.icl.curve(...)}; references: {learner: {shots: accuracy}}, dashed.
@@ -98,8 +100,8 @@ def shots_figure(curves: Mapping[str, Mapping], path: str | Path, references: Ma
     for i, (name, curve) in enumerate(curves.items()):
         color = LINE_COLORS[(i + 1) % len(LINE_COLORS)]
         shots, cells = list(curve), list(curve.values())
-        axis.plot(shots, [cell['accuracy'] for cell in cells], color=color, marker='o', markersize=4, linewidth=2,
-                  label=name)
+        axis.plot(shots, [cell['accuracy'] for cell in cells], color=color, marker='o', markersize=4,
+                  linewidth=2, label=name)
         low, high = zip(*(cell['interval'] or 2 * [cell['accuracy']] for cell in cells), strict=True)
         axis.fill_between(shots, low, high, color=color, alpha=0.18, linewidth=0)
     for i, (learner, curve) in enumerate(references.items()):

@@ -61,8 +61,9 @@ def model_card(extension: Extension, recall: Mapping[str, NeedleResult] | None =
 
 
 def _front_matter(extension):
-    fields = {'base_model': extension.base_model, 'library_name': 'transformers', 'pipeline_tag': 'text-generation',
-              'license': extension.license, 'tags': '[llama, long-context]'}
+    fields = {'base_model': extension.base_model, 'library_name': 'transformers',
+              'pipeline_tag': 'text-generation', 'license': extension.license,
+              'tags': '[llama, long-context]'}
     return '---\n' + '\n'.join(f'{key}: {value}' for key, value in fields.items() if value) + '\n---'
 
 
@@ -75,8 +76,8 @@ def _recall_section(recall):
         means = dict(zip(result.lengths, result.scores.mean(0), strict=True))
         rows.append([name, *(f'{100 * means[x]:.0f}' if x in means else 'not run' for x in lengths)])
     return (f'Percent of six-digit numbers repeated exactly, greedy, mean over {depths} depths with '
-            f'{samples} prompts each. `lct.data.synthetic.recall` keeps the keys and numbers out of the training '
-            'rows.\n\n' + markdown_table(['model', *(short_length(x) for x in lengths)], rows))
+            f'{samples} prompts each. `lct.data.synthetic.recall` keeps the keys and numbers out of the '
+            'training rows.\n\n' + markdown_table(['model', *(short_length(x) for x in lengths)], rows))
 
 
 def _loss_section(losses):

@@ -1,4 +1,4 @@
-"""Figures as SVG. A notebook displays them, a report embeds them, and the same numbers give the same bytes."""
+"""Figures as SVG, for notebooks, reports and files. The same numbers give the same bytes."""
 
 import html
 import io
@@ -21,7 +21,8 @@ from lct.text import short_length
 NAMESPACE = 'xmlns="http://www.w3.org/2000/svg"'
 COLORS = (*LINE_COLORS[1:], '#7A5BB5', '#C9A227', LINE_COLORS[0])
 STABLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'lct'}  # the same bytes every time
-STYLE = {**STABLE, 'font.family': 'sans-serif', 'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False}
+STYLE = {**STABLE, 'font.family': 'sans-serif', 'font.size': 9, 'axes.spines.top': False,
+         'axes.spines.right': False}
 CELL_WIDTH, CELL_HEIGHT = 58, 22  # of heat_map, in pixels
 PLOT_WIDTH, PLOT_HEIGHT = 560, 300  # of curves
 SQUARE, FULL = 28, (23, 78, 146)  # of ring_schedule: the side of a square, the colour of a full block
@@ -54,14 +55,14 @@ def lines(series: Mapping, x_label: str, y_label: str, title: str = '', log_y: b
           marks: Iterable = (), lengths: bool = True) -> Picture:
     """Lines over tokens on a logarithmic axis, or over any x on a linear one with lengths=False.
 
-    series: {name: ([x], [y])}; a name that ends in '(published)' is drawn as dots. marks: [(x, text)] of vertical
-    lines.
+    series: {name: ([x], [y])}; a name that ends in '(published)' is drawn as dots. marks: [(x, text)] of
+    vertical lines.
     """
     def draw(axis):
         for color, (name, (xs, ys)) in zip(itertools.cycle(COLORS), series.items()):
             dots = name.endswith('(published)')
-            axis.plot(xs, ys, marker='o' if dots or len(xs) < 20 else '', linestyle='' if dots else '-', color=color,
-                      markersize=5 if dots else 3, linewidth=1.8, label=name)
+            axis.plot(xs, ys, marker='o' if dots or len(xs) < 20 else '', linestyle='' if dots else '-',
+                      color=color, markersize=5 if dots else 3, linewidth=1.8, label=name)
         if log_y:
             axis.set_yscale('log')
         if lengths:
@@ -76,7 +77,8 @@ def lines(series: Mapping, x_label: str, y_label: str, title: str = '', log_y: b
     return _chart(6.4, 3.4, draw)
 
 
-def bars(groups: Sequence[str], series: Mapping, y_label: str, title: str = '', log_y: bool = False) -> Picture:
+def bars(groups: Sequence[str], series: Mapping, y_label: str, title: str = '',
+         log_y: bool = False) -> Picture:
     """Bars side by side. groups: names along x; series: {name: [height or None of each group]}."""
     def draw(axis):
         width = 0.8 / len(series)
@@ -85,8 +87,8 @@ def bars(groups: Sequence[str], series: Mapping, y_label: str, title: str = '', 
             at = [j + offset for j, height in enumerate(heights) if height is not None]
             axis.bar(at, [height for height in heights if height is not None], width, color=color, label=name)
         slanted = sum(map(len, groups)) > 70
-        axis.set_xticks(range(len(groups)), groups, rotation=35 * slanted, ha='right' if slanted else 'center',
-                        fontsize=8)
+        axis.set_xticks(range(len(groups)), groups, rotation=35 * slanted,
+                        ha='right' if slanted else 'center', fontsize=8)
         if log_y:
             axis.set_yscale('log')
         _label(axis, '', y_label, title)
@@ -110,7 +112,7 @@ def stacked(groups: Sequence[str], layers: Mapping, y_label: str, title: str = '
 
 
 class Panel(NamedTuple):
-    """One chart of panels. series: {name: (lengths, means, errors or None)}; errors are half the width of a band."""
+    """One chart of panels. series: {name: (lengths, means, errors or None)}; a band is two errors wide."""
 
     title: str
     y_label: str
@@ -142,7 +144,7 @@ def _panel(axis, chart, styles, marks):
     for name, (lengths, means, errors) in chart.series.items():
         axis.plot(lengths, means, marker='o', markersize=3.5, linewidth=1.8, label=name, **styles[name])
         if errors is not None:
-            low, high = zip(*((mean - error, mean + error) for mean, error in zip(means, errors, strict=True)))
+            low, high = np.subtract(means, errors), np.add(means, errors)
             axis.fill_between(lengths, low, high, color=styles[name]['color'], alpha=0.15, linewidth=0)
     for length, text in marks.items():
         axis.axvline(length, color=LINE_COLORS[0], linewidth=1, linestyle=':')
@@ -178,8 +180,8 @@ def _length_axis(axis, ticks):
 
 def _mark_text(axis, x, text, **style):
     """Text beside a vertical line, from the top downwards."""
-    axis.annotate(text, (x, 1), xycoords=('data', 'axes fraction'), xytext=(-3, -3), textcoords='offset points',
-                  rotation=90, ha='right', va='top', fontsize=8, **style)
+    axis.annotate(text, (x, 1), xycoords=('data', 'axes fraction'), xytext=(-3, -3),
+                  textcoords='offset points', rotation=90, ha='right', va='top', fontsize=8, **style)
 
 
 def _label(axis, x_label, y_label, title):
@@ -195,9 +197,9 @@ def _label(axis, x_label, y_label, title):
 # ---------------------------------------------------------------------------------------------------
 
 
-def heat_map(lengths: Sequence[int], rows: Sequence[str], scores: Sequence, trained: int, side: str) -> Picture:
-    """Scores 0..1 [rows][lengths] on a fixed scale: with an automatic one a uniformly wrong map looks as lively as
-    any other.
+def heat_map(lengths: Sequence[int], rows: Sequence[str], scores: Sequence, trained: int,
+             side: str) -> Picture:
+    """Scores 0..1 [rows][lengths] on a fixed scale; an automatic one makes a uniformly wrong map lively.
 
     trained: the length up to which the model was trained. side: what the rows are.
     """
@@ -216,8 +218,8 @@ def heat_map(lengths: Sequence[int], rows: Sequence[str], scores: Sequence, trai
         elements.append(_text(left + (j + 0.5) * CELL_WIDTH, bottom + 15, short_length(length)))
     elements.append(_text(left + len(lengths) * CELL_WIDTH / 2, bottom + 32, 'context length (tokens)'))
     edge = left + CELL_WIDTH * sum(length <= trained for length in lengths) - 0.5
-    elements.append(f'<line x1="{edge}" x2="{edge}" y1="{top - 6}" y2="{bottom}" stroke="{INK}" stroke-width="2" '
-                    'stroke-dasharray="5 3"/>')
+    elements.append(f'<line x1="{edge}" x2="{edge}" y1="{top - 6}" y2="{bottom}" stroke="{INK}" '
+                    'stroke-width="2" stroke-dasharray="5 3"/>')
     elements.append(_text(edge, top - 12, f'trained to {short_length(trained)}'))
     return _inline(left + CELL_WIDTH * len(lengths) + 90, bottom + 40, elements)
 
@@ -226,7 +228,8 @@ def curves(series: Mapping, x_label: str, y_label: str, trained: int | None = No
            y_range: tuple[float, float] = (0.0, 1.0)) -> Picture:
     """Lines over a logarithmic axis.
 
-    series: {name: ([x], [y], [(low, high)] or None)}; a line without a band is dashed. trained: as in heat_map.
+    series: {name: ([x], [y], [(low, high)] or None)}; a line without a band is dashed. trained: as in
+    heat_map.
     """
     ticks = sorted({x for xs, _, _ in series.values() for x in xs} | ({trained} if trained else set()))
     plot = _Plot(ticks[0], ticks[-1], *y_range)
@@ -281,7 +284,8 @@ class _Plot(NamedTuple):
             outline = self.points([*xs, *reversed(xs)], [*high, *reversed(low)])
             yield f'<polygon points="{outline}" fill="{color}" fill-opacity=".15"/>'
         dash = '' if band else ' stroke-dasharray="4 3"'
-        yield f'<polyline points="{self.points(xs, ys)}" fill="none" stroke="{color}" stroke-width="2"{dash}/>'
+        yield (f'<polyline points="{self.points(xs, ys)}" fill="none" stroke="{color}" '
+               f'stroke-width="2"{dash}/>')
         for x, y in zip(xs, ys, strict=True):
             yield f'<circle cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="3" fill="{color}"/>'
 
@@ -305,12 +309,12 @@ def _hex(red, green, blue):
 
 
 def ring_schedule(pairs_by_layout: Mapping) -> Picture:
-    """Which block each device holds at every ring step, and how much of the block it attends to: a map per layout,
-    devices downwards, ring steps rightwards.
+    """Which block each device holds at every ring step, and how much of the block it attends to: a map per
+    layout, devices downwards, ring steps rightwards.
 
-    pairs_by_layout: {layout: plan.balance.pairs_by_step(layout, ...)}. A square is labelled with the device that owns
-    its block; its colour is the fraction of the block's pairs that the mask admits, dark for all of them. The row
-    below has the pairs of the busiest device at every ring step, in whole blocks.
+    pairs_by_layout: {layout: plan.balance.pairs_by_step(layout, ...)}. A square is labelled with the device
+    that owns its block; its colour is the fraction of the block's pairs that the mask admits, dark for all of
+    them. The row below has the pairs of the busiest device at every ring step, in whole blocks.
     """
     size = len(next(iter(pairs_by_layout.values())))
     block = max(pairs.max() for pairs in pairs_by_layout.values())
@@ -319,7 +323,8 @@ def ring_schedule(pairs_by_layout: Mapping) -> Picture:
         share = pairs / block
         middle = left + SQUARE * size // 2
         elements.append(_label_at(middle, 16, f'{layout}: {share.max(0).sum():.1f} blocks of work'))
-        elements += [_square(left, device, step, value, size) for (device, step), value in np.ndenumerate(share)]
+        elements += [_square(left, device, step, value, size)
+                     for (device, step), value in np.ndenumerate(share)]
         for step in range(size):
             x = left + SQUARE * step + SQUARE // 2
             elements += [_label_at(left - 12, 44 + SQUARE * step, step), _label_at(x, bottom + 14, step),

@@ -8,7 +8,7 @@ from lct.text import short_length, table
 
 
 def recall_table(result: NeedleResult) -> str:
-    """A heat map of the recall probe for the terminal: percent right, depth downwards and length rightwards."""
+    """Percent of numbers recalled, as a heat map for the terminal: depth downwards, length rightwards."""
     header = ['depth', *(short_length(length) for length in result.lengths)]
     rows = [[f'{100 * depth:.0f}%', *(f'{100 * score:.0f}' for score in scores)]
             for depth, scores in zip(result.depths, result.scores, strict=True)]

@@ -1,0 +1,86 @@
+"""The suite 'needle': one needle in a haystack, on a grid of length and depth."""
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from lct.eval import runner, scoring
+from lct.eval.report import svg
+from lct.eval.suites.suite import DEPTHS, Cell, Figure, Plan, PromptSuite, Table, teacher_forced_scores
+from lct.eval.tasks import needle_placement as placements
+from lct.eval.tasks.ruler_niah import Niah
+from lct.text import short_length
+
+NEEDLE = Niah('needle', 'text', max_new_tokens=32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid(placements.Stratified):
+    """Sample i has its needle at depths[i % len(depths)]."""
+
+    depths: tuple = DEPTHS
+    name: str = 'grid'
+
+    def depth(self, task, length, index):
+        return self.depths[index % len(self.depths)]
+
+    def needle_depths(self, rng, first_depth, is_target, in_text):
+        return [first_depth if target else rng.random() for target in is_target]
+
+
+class NeedleSuite(PromptSuite):
+    name, title = 'needle', 'Needles'
+    tasks = ('needle',)
+
+    def items(self, plan: Plan) -> list[runner.Item]:
+        """counts[length] samples of each cell."""
+        material = copy.copy(plan.material)
+        material.placement = Grid(plan.material.seed, depths=plan.depths)
+        make = lambda length, i: functools.partial(material.sample, NEEDLE, length, i)
+        return [runner.Item('needle', length, i, make(length, i), teacher_forced=True)
+                for length in plan.lengths for i in range(plan.counts[length] * len(plan.depths))]
+
+    def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
+        """'scores' [depths][lengths], 'samples' of a cell at each length, 'mean' with its 'interval',
+        'records', and 'forced': teacher_forced_scores."""
+        cells, records = {}, []
+        for row in rows:
+            depth = plan.depths[row['index'] % len(plan.depths)]
+            correct = float(scoring.contains_value(row['text'], row['outputs'][0]))
+            cells.setdefault((depth, row['length']), []).append(correct)
+            records.append({
+                'length': row['length'], 'depth': depth, 'sample': row['index'] // len(plan.depths),
+                'answer': row['outputs'][0], 'got': row['text'], 'correct': correct == 1})
+        mean = float(np.mean([record['correct'] for record in records]))
+        scores = [[float(np.mean(cells[depth, length])) for length in plan.lengths] for depth in plan.depths]
+        return {'lengths': list(plan.lengths), 'depths': list(plan.depths), 'scores': scores,
+                'samples': [len(cells[plan.depths[0], length]) for length in plan.lengths], 'mean': mean,
+                'interval': list(scoring.wilson(mean, len(records))), 'records': records,
+                'forced': teacher_forced_scores(rows)}
+
+    def cells(self, result: Mapping) -> Iterator[Cell]:
+        for depth, scores in zip(result['depths'], result['scores'], strict=True):
+            for length, score, count in zip(result['lengths'], scores, result['samples'], strict=True):
+                yield Cell(self.name, 'needle', f'{length}/{depth:g}', score, '', '', count)
+
+    def tables(self, result: Mapping) -> Iterator[Table]:
+        rows = [[f'depth {100 * depth:.0f}%', *(f'{100 * score:.0f}' for score in scores)]
+                for depth, scores in zip(result['depths'], result['scores'], strict=True)]
+        rows.append(['samples a cell', *map(str, result['samples'])])
+        yield Table(['needle', *map(short_length, result['lengths'])], rows)
+
+    def figures(self, result: Mapping, trained: int) -> Iterator[Figure]:
+        depths = [f'{100 * depth:.0f}%' for depth in result['depths']]
+        low, high = result['interval']
+        picture = svg.heat_map(result['lengths'], depths, result['scores'], trained, 'depth (0% = top)')
+        yield Figure(f"Needles found: {100 * result['mean']:.1f}%, 95% interval {100 * low:.1f} to "
+                     f'{100 * high:.1f}', picture)
+
+    def sentences(self, result: Mapping) -> list[str]:
+        if not (forced := result.get('forced')):
+            return []
+        return ['right answers that greedy decoding would write token for token: '
+                f"{100 * forced['right']:.1f}%, at {forced['nats']:.3f} nats per token"]

@@ -1,0 +1,58 @@
+"""The suite 'repository': questions about source files whose answers the syntax tree knows."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+from lct.eval import runner, scoring
+from lct.eval.suites.suite import (
+    LengthSuite,
+    Plan,
+    by_task_and_length,
+    no_interval_sentences,
+    samples_per_task,
+    task_items,
+)
+from lct.eval.tasks import code_questions
+
+
+class RepositorySuite(LengthSuite):
+    name, title = 'repository', 'A repository in the prompt'
+    tasks = tuple(code_questions.TASKS)
+    caption = 'Right answers'
+
+    def items(self, plan: Plan) -> list[runner.Item]:
+        """The questions of all tasks about one text share it."""
+        configs = [code_questions.TASKS[name] for name in plan.selected(code_questions.TASKS)]
+        group = lambda config, length, i: ('repository', length, i // code_questions.QUESTIONS)
+        return [item for length in plan.lengths for item in task_items(plan, configs, length, group)]
+
+    def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
+        """Records are a scoring.TaskScore without stderr; interval: over texts, None for one."""
+        tasks = {}
+        for (task, length), chosen in by_task_and_length(rows).items():
+            scores, by_text = [scoring.score(task, row['text'], row['outputs']) for row in chosen], {}
+            for row, score in zip(chosen, scores, strict=True):
+                # Rows of an earlier version have no bundle.
+                text = row['meta'].get('bundle', row['index'] // code_questions.QUESTIONS)
+                by_text.setdefault(text, []).append(score)
+            record = dataclasses.asdict(scoring.task_score(scores, [row['text'] for row in chosen]))
+            del record['stderr']  # of questions as if they were independent
+            interval = scoring.clustered_interval(list(by_text.values()))
+            record['interval'] = interval and [100 * x for x in interval]
+            tasks.setdefault(task, {})[length] = record
+        return {'tasks': tasks}
+
+    def score(self, record: Mapping) -> float:
+        return record['mean'] / 100
+
+    def interval(self, record: Mapping) -> Sequence[float] | None:
+        return record['interval'] and [x / 100 for x in record['interval']]
+
+    def describe(self, record: Mapping) -> str:
+        return f"{record['mean']:.1f}"
+
+    def last_rows(self, result: Mapping) -> Iterator[list[str]]:
+        yield samples_per_task(result, self.lengths(result))
+
+    def sentences(self, result: Mapping) -> list[str]:
+        return no_interval_sentences(result)

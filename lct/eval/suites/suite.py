@@ -1,0 +1,242 @@
+"""A suite of evaluations makes prompts, scores the answers, and describes its result in the cells of a CSV,
+tables, figures and sentences.
+
+A result is what results.json holds under the name of the suite: plain values, with None for what is unknown
+or not finite, and text for the keys of dicts.
+"""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lct.data.tokenizer import Tokenizer
+from lct.eval import runner
+from lct.eval.report import svg
+from lct.eval.samples import Sample
+from lct.eval.tasks.material import ChatOverhead, Material
+from lct.text import short_length
+
+DEPTHS = tuple(i / 10 for i in range(11))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to run.
+
+    material: the text that prompts are made of.
+    lengths: tokens of prompt and answer.
+    counts: {length: samples of each task; of each cell for needles, of each number of shots in context}.
+    tasks: names from all suites; None for all of them.
+    depths: of the needle grid.
+    given: {task: [Sample]} of RULER's data files, in place of generated samples.
+    load_base: () -> the Model before its extension, whose loss on short windows is compared, if given.
+    """
+
+    material: Material
+    lengths: tuple[int, ...]
+    counts: Mapping[int, int]
+    tasks: tuple[str, ...] | None = None
+    depths: tuple[float, ...] = DEPTHS
+    given: Mapping[str, Sequence[Sample]] | None = None
+    load_base: Callable[[], runner.Model] | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.material.counter.tokenizer
+
+    def selected(self, names: Iterable[str]) -> list[str]:
+        """The names that are to run."""
+        return [name for name in names if self.tasks is None or name in self.tasks]
+
+
+class Outcome(NamedTuple):
+    """rows: one per sample. problems: sentences about invalid or missing input. result: for results.json."""
+
+    rows: list[dict]
+    problems: list[str]
+    result: dict
+
+
+class Cell(NamedTuple):
+    """A line of results.csv. at: tokens, tokens/depth, shots, or positions. score: 0..1, of the loss nats.
+    low to high is a 95% interval of the score, '' where none is known."""
+
+    suite: str
+    task: str
+    at: int | str
+    score: float
+    low: float | str
+    high: float | str
+    count: int
+
+
+class Table(NamedTuple):
+    """Text; the first column names the rows."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+
+class Figure(NamedTuple):
+    caption: str
+    picture: svg.Picture
+
+
+class Suite(abc.ABC):
+    """A set of evaluations with one result.
+
+    name: in flags, files and results.json. title: its heading in the report. tasks: what --tasks may name.
+    """
+
+    name: str
+    title: str
+    tasks: tuple[str, ...] = ()
+
+    @abc.abstractmethod
+    def run(self, model: runner.Model, plan: Plan, path: Path,
+            progress: Callable[[int, int, float], None] | None = None) -> Outcome:
+        """Measure what the JSONL file at path does not hold yet; progress as in runner.run."""
+
+    @abc.abstractmethod
+    def cells(self, result: Mapping) -> Iterator[Cell]:
+        """The lines of a CSV."""
+
+    @abc.abstractmethod
+    def tables(self, result: Mapping) -> Iterator[Table]:
+        """Tables of text."""
+
+    @abc.abstractmethod
+    def figures(self, result: Mapping, trained: int) -> Iterator[Figure]:
+        """Figures; trained: the length up to which the model was trained."""
+
+    def sentences(self, result: Mapping) -> list[str]:
+        """What the numbers amount to."""
+        return []
+
+    def outdated(self, result: Mapping) -> str | None:
+        """Why a result of an earlier version cannot be kept; None if it can."""
+        return None
+
+    def export(self, folder: Path, rows: Sequence[Mapping]) -> None:  # noqa: B027  most suites have none
+        """Write files for other programs into the folder of the results."""
+
+
+class PromptSuite(Suite):
+    """A suite of prompts that the runner answers. layout: of the cache, if the suite depends on it."""
+
+    layout: str | None = None
+
+    def run(self, model: runner.Model, plan: Plan, path: Path,
+            progress: Callable[[int, int, float], None] | None = None) -> Outcome:
+        model = dataclasses.replace(model, layout=self.layout or model.layout)
+        rows, problems = runner.run(model, self.items(plan), path, progress)
+        return Outcome(rows, problems, {'count': len(rows), **self.scores(plan, rows)})
+
+    @abc.abstractmethod
+    def items(self, plan: Plan) -> list[runner.Item]:
+        """The samples to answer."""
+
+    @abc.abstractmethod
+    def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
+        """The result, without 'count', from the rows of the items."""
+
+
+class LengthSuite(PromptSuite):
+    """A suite whose result is {'tasks': {task: {length: record}}}. noun: what the report calls a task."""
+
+    noun = 'task'
+    caption: str  # of its heat map
+
+    @abc.abstractmethod
+    def score(self, record: Mapping) -> float:
+        """0..1."""
+
+    @abc.abstractmethod
+    def interval(self, record: Mapping) -> Sequence[float] | None:
+        """(low, high) of a 95% interval of the score."""
+
+    @abc.abstractmethod
+    def describe(self, record: Mapping) -> str:
+        """The cell of a table."""
+
+    def last_rows(self, result: Mapping) -> Iterator[list[str]]:
+        """Rows of the table below those of the tasks."""
+        yield from ()
+
+    def cells(self, result: Mapping) -> Iterator[Cell]:
+        for task, records in result['tasks'].items():
+            for length, record in records.items():
+                low, high = self.interval(record) or ('', '')
+                yield Cell(self.name, task, length, self.score(record), low, high, record['count'])
+
+    def tables(self, result: Mapping) -> Iterator[Table]:
+        lengths = self.lengths(result)
+        rows = [[task, *(self.describe(records[length]) for length in lengths)]
+                for task, records in result['tasks'].items()]
+        header = [self.noun, *(short_length(int(length)) for length in lengths)]
+        yield Table(header, [*rows, *self.last_rows(result)])
+
+    def figures(self, result: Mapping, trained: int) -> Iterator[Figure]:
+        lengths = self.lengths(result)
+        scores = [[self.score(records[length]) for length in lengths] for records in result['tasks'].values()]
+        picture = svg.heat_map(list(map(int, lengths)), list(result['tasks']), scores, trained, self.noun)
+        yield Figure(self.caption, picture)
+
+    def lengths(self, result: Mapping) -> list[str]:
+        """The keys of the records, in increasing order."""
+        return sorted({length for records in result['tasks'].values() for length in records}, key=int)
+
+
+def task_items(plan: Plan, configs: Sequence, length: int,
+               group: Callable | None = None) -> list[runner.Item]:
+    """Items of task configs at a length, all tasks of an index before the next index.
+
+    group: (config, length, index) -> what items that share their text have in common.
+    """
+    return [
+        runner.Item(config.task, length, i, functools.partial(plan.material.sample, config, length, i),
+                    group and group(config, length, i))
+        for i in range(plan.counts[length]) for config in configs
+    ]
+
+
+def by_task_and_length(rows: Iterable[Mapping]) -> dict[tuple[str, int], list[Mapping]]:
+    """{(task, length): rows}, in the order in which they first occur."""
+    out = {}
+    for row in rows:
+        out.setdefault((row['task'], row['length']), []).append(row)
+    return out
+
+
+def teacher_forced_scores(rows: Iterable[Mapping]) -> dict | None:
+    """'right': the fraction of right answers that greedy decoding would write, token for token; 'nats': the
+    loss of their tokens. None where rows of an earlier version do not have likelihoods."""
+    forced = [row.get('forced') for row in rows]
+    if not all(forced):
+        return None
+    return {'right': float(np.mean([one['greedy'] for one in forced])),
+            'nats': sum(one['nats'] for one in forced) / -sum(one['tokens'] for one in forced)}
+
+
+def samples_per_task(result: Mapping, lengths: Iterable[str]) -> list[str]:
+    """The last row of a table: the samples of each task, which are as many for all tasks."""
+    first = next(iter(result['tasks'].values()))
+    return ['samples a task', *(str(first[length]['count']) for length in lengths)]
+
+
+def no_interval_sentences(result: Mapping) -> list[str]:
+    """A sentence where the samples of a task share one text."""
+    if all(record['interval'] for records in result['tasks'].values() for record in records.values()):
+        return []
+    return ['no interval where all questions are about one text: more samples ask about more texts']
+
+
+def make_material(model: runner.Model, documents: Sequence, text_source: str, seed: int) -> Material:
+    """The material of a Plan for a model. text_source: the name of the documents in the results."""
+    return Material(model.tokenizer, documents, text_source=text_source, seed=seed,
+                    overhead=ChatOverhead(model.overhead(), model.overhead_before()))
