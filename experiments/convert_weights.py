@@ -82,8 +82,7 @@ def load_orbax(folder, dtype=None):
 
 
 def save_orbax(folder, config, params, *, dtype, tokenizer_from=None, overwrite=False):
-    """Write a folder of config.json, params/ and the tokenizer files of the folder tokenizer_from,
-    atomically."""
+    """Write atomically a folder of config.json, params/ and the tokenizer files of tokenizer_from."""
     import jax
     import orbax.checkpoint as ocp
 
@@ -188,8 +187,9 @@ def dry_run(config, degrees, itemsize=2):
         rows.append((name, shape, tuple(spec), f'{nbytes:,}'))
     print(table(('parameter', 'shape', 'sharding', 'bytes per device'), rows, left=(0, 1, 2)))
     count = llama.num_params(config)
-    print(f'{count:,} parameters; {total:,} bytes on each of {math.prod(degrees)} devices, at {itemsize} bytes '
-          'a number')
+    print(
+        f'{count:,} parameters; {total:,} bytes on each of {math.prod(degrees)} devices, at {itemsize} bytes '
+        'a number')
 
 
 def parse_args():

@@ -14,8 +14,7 @@ def partial_path(path: str | os.PathLike) -> Path:
 
 
 def publish(partial: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Give a finished file its final name, once its bytes are on disk; an old file of that name is
-    replaced."""
+    """Give a finished file its final name, once its bytes are on disk; an old file is replaced."""
     sync(partial)
     os.replace(partial, path)
 
@@ -29,7 +28,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         yield partial
         publish(partial, path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise
 
 

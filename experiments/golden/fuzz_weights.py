@@ -51,8 +51,7 @@ def nodes(value, path=()):
 
 
 def mutated_json(draw, value):
-    """Text of a JSON value with some nodes replaced, removed, added or renamed, and sometimes damaged as
-    text."""
+    """Text of a JSON value with nodes replaced, removed, added or renamed; sometimes damaged as text too."""
     value = copy.deepcopy(value)
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         *parents, last = draw.choice([path for path in nodes(value) if path] or [(None,)])

@@ -34,8 +34,7 @@ def reference_tokenizer(template, tokens):
 
 
 def check(path):
-    """Compare one folder or .jinja file; True if every case renders to the same text, or fails in both
-    libraries."""
+    """Compare one folder or .jinja file; True if each case renders to the same text, or fails in both."""
     import transformers
 
     if path.is_dir():

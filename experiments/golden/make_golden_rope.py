@@ -57,8 +57,7 @@ LONGROPE = [
 
 
 def divisors(head_dim, last):
-    """head_dim/2 numbers rising from 1 to last, fastest at the end, as in the lists that LongRoPE's search
-    finds."""
+    """head_dim/2 numbers rising from 1 to last, fastest at the end, as LongRoPE's search finds them."""
     half = head_dim // 2
     return [round(1 + (last - 1) * (i / (half - 1)) ** 3, 3) for i in range(half)]
 

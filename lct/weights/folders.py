@@ -69,8 +69,7 @@ def atomic_folder(folder: str | os.PathLike, overwrite: bool = False) -> Iterato
 
 
 def _replace(temporary, folder):
-    """Rename temporary to folder; a folder that is there already is removed, or restored if the rename
-    fails."""
+    """Rename temporary to folder. An old folder is removed, or restored if the rename fails."""
     aside = None
     if os.path.isdir(folder) and os.listdir(folder):
         aside = _sibling(folder, 'replaced')

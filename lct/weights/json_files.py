@@ -1,5 +1,4 @@
-"""JSON objects, read strictly: bounded in size, every key once, every error one sentence that names the
-file."""
+"""JSON objects, read strictly: bounded in size, with unique keys; an error is one sentence with the file."""
 
 import collections
 import json

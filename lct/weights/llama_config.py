@@ -141,8 +141,7 @@ def refuse_unknown(values: dict[str, Any], known: set[str], path: str) -> None:
 
 
 def read_required(values: dict[str, Any], names: dict[str, str], path: str) -> dict[str, Any]:
-    """{LlamaConfig field: value} of names {field of the file: LlamaConfig field}, all of which must be
-    there."""
+    """{LlamaConfig field: value} of names {field of the file: LlamaConfig field}; none may be missing."""
     for field in names:
         if values.get(field) is None:
             raise ValueError(f'{path}: {field} is missing')
@@ -150,8 +149,7 @@ def read_required(values: dict[str, Any], names: dict[str, str], path: str) -> d
 
 
 def check_sizes(sizes: dict[str, Any], path: str) -> None:
-    """Refuse {field: value} unless all are positive integers of a sane size, before any work is done with
-    them."""
+    """Refuse {field: value} unless all are positive integers of a sane size."""
     for field, value in sizes.items():
         limit = MAX_LAYERS if field in ('n_layers', 'num_hidden_layers') else MAX_SIZE
         is_integer = isinstance(value, int) and not isinstance(value, bool)
@@ -177,8 +175,7 @@ def _get(values, field, default):
 
 
 def _read_rope(values, max_position, head_dim, path):
-    """RopeConfig of a config.json, in whichever of the two layouts it has; if it has both, they must
-    agree."""
+    """RopeConfig of a config.json in one of the two layouts, or in both if they agree."""
     old, new = values.get('rope_scaling'), values.get('rope_parameters')
     theta = values.get('rope_theta')
     candidates = []
@@ -275,8 +272,8 @@ def config_to_json(config: LlamaConfig, dtype: str = 'bfloat16') -> dict[str, An
     """
     if config.window is not None:
         raise ValueError(
-            f'window {config.window}: config.json of a Llama has no sliding window, and its readers would compute '
-            'full attention; export a model with window None')
+            f'window {config.window}: config.json of a Llama has no sliding window, and its readers would '
+            'compute full attention; export a model with window None')
     rope = config.rope
     if rope.type == 'dynamic' and rope.max_position != config.max_position_embeddings:
         raise ValueError(

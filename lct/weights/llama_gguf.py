@@ -79,8 +79,7 @@ def to_hf(
 
 
 def read_matrices(file: gguf_files.File, config: LlamaConfig) -> streaming.Matrices:
-    """{(parameter name, layer or None): Matrix} of a file, which must hold exactly the tensors of the
-    config."""
+    """{(parameter name, layer or None): Matrix} of a file, which must hold just the tensors of the config."""
     if config.num_layers > len(file.tensors):  # before a name is made for each
         raise ValueError(
             f'{file.path} claims {config.num_layers} layers but holds {len(file.tensors)} tensors; fetch it '
@@ -148,6 +147,7 @@ def read_config(file: gguf_files.File) -> LlamaConfig:
 
 
 def _rope(file, head_dim, max_position):
+    """RopeConfig of a file."""
     path, values = file.path, file.metadata
     theta = _decimal(values, 'llama.rope.freq_base', path, 10000.0)
     kind = values.get('llama.rope.scaling.type', 'none')
@@ -190,8 +190,7 @@ def _count(values, key, path, default=None):
 
 
 def _decimal(values, key, path, default=None):
-    """A float32 of the metadata as the shortest decimal number that rounds to it: 1e-5, not
-    9.99999974e-06."""
+    """A float32 of the metadata as the shortest decimal that rounds to it: 1e-5, not 9.99999974e-06."""
     value = values.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f'{path}: {key} is {value!r}; it must be a number')

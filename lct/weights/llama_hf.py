@@ -188,8 +188,7 @@ def _write_tensors(folder, config, params, plan, kind):
 
 
 def copy_companions(source: str | os.PathLike | None, target: str | os.PathLike) -> None:
-    """Copy the tokenizer, generation and licence files of one folder to another; nothing if source is
-    None."""
+    """Copy the tokenizer, generation and licence files of a folder, if source is not None, to another."""
     for name in _companions(source):
         shutil.copyfile(os.path.join(source, name), os.path.join(target, name))
 

@@ -125,8 +125,7 @@ def _check_names(tensors, shapes):
 
 
 def _check_shards(name, parameter, shards, shape):
-    """The dim along which the shards make a tensor of a shape; they must agree about it and about their
-    dtype."""
+    """The dim along which the shards make a tensor of a shape; their dtypes must be equal too."""
     count = len(shards)
     dim = _shard_dim(parameter, shards[0].shape, shape, count)
     for shard in shards:

@@ -121,8 +121,7 @@ def params_from_config(config: LlamaConfig) -> dict[str, Any]:
 
 
 def _ffn_fields(config):
-    """(multiple_of, ffn_dim_multiplier) that give mlp_dim: round numbers as in the published models if
-    possible."""
+    """(multiple_of, ffn_dim_multiplier) that give mlp_dim, round as in the published models if possible."""
     for tenths in range(10, 20):
         for multiple_of in (4096, 1024, 256):
             if ffn_dim(config.embed_dim, multiple_of, tenths / 10) == config.mlp_dim:

@@ -43,8 +43,7 @@ def checkpoint_shape(config: LlamaConfig, letters: str) -> tuple[int, ...]:
 
 
 def from_checkpoint(tensor: np.ndarray, config: LlamaConfig, letters: str) -> np.ndarray:
-    """A view of a tensor [out, in] with the dims of a parameter (letters without L): [N * H, D] -> [D, N,
-    H]."""
+    """A view of a tensor [out, in] with the dims of a parameter: [N * H, D] -> [D, N, H]. No L in letters."""
     size = llama.dims(config)
     outputs, inputs = checkpoint_letters(letters)
     stored = outputs + inputs

@@ -73,8 +73,7 @@ def load(config: LlamaConfig, dtype: np.dtype, matrices: Matrices) -> Params:
 
 
 def _load_parameter(pool, config, letters, target, layers):
-    """One parameter from the matrices of its layers, a few layers at a time if all would exceed STAGED
-    bytes."""
+    """One parameter from the matrices of its layers, so many at a time that STAGED bytes suffice."""
     if not letters.startswith('L'):
         return _stage(pool, config, letters, target, layers)
     shard = target.shape if target.sharding is None else target.sharding.shard_shape(target.shape)
@@ -96,8 +95,10 @@ def _put_layers(stack, layers, start):
 
 
 def _local_shards(target):
-    """{((start, stop) of each dim): (index, devices)} of the distinct shards of this process; device None is
-    the default one."""
+    """{((start, stop) of each dim): (index, devices)} of the distinct shards of this process.
+
+    A device of None is the default one.
+    """
     if target.sharding is None:
         indices = {None: (ALL,) * len(target.shape)}
     else:
@@ -201,8 +202,10 @@ EXPONENTS = {  # the bits that are all set only in infinities and NaNs
 
 
 def _check_finite(values, stored, matrix, scratch=None):
-    """Refuse values, converted from the stored ones, unless all are finite; many times faster than
-    np.isfinite."""
+    """Refuse values, converted from the stored ones, unless all are finite.
+
+    This is many times faster than np.isfinite.
+    """
     mask = EXPONENTS[values.dtype.name]
     bits = values.view(mask.dtype)
     if np.bitwise_and(bits, mask, out=scratch).max() == mask:

@@ -163,8 +163,7 @@ def create(path: str | os.PathLike, members: dict[str, bytes | int]) -> Iterator
 
 
 def _write_directory(file: BinaryIO, spans, at):
-    """Write the local headers and the directory of {name: (header offset, data offset, size)}; the directory
-    begins at `at`."""
+    """Write the local headers and, at offset `at`, the directory of {name: (header offset, offset, size)}."""
     directory = b''
     for name, (header, start, size) in spans.items():
         name, checksum = name.encode(), _checksum(file, start, size)
