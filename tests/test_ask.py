@@ -47,7 +47,7 @@ def test_files_stand_under_their_paths_in_order(repo):
     assert text.startswith('======== a.py ========\ndef double') and 'value)\n======== b.py ========\ndef add' in text
     assert text.endswith('======== notes/c.md ========\nNothing of note.\n')
     assert bundle.text(bundle.read([f'{repo}/*.py', f'{repo}/notes'])).count('========\n') == 3
-    with pytest.raises(ValueError, match="1 of 2 files have a name that another has too, the first is 'a.py'"):
+    with pytest.raises(ValueError, match="1 of 2 files have a name that another file has too, the first is 'a.py'"):
         bundle.read([f'{repo}/a.py', f'{repo}/*a.py'])
 
 

@@ -84,7 +84,7 @@ def test_errors_name_the_template_and_the_reason(tmp_path):
         chat_template.ChatTemplate(chat_cases.SMOLLM2, name='mine').render([{'role': 'user', 'content': 3}])
     with pytest.raises(ValueError, match='there are no messages'):
         template.render([])
-    with pytest.raises(ValueError, match='of type bytes is no plain JSON value'):
+    with pytest.raises(ValueError, match='of type bytes is not a plain JSON value'):
         template.render([{'role': 'user', 'content': b'x'}])
     with pytest.raises(ValueError, match='has no chat template'):
         chat_template.load(tmp_path)

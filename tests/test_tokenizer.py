@@ -92,26 +92,26 @@ def test_tiktoken_layout_of_ids(tiktoken_path):
 @pytest.mark.parametrize('text', ['x' * 60_001, ' ' * 60_001, 'ab ' * 5,
                                   'a' * 24_999 + ' ' * 25_001 + 'b' * 25_000])
 def test_long_runs_are_cut_and_nothing_is_lost(text):
-    parts = list(tokenizers._tiktoken_parts(text, max_part=70_000))
-    assert ''.join(parts) == text
-    assert all(len(part) <= 70_000 for part in parts)
-    assert all(len(run) <= 25_000 for part in parts for run in re.findall(r'\s+|\S+', part))
+    segments = list(tokenizers._tiktoken_segments(text, max_segment=70_000))
+    assert ''.join(segments) == text
+    assert all(len(segment) <= 70_000 for segment in segments)
+    assert all(len(run) <= 25_000 for segment in segments for run in re.findall(r'\s+|\S+', segment))
 
 
 def test_tiktoken_cuts_long_text_between_words(tiktoken_path):
     tok = tokenizers.load(tiktoken_path)
     text = 'some words\n\nor  more,\nit wor 12345\n' * 300 + 'wor ' * 500
-    parts = list(tokenizers._tiktoken_parts(text, max_part=777))
-    assert ''.join(parts) == text and all(len(part) <= 777 for part in parts) and len(parts) > 10
-    ids = [i for part in parts for i in tok._encoding.encode_ordinary(part)]
+    segments = list(tokenizers._tiktoken_segments(text, max_segment=777))
+    assert ''.join(segments) == text and all(len(segment) <= 777 for segment in segments) and len(segments) > 10
+    ids = [i for segment in segments for i in tok._encoding.encode_ordinary(segment)]
     assert ids == tok._encoding.encode_ordinary(text)
 
 
-PIECES = ('one two\nthree  four\n\nfive,\tsix 7890 12\r\nseven "x" naïve 北京\n🙂 end\n', 'a b ', 'x z\r\ny w\r\n')
+SEGMENTED = ('one two\nthree  four\n\nfive,\tsix 7890 12\r\nseven "x" naïve 北京\n🙂 end\n', 'a b ', 'x z\r\ny w\r\n')
 
 
-@pytest.mark.parametrize('text', PIECES)
-def test_pieces_leave_ids_as_they_are(trained, tiktoken_path, text):
+@pytest.mark.parametrize('text', SEGMENTED)
+def test_segments_leave_ids_as_they_are(trained, tiktoken_path, text):
     gpt2 = library.Tokenizer.from_str(trained[0]._tokenizer.to_str())
     gpt2.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     gpt2.save(str(trained[1].parent / 'gpt2.json'))
@@ -119,23 +119,23 @@ def test_pieces_leave_ids_as_they_are(trained, tiktoken_path, text):
     for tok in (tokenizers.load('bytes'), trained[0], tokenizers.load(trained[1].parent / 'gpt2.json'),
                 tokenizers.load(tiktoken_path)):
         for chunks in ([text], [text[i:i + 77] for i in range(0, len(text), 77)]):
-            pieces = list(tok.split_stream(chunks, size=1000))
-            assert ''.join(piece for piece, _ in pieces) == text and all(exact for _, exact in pieces)
-            assert len(pieces) > 15 and max(len(piece) for piece, _ in pieces) <= 1000
-            assert [i for ids in tok.encode_batch(piece for piece, _ in pieces) for i in ids] == tok.encode(text)
+            segments = list(tok.split_stream(chunks, size=1000))
+            assert ''.join(segment for segment, _ in segments) == text and all(exact for _, exact in segments)
+            assert len(segments) > 15 and max(len(segment) for segment, _ in segments) <= 1000
+            assert [i for ids in tok.encode_batch(segment for segment, _ in segments) for i in ids] == tok.encode(text)
 
 
-def test_pieces_that_cannot_be_exact_say_so(trained):
+def test_segments_that_cannot_be_exact_say_so(trained):
     tok = trained[0]
     assert list(tok.split_stream([])) == list(tok.split_stream([''])) == [('', True)]
-    assert list(tok.split_stream(['x' * 50], size=10, longest=20)) == [('x' * 20, False), ('x' * 20, False), ('x' * 10, True)]
-    assert list(tok.split_stream(['x' * 15 + ' y' * 9], size=10, longest=20))[0] == ('x' * 15 + ' y' * 2, True)
+    assert list(tok.split_stream(['x' * 50], size=10, max_size=20)) == [('x' * 20, False), ('x' * 20, False), ('x' * 10, True)]
+    assert list(tok.split_stream(['x' * 15 + ' y' * 9], size=10, max_size=20))[0] == ('x' * 15 + ' y' * 2, True)
 
     class Marked(tokenizers.BytesTokenizer):  # writes a mark before every text, as SentencePiece's do
         def encode(self, text):
             return [0, *super().encode(text)]
 
-    assert [exact for _, exact in Marked().split_stream(['a b\n' * 30], size=20, longest=100)] == [False, True]
+    assert [exact for _, exact in Marked().split_stream(['a b\n' * 30], size=20, max_size=100)] == [False, True]
 
 
 def test_errors_say_what_to_do(tmp_path, trained):
@@ -144,7 +144,7 @@ def test_errors_say_what_to_do(tmp_path, trained):
     with pytest.raises(FileNotFoundError, match='holds neither tokenizer.json nor tokenizer.model'):
         tokenizers.load(tmp_path)
     (tmp_path / 'other.json').write_text('{}')
-    with pytest.raises(ValueError, match=r'other.json is no tokenizer.json of the tokenizers library \(Model missing'):
+    with pytest.raises(ValueError, match=r'other.json is not a tokenizer.json of the tokenizers library \(Model missing'):
         tokenizers.load(tmp_path / 'other.json')
     (tmp_path / 'tokenizer.model').write_bytes(b'\n\x0esentencepiece')
     with pytest.raises(ValueError, match="line 1 is not 'base64 rank'.*use the tokenizer.json"):

@@ -1,17 +1,21 @@
-"""Chat templates: messages to the text that an instruct model was trained on, as Jinja in a sandbox.
+"""Chat templates: from messages to the text format that an instruct model was trained on, as Jinja in a sandbox.
 
-The template comes with the model (chat_template.jinja or tokenizer_config.json), so it is somebody else's
-program: it runs without access to Python, and whatever goes wrong in it is one ValueError. It may call what
-transformers' apply_chat_template lets it call, so that a folder renders alike in both.
+The template comes with the model (chat_template.jinja or tokenizer_config.json), so it is untrusted code: it runs
+without access to Python, and any failure in it is a ValueError. It has the functions that transformers'
+apply_chat_template provides, so that a folder renders alike in both.
 """
 
 import datetime
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from jinja2 import ext, nodes, sandbox, utils
+
+from lct.data.tokenizer import Tokenizer
 
 TOKENS = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
 PRIVATE_USE = range(0xE000, 0xF900)
@@ -20,27 +24,29 @@ PRIVATE_USE = range(0xE000, 0xF900)
 class ChatTemplate:
     """render(messages) -> text; encode(tokenizer, messages) -> ids.
 
-    messages are dicts with role, content, and what else the template reads (tool_calls, ...), in plain JSON
-    values.
+    messages: dicts with role, content, and other fields that the template reads (tool_calls, ...), of plain JSON
+    values. name: of the template in errors.
     """
 
-    def __init__(self, source, tokens=None, name='chat template'):
-        """tokens: {'bos_token': its spelling, ...}; name: what errors call the template."""
+    def __init__(self, source: str, tokens: dict[str, str] | None = None, name: str = 'chat template'):
+        """tokens: {'bos_token': its spelling, ...}."""
         self.source, self.tokens, self.name = source, tokens or {}, name
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f'{name}, line {error.lineno}: {error.message}; correct the template') from None
 
-    def render(self, messages, *, add_generation_prompt=False, tools=None, documents=None, now=None,
-               **variables):
-        """The text of messages, special tokens spelled in it, the opening of the answer at its end if
-        add_generation_prompt.
+    def render(self, messages: Sequence[dict], *, add_generation_prompt: bool = False, tools: Any = None,
+               documents: Any = None, now: datetime.datetime | None = None, **variables: Any) -> str:
+        """The text of messages, with special tokens spelled out.
 
         Args:
-          tools, documents: as the template wants them.
-          now: the datetime of strftime_now, for prompts that are the same tomorrow; default is the clock.
-          variables: whatever else the template reads, such as date_string.
+          add_generation_prompt: end with the opening of the assistant's answer.
+          tools, documents: as the template expects them.
+          now: the time for strftime_now, for reproducible prompts; default is the clock.
+          variables: others that the template reads, such as date_string.
+        Raises:
+          ValueError: if the template refuses the messages or fails on them.
         """
         if not messages:
             raise ValueError(f'{self.name}: there are no messages; give at least one')
@@ -53,59 +59,74 @@ class ChatTemplate:
                  'add_generation_prompt': add_generation_prompt})
         except jinja2.TemplateError as error:
             raise ValueError(f'{self.name} refuses these messages: {error}') from None
-        except Exception as error:  # anything may happen in somebody else's program
+        except Exception as error:  # untrusted code may raise anything
             raise ValueError(
                 f'{self.name} fails on these messages: {type(error).__name__}: {error}') from error
 
-    def encode(self, tokenizer, messages, **options):
-        """Token ids of render(messages, **options). Special tokens are those that the template writes: one
-        that a message spells is plain text, so no message can end its own turn."""
+    def encode(self, tokenizer: Tokenizer, messages: Sequence[dict], **options: Any) -> list[int]:
+        """Token ids of render(messages, **options). Only the template can write special tokens: one that is spelled
+        in a message is plain text, so no message can end its own turn."""
         spellings = sorted(map(re.escape, tokenizer.special_tokens), key=len, reverse=True)
         pattern = re.compile('|'.join(spellings) or '(?!)')
         everything = json.dumps([messages, options], ensure_ascii=False, default=str) + self.source
-        wedge = next(chr(x) for x in PRIVATE_USE if chr(x) not in everything)
+        separator = next(chr(x) for x in PRIVATE_USE if chr(x) not in everything)
 
-        def defuse(value):
+        def escape(value):
             if isinstance(value, str):
-                return pattern.sub(lambda match: match[0][0] + wedge + match[0][1:], value)
+                return pattern.sub(lambda match: match[0][0] + separator + match[0][1:], value)
             if isinstance(value, dict):
-                return {key: defuse(x) for key, x in value.items()}
-            return [defuse(x) for x in value] if isinstance(value, (list, tuple)) else value
+                return {key: escape(x) for key, x in value.items()}
+            return [escape(x) for x in value] if isinstance(value, (list, tuple)) else value
 
-        return tokenizer.encode_special(self.render(defuse(messages), **defuse(options)), drop=wedge)
+        return tokenizer.encode_special(self.render(escape(messages), **escape(options)), drop=separator)
 
 
-def load(folder, name='default'):
-    """The ChatTemplate of a Hugging Face folder; name chooses where a tokenizer_config.json has several."""
+def load(folder: str | Path, name: str = 'default') -> ChatTemplate:
+    """The ChatTemplate of a Hugging Face folder; name selects one where there are several.
+
+    Raises:
+      ValueError: if the folder has no template of that name.
+    """
     folder = Path(folder)
     settings = _read_object(folder / 'tokenizer_config.json')
+    tokens = _token_spellings(settings)
+    path = folder / 'chat_template.jinja'
+    if path.is_file() and name == 'default':
+        return ChatTemplate(path.read_text(encoding='utf-8'), tokens, str(path))
+    for path, values in ((folder / 'chat_template.json', _read_object(folder / 'chat_template.json')),
+                         (folder / 'tokenizer_config.json', settings)):
+        templates = _templates(values.get('chat_template'))
+        if isinstance(templates.get(name), str):
+            return ChatTemplate(templates[name], tokens, f'chat_template {name!r} of {path}')
+        if templates:
+            raise ValueError(f'{path} has the chat templates {sorted(map(str, templates))}, and none is a string '
+                             f'named {name!r}')
+    raise ValueError(f'{folder} has no chat template (chat_template.jinja, or chat_template in '
+                     'tokenizer_config.json): it is a base model; take the template of its instruct version')
+
+
+def _token_spellings(settings: dict[str, Any]) -> dict[str, str]:
+    """{'bos_token': its spelling, ...} of a tokenizer_config.json."""
     tokens = {}
     for key in TOKENS:
         value = settings.get(key)
         value = value.get('content') if isinstance(value, dict) else value
         if isinstance(value, str):
             tokens[key] = value
-    path = folder / 'chat_template.jinja'
-    if path.is_file() and name == 'default':
-        return ChatTemplate(path.read_text(encoding='utf-8'), tokens, str(path))
-    for path, values in ((folder / 'chat_template.json', _read_object(folder / 'chat_template.json')),
-                         (folder / 'tokenizer_config.json', settings)):
-        found = values.get('chat_template')
-        if isinstance(found, list):
-            found = {one.get('name'): one.get('template') for one in found if isinstance(one, dict)}
-        elif found is not None:
-            found = {'default': found}
-        if found and isinstance(found.get(name), str):
-            return ChatTemplate(found[name], tokens, f'chat_template {name!r} of {path}')
-        if found:
-            raise ValueError(f'{path} has the chat templates {sorted(map(str, found))}, and none is a text '
-                             f'named {name!r}')
-    raise ValueError(f'{folder} has no chat template (chat_template.jinja, or chat_template in '
-                     'tokenizer_config.json): it is a base model; take the template of its instruct version')
+    return tokens
+
+
+def _templates(value: Any) -> dict[Any, Any]:
+    """{name: template} of a field chat_template: a list of named templates, one without a name, or None."""
+    if value is None:
+        return {}
+    if isinstance(value, list):
+        return {one.get('name'): one.get('template') for one in value if isinstance(one, dict)}
+    return {'default': value}
 
 
 class _Generation(ext.Extension):
-    """{% generation %} ... {% endgeneration %} marks the assistant's words; rendering ignores it."""
+    """{% generation %} ... {% endgeneration %} marks the assistant's text; rendering ignores it."""
 
     tags = {'generation'}
 
@@ -115,7 +136,7 @@ class _Generation(ext.Extension):
 
 
 class _Namespace(utils.Namespace):
-    """namespace() whose names do not begin with '_': Jinja itself looks such names up on objects."""
+    """namespace() without names that begin with '_': Jinja itself looks these up on objects."""
 
     def __init__(self, **values):
         super().__init__()
@@ -128,7 +149,7 @@ class _Namespace(utils.Namespace):
         super().__setitem__(name, value)
 
 
-def _environment():
+def _environment() -> jinja2.Environment:
     environment = sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols, _Generation])
     environment.filters['tojson'] = _to_json
@@ -137,29 +158,30 @@ def _environment():
     return environment
 
 
-def _to_json(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    """Jinja's own escapes for HTML."""
+def _to_json(x: Any, ensure_ascii: bool = False, indent: int | None = None,
+             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
+    """json.dumps, as transformers does it: Jinja's own tojson escapes HTML."""
     return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _raise(message):
+def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _plain(value, name):
-    """value if it is made of plain JSON values: an object's methods would be the template's to call."""
+def _plain(value: Any, name: str) -> Any:
+    """A copy of value, which must consist of plain JSON values: a template could call the methods of an object."""
     if isinstance(value, dict):
         return {_plain(key, name): _plain(x, name) for key, x in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(x, name) for x in value]
     if value is None or type(value) in (str, int, float, bool):
         return value
-    raise ValueError(f'{name}: {value!r} of type {type(value).__name__} is no plain JSON value; pass '
+    raise ValueError(f'{name}: {value!r} of type {type(value).__name__} is not a plain JSON value; pass '
                      'messages of dicts, lists, strings and numbers')
 
 
-def _read_object(path):
-    """The JSON object of a file; {} where there is none."""
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} if there is no file."""
     if not path.is_file():
         return {}
     try:

@@ -1,17 +1,20 @@
-"""One interface over the tokenizers of Llama-3 checkpoints. No method ever adds a special token, and only
-encode_special reads one that the text spells."""
+"""One interface to the tokenizers of Llama checkpoints. No method adds a special token, and only encode_special
+recognises one that is spelled in the text."""
+
 import base64
 import hashlib
 import importlib.util
 import itertools
 import json
+import os
 import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-# Llama-3's split into words. The number of digits that stay together is the one thing that `train` changes.
+# Llama-3's pre-tokenization. `train` changes only the number of digits that stay together.
 LLAMA3_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
                   r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-# Llama-3.1's names of the 256 ids after the ranks; Llama-3 calls the ids 4, 8 and 10 of them reserved.
+# Llama-3.1's names of the 256 ids after the ranks; in Llama-3, ids 4, 8 and 10 of them are reserved.
 LLAMA3_SPECIALS = (
     '<|begin_of_text|>', '<|end_of_text|>', '<|reserved_special_token_0|>', '<|reserved_special_token_1|>',
     '<|finetune_right_pad_id|>', '<|reserved_special_token_2|>', '<|start_header_id|>', '<|end_header_id|>',
@@ -21,14 +24,14 @@ EOS_NAMES = ('<|end_of_text|>', '</s>')
 
 
 class Tokenizer:
-    """encode(text) -> ids without specials; decode(ids) -> text without specials.
+    """encode(text) -> ids without special tokens; decode(ids) -> text without special tokens.
 
-    vocab_size bounds every id; bos_id and eos_id are None where there is none; special_tokens is
-    {spelling: id}; fingerprint is the sha256 of the definition, equal for two tokenizers that give the same
-    ids.
+    vocab_size: every id is below it. bos_id, eos_id: None where there is none. special_tokens: {spelling: id}.
+    fingerprint: sha256 of the definition, equal for two tokenizers that give the same ids.
     """
 
-    def __init__(self, vocab_size, bos_id, eos_id, definition, special_tokens=None):
+    def __init__(self, vocab_size: int, bos_id: int | None, eos_id: int | None, definition: bytes,
+                 special_tokens: dict[str, int] | None = None):
         self.vocab_size = vocab_size
         self.bos_id = bos_id
         self.eos_id = eos_id
@@ -37,53 +40,58 @@ class Tokenizer:
         digest.update(f' vocab_size={vocab_size} bos_id={bos_id} eos_id={eos_id}'.encode())
         self.fingerprint = digest.hexdigest()
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         raise NotImplementedError
 
-    def encode_batch(self, texts):
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
 
-    def split_stream(self, chunks, size=2**14, longest=2**23):
-        """Cuts the text that chunks (of str) are, joined, into pieces of about size characters, most often at
-        line ends, and yields (piece, exact) in order.
+    def split_stream(self, stream: Iterable[str], size: int = 2**14,
+                     max_size: int = 2**23) -> Iterator[tuple[str, bool]]:
+        """Segments of about `size` characters of the text that a stream of str amounts to, most often cut at line ends.
 
-        exact: the ids of this piece and of the next, joined, are those of their text uncut, as tried with the
-        characters around the cut. Where a tokenizer allows that nowhere a piece grows to longest characters,
-        and is then cut as it comes.
+        Yields:
+          (segment, exact) in order. exact: the ids of this segment and of the next, concatenated, are those of the
+          uncut text, as tested with the characters around the cut. Where a tokenizer has no such place, a segment
+          grows to max_size characters and is then cut anywhere.
         """
-        text, start, want = '', 0, size
-        for chunk in chunks:
+        text, start, target = '', 0, size
+        for chunk in stream:
             text, start = text[start:] + chunk, 0
-            while len(text) - start > want:
-                end = self._exact_cut(text, start, start + want)
-                if end is None and want < longest:
-                    want = min(2 * want, longest)
+            while len(text) - start > target:
+                end = self._exact_cut(text, start, start + target)
+                if end is None and target < max_size:
+                    target = min(2 * target, max_size)
                     continue
-                exact, end = end is not None, end or start + want
+                exact, end = end is not None, end or start + target
                 yield text[start:end], exact
-                start, want = end, size
+                start, target = end, size
         yield text[start:], True
 
-    def _exact_cut(self, text, start, stop, tries=8, around=64):
-        for place in itertools.chain(*(itertools.islice(some, tries) for some in _places(text, start, stop))):
-            before, after = text[max(place - around, 0):place], text[place:place + around]
+    def _exact_cut(self, text: str, start: int, stop: int, tries: int = 8, context: int = 64) -> int | None:
+        """The last place in text[start:stop] where a cut leaves the ids as they are, of `tries` places of each kind."""
+        for place in itertools.chain(*(itertools.islice(kind, tries) for kind in _cut_points(text, start, stop))):
+            before, after = text[max(place - context, 0):place], text[place:place + context]
             if self.encode(before) + self.encode(after) == self.encode(before + after):
                 return place
         return None
 
-    def encode_special(self, text, drop=''):
-        """encode, with every special token that the text spells as its id: for rendered chats, not for
-        documents. A character drop is taken out after the special tokens were found: inside a spelling it
-        makes it plain text."""
+    def encode_special(self, text: str, drop: str = '') -> list[int]:
+        """Like encode, but a special token that is spelled in the text becomes its id. For rendered chats, not for
+        documents.
+
+        drop: a character that is removed after special tokens were recognised: within a spelling it makes it plain
+          text.
+        """
         spellings = sorted(map(re.escape, self.special_tokens), key=len, reverse=True)
-        parts = re.split(f'({"|".join(spellings)})', text) if spellings else [text]
+        plain_and_special = re.split(f'({"|".join(spellings)})', text) if spellings else [text]
         ids = []
-        for plain, special in zip(parts[::2], [*parts[1::2], None]):
+        for plain, special in zip(plain_and_special[::2], [*plain_and_special[1::2], None]):
             ids += self.encode(plain.replace(drop, '') if drop else plain)
             ids += [] if special is None else [self.special_tokens[special]]
         return ids
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         raise NotImplementedError
 
 
@@ -93,25 +101,25 @@ class BytesTokenizer(Tokenizer):
     def __init__(self):
         super().__init__(258, 256, 257, b'bytes')
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         return list(text.encode('utf-8'))
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         return bytes(i for i in ids if i < 256).decode('utf-8', errors='replace')
 
 
 class JsonTokenizer(Tokenizer):
     """A tokenizer.json of the Hugging Face tokenizers library."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path):
         import tokenizers
         definition = _read_json(path)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library has no narrower class
-            raise ValueError(f'{path} is no tokenizer.json of the tokenizers library ({error}); give that of the '
-                             "model, or 'bytes'") from error
-        # A file may carry the truncation and the padding of somebody's run: both would change our text.
+            raise ValueError(f'{path} is not a tokenizer.json of the tokenizers library ({error}); give the '
+                             "tokenizer.json of the model, or 'bytes'") from error
+        # A file may state the truncation and padding of somebody's run; both would change the ids.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         # '<|end_of_text|>' inside a document is text about tokenizers, not the end of the document.
@@ -124,21 +132,21 @@ class JsonTokenizer(Tokenizer):
                          json.dumps(definition, sort_keys=True).encode(),
                          {token.content: i for i, token in added.items() if token.special})
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts):
-        # 'fast': without the offsets, which nobody reads here.
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        # 'fast': without offsets, which are not needed
         return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
 class TiktokenTokenizer(Tokenizer):
-    """Meta's tokenizer.model: lines of 'base64-of-the-token rank', then 256 special tokens."""
+    """Meta's tokenizer.model: lines of 'base64-of-the-token rank', followed by 256 special tokens."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path):
         import tiktoken
         content = path.read_bytes()
         ranks = read_mergeable_ranks(path, content)
@@ -149,17 +157,22 @@ class TiktokenTokenizer(Tokenizer):
         super().__init__(len(ranks) + len(special_tokens), len(ranks), len(ranks) + 1, content,
                          special_tokens)
 
-    def encode(self, text):
-        return [i for part in _tiktoken_parts(text) for i in self._encoding.encode_ordinary(part)]
+    def encode(self, text: str) -> list[int]:
+        return [i for segment in _tiktoken_segments(text) for i in self._encoding.encode_ordinary(segment)]
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         plain = [int(i) for i in ids if i < self._num_plain]
         return self._encoding.decode_bytes(plain).decode('utf-8', errors='replace')
 
 
-def load(path_or_name):
-    """-> Tokenizer, from 'bytes', 'llama3' (Meta's own, out of the installed package llama-models), a
-    tokenizer.json, Meta's tokenizer.model, or a folder with one of them."""
+def load(path_or_name: str | os.PathLike) -> Tokenizer:
+    """The Tokenizer of a tokenizer.json, of Meta's tokenizer.model, or of a folder with one of them; 'bytes'; or
+    'llama3', Meta's own from the installed package llama-models.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is not a tokenizer.
+    """
     if str(path_or_name) == 'bytes':
         return BytesTokenizer()
     path = installed_llama3_path() if str(path_or_name) == 'llama3' else Path(path_or_name)
@@ -176,8 +189,8 @@ def load(path_or_name):
     return JsonTokenizer(path) if path.suffix == '.json' else TiktokenTokenizer(path)
 
 
-def installed_llama3_path():
-    """Path of Meta's tokenizer.model in the installed package llama-models."""
+def installed_llama3_path() -> Path:
+    """Meta's tokenizer.model in the installed package llama-models. Raises FileNotFoundError without it."""
     package = importlib.util.find_spec('llama_models')  # found, not imported
     if package is None or package.origin is None:
         raise FileNotFoundError("the tokenizer 'llama3' comes with the package llama-models, under the Llama "
@@ -185,19 +198,23 @@ def installed_llama3_path():
     return Path(package.origin).parent / 'llama3' / 'tokenizer.model'
 
 
-def check_vocab_size(tokenizer, vocab_size):
-    """Refuses a model whose embedding has fewer rows than the tokenizer has ids."""
+def check_vocab_size(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Refuse a model whose embedding has fewer rows than the tokenizer has ids."""
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(f'the tokenizer has {tokenizer.vocab_size} ids but the model has vocab_size '
                          f"{vocab_size}; use the checkpoint's own tokenizer or a larger vocabulary")
 
 
-def train(texts, vocab_size, path, single_token_words=()):
-    """Writes a byte-level BPE with Llama-3's pattern to path (a tokenizer.json) and returns it loaded.
+def train(texts: Iterable[str], vocab_size: int, path: str | os.PathLike,
+          single_token_words: Sequence[str] = ()) -> JsonTokenizer:
+    """Train a byte-level BPE with Llama-3's pattern, write it to path (a tokenizer.json) and load it.
 
-    Every ' word' of single_token_words and every pair of digits, with and without a space before it, is made one
-    token, so that the facts of recall data are short in a vocabulary of a thousand; hence ' ?\\p{N}{1,2}' in
-    place of Llama-3's '\\p{N}{1,3}'.
+    Every ' word' of single_token_words and every pair of digits, with and without a space before it, becomes one
+    token, so that the facts of recall data are short in a vocabulary of a thousand. Hence the pattern has
+    ' ?\\p{N}{1,2}' in place of Llama-3's '\\p{N}{1,3}'.
+
+    Raises:
+      ValueError: if vocab_size is too small for these tokens.
     """
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Library
@@ -208,34 +225,36 @@ def train(texts, vocab_size, path, single_token_words=()):
         pre_tokenizers.Split(Regex(pattern), 'isolated'),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     library.decoder = decoders.ByteLevel()
-    # BPE keeps what is frequent: repeat the required pieces until they are among the most frequent ones.
+    # BPE merges what is frequent: repeat the required tokens until they are among the most frequent strings.
     repeats = 3000 + sum(map(len, texts)) // 4000
     pairs = [f'{space}{i:02d}' for i in range(100) for space in ('', ' ')]
-    parts = pairs + [f' {word}' for word in single_token_words]
-    required = '\n'.join(parts)
+    required = pairs + [f' {word}' for word in single_token_words]
+    required_text = '\n'.join(required)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[BOS_NAMES[0], EOS_NAMES[0]],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False)
-    library.train_from_iterator([*texts, *[required] * repeats], trainer)
-    split = [part for part in parts if len(library.encode(part).ids) > 1]
+    library.train_from_iterator([*texts, *[required_text] * repeats], trainer)
+    split = [text for text in required if len(library.encode(text).ids) > 1]
     if split:
         raise ValueError(f'vocab_size {vocab_size} has no room for {len(split)} of the {len(single_token_words)} '
-                         f'required words and {len(pairs)} pairs of digits (first: {split[0]!r}); use a larger one')
+                         f'words and {len(pairs)} pairs of digits that must be one token (first: {split[0]!r}); '
+                         'use a larger one')
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     library.save(str(path))
     return JsonTokenizer(path)
 
 
-def _read_json(path):
+def _read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:
         raise ValueError(f'{path} is not valid JSON ({error}); fetch it again') from error
 
 
-def _special_id(folder, kind, common_names, id_of):
-    """The id of bos or eos: what the files beside it say (null means none), else a common name."""
+def _special_id(folder: Path, kind: str, common_names: Sequence[str],
+                id_of: Callable[[str], int | None]) -> int | None:
+    """The id of bos or eos, as the files beside tokenizer.json state it (null means none), else by a common name."""
     for file, field in (('tokenizer_config.json', f'{kind}_token'), ('config.json', f'{kind}_token_id')):
         stated = _read_json(folder / file) if (folder / file).is_file() else {}
         if field not in stated:
@@ -254,8 +273,8 @@ def _special_id(folder, kind, common_names, id_of):
     return next((id_of(name) for name in common_names if id_of(name) is not None), None)
 
 
-def read_mergeable_ranks(path, content):
-    """{token bytes: rank} of the content of Meta's tokenizer.model at path."""
+def read_mergeable_ranks(path: Path, content: bytes) -> dict[bytes, int]:
+    """{token bytes: rank} of the content of Meta's tokenizer.model at path. Raises ValueError if it is another file."""
     ranks = {}
     for number, line in enumerate(content.splitlines(), 1):
         try:
@@ -271,13 +290,13 @@ def read_mergeable_ranks(path, content):
     return ranks
 
 
-def _places(text, start, stop):
-    """Iterators of where text[start:stop] may be cut, the last place first: at line ends, and before the spaces
-    between words, both only where no other white space touches them.
+def _cut_points(text: str, start: int, stop: int) -> tuple[Iterator[int], Iterator[int]]:
+    """The places where text[start:stop] may be cut, the last one first: at line ends, and before the spaces between
+    words, both only where no other white space is next to them.
 
-    The patterns of Llama-3 and GPT-2 never make one word of what is before and after such a place.
+    The patterns of Llama-3 and GPT-2 never match across such a place.
     """
-    def after(mark, width):
+    def after(mark: str, width: int) -> Iterator[int]:
         at = text.rfind(mark, start + 1, stop)
         while at > 0:
             if not (text[at - 1].isspace() or text[at + 1:at + 2].isspace()):
@@ -286,14 +305,14 @@ def _places(text, start, stop):
     return after('\n', 1), after(' ', 0)
 
 
-def _tiktoken_parts(text, max_part=400_000, max_run=25_000):
-    """Cuts text where tiktoken would overflow its stack: on very long calls, between words if there are any
-    within max_part, and on runs of one class."""
+def _tiktoken_segments(text: str, max_segment: int = 400_000, max_run: int = 25_000) -> Iterator[str]:
+    """Cut text where tiktoken would overflow its stack: long texts, between words if there are any within max_segment
+    characters, and long runs of white space or of other characters."""
     start = 0
     while start < len(text):
-        stop = start + max_part
+        stop = start + max_segment
         if stop < len(text):
-            stop = next(itertools.chain(*_places(text, start, stop)), stop)
+            stop = next(itertools.chain(*_cut_points(text, start, stop)), stop)
         block, last = text[start:stop], 0
         for run in re.finditer(r'\s+|\S+', block):
             for cut in range(run.start() + max_run, run.end(), max_run):

@@ -192,14 +192,19 @@ def _find(path: str) -> Iterator[tuple[str, str, str | Path]]:
     elif path.is_file():
         yield path.name.split('.')[0], path.name, path
     else:
-        files = sorted(file for file in glob.glob(str(path), recursive=True) if os.path.isfile(file))
-        if not files:
-            raise FileNotFoundError(f"corpus {path} does not exist and matches no file; give a folder, a glob, or a "
-                                    'file of text, .jsonl or .parquet')
-        fixed = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
-        for file in files:
-            name = Path(file).relative_to(fixed).as_posix()
-            yield name.split('/')[0] if '/' in name else fixed.resolve().name, name, file
+        yield from _find_matches(path)
+
+
+def _find_matches(pattern: Path) -> Iterator[tuple[str, str, str]]:
+    """(source, name, path) of every file that matches a glob."""
+    files = sorted(file for file in glob.glob(str(pattern), recursive=True) if os.path.isfile(file))
+    if not files:
+        raise FileNotFoundError(f'corpus {pattern} does not exist and matches no file; give a folder, a glob, or a '
+                                'file of text, .jsonl or .parquet')
+    fixed = next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
+    for file in files:
+        name = Path(file).relative_to(fixed).as_posix()
+        yield name.split('/')[0] if '/' in name else fixed.resolve().name, name, file
 
 
 def _standard_library() -> Iterator[tuple[str, Path]]:

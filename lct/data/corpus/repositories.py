@@ -1,36 +1,39 @@
-"""A whole repository as one long document: its files, each under a line with its path, after what it imports.
+"""A repository as one long document: its files, each under a line with its path, after the files that it imports.
 
-Definitions then stand before their uses, often far before: a use of a name is an exercise in reading back that
-nobody had to write. Questions about a repository are asked over the same text (bundle.py). Dependency order and a
-path above each file are as in DeepSeek-Coder (Guo et al. 2024, arXiv:2401.14196).
+Definitions then come before their uses, often far before, so every use of a name trains reading back, without any
+labels. Questions about a repository are asked over the same text (bundle.py). Dependency order and a path above each
+file are as in DeepSeek-Coder (Guo et al. 2024, arXiv:2401.14196).
 """
 
 import ast
 import heapq
+import os
 import posixpath
+from collections.abc import Callable, Iterator
 
 from lct.data.corpus import bundle
 from lct.data.corpus.documents import Document, read
 
 PYTHON = ('.py', '.pyi')
 
+Files = dict[str, str]  # {path: text}
 
-def by_path(files):
-    """[path] of files {path: text}, ascending."""
+
+def by_path(files: Files) -> list[str]:
+    """Paths in ascending order."""
     return sorted(files)
 
 
-def by_dependency(files):
-    """[path] of files {path: text}: a Python file after those of its repository that it imports, otherwise in the order
-    of paths, and what is not Python before it all. A cycle is entered at the file with the fewest imports left, of
-    those the first path."""
-    modules = {name: path for path in sorted(files) if path.endswith(PYTHON) for name in _names(path)}
-    waits = {path: _imports(path, files[path], modules) - {path} if path.endswith(PYTHON) else set() for path in files}
-    needed_by = {path: [] for path in files}
-    for path, needs in waits.items():
-        for need in needs:
-            needed_by[need].append(path)
-    queue = [(len(needs), path.endswith(PYTHON), path) for path, needs in waits.items()]
+def by_dependency(files: Files) -> list[str]:
+    """Paths in the order of imports: a Python file after the files of its repository that it imports, otherwise in the
+    order of paths; files that are not Python come first. A cycle is entered at the file with the fewest imports left,
+    of these the first path."""
+    pending = _imports_by_path(files)
+    imported_by = {path: [] for path in files}
+    for path, imports in pending.items():
+        for imported in imports:
+            imported_by[imported].append(path)
+    queue = [(len(imports), path.endswith(PYTHON), path) for path, imports in pending.items()]
     heapq.heapify(queue)
     order, done = [], set()
     while queue:
@@ -39,23 +42,24 @@ def by_dependency(files):
             continue
         order.append(path)
         done.add(path)
-        for other in needed_by[path]:
-            waits[other].discard(path)
+        for other in imported_by[path]:
+            pending[other].discard(path)
             if other not in done:
-                heapq.heappush(queue, (len(waits[other]), True, other))
+                heapq.heappush(queue, (len(pending[other]), True, other))
     return order
 
 
-def document(name, files, order=by_dependency):
-    """-> documents.Document of files {path: text}, as bundle.text puts them together."""
+def document(name: str, files: Files, order: Callable[[Files], list[str]] = by_dependency) -> Document:
+    """The files as one Document, joined by bundle.text. Raises ValueError if there are none."""
     if not files:
         raise ValueError(f'repository {name} has no files with text; give a folder of sources')
     return Document(name, bundle.text([Document(path, files[path]) for path in order(files)]))
 
 
-def repositories(root, order=by_dependency):
-    """One Document for each folder directly under root, in the order of their names; files beside them are one more,
-    named '.'. What counts as text is documents.read's matter."""
+def repositories(root: str | os.PathLike,
+                 order: Callable[[Files], list[str]] = by_dependency) -> Iterator[Document]:
+    """One Document for each folder directly under root, in the order of their names. Files directly under root form
+    another one, named '.'. documents.read decides which files are text."""
     found = {}
     for file in read(root):
         folder, slash, path = file.name.partition('/')
@@ -65,35 +69,47 @@ def repositories(root, order=by_dependency):
         yield document(name, found[name], order)
 
 
-def _names(path):
+def _imports_by_path(files: Files) -> dict[str, set[str]]:
+    """{path: paths of the files that it imports}; empty for a file that is not Python."""
+    modules = {name: path for path in sorted(files) if path.endswith(PYTHON) for name in _module_names(path)}
+    return {path: _imports(path, files[path], modules) - {path} if path.endswith(PYTHON) else set()
+            for path in files}
+
+
+def _module_names(path: str) -> list[str]:
     """The dotted names by which a Python file may be imported: from the root of the repository and from each folder
-    above it, which may be on the path ('src/pkg/a.py' is src.pkg.a, pkg.a and a)."""
-    parts = posixpath.splitext(path)[0].split('/')
-    if parts[-1] == '__init__':
-        parts = parts[:-1]
-    return ['.'.join(parts[i:]) for i in range(len(parts))]
+    above the file, which may be on the import path ('src/pkg/a.py' is src.pkg.a, pkg.a and a)."""
+    names = posixpath.splitext(path)[0].split('/')
+    if names[-1] == '__init__':
+        names = names[:-1]
+    return ['.'.join(names[i:]) for i in range(len(names))]
 
 
-def _imports(path, text, modules):
-    """The paths of modules {dotted name: path} that a source imports; those of a file that is no Python, as a text in
-    an older dialect is not, are none."""
+def _imports(path: str, text: str, modules: dict[str, str]) -> set[str]:
+    """The paths in modules {dotted name: path} that a source imports. A source that does not parse, such as one in an
+    older dialect of Python, has none."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return set()
-    found, package = set(), posixpath.dirname(path).split('/') if posixpath.dirname(path) else []
+    folder = posixpath.dirname(path)
+    package = folder.split('/') if folder else []
+    found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            wanted = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[:len(package) - node.level + 1] if node.level else []
-            base = '.'.join([*base, *([node.module] if node.module else [])])
-            wanted = [f'{base}.{alias.name}'.strip('.') for alias in node.names]
-        else:
-            continue
-        for name in wanted:
+        for name in _imported_names(node, package):
             while name and name not in modules:  # a name in a module, or a package without a file
                 name = name.rpartition('.')[0]
             if name:
                 found.add(modules[name])
     return found
+
+
+def _imported_names(node: ast.AST, package: list[str]) -> list[str]:
+    """The dotted names that a node imports; package: the folders of its file."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        base = package[:len(package) - node.level + 1] if node.level else []
+        base = '.'.join([*base, *([node.module] if node.module else [])])
+        return [f'{base}.{alias.name}'.strip('.') for alias in node.names]
+    return []
