@@ -28,7 +28,8 @@ def format_of(source):
     for name, files in FORMATS.items():
         if all((source / file).exists() for file in files):
             return name
-    raise ValueError(f'{source} is neither a folder with a config.json or a params.json nor a .gguf file')
+    raise ValueError(
+        f'{source} is neither a folder with a config.json or a params.json nor a .gguf file; name one')
 
 
 def read_config(source, **overrides):
@@ -122,7 +123,7 @@ def convert(source, target, to, *, dtype=None, num_files=1, overwrite=False, **o
 
     if format_of(source) == 'gguf':
         if to != 'hf':
-            raise ValueError(f'--to {to}: a GGUF file is first converted with --to hf')
+            raise ValueError(f'--to {to} does not take a GGUF file; convert it with --to hf first')
         from lct.weights import llama_gguf
 
         llama_gguf.to_hf(source, target, dtype=dtype or 'bfloat16', overwrite=overwrite)

@@ -240,7 +240,7 @@ def test_hostile_files_end_in_one_sentence(tmp_path, small):
     huge = struct.pack('<IQQQ', 3, 0, 1, 1) + b'x' + struct.pack('<IIQ', 9, 0, 2**62)
     refused(b'GGUF' + huge, 'the value of field 0 claims')
     nested = struct.pack('<IQQQ', 3, 0, 1, 1) + b'x' + struct.pack('<IIQ', 9, 9, 1) + bytes(32)
-    refused(b'GGUF' + nested, 'is an array of type 9')
+    refused(b'GGUF' + nested, 'is an array of the unsupported type 9')
     for length in (10, 40, 1000, 5000, len(content) - 5000, len(content) - 1):
         refused(content[:length])
     draw = np.random.default_rng(0)

@@ -130,7 +130,8 @@ class _HeaderCheck:
         elif kind in SIZES:
             self._skip(count, SIZES[kind], name)
         else:
-            raise ValueError(f'{self.path}: {name} is an array of type {kind}, which is not supported')
+            raise ValueError(
+                f'{self.path}: {name} is an array of the unsupported type {kind}; fetch it again')
 
     def _skip_tensor(self, i):
         self._skip_string(f'the name of tensor {i}')

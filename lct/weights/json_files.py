@@ -48,7 +48,7 @@ def parse_object(text: str, path: str | os.PathLike) -> dict[str, Any]:
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f'{path} is not valid JSON ({error}); copy it again') from None
     if not isinstance(value, dict):
-        raise ValueError(f'{path} must hold a JSON object, got {type(value).__name__}')
+        raise ValueError(f'{path} must hold a JSON object, got {type(value).__name__}; copy it again')
     return value
 
 

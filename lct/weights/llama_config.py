@@ -144,7 +144,7 @@ def read_required(values: dict[str, Any], names: dict[str, str], path: str) -> d
     """{LlamaConfig field: value} of names {field of the file: LlamaConfig field}; none may be missing."""
     for field in names:
         if values.get(field) is None:
-            raise ValueError(f'{path}: {field} is missing')
+            raise ValueError(f'{path}: {field} is missing; add it')
     return {name: values[field] for field, name in names.items()}
 
 
@@ -202,7 +202,7 @@ def _read_rope_dict(values, theta, max_position, head_dim, location):
         raise ValueError(f'{location} has a partial_rotary_factor; only 1.0 is supported')
     for key in ROPE_REQUIRED.get(kind, ()):
         if key not in values:
-            raise ValueError(f'{location} of type {kind!r} lacks {key}')
+            raise ValueError(f'{location} of type {kind!r} lacks {key}; add it')
     fields = {}
     for key, value in values.items():
         if key not in ROPE_FIELDS[kind]:

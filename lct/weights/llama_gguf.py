@@ -87,7 +87,8 @@ def read_matrices(file: gguf_files.File, config: LlamaConfig) -> streaming.Matri
     names, shapes = mapping.tensor_names(config, NAMES), mapping.checkpoint_shapes(config, NAMES)
     missing = [name for name in names if name not in file.tensors]
     if missing:
-        raise ValueError(f'{file.path} lacks tensor {missing[0]!r} ({len(missing)} missing in total)')
+        raise ValueError(
+            f'{file.path} lacks tensor {missing[0]!r} ({len(missing)} missing in total); fetch it again')
     extra = [name for name in file.tensors if name not in names and name != FREQUENCIES]
     if extra:
         raise ValueError(
@@ -118,12 +119,14 @@ def read_config(file: gguf_files.File) -> LlamaConfig:
     known = {*COUNTS, *OPTIONAL, *HARMLESS}
     for key, value in values.items():
         if key.startswith('llama.') and key not in known and value not in (0, False):
-            raise ValueError(f'{path}: {key} is {value!r}, which this model does not compute')
+            raise ValueError(
+                f'{path}: {key} is {value!r}, which this model does not compute; only plain Llamas are '
+                'supported')
     fields = {field: _count(values, key, path) for key, field in COUNTS.items()}
     heads = fields['num_heads']
     if fields['embed_dim'] % heads:
         raise ValueError(f"{path}: llama.embedding_length {fields['embed_dim']} is not a multiple of "
-                         f'llama.attention.head_count {heads}')
+                         f'llama.attention.head_count {heads}; fetch it again')
     head_dim = _count(values, 'llama.attention.key_length', path, fields['embed_dim'] // heads)
     for key in ('llama.attention.value_length', 'llama.rope.dimension_count'):
         if _count(values, key, path, head_dim) != head_dim:
@@ -132,7 +135,7 @@ def read_config(file: gguf_files.File) -> LlamaConfig:
                 'fully rotated, with keys and values of one size, are supported')
     embed = file.tensors.get(NAMES['embed'])
     if embed is None or len(embed.shape) != 2:
-        raise ValueError(f"{path} lacks the matrix {NAMES['embed']!r}")
+        raise ValueError(f"{path} lacks the matrix {NAMES['embed']!r}; fetch it again")
     try:
         return LlamaConfig(
             **fields, head_dim=head_dim,
@@ -237,10 +240,10 @@ def _read_vocabulary(file, vocab_size):
         values.get(f'tokenizer.ggml.{key}') for key in ('tokens', 'token_type', 'merges'))
     if not all(isinstance(x, list) for x in (tokens, types, merges)) or len(tokens) != len(types):
         raise ValueError(f'{path}: tokenizer.ggml.tokens, .token_type and .merges must be lists, the first '
-                         'two of one length')
+                         'two of one length; use the Hugging Face folder of the model')
     if len(tokens) > vocab_size:
         raise ValueError(f'{path}: tokenizer.ggml.tokens has {len(tokens)} tokens but the embedding has '
-                         f'{vocab_size} rows')
+                         f'{vocab_size} rows; use the Hugging Face folder of the model')
     return tokens, types, merges
 
 
@@ -251,7 +254,8 @@ def _read_special_ids(file, num_tokens):
         ids[name] = file.metadata.get(f'tokenizer.ggml.{name}_token_id')
         if ids[name] is not None and not 0 <= ids[name] < num_tokens:
             raise ValueError(
-                f'{file.path}: tokenizer.ggml.{name}_token_id {ids[name]} is not in 0..{num_tokens - 1}')
+                f'{file.path}: tokenizer.ggml.{name}_token_id {ids[name]} is not in 0..{num_tokens - 1}; use '
+                'the Hugging Face folder of the model')
     return ids
 
 

@@ -99,15 +99,16 @@ def _select_tensors(tensors: dict[str, Tensor], config, folder) -> dict[str, Ten
     _check_dtypes_and_shapes(tensors, shapes)
     missing = [name for name in shapes if name not in tensors]
     if missing:
-        hint = '; set tie_word_embeddings if the head is tied' if missing[0] == LM_HEAD else ''
-        raise ValueError(f'{folder} lacks tensor {missing[0]!r} ({len(missing)} missing in total){hint}')
+        tied = missing[0] == LM_HEAD
+        remedy = 'set tie_word_embeddings if the head is tied' if tied else 'copy the folder again'
+        raise ValueError(f'{folder} lacks tensor {missing[0]!r} ({len(missing)} missing in total); {remedy}')
     if config.tie_embeddings and LM_HEAD in tensors:
         _check_tied(tensors.pop(LM_HEAD), tensors[NAMES['embed']])
     extra = [name for name in tensors if name not in shapes]
     if extra:
         raise ValueError(
             f'{tensors[extra[0]].path}: tensor {short_repr(extra[0])} is not in the model that config.json '
-            f'describes ({len(extra)} unexpected in total)')
+            f'describes ({len(extra)} unexpected in total); use the config.json of these weights')
     return tensors
 
 

@@ -82,7 +82,7 @@ def read_folder(folder: str | os.PathLike) -> list[dict[str, Tensor]]:
     try:
         found = sorted(name for name in os.listdir(folder) if FILE_NAME.fullmatch(name))
     except OSError as error:
-        raise ValueError(f'{folder} cannot be read ({error.strerror})') from None
+        raise ValueError(f'{folder} cannot be read ({error.strerror}); name another folder') from None
     if not found:
         raise ValueError(f'{folder} holds no consolidated.00.pth; a folder in Meta\'s format must')
     for rank, name in enumerate(found):
@@ -116,12 +116,13 @@ def _check_names(tensors, shapes):
     path = next(iter(tensors.values())).path
     missing = [name for name in shapes if name not in tensors]
     if missing:
-        raise ValueError(f'{path} lacks tensor {missing[0]!r} ({len(missing)} missing in total)')
+        raise ValueError(
+            f'{path} lacks tensor {missing[0]!r} ({len(missing)} missing in total); copy it again')
     extra = [name for name in tensors if name not in shapes and name not in IGNORED]
     if extra:
         raise ValueError(
             f'{path}: tensor {short_repr(extra[0])} is not in the model that params.json describes '
-            f'({len(extra)} unexpected in total)')
+            f'({len(extra)} unexpected in total); use the params.json of these weights')
 
 
 def _check_shards(name, parameter, shards, shape):
@@ -218,7 +219,8 @@ def _saved_shapes(config, num_files):
         if len(shape) == 2:
             if shape[dim] % num_files:
                 raise ValueError(
-                    f'tensor {name!r} of shape {list(shape)} does not divide into num_files {num_files}')
+                    f'tensor {name!r} of shape {list(shape)} does not divide into num_files {num_files}; '
+                    f'choose a divisor of {shape[dim]}')
             shapes[name] = _shard_shape(shape, dim, num_files)
     return shapes
 

@@ -90,10 +90,12 @@ def _parse_entry(path, name, entry):
 
     name = short_repr(name)
     if not isinstance(entry, dict) or set(entry) != {'dtype', 'shape', 'data_offsets'}:
-        raise ValueError(f'{path} must give dtype, shape and data_offsets of {name} and nothing else')
+        raise ValueError(
+            f'{path} must give dtype, shape and data_offsets of {name} and nothing else; copy it again')
     dtype, shape, offsets = entry['dtype'], entry['shape'], entry['data_offsets']
     if not isinstance(dtype, str) or dtype not in ITEMSIZES:
-        raise ValueError(f'{path} gives {name} the unknown dtype {short_repr(dtype)}')
+        raise ValueError(
+            f'{path} gives {name} the unknown dtype {short_repr(dtype)}; known are {", ".join(ITEMSIZES)}')
     if not isinstance(shape, list) or not all(map(is_count, shape)) or 0 in shape or len(shape) > MAX_RANK:
         raise ValueError(
             f'{path} gives {name} the shape {short_repr(shape)}; it must be a list of at most {MAX_RANK} '
@@ -105,7 +107,7 @@ def _parse_entry(path, name, entry):
     if offsets[1] - offsets[0] != needed:
         raise ValueError(
             f'{path} gives {name} the data_offsets {short_repr(offsets)} but {dtype} {short_repr(shape)} '
-            f'takes {short_repr(needed)} bytes')
+            f'takes {short_repr(needed)} bytes; copy it again')
     return dtype, tuple(shape), *offsets
 
 
@@ -152,7 +154,7 @@ def _read_weight_map(index_path):
     """{tensor name: file name} of an index; no name leaves the folder."""
     weight_map = read_json(index_path).get('weight_map')
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f'{index_path} has no weight_map from tensor names to file names')
+        raise ValueError(f'{index_path} has no weight_map from tensor names to file names; copy it again')
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not SHARD_NAME.fullmatch(shard):
             raise ValueError(
