@@ -65,7 +65,7 @@ def _read_sizes(values, path):
     check_sizes({**counts, 'n_kv_heads': fields['num_kv_heads'], 'multiple_of': multiple_of}, path)
     if fields['embed_dim'] % fields['num_heads']:
         raise ValueError(
-            f"{path}: dim {fields['embed_dim']} must be a multiple of n_heads {fields['num_heads']}; correct one")
+            f"{path}: dim {fields['embed_dim']} must be a multiple of n_heads {fields['num_heads']}; fix one")
     if multiplier is not None and not (is_number(multiplier) and 0 < multiplier < 1000):
         raise ValueError(
             f'{path}: ffn_dim_multiplier is {short_repr(multiplier)}; it must be a positive number')

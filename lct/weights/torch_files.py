@@ -199,6 +199,11 @@ def _call(function, arguments, path):
         return {}
     if function != REBUILD or not isinstance(function, _Global) or not isinstance(arguments, tuple):
         raise ValueError(f'{path} calls a function that does not make a tensor; nothing was run')
+    return _rebuild_tensor(arguments, path)
+
+
+def _rebuild_tensor(arguments, path):
+    """The tensor of the arguments (storage, offset, shape, strides, ...) of _rebuild_tensor_v2."""
     if not 6 <= len(arguments) <= 7 or not isinstance(arguments[0], _Storage):
         raise ValueError(f'{path} describes a tensor without its storage; copy it again')
     storage, offset, shape, strides = arguments[:4]
