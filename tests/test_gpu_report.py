@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from gpu_numerics import compare
 
 SCRIPT = pathlib.Path(__file__).parents[1] / 'experiments' / 'checks' / 'gpu_report.py'
 
@@ -31,7 +32,7 @@ def test_a_wrong_number_fails(script, monkeypatch, tmp_path, capsys):
     module = script('gpu_report')
     report = module['Report'](module['flags']())
     right = np.ones((4, 4))
-    module['judge'](report, 'right', ('out',), [right + 1e-6], [right], 'float32')
+    compare(report, 'right', ('out',), [right + 1e-6], [right], 'float32')
     assert report.failed == 0
-    module['judge'](report, 'wrong', ('out',), [right + 1e-4], [right], 'float32')
+    compare(report, 'wrong', ('out',), [right + 1e-4], [right], 'float32')
     assert report.failed == 1 and 'FAIL  wrong' in capsys.readouterr().out
