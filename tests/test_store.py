@@ -104,7 +104,7 @@ def test_stopped_at_any_rename_it_goes_on_to_the_same_bytes(tmp_path, monkeypatc
 def test_another_tokenizer_plan_or_process_is_refused(tmp_path):
     folder = tmp_path / 's'
     write(folder, corpus(), finish=False)
-    with pytest.raises(ValueError, match="begun with tokenizer 't', and this run has 'other'; a store is of one"):
+    with pytest.raises(ValueError, match="begun with tokenizer 't', and this run has 'other'; a store has one"):
         write(folder, corpus(), tokenizer_hash='other')
     with pytest.raises(ValueError, match='begun with vocab_size 300, and this run has 301'):
         write(folder, corpus(), vocab_size=301)
@@ -141,12 +141,12 @@ def flip(path):
      r'shard-00001.npy has \d+ bytes where \d+ were written; copy it again'),
     (lambda s: (s / 'shard-00002.npy').unlink(), 'shard-00002.npy is missing'),
     (lambda s: (s / 'lengths.npy').write_bytes(b''), 'lengths.npy has 0 bytes'),
-    (lambda s: change_index(s, version=2), 'is a token store of version 2, and version 1 is read here'),
+    (lambda s: change_index(s, version=2), 'is a token store of version 2, and this release reads version 1'),
     (lambda s: change_index(s, format='other'), 'is not the index of a token store'),
     (lambda s: (s / 'index.json').write_text((s / 'index.json').read_text().replace('"vocab_size": 300', '"vocab_size": 301')),
-     'index.json is not what was written'),
+     'index.json differs from what was written'),
     (lambda s: (s / 'index.json').write_text('{'), 'is not valid JSON'),
-    (lambda s: (s / 'index.json').unlink(), 'is no token store: it has no index.json'),
+    (lambda s: (s / 'index.json').unlink(), 'is not a token store: it has no index.json'),
 ])
 def test_a_damaged_store_is_not_opened(tmp_path, damage, message):
     write(tmp_path / 's', corpus())
@@ -160,7 +160,7 @@ def test_verify_names_the_altered_file(tmp_path, name):
     store = write(tmp_path / 's', corpus())
     store.verify()
     flip(tmp_path / 's' / name)
-    with pytest.raises(ValueError, match=f'{name} is not what was written'):
+    with pytest.raises(ValueError, match=f'{name} differs from what was written'):
         Store(tmp_path / 's').verify()
 
 

@@ -123,7 +123,7 @@ def test_killed_it_continues_to_the_same_bytes_with_other_workers(folder, store,
     shard[5000] ^= 1
     (tmp_path / 's' / 'shard-00001.npy').write_bytes(shard)
     verified = script('--verify', args[2])
-    assert verified.returncode == 1 and 'shard-00001.npy is not what was written' in verified.stderr
+    assert verified.returncode == 1 and 'shard-00001.npy differs from what was written' in verified.stderr
 
 
 def test_a_full_disk_leaves_nothing_under_the_name(folder, store, tmp_path):

@@ -1,51 +1,67 @@
-"""The corpus of a config as training rows and held-out documents."""
+"""The corpus of a config as a source of training rows and held-out documents."""
 
 import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
 
 from lct.cli.model import find_model
+from lct.data import chat_template
+from lct.data.batches import packing_plan
+from lct.data.batches.memory_source import MemorySource
+from lct.data.batches.store_source import StoreSource
+from lct.data.batches.upsample import Upsample
+from lct.data.corpus import documents
+from lct.data.corpus.store import Store
+from lct.data.tokenizer import Tokenizer
+
+BATCH = 64  # documents tokenized at a time, so that a large corpus is never held as Python ints
 
 
-def tokenize_documents(words, documents):
-    """Token ids, one int32 array a document; in slices, so that a large corpus is never held as Python ints."""
-    import numpy as np
-
+def tokenize_documents(tokenizer: Tokenizer, texts: Sequence[documents.Document]) -> list[np.ndarray]:
+    """ids int32 [n] of each document."""
     ids = []
-    for i in range(0, len(documents), 64):
-        texts = [document.text for document in documents[i:i + 64]]
-        ids += [np.asarray(one, np.int32) for one in words.encode_batch(texts)]
+    for i in range(0, len(texts), BATCH):
+        batch = [document.text for document in texts[i:i + BATCH]]
+        ids += [np.asarray(one, np.int32) for one in tokenizer.encode_batch(batch)]
     return ids
 
 
-def open_corpus(config, words):
-    """The rows of config.corpus to train on, and its held-out documents as [ids int32 [n]].
+def open_corpus(config: ConfigDict,
+                tokenizer: Tokenizer) -> tuple[MemorySource | StoreSource, list[np.ndarray]]:
+    """The training rows of config.corpus, and the ids int32 [n] of its held-out documents.
 
-    The folder of a token store (experiments/tokenize_corpus.py) is read as it is trained on, each process its
-    part; config.sequences names a mode of lct.data.sequences (default: packed), config.upsample gives at_least
-    and keep of lct.data.upsample, config.chat_template = True puts chats into the model's own template. Anything
-    else is tokenized here and kept in memory.
+    A token store (experiments/tokenize_corpus.py) is read during training, by each process its own shards. For it
+    config.sequences names a mode of packing_plan (default: packed), config.upsample gives the fields of Upsample,
+    and config.chat_template = True renders chats with the model's own template. Any other corpus (see
+    data.corpus.files.find) is tokenized here and kept in memory.
+
+    Raises:
+      ValueError: if there is no corpus, or an option does not fit it.
     """
-    from lct.data import chat_template
-    from lct.data.batches import packing_plan
-    from lct.data.batches.memory_source import MemorySource
-    from lct.data.batches.store_source import StoreSource
-    from lct.data.batches.upsample import Upsample
-    from lct.data.corpus import documents, store
-    from lct.train.metrics import log
-
     if not config.corpus:
-        raise ValueError('config.corpus is empty; add --set corpus=PATH of your documents: a folder, glob, JSONL or '
-                         'text file, or a token store')
+        raise ValueError('config.corpus is empty; add --set corpus=PATH of your documents: a folder, a glob, a file of '
+                         'text, .jsonl or .parquet, or a token store')
     if not (pathlib.Path(config.corpus) / 'index.json').is_file():
         training, held_out = documents.split(documents.read(config.corpus, config.corpus_bytes), config.held_out)
-        return MemorySource(tokenize_documents(words, training), words, seed=config.seed), tokenize_documents(words, held_out)
+        rows = MemorySource(tokenize_documents(tokenizer, training), tokenizer, seed=config.seed)
+        return rows, tokenize_documents(tokenizer, held_out)
+    rows = _open_store(config, tokenizer)
+    # Enough for the loss windows and the haystack; a hundredth of a large store would not fit into memory.
+    num_tokens = 2 * max(config.loss.seq_len * config.loss.windows, *config.needle.lengths)
+    return rows, rows.held_out(num_tokens) if config.held_out else []
+
+
+def _open_store(config: ConfigDict, tokenizer: Tokenizer) -> StoreSource:
+    from lct.train.metrics import log  # imports jax, which scripts set up first
+
     mode = config.get('sequences', 'packed')
     if mode not in packing_plan.MODES:
         raise ValueError(f'config.sequences {mode!r} is not one of {", ".join(packing_plan.MODES)}')
     upsample = Upsample(**config.upsample) if config.get('upsample') else None
     template = chat_template.load(find_model(config.model_folder)) if config.get('chat_template') else None
-    rows = StoreSource(store.Store(config.corpus), words, seed=config.seed, mode=getattr(packing_plan, mode),
-                  upsample=upsample, held_out=config.held_out, template=template)
-    log(', '.join(f'{count:,} {what}' for what, count in rows.stats().items()) + f' in the store {config.corpus}')
-    # enough for the loss windows and the haystack, not a hundredth of a terabyte
-    wanted = 2 * max(config.loss.seq_len * config.loss.windows, *config.needle.lengths)
-    return rows, rows.held_out(wanted) if config.held_out else []
+    rows = StoreSource(Store(config.corpus), tokenizer, seed=config.seed, mode=getattr(packing_plan, mode),
+                       upsample=upsample, held_out=config.held_out, template=template)
+    log(', '.join(f'{count:,} {name}' for name, count in rows.stats().items()) + f' in the store {config.corpus}')
+    return rows

@@ -1,14 +1,17 @@
-"""A tokenizer.json (the format of the Hugging Face tokenizers library) for a byte-level BPE that came in
-another form: the lists of a GGUF file, or Meta's tokenizer.model."""
+"""tokenizer.json (the format of the Hugging Face tokenizers library) for a byte-level BPE in another format: the lists
+of a GGUF file, or Meta's tokenizer.model."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lct.data.tokenizer import LLAMA3_PATTERN, LLAMA3_SPECIALS, read_mergeable_ranks
 
 BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True}
 LLAMA3 = [{'type': 'Split', 'pattern': {'Regex': LLAMA3_PATTERN}, 'behavior': 'Isolated', 'invert': False},
           {**BYTE_LEVEL, 'use_regex': False}]
-PRE_TOKENIZERS = {  # llama.cpp's name -> how text is cut into words
+PRE_TOKENIZERS = {  # llama.cpp's name -> pre-tokenizers
     'llama-bpe': LLAMA3, 'llama3': LLAMA3, 'llama-v3': LLAMA3,
     'smollm': [{'type': 'Digits', 'individual_digits': True}, {**BYTE_LEVEL, 'use_regex': True}],
     'gpt-2': [{**BYTE_LEVEL, 'use_regex': True}],
@@ -16,40 +19,43 @@ PRE_TOKENIZERS = {  # llama.cpp's name -> how text is cut into words
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # token types of GGUF
 
 
-def from_gguf(tokens, types, merges, pre, bos=None):
-    """tokenizer.json of the lists in a GGUF file's metadata.
+def from_gguf(tokens: Sequence[str], types: Sequence[int], merges: Sequence[str], pre: str,
+              bos: int | None = None) -> dict[str, Any]:
+    """The tokenizer.json of the lists in a GGUF file's metadata.
 
     Args:
       tokens: strings by id, spelled in GPT-2's byte alphabet; special tokens as plain text.
       types: their GGUF types.
-      merges: 'left right' by priority.
+      merges: 'left right', by priority.
       pre: llama.cpp's name of the pre-tokenizer.
       bos: id that is put before every text, or None.
-    Returns:
-      The JSON object.
+    Raises:
+      ValueError: for an unknown pre-tokenizer or inconsistent lists.
     """
     if pre not in PRE_TOKENIZERS:
         raise ValueError(f'pre-tokenizer {pre!r} is unknown; known are {", ".join(PRE_TOKENIZERS)}')
     odd = {kind for kind in types if kind not in (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED)}
     if odd:
-        raise ValueError(f'tokens of the types {sorted(odd)} have no place in a byte-level BPE')
+        raise ValueError(f'a byte-level BPE has no tokens of the GGUF types {sorted(odd)}; use the '
+                         "model's own tokenizer.json")
     vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, types)) if kind != UNUSED}
     if len(vocab) + types.count(UNUSED) != len(tokens):
-        raise ValueError('the vocabulary names a token twice')
+        raise ValueError('the vocabulary has the same token twice; fetch the file again')
     for merge in merges:
         left, _, right = merge.partition(' ')
         if left not in vocab or right not in vocab or left + right not in vocab:
-            raise ValueError(f'the merge {merge!r} is not of two tokens into a third')
+            raise ValueError(f'the merge {merge!r} does not join two tokens of the vocabulary into a third; fetch the '
+                             'file again')
     added = [(i, token, kind != USER_DEFINED) for i, (token, kind) in enumerate(zip(tokens, types))
              if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
     return _definition(vocab, merges, added, PRE_TOKENIZERS[pre], bos)
 
 
-def from_tiktoken(path):
-    """tokenizer.json of Meta's Llama-3 tokenizer.model, with the special tokens of Llama-3.1.
+def from_tiktoken(path: str | os.PathLike) -> dict[str, Any]:
+    """The tokenizer.json of Meta's Llama-3 tokenizer.model, with the special tokens of Llama-3.1.
 
-    Ranks say which token wins and not how it was made; every split of a token into two others is a merge
-    that may make it.
+    Ranks give the priority of a token but not its two halves, so every split of a token into two others becomes a
+    merge.
     """
     path = Path(path)
     ranks = read_mergeable_ranks(path, path.read_bytes())
@@ -64,15 +70,16 @@ def from_tiktoken(path):
                        added, LLAMA3, bos=len(ranks))
 
 
-def byte_alphabet():
-    """The 256 letters that GPT-2 writes bytes with: printable Latin-1 as itself, the rest from U+0100 on."""
+def byte_alphabet() -> list[str]:
+    """The 256 characters by which GPT-2 represents bytes: printable Latin-1 as itself, the others from U+0100 on."""
     printable = {*range(ord('!'), ord('~') + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def _definition(vocab, merges, added, pre_tokenizers, bos):
-    """The JSON object; added: (id, text, whether special) of the tokens that are found before any other."""
+def _definition(vocab: dict[str, int], merges: Sequence[str], added: list[tuple[int, str, bool]],
+                pre_tokenizers: list[dict], bos: int | None) -> dict[str, Any]:
+    """The JSON object. added: (id, text, is special) of the tokens that are matched before pre-tokenization."""
     post = None
     if bos is not None:
         text = next(text for i, text, _ in added if i == bos)
@@ -93,7 +100,7 @@ def _definition(vocab, merges, added, pre_tokenizers, bos):
         'model': {
             'type': 'BPE', 'dropout': None, 'unk_token': None, 'continuing_subword_prefix': None,
             'end_of_word_suffix': None, 'fuse_unk': False, 'byte_fallback': False,
-            'ignore_merges': pre_tokenizers is LLAMA3,  # as tiktoken: a word that is a token is that token
+            'ignore_merges': pre_tokenizers is LLAMA3,  # as in tiktoken: a word that is a token becomes that token
             'vocab': vocab, 'merges': merges,
         },
     }

@@ -1,10 +1,10 @@
-"""Writes a token store (see store), a shard at a time; a stopped writer leaves nothing under the store's name and
-all its closed shards to the next one.
+"""Writes a token store (see store), a shard at a time. A writer that was stopped leaves nothing under the name of the
+store, and its closed shards to the next writer.
 
-    FOLDER.partial/plan.json     what the store is made of: another plan is refused
-                   00000.json    of closed shard 0: its checksum, where its input ended, counts up to there
+    FOLDER.partial/plan.json     the inputs and options of the store: another plan is refused
+                   00000.json    the record of closed shard 0: its checksum, where its input ended, counts so far
                    00000.npz     the documents that end in it
-                   store/        what becomes FOLDER
+                   store/        becomes FOLDER
 """
 
 import contextlib
@@ -16,6 +16,9 @@ import pathlib
 import shutil
 from array import array
 from collections import Counter
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -38,20 +41,21 @@ START = {'cursor': None, 'counts': {}, 'num_tokens': 0, 'num_documents': 0, 'doc
 
 
 class Writer(contextlib.AbstractContextManager):
-    """Writes a store into FOLDER.partial, a shard at a time; finish() gives it its name. A Writer opened after
-    another one was stopped, in whatever way, goes on behind its last closed shard.
+    """Writes a store into FOLDER.partial, a shard at a time; finish() renames it to FOLDER. A Writer that is opened
+    after another one was stopped, in whatever way, continues after its last closed shard.
 
-    cursor: where the next shard begins in the input, as the caller said; None at the beginning.
+    cursor: the position in the input where the next shard begins, as given to close_shard; None at the beginning.
+    counts: Counter of COUNTS.
 
     Args:
-      folder: the name of the store; must not exist.
+      folder: the store; must not exist.
       plan: dict of JSON values, equal for two runs that write the same store.
     Raises:
       ValueError: if the folder exists, if it was begun with another tokenizer or plan, or if another process
         is writing it.
     """
 
-    def __init__(self, folder, tokenizer_hash, vocab_size, plan):
+    def __init__(self, folder: str | os.PathLike, tokenizer_hash: str, vocab_size: int, plan: dict[str, Any]):
         self.folder = pathlib.Path(folder)
         self.partial = self.folder.with_name(self.folder.name + '.partial')
         self._store = self.partial / 'store'
@@ -73,7 +77,7 @@ class Writer(contextlib.AbstractContextManager):
             raise
         self._open_shard()
 
-    def _resume(self):
+    def _resume(self) -> None:
         self._records = []
         while (record := self._read_record(len(self._records))) is not None:
             self._records.append(record)
@@ -83,21 +87,25 @@ class Writer(contextlib.AbstractContextManager):
         self._document_start, self._name_bytes = last['document_start'], last['name_bytes']
         self._sources = {name: i for i, name in enumerate(last['sources'])}
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
         self._shard.abandon()
         self._lock.close()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(error.errno, f'{self.partial} cannot grow: {error.strerror}; make room and run the same '
-                          'again, it goes on behind the last closed shard') from error
+                          'command again, it continues after the last closed shard') from error
 
     @property
-    def shard_tokens(self):
-        """Tokens in the shard that is open."""
+    def shard_tokens(self) -> int:
+        """Tokens in the open shard."""
         return self._shard.count
 
-    def append(self, ids, documents):
-        """ids [n]: more of the stream; documents: (name, source, end) of those that end in it, end being their
-        place in ids. A document without tokens is counted and left out."""
+    def append(self, ids: np.ndarray, documents: Iterable[tuple[str, str, int]]) -> None:
+        """Append ids int [n] to the stream of tokens.
+
+        documents: (name, source, end) of the documents that end in ids; end is a position in ids. A document without
+          tokens is counted and left out.
+        """
         if len(ids) and not 0 <= ids.min() <= ids.max() < self._plan['vocab_size']:
             raise ValueError(f'ids from {ids.min()} to {ids.max()} are not all in a vocabulary of '
                              f'{self._plan["vocab_size"]}; the tokenizer states a wrong vocab_size')
@@ -116,8 +124,8 @@ class Writer(contextlib.AbstractContextManager):
             self._names += name.encode('utf-8', 'surrogateescape')
             self._name_ends.append(self._name_bytes + len(self._names))
 
-    def close_shard(self, cursor):
-        """Make what was appended last; a run that goes on from here begins its input at cursor."""
+    def close_shard(self, cursor: Any) -> None:
+        """Make everything appended so far durable. A run that continues from here begins its input at cursor."""
         number = len(self._records)
         shard = self._shard.close()
         with files.atomic_file(self.partial / f'{number:05d}.npz', 'wb') as file:
@@ -133,8 +141,8 @@ class Writer(contextlib.AbstractContextManager):
         self.cursor = cursor
         self._open_shard()
 
-    def finish(self, cursor):
-        """Write tables and index and give the folder its name. Returns the Store."""
+    def finish(self, cursor: Any) -> Store:
+        """Write tables and index and rename the folder. Raises ValueError if there are no documents."""
         if self._shard.count:
             self.close_shard(cursor)
         if not self.num_documents:
@@ -153,9 +161,9 @@ class Writer(contextlib.AbstractContextManager):
         shutil.rmtree(self.partial)
         return Store(self.folder)
 
-    def _check_plan(self):
+    def _check_plan(self) -> None:
         path = self.partial / 'plan.json'
-        if not (self.partial / '00000.json').exists():  # nothing to go on from: whoever began it binds nobody
+        if not (self.partial / '00000.json').exists():  # no shard to continue from: any plan will do
             files.write_atomically(path, json.dumps(self._plan))
         begun = json.loads(path.read_text())
         for key, value in self._plan.items():
@@ -164,9 +172,9 @@ class Writer(contextlib.AbstractContextManager):
                                  'to begin anew')
             if begun.get(key) != value:
                 raise ValueError(f'{self.partial} was begun with {key} {begun.get(key)!r}, and this run has '
-                                 f'{value!r}; a store is of one {key}: give the same, or remove the folder')
+                                 f'{value!r}; a store has one {key}: give the same, or remove the folder')
 
-    def _read_record(self, number):
+    def _read_record(self, number: int) -> dict[str, Any] | None:
         path = self.partial / f'{number:05d}.json'
         if not path.exists():
             return None
@@ -174,40 +182,40 @@ class Writer(contextlib.AbstractContextManager):
         check_size(self._store / shard_name(number), record['file']['bytes'])
         return record
 
-    def _open_shard(self):
+    def _open_shard(self) -> None:
         self._shard = _NpyFile(self._store / shard_name(len(self._records)), self._dtype)
         self._ends, self._name_ends, self._source_of, self._names = array('q'), array('q'), array('i'), bytearray()
 
-    def _write_tables(self):
+    def _write_tables(self) -> dict[str, dict[str, Any]]:
         tables = {name: _NpyFile(self._store / f'{name}.npy', dtype) for name, dtype in TABLES.items()}
         for name in ('offsets', 'name_offsets'):
             tables[name].append(np.zeros(1, np.int64))
         end = 0
         for number in range(len(self._records)):
-            with np.load(self.partial / f'{number:05d}.npz') as part:
-                tables['offsets'].append(part['ends'])
-                tables['lengths'].append(np.diff(part['ends'], prepend=end))
-                tables['source_of'].append(part['source_of'])
-                tables['names'].append(part['names'])
-                tables['name_offsets'].append(part['name_ends'])
-                end = part['ends'][-1] if len(part['ends']) else end
+            with np.load(self.partial / f'{number:05d}.npz') as shard:
+                tables['offsets'].append(shard['ends'])
+                tables['lengths'].append(np.diff(shard['ends'], prepend=end))
+                tables['source_of'].append(shard['source_of'])
+                tables['names'].append(shard['names'])
+                tables['name_offsets'].append(shard['name_ends'])
+                end = shard['ends'][-1] if len(shard['ends']) else end
         return {name: file.close() for name, file in tables.items()}
 
 
 class _NpyFile:
-    """A one-dimensional .npy that grows: under a temporary name until it is closed."""
+    """A one-dimensional .npy that grows, under a temporary name until it is closed."""
 
-    def __init__(self, path, dtype):
+    def __init__(self, path: pathlib.Path, dtype: np.dtype):
         self.path, self.dtype, self.count = path, np.dtype(dtype), 0
         self._partial = files.partial_path(path)
         self._file = open(self._partial, 'wb')  # noqa: SIM115
         self._write_header()
 
-    def append(self, numbers):
+    def append(self, numbers: np.ndarray) -> None:
         self._file.write(np.ascontiguousarray(numbers, self.dtype).data)
         self.count += len(numbers)
 
-    def close(self):
+    def close(self) -> dict[str, Any]:
         """Returns {count, bytes, sha256}."""
         self._file.seek(0)
         self._write_header()
@@ -216,12 +224,12 @@ class _NpyFile:
         files.publish(self._partial, self.path)
         return {'count': self.count, 'bytes': os.path.getsize(self.path), 'sha256': digest}
 
-    def abandon(self):
-        with contextlib.suppress(OSError):  # what is lost here, on a full disk for one, nobody wants
+    def abandon(self) -> None:
+        with contextlib.suppress(OSError):  # of a full disk; the contents are discarded anyway
             self._file.close()
         self._partial.unlink(missing_ok=True)
 
-    def _write_header(self):
+    def _write_header(self) -> None:
         # numpy pads a header so that the first dim may grow in place: it has one size for every count.
         header = {'descr': np.lib.format.dtype_to_descr(self.dtype), 'fortran_order': False, 'shape': (self.count,)}
         np.lib.format.write_array_header_1_0(self._file, header)
