@@ -1,12 +1,12 @@
-"""Tasks of the lm-evaluation-harness on our mesh, and our own tasks under its hands.
+"""Tasks of the lm-evaluation-harness on our mesh, and our own tasks in the harness.
 
     pip install '.[lm-eval]'
     python experiments/run_lm_eval.py --model DIR --mesh 1,1,8,1 --tasks hellaswag,gsm8k --limit 100
     python experiments/run_lm_eval.py --model smollm2 --suite ruler,needle --lengths 2048,4096 --samples 5
 
-Tasks of your own are YAML files in --include-path, as the harness reads them. --suite names our own: every
-task and length is a task of the harness, scored 0..1. The table is printed; --output keeps all of the
-harness's results.
+Tasks of your own are YAML files in --include-path, as the harness reads them. --suite names our suites, of
+which every task and length becomes a task of the harness, scored 0..1. The table is printed; --output keeps all
+results of the harness.
 """
 
 import argparse
@@ -16,29 +16,32 @@ import pathlib
 from lct.cli.main import needs, run_script
 from lct.cli.model import add_model_flags, load_model, mesh_context, parse_ints
 
-OURS = ('ruler', 'needle')
+SUITES = ('ruler', 'needle')  # RULER's score applies to their answers
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_flags(parser)
-    parser.add_argument('--tasks', help='names of the harness, with commas')
+    parser.add_argument('--tasks', help='names of the harness, separated by commas')
     parser.add_argument('--include-path', help='folder of YAML tasks')
-    parser.add_argument('--suite', help=f'of our own: {",".join(OURS)}')
+    parser.add_argument('--suite', help=f'our own: {",".join(SUITES)}')
     parser.add_argument('--lengths', default='4096', help='tokens of our own tasks')
-    parser.add_argument('--samples', type=int, default=20, help='of our own tasks, each of a task and length')
+    parser.add_argument('--samples', type=int, default=20, help='of each of our own tasks and lengths')
     parser.add_argument('--haystack', default='embedded', help='text of our own tasks')
     parser.add_argument('--seed', type=int, default=42)
     parser.add_argument('--num-fewshot', type=int)
     parser.add_argument('--limit', type=int, help="documents of each of the harness's tasks")
-    parser.add_argument('--max-length', type=int, help='tokens that the model may read; default its positions')
-    parser.add_argument('--bos', action='store_true', help='begin texts with the BOS, as add_bos_token of the harness')
+    parser.add_argument('--max-length', type=int,
+                        help='tokens that the model may read; default its positions')
+    parser.add_argument('--bos', action='store_true',
+                        help='begin texts with the BOS, as add_bos_token of the harness')
     parser.add_argument('--output', type=pathlib.Path, help='JSON')
     run(parser.parse_args())
 
 
 def run(args):
-    """Returns what the harness returns."""
+    """Print the table of the harness -> its results."""
     with needs("'.[lm-eval]'"):
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
@@ -49,9 +52,9 @@ def run(args):
     from lct.eval.suites.suite import make_material
 
     names = args.suite.split(',') if args.suite else []
-    if unknown := [name for name in names if name not in OURS]:
+    if unknown := [name for name in names if name not in SUITES]:
         raise ValueError(f"unknown suite {unknown[0]!r}; those of our own that the harness can score are "
-                         f"{', '.join(OURS)}")
+                         f"{', '.join(SUITES)}")
     if not (names or args.tasks):
         raise ValueError('there is nothing to run; name --tasks of the harness or a --suite of our own')
     with mesh_context(args.mesh):
@@ -61,7 +64,8 @@ def run(args):
             lengths = tuple(sorted(parse_ints('--lengths', args.lengths)))
             material = make_material(model, documents.read(args.haystack), args.haystack, args.seed)
             plan = suites.Plan(material, lengths, dict.fromkeys(lengths, args.samples))
-            tasks += lm_eval_adapter.tasks([item for name in names for item in suites.SUITES[name].items(plan)])
+            items = [item for name in names for item in suites.SUITES[name].items(plan)]
+            tasks += lm_eval_adapter.tasks(items)
         results = simple_evaluate(
             model=lm_eval_adapter.ShardedLM(model, args.max_length, args.bos, args.seed), tasks=tasks,
             task_manager=TaskManager(include_path=args.include_path, include_defaults=bool(args.tasks)),

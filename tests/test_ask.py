@@ -62,7 +62,7 @@ def test_every_answer_is_that_of_the_whole_prompt_alone(repo, answers):
 
 def test_what_was_read_too_far_is_taken_back(repo, answers, monkeypatch):
     # The prompt of this word is read whole; any other question has less in common with it than was read.
-    monkeypatch.setattr(ask, 'FIRST_WORDS', ('Why',))
+    monkeypatch.setattr(ask, 'PROBE_QUESTIONS', ('Why',))
     assert run(repo, mesh='2,1,2,1') == answers
 
 

@@ -199,7 +199,7 @@ def test_other_scripts(script, flags, message, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('flags, message', [
-    ({'model': '/nonexist'}, "--model /nonexist is no folder; give a Hugging Face folder, 'base' or 'smollm2'"),
+    ({'model': '/nonexist'}, "--model /nonexist is not a folder; give a Hugging Face folder, 'base' or 'smollm2'"),
     ({'piece': -4}, '--piece -4 must be a whole number above 0'),
     ({'batch_tokens': 0}, '--batch-tokens 0 must be a whole number above 0'),
 ])

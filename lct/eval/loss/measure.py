@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from lct.eval.loss import by_position, long_context
 from lct.eval.runner import Model
 from lct.eval.tasks import code_questions
 from lct.models import decode
+
+if TYPE_CHECKING:  # the suites import this module
+    from lct.eval.suites import Plan
 
 LAYOUT = 'zigzag'  # striped puts a border between devices after every token
 TARGETS = 16  # the last sixteenth of a window is read with more and more context
@@ -40,12 +43,12 @@ class Bundle(NamedTuple):
 # ---------------------------------------------------------------------------------------------------
 
 
-def run(model: Model, plan, documents: Sequence[Sequence[int]], path: Path,
+def run(model: Model, plan: 'Plan', documents: Sequence[Sequence[int]], path: Path,
         progress: Progress | None = None) -> tuple[list[dict], list[str]]:
     """Measure counts[longest] windows of the longest length.
 
     Args:
-      plan: suites.suite.Plan. documents: token ids.
+      documents: token ids.
       path: JSONL, one line per window; windows that it holds are not measured again.
       progress: as in runner.run.
     Returns:
@@ -55,7 +58,7 @@ def run(model: Model, plan, documents: Sequence[Sequence[int]], path: Path,
     return _run(*windows, path, 'loss', functools.partial(_measure, model), progress)
 
 
-def run_short(model: Model, plan, documents: Sequence[Sequence[int]], path: Path, seq_len: int,
+def run_short(model: Model, plan: 'Plan', documents: Sequence[Sequence[int]], path: Path, seq_len: int,
               progress: Progress | None = None) -> tuple[list[dict], list[str]]:
     """Measure the mean loss of as many windows of seq_len tokens, for a comparison with another model."""
     def measure(window):
@@ -64,7 +67,7 @@ def run_short(model: Model, plan, documents: Sequence[Sequence[int]], path: Path
     return _run(*_windows(plan, documents, _window_length(model, seq_len)), path, 'short', measure, progress)
 
 
-def make_bundles(model: Model, plan) -> tuple[list[Bundle], list[str]]:
+def make_bundles(model: Model, plan: 'Plan') -> tuple[list[Bundle], list[str]]:
     """The windows of run_identifiers: counts[longest] bundles of the Python files of the haystack.
 
     Returns:
@@ -220,9 +223,9 @@ def regression(rows: Sequence[Mapping], base_rows: Sequence[Mapping]) -> dict:
     windows, base = ([row['window'] for row in one] for one in (rows, base_rows))
     if windows != base:
         shared = len({*windows} & {*base})
-        raise ValueError(f'the model was read on {len(windows)} windows and the base model on {len(base)}, of '
-                         f'which {shared} are the same, so their losses do not compare; measure both with the '
-                         'same documents, seed, length and count')
+        raise ValueError(f'the model was read on {len(windows)} windows and the base model on {len(base)}, '
+                         f'of which {shared} are the same, so their losses do not compare; measure both with '
+                         'the same documents, seed, length and count')
     means = ([row['meta']['mean'] for row in one] for one in (rows, base_rows))
     return {'length': rows[0]['length'], **long_context.regression(*means, [row['document'] for row in rows])}
 

@@ -55,8 +55,7 @@ def lines(series: Mapping, x_label: str, y_label: str, title: str = '', log_y: b
           marks: Iterable = (), lengths: bool = True) -> Picture:
     """Lines over tokens on a logarithmic axis, or over any x on a linear one with lengths=False.
 
-    series: {name: ([x], [y])}; a name that ends in '(published)' is drawn as dots. marks: [(x, text)] of
-    vertical lines.
+    series: {name: ([x], [y])}, '... (published)' drawn as dots. marks: [(x, text)] of vertical lines.
     """
     def draw(axis):
         for color, (name, (xs, ys)) in zip(itertools.cycle(COLORS), series.items()):
@@ -228,8 +227,7 @@ def curves(series: Mapping, x_label: str, y_label: str, trained: int | None = No
            y_range: tuple[float, float] = (0.0, 1.0)) -> Picture:
     """Lines over a logarithmic axis.
 
-    series: {name: ([x], [y], [(low, high)] or None)}; a line without a band is dashed. trained: as in
-    heat_map.
+    series: {name: ([x], [y], [(low, high)] or None)}, dashed without a band. trained: as in heat_map.
     """
     ticks = sorted({x for xs, _, _ in series.values() for x in xs} | ({trained} if trained else set()))
     plot = _Plot(ticks[0], ticks[-1], *y_range)

@@ -17,9 +17,9 @@ class InContextSuite(PromptSuite):
     tasks = tuple(icl.TASKS)
 
     def items(self, plan: Plan) -> list[runner.Item]:
-        """Powers of two of shots, as many as fit into the longest length; queries of one set share their
-        shots."""
-        items, seed, tokenizer, overhead = [], plan.material.seed, plan.tokenizer, plan.material.overhead.total
+        """Powers of two of shots up to the longest length; queries of one set share their shots."""
+        items, seed, tokenizer = [], plan.material.seed, plan.tokenizer
+        overhead = plan.material.overhead.total
         longest = max(plan.lengths)
         for name in plan.selected(icl.TASKS):
             config = icl.task(name)
