@@ -86,7 +86,7 @@ class Reader:
     def __init__(self, model, files, args):
         from lct import sharding
         from lct.data.corpus import bundle
-        from lct.models import decode, llama
+        from lct.models import llama, prompt_layout
 
         self.model, self.args, self.text = model, args, bundle.text(files)
         positions = model.config.max_position_embeddings
@@ -103,7 +103,7 @@ class Reader:
         status('prompt', f'{len(self.prefix):,} tokens; with question and answer {needed:,} of '
                          f'{self.length:,}: it fits')
         total = needed if args.question else min(needed + QUESTION_ROOM, self.length)
-        seq_len = decode.cache_len(total, sharding.axis_size('sequence'), model.memory.ffn_chunks)
+        seq_len = prompt_layout.cache_len(total, sharding.axis_size('sequence'), model.memory.ffn_chunks)
         self.session = model.session(sharding.axis_size('data') * sharding.axis_size('fsdp'), seq_len, total)
         self.seconds_to_read = 0.0
 

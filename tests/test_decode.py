@@ -10,7 +10,7 @@ import pytest
 
 from lct import sharding
 from lct.data import layout
-from lct.models import decode, kv_cache, llama
+from lct.models import decode, kv_cache, llama, prompt_layout
 from lct.ops import rope
 from lct.ops.blockwise_attention import Chunks
 from lct.ops.strategies import Attention
@@ -62,24 +62,22 @@ def test_prefill_and_teacher_forced_decode_are_the_forward(degrees, name):
     whole = tuple((*prompt, *more.tolist()) for prompt, more in zip(prompts, forced, strict=True))
     expected = forward(whole)
     with on(degrees):
-        params, prefill = placed_params(), jax.jit(decode.prefill, static_argnums=(1, 7))
+        params, prefill = placed_params(), jax.jit(decode.prefill, static_argnums=(1, 4))
         tables = rope.make_tables(CONFIG.rope, CONFIG.head_dim, SEQ_LEN)
         indices = layout.permutation(name, SEQ_LEN, sharding.axis_size('sequence'))
-        batch = decode.arrange(prompts, SEQ_LEN, indices)
-        put = {k: sharding.put(batch[k], sharding.spec('BS')) for k in ('tokens', 'positions', 'segment_ids')}
-        last = sharding.put(batch['last'], sharding.spec('B'))
-        cache, got = prefill(params, CONFIG, *put.values(), last, tables, MEMORY)
+        batch = prompt_layout.arrange(prompts, SEQ_LEN, indices)
+        cache, got = prefill(params, CONFIG, prompt_layout.place(batch), tables, MEMORY)
         step = jax.jit(decode.decode_step, static_argnums=1, donate_argnums=2)
-        positions, rows = batch['last'], np.arange(len(prompts))
+        positions, rows = batch.last, np.arange(len(prompts))
         np.testing.assert_allclose(got, expected[rows, positions], atol=1e-5)
         for i in range(forced.shape[1]):
             positions = positions + 1
-            new = forced[:, i], positions, batch['slot_of'][positions]
+            new = forced[:, i], positions, batch.slot_of[positions]
             new = [sharding.put(x, sharding.spec('B')) for x in new]
             cache, got = step(params, CONFIG, cache, *new, tables)
             np.testing.assert_allclose(got, expected[rows, positions], atol=1e-5)
         filled = np.asarray(cache.segment_ids) > 0
-    expected_filled = np.asarray(batch['positions']) <= positions[:, None]
+    expected_filled = np.asarray(batch.positions) <= positions[:, None]
     np.testing.assert_array_equal(filled, expected_filled)
 
 
@@ -102,7 +100,7 @@ def test_generate_is_greedy_search(degrees):
     with on(degrees):
         indices = layout.permutation('zigzag', SEQ_LEN, sharding.axis_size('sequence'))
         run = functools.partial(
-            decode.generate, placed_params(), CONFIG, memory=MEMORY, seq_len=SEQ_LEN, indices=indices, batch_size=2
+            decode.generate, placed_params(), CONFIG, memory=MEMORY, indices=indices, batch_size=2
         )
         np.testing.assert_array_equal(run(prompts, NEW), expected)
         stop = int(expected[0, 1])
@@ -117,11 +115,11 @@ def test_the_cache_never_moves():
         # Whole weights on every device: those split over the ring are gathered, which is not the cache.
         params = jax.tree.map(lambda x: sharding.put(x, jax.P()), host_params())
         tables = rope.make_tables(CONFIG.rope, CONFIG.head_dim, SEQ_LEN)
-        batch = decode.arrange(random_prompts()[:2], SEQ_LEN)
-        filled = [sharding.put(batch[name], sharding.spec('BS')) for name in ('positions', 'segment_ids')]
+        batch = prompt_layout.arrange(random_prompts()[:2], SEQ_LEN)
+        filled = [sharding.put(x, sharding.spec('BS')) for x in (batch.positions, batch.segment_ids)]
         empty = np.zeros((CONFIG.num_layers, 2, CONFIG.num_kv_heads, SEQ_LEN, CONFIG.head_dim), np.float32)
         cache = kv_cache.KVCache(*[sharding.put(empty, kv_cache.CACHE)] * 2, *filled)
-        row = sharding.put(batch['last'], sharding.spec('B'))
+        row = sharding.put(batch.last, sharding.spec('B'))
         step = jax.jit(decode.decode_step, static_argnums=1).lower(params, CONFIG, cache, row, row, row, tables)
         program = step.compile().as_text()
     for collective in ('all-gather', 'all-to-all', 'collective-permute'):
@@ -135,8 +133,8 @@ def test_default_cache_holds_what_is_needed():
 
 
 def test_caches_divide_into_stretches_and_ffn_pieces():
-    assert decode.length_unit(8, 4) == 32 and decode.length_unit(8, 1) == 16
-    assert [decode.cache_len(length, 8, 4) for length in (128, 200, 1025)] == [128, 256, 2048]
+    assert prompt_layout.length_unit(8, 4) == 32 and prompt_layout.length_unit(8, 1) == 16
+    assert [prompt_layout.cache_len(length, 8, 4) for length in (128, 200, 1025)] == [128, 256, 2048]
     with on((1, 1, 8, 1)):
         got = decode.generate(
             placed_params(), CONFIG, random_prompts()[:3], 1, memory=llama.Memory(ffn_chunks=3))
@@ -152,7 +150,7 @@ def test_caches_divide_into_stretches_and_ffn_pieces():
 def test_scaling_follows_the_text_and_not_the_cache(config):
     for length in (39, 40, 41, 60):
         frequencies, factor = rope.frequencies(config, 8, length)
-        settled = rope.frequencies(decode.rope_at(config, 8, length), 8, 4096)
+        settled = rope.frequencies(prompt_layout.rope_at(config, 8, length), 8, 4096)
         np.testing.assert_array_equal(settled[0], frequencies)
         assert settled[1] == factor
 
@@ -160,20 +158,20 @@ def test_scaling_follows_the_text_and_not_the_cache(config):
 def test_models_before_and_after_extension_share_one_program():
     longer = dataclasses.replace(CONFIG, rope=rope.RopeConfig(theta=1e6), max_position_embeddings=1024)
     prompts = random_prompts()[:2]
-    first = decode.generate(host_params(), CONFIG, prompts, 2, seq_len=SEQ_LEN, memory=MEMORY)
+    first = decode.generate(host_params(), CONFIG, prompts, 2, indices=np.arange(SEQ_LEN), memory=MEMORY)
     compiled = decode._generate._cache_size()
-    second = decode.generate(host_params(), longer, prompts, 2, seq_len=SEQ_LEN, memory=MEMORY)
+    second = decode.generate(host_params(), longer, prompts, 2, indices=np.arange(SEQ_LEN), memory=MEMORY)
     assert decode._generate._cache_size() == compiled
     assert first.shape == second.shape == (2, 2)
 
 
 def test_errors_name_the_remedy():
     with pytest.raises(ValueError, match='use 54 or more'):
-        decode.generate(None, CONFIG, [[1] * 50], 5, seq_len=50)
+        decode.generate(None, CONFIG, [[1] * 50], 5, indices=np.arange(50))
     with pytest.raises(ValueError, match='BOS'):
         decode.generate(None, CONFIG, [[]], 5)
     for wrong in (-1, CONFIG.vocab_size):
         with pytest.raises(ValueError, match=f'token id {wrong} in row 1, column 2 is not in 0..63; use the'):
             decode.generate(None, CONFIG, [[1], [1, 2, wrong]], 5)
     with pytest.raises(ValueError, match='permutation'):
-        decode.arrange([[1, 2]], 4, indices=[0, 0, 1, 2])
+        prompt_layout.arrange([[1, 2]], 4, indices=[0, 0, 1, 2])

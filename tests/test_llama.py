@@ -13,6 +13,7 @@ from attention_cases import permutes, relative_error
 
 from lct import sharding
 from lct.models import llama
+from lct.models.memory import REMAT
 from lct.train.step import loss_and_grads
 
 MESHES = [(1, 1, 1, 1), (1, 1, 8, 1), (2, 1, 4, 1), (1, 2, 2, 2), (1, 1, 4, 2)]
@@ -58,7 +59,7 @@ def test_loss_and_gradients_are_equal_on_every_mesh(mesh, host_params, reference
     assert_same(sharded_loss_and_grads(host_params, mesh), reference)
 
 
-@pytest.mark.parametrize('remat', sorted(llama.REMAT))
+@pytest.mark.parametrize('remat', sorted(REMAT))
 def test_loss_and_gradients_are_equal_under_every_memory_policy(remat, host_params, reference):
     memory = dataclasses.replace(tiny.MEMORY, remat=remat, ffn_chunks=4)
     assert_same(sharded_loss_and_grads(host_params, (1, 1, 4, 2), memory=memory), reference)
@@ -71,7 +72,7 @@ def test_policies_recompute_the_ring_or_keep_it_as_they_say(host_params):
     with jax.set_mesh(sharding.make_mesh((1, 1, 4, 1))):
         batch = tiny.place(batch, (None,))
         params = jax.tree.map(lambda x, to: jax.device_put(x, to.sharding), host_params, llama.abstract(tiny.UNTIED))
-        for remat in llama.REMAT:
+        for remat in REMAT:
             memory = dataclasses.replace(tiny.MEMORY, remat=remat)
             step = jax.make_jaxpr(lambda p: loss_and_grads(p, tiny.UNTIED, batch, tiny.tables(), memory))  # noqa: B023
             sent[remat] = sum(times for _, times in permutes(step(params).jaxpr, 1))

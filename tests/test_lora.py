@@ -81,7 +81,7 @@ def test_the_share_of_llama3_8b_is_below_two_percent():
 
 def test_young_adapters_change_nothing():
     params = start()
-    whole, frozen = lora.part(params, ADAPTER)
+    whole, frozen = lora.partition(params, ADAPTER)
     merged = lora.merge(lora.Trained(lora.init(CONFIG, ADAPTER), whole), frozen)
     assert tiny_training.digest(merged) == tiny_training.digest(params)
 
@@ -127,7 +127,7 @@ def test_loss_and_gradients_on_a_mesh_follow_from_those_of_the_merged_model(full
         assert lora.merge(trained, frozen).layers.wo.sharding.spec == sharding.weight_spec('LNHD')
     assert abs(got_loss - loss) < 1e-5 * loss
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got.whole),
-                            jax.tree.leaves(lora.part(full, ADAPTER)[0]), strict=True):
+                            jax.tree.leaves(lora.partition(full, ADAPTER)[0]), strict=True):
         assert relative_error(a, b) < 1e-5, path
     for name, (reads, writes) in lora.ADAPTED.items():
         adapter, mine = getattr(full_grown[0].adapters, name), getattr(got.adapters, name)
@@ -179,7 +179,7 @@ def test_moments_only_for_what_is_trained_and_the_rest_in_its_own_dtype():
     ({'rank': 0}, 'rank 0 must be a positive integer'),
     ({'alpha': 0.0}, 'alpha 0.0 must be a positive number'),
     ({'also_train': ('wq',)}, "'wq' has an adapter; choose from embed"),
-    ({'also_train': ('norm',)}, "'norm' is no parameter"),
+    ({'also_train': ('norm',)}, "'norm' is not a parameter"),
     ({'frozen_dtype': 'int8'}, "'float32', 'bfloat16' or None"),
 ])
 def test_impossible_adapters_are_refused(fields, message):

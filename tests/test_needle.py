@@ -27,7 +27,8 @@ def reader(memory_of):
     """A generate that answers from memory_of(prompt text)."""
     calls = []
 
-    def generate(params, config, prompts, max_new_tokens, *, seq_len, indices, memory, batch_size):
+    def generate(params, config, prompts, max_new_tokens, *, indices, memory, batch_size):
+        seq_len = len(indices)
         assert sorted(indices.tolist()) == list(range(seq_len)) and len(prompts) <= batch_size
         assert max(map(len, prompts)) + max_new_tokens - 1 <= seq_len
         calls.append((seq_len, max_new_tokens, batch_size))

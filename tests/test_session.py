@@ -59,7 +59,7 @@ def test_drawing_keeps_to_the_likeliest_words():
     certain = sampling.Sampling(top_p=1e-6)
     key = jax.random.key(0)
     assert session.ask([[]], [NEW], NEW, sampling=certain, key=key) == [greedy(TEXTS[0])]
-    drawn = sampling.draw(np.log(np.tile([[0.5, 0.3, 0.15, 0.05]], (4000, 1))), key, sampling.Sampling(top_p=0.7))
+    drawn = sampling.sample(np.log(np.tile([[0.5, 0.3, 0.15, 0.05]], (4000, 1))), key, sampling.Sampling(top_p=0.7))
     share = np.bincount(drawn, minlength=4) / 4000
     np.testing.assert_allclose(share, [0.625, 0.375, 0, 0], atol=0.03)
     with pytest.raises(ValueError, match='temperature 0 must be above 0'):
@@ -67,7 +67,7 @@ def test_drawing_keeps_to_the_likeliest_words():
     with pytest.raises(ValueError, match='temperature nan must be above 0'):
         sampling.Sampling(temperature=float('nan'))
     steep = jax.numpy.array([[1.0, 90.0, 89.0]])
-    assert sampling.draw(steep, key, sampling.Sampling(temperature=1e-37)).tolist() == [1]
+    assert sampling.sample(steep, key, sampling.Sampling(temperature=1e-37)).tolist() == [1]
 
 
 @pytest.mark.parametrize('degrees', [None, (2, 1, 4, 1)])
@@ -131,9 +131,9 @@ def test_decoding_keeps_to_the_window(degrees):
         nats = []
         for texts, answers in ((TEXTS, [[7, 9, 8, 3]] * 2), (TEXTS, [[7, 9, 8]] * 2)):
             session.read(texts)
-            nats.append([value for value, _ in session.force([[], []], [answers])[0]])
+            nats.append([value for value, _ in session.loglikelihood([[], []], [answers])[0]])
         session.read([text[:-1] for text in whole])
-        last = [value for value, _ in session.force([[], []], [[[3], [3]]])[0]]
+        last = [value for value, _ in session.loglikelihood([[], []], [[[3], [3]]])[0]]
         np.testing.assert_allclose(np.subtract(*nats), last, atol=1e-5)
 
 
@@ -155,8 +155,8 @@ def test_errors_name_the_remedy():
     session = Session(host_params(), CONFIG, 1, SEQ_LEN, memory=MEMORY)
     with pytest.raises(ValueError, match='use fewer, or a longer cache'):
         session.read([[1] * (SEQ_LEN + 1)])
-    with pytest.raises(ValueError, match='piece 3 is not a multiple of 2; use 2'):
-        session.read([[1]], piece=3)
+    with pytest.raises(ValueError, match='prefill chunk 3 is not a multiple of 2; use 2'):
+        session.read([[1]], prefill_chunk=3)
     session.read(TEXTS[:1])
     with pytest.raises(ValueError, match='use fewer, or a longer cache'):
         session.ask([[1]], [SEQ_LEN], SEQ_LEN)
@@ -176,11 +176,11 @@ def test_a_token_costs_the_network_the_same_whatever_the_context():
             indices = layout.permutation('striped', seq_len, 8)
             session = Session(placed_params(), CONFIG, 2, seq_len, indices, MEMORY)
             session.read(TEXTS)
-            limits = decode.place_limits(np.array([NEW, NEW], np.int32), np.zeros(CONFIG.vocab_size, bool))
+            request = decode.place_request(np.array([NEW, NEW], np.int32), np.zeros(CONFIG.vocab_size, bool), NEW)
             last = sharding.put(session.lengths - 1, sharding.spec('B'))
-            run = jax.jit(decode.decode, static_argnames=('config', 'max_new_tokens'))
-            compiled = run.lower(placed_params(), CONFIG, session.cache, session.logits, last, session.slot_of, *limits,
-                                 session.tables, NEW).compile()
+            run = jax.jit(decode.decode, static_argnames='config')
+            compiled = run.lower(placed_params(), CONFIG, session.cache, session.logits, last, session.slot_of, request,
+                                 session.tables).compile()
         transfers = hlo.Program(compiled.as_text()).transfers({'data': 1, 'fsdp': 1, 'sequence': 8, 'tensor': 1})
         assert sum(x.kind == 'all-gather' and x.exact for x in transfers) >= 7  # the matrices, outside the loop
         in_loop.append(sorted((x.kind, x.size) for x in transfers if not x.exact))
@@ -197,7 +197,7 @@ def test_a_forced_answer_is_as_likely_as_a_forward_says(degrees):
         for questions in ([[], []], QUESTIONS[0]):
             texts = [text + question for text, question in zip(TEXTS, questions, strict=True)]
             alternatives = [[greedy(texts[0]), [7, 7, 7]], [[3], greedy(texts[1])], [[5, 6], [7]]]
-            for answers, got in zip(alternatives, session.force(questions, alternatives), strict=True):
+            for answers, got in zip(alternatives, session.loglikelihood(questions, alternatives), strict=True):
                 for text, answer, (nats, is_greedy) in zip(texts, answers, got, strict=True):
                     logits = [logits_after(text + answer[:i]) for i in range(len(answer))]
                     likely = [x[token] - np.log(np.exp(x).sum()) for x, token in zip(logits, answer, strict=True)]
@@ -206,6 +206,6 @@ def test_a_forced_answer_is_as_likely_as_a_forward_says(degrees):
         assert session.ask([[], []], [NEW] * 2, NEW) == [greedy(text) for text in TEXTS]
         session.read([[9] * (SEQ_LEN - 1), TEXTS[1]])  # room for an answer of one token beside one of four
         logits = np.asarray(session.logits)
-        likely = session.force([[], []], [[[1], [7] * 4]])[0][0][0]
+        likely = session.loglikelihood([[], []], [[[1], [7] * 4]])[0][0][0]
         np.testing.assert_allclose(likely, logits[0, 1] - np.log(np.exp(logits[0]).sum()), rtol=1e-5)
         assert session.ask([[], []], [1, 1], 1) == logits.argmax(-1)[:, None].tolist()

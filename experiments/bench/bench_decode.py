@@ -139,20 +139,20 @@ def side(degrees, length):
         positions = sharding.put(np.tile(indices, (rows, 1)), sharding.spec('BS'))
         slot_of = sharding.put(layout.inverse(indices), jax.P(None))
         row = lambda x: sharding.put(np.full(rows, x, np.int32), sharding.spec('B'))
-        start, stop = row(length - STEPS - 1), sharding.put(np.zeros(BENCH.vocab_size, bool), jax.P(None))
+        start, stop = row(length - STEPS - 1), np.zeros(BENCH.vocab_size, bool)
         filled = jax.jit(lambda positions: empty_cache(BENCH, positions, jnp.float32).replace(
             segment_ids=(positions < length - STEPS).astype(jnp.int32)))
         cache = filled(positions)
         logits = sharding.put(np.zeros((rows, BENCH.vocab_size), np.float32), sharding.spec('BV'))
-        step = jax.jit(decode.decode, static_argnames=('config', 'max_new_tokens'), donate_argnames='cache')
+        step = jax.jit(decode.decode, static_argnames='config', donate_argnames='cache')
 
     def seconds(count):
         """Of an answer of count tokens. It fills the slots that the one before filled."""
         nonlocal cache
-        limits = row(count)
-        jax.block_until_ready((cache, limits))
+        request = decode.place_request(np.full(rows, count, np.int32), stop, STEPS)
+        jax.block_until_ready((cache, request))
         begin = time.perf_counter()
-        cache, tokens, _ = step(params, BENCH.architecture(), cache, logits, start, slot_of, limits, stop, tables, STEPS)
+        cache, tokens, _ = step(params, BENCH.architecture(), cache, logits, start, slot_of, request, tables)
         jax.block_until_ready((cache, tokens))
         return time.perf_counter() - begin
 

@@ -68,7 +68,7 @@ def layer_bytes(target, method, tokens):
         where = array('BT', (1, length), jnp.int32)
         layers = llama.abstract(config).layers
         weights = jax.tree.map(lambda leaf, entry: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=jax.NamedSharding(
-            mesh, sharding.weight_spec(entry.letters[1:]))), layers, llama.table(config).layers)
+            mesh, sharding.weight_spec(entry.letters[1:]))), layers, llama.param_table(config).layers)
         tables = jax.eval_shape(lambda: rope.make_tables(config.rope, config.head_dim, length))
         lowered = jax.jit(backward).lower(x, x, weights, tables, where, where)
         options = {} if target == 'cpu' else targets.options(targets.parse(f'{target}:{ring}'))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 from lct import sharding
-from lct.models import decode
+from lct.models import prompt_layout
 from lct.ops import rope
 
 ROPE_BY_LENGTH = ('dynamic', 'longrope')  # RoPE scalings that depend on the longest prompt of a batch
@@ -27,7 +27,7 @@ def power_of_two_slots(length: int, smallest: int, ffn_chunks: int = 1) -> int:
     """Cache slots for `length` tokens, rounded up to a power of two of at least `smallest`, on the current
     mesh."""
     slots = max(1 << (length - 1).bit_length(), smallest)
-    return decode.cache_len(slots, sharding.axis_size('sequence'), ffn_chunks)
+    return prompt_layout.cache_len(slots, sharding.axis_size('sequence'), ffn_chunks)
 
 
 def batches(lengths: Sequence[int], seq_lens: Sequence[int], scaling: rope.RopeConfig, batch_tokens: int,

@@ -15,7 +15,7 @@ from lct import sharding
 from lct.data import layout as layouts
 from lct.data.detokenizer import Detokenizer
 from lct.eval import batching
-from lct.models import decode, llama
+from lct.models import llama, prompt_layout
 from lct.ops import rope
 
 SMALLEST = 64  # tokens; shorter texts share one compiled program
@@ -29,7 +29,7 @@ def score(model, pairs, progress=None):
       pairs: [(context, continuation)], token ids, at least one of each.
       progress: called as progress(done, total) after every batch.
     """
-    decode.check_ids([ids for pair in pairs for ids in pair], model.config.vocab_size)
+    prompt_layout.check_ids([ids for pair in pairs for ids in pair], model.config.vocab_size)
     if short := sum(not (context and continuation) for context, continuation in pairs):
         raise ValueError(f'{short} of {len(pairs)} pairs have an empty context or continuation; begin with the BOS')
     out, done = [None] * len(pairs), 0
@@ -86,16 +86,16 @@ def _batch(model, pairs, rows, seq_len, longest):
     """-> log-likelihood and greediness of every target, numpy [rows, seq_len] in the order of the texts."""
     texts = [[*context, *continuation] for context, continuation in pairs] + [[0, 0]] * (rows - len(pairs))
     indices = layouts.permutation(model.layout, seq_len, sharding.axis_size('sequence'))
-    placed = decode.arrange([text[:-1] for text in texts], seq_len, indices)
-    targets = decode.arrange([text[1:] for text in texts], seq_len, indices)['tokens']
+    placed = prompt_layout.arrange([text[:-1] for text in texts], seq_len, indices)
+    targets = prompt_layout.arrange([text[1:] for text in texts], seq_len, indices).tokens
     batch = {name: sharding.put(x, sharding.spec('BT')) for name, x in (
-        ('tokens', placed['tokens']), ('positions', placed['positions']), ('segments', placed['segment_ids']),
+        ('tokens', placed.tokens), ('positions', placed.positions), ('segments', placed.segment_ids),
         ('targets', targets))}
-    settled = decode.rope_at(model.config.rope, model.config.head_dim, longest)
+    settled = prompt_layout.rope_at(model.config.rope, model.config.head_dim, longest)
     tables = rope.make_tables(settled, model.config.head_dim, seq_len)
     pieces = math.gcd(seq_len // sharding.axis_size('sequence'), max(rows * seq_len // model.memory.loss_chunk, 1))
     made = _score(model.params, model.config.architecture(), batch, tables, model.memory, pieces)
-    return [sharding.fetch(x)[:, placed['slot_of']] for x in made]
+    return [sharding.fetch(x)[:, placed.slot_of] for x in made]
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'memory', 'pieces'))

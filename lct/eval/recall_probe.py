@@ -12,7 +12,7 @@ from lct import sharding
 from lct.data import layout as layouts
 from lct.data.synthetic import recall
 from lct.eval import batching
-from lct.models import decode, llama
+from lct.models import decode, llama, prompt_layout
 
 SMALLEST_BUCKET = 1024  # shorter prompts share one cache of this length, so one compiled program
 
@@ -82,7 +82,7 @@ def is_correct(text, answer):
 
 def cache_len(length, ring_size, smallest, ffn_chunks=1):
     """Cache slots for prompts of length, of which those up to smallest share one cache."""
-    return decode.cache_len(max(length, smallest), ring_size, ffn_chunks)
+    return prompt_layout.cache_len(max(length, smallest), ring_size, ffn_chunks)
 
 
 def check(lengths, depths, samples, haystack_len):
@@ -146,8 +146,8 @@ def run(params, config, tokenizer, haystack, lengths, depths, samples, *, layout
             for cell, p in zip(group, prompts, strict=True)
         ]
         new = generate(
-            params, config, [p.ids.tolist() for p in prompts], longest + 1, seq_len=batch.seq_len,
-            indices=layouts.permutation(layout, batch.seq_len, ring_size), memory=memory, batch_size=batch.rows,
+            params, config, [p.ids.tolist() for p in prompts], longest + 1, memory=memory,
+            indices=layouts.permutation(layout, batch.seq_len, ring_size), batch_size=batch.rows,
         )
         records += [_record(tokenizer, *row) for row in zip(group, depths_of(group, depths), prompts, new,
                                                             strict=True)]

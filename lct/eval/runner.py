@@ -297,7 +297,7 @@ def _answer_likelihoods(model, session, queries):
     alternatives = [targets] * any(forced) + [
         [own[i % len(own)] if own else target for own, target in zip(labels, targets, strict=True)]
         for i in range(max(map(len, labels)))]
-    scored, out = session.force([query.question for query in queries], alternatives), [{} for _ in queries]
+    scored, out = session.loglikelihood([query.question for query in queries], alternatives), [{} for _ in queries]
     for j, (fields, names) in enumerate(zip(out, choices, strict=True)):
         if forced[j]:
             nats, greedy = scored[0][j]

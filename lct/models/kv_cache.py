@@ -1,4 +1,4 @@
-"""The key/value cache: split over 'sequence', where it stays while queries come to it.
+"""The key/value cache: split over 'sequence' and never moved; queries are sent to it.
 
 Letters: B batch, T new tokens, S cache slots, N query heads, K key/value heads, G = N / K, H head_dim, L layers.
 """
@@ -13,47 +13,50 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from lct import sharding
+from lct.models.config import LlamaConfig
 from lct.ops.blockwise_attention import NOTHING, attend, nothing
+from lct.ops.strategies import Attention
 
 CACHE = sharding.spec('LBKSH')
 
 
 class KVCache(struct.PyTreeNode):
     """Keys (rotated) and values of every slot. A slot's logical position is fixed by the layout from the
-    start; segment 1 says that it is filled, segment 0 that nobody sees it."""
+    start; segment 1 marks a filled slot, segment 0 one that no query attends to."""
 
-    k: Any  # [L, B, K, S, H] in the model's dtype: heads first, so that a head's keys are one piece of memory
+    k: Any  # [L, B, K, S, H] in the model's dtype: heads first, so that the keys of a head are contiguous
     v: Any  # [L, B, K, S, H]
     positions: Any  # int32 [B, S]
     segment_ids: Any  # int32 [B, S]
 
 
-def empty_cache(config, positions, dtype):
-    """KVCache of positions [B, S] with nothing in it."""
+def empty_cache(config: LlamaConfig, positions: jax.Array, dtype: Any) -> KVCache:
+    """A KVCache of positions int32 [B, S] without a filled slot."""
     batch, length = positions.shape
     zeros = jnp.zeros((config.num_layers, batch, config.num_kv_heads, length, config.head_dim), dtype,
                       out_sharding=None if sharding.current_mesh() is None else CACHE)
     return KVCache(zeros, zeros, positions, jnp.zeros_like(positions))
 
 
-def attend_cache(q, k, v, cached_k, cached_v, seen):
-    """Attention of one query per row to its own key and to every cached key that it sees.
+def attend_cache(q: jax.Array, k: jax.Array, v: jax.Array, cached_k: jax.Array, cached_v: jax.Array,
+                 mask: jax.Array) -> jax.Array:
+    """Attention of one query per row to its own key and to the cached keys of the mask.
 
     Args:
-      q: [B, N, H]; k, v: [B, K, H] of the same token; cached_k, cached_v: [B, K, S, H]; seen: bool [B, S].
+      q: [B, N, H]; k, v: [B, K, H] of the same token; cached_k, cached_v: [B, K, S, H]; mask: bool [B, S].
     Returns:
       [B, N, H] in q's dtype.
     """
     if sharding.current_mesh() is None:
-        return _attend_local(q, k, v, cached_k, cached_v, seen, axis_name=None)
+        return _attend_local(q, k, v, cached_k, cached_v, mask, axis_name=None)
     heads, own, cached, slots = (sharding.spec(letters) for letters in ('BNH', 'BKH', 'BKSH', 'BS'))
     return jax.shard_map(
         functools.partial(_attend_local, axis_name='sequence'),
         in_specs=(heads, own, own, cached, cached, slots), out_specs=heads,
-    )(q, k, v, cached_k, cached_v, seen)
+    )(q, k, v, cached_k, cached_v, mask)
 
 
-def _attend_local(q, k, v, cached_k, cached_v, seen, axis_name):
+def _attend_local(q, k, v, cached_k, cached_v, mask, axis_name):
     """The device's own slots, then one merge over axis_name. The token's own key is added on every device
     after the merge, so that no row is ever empty."""
     batch, heads, head_dim = q.shape
@@ -62,23 +65,23 @@ def _attend_local(q, k, v, cached_k, cached_v, seen, axis_name):
     k, v = k.astype(jnp.float32), v.astype(jnp.float32)
     einsum = functools.partial(jnp.einsum, precision='highest')
     scores = einsum('BKGH,BKSH->BKGS', q, cached_k.astype(jnp.float32))
-    scores = jnp.where(seen[:, None, None, :], scores, NOTHING)
+    scores = jnp.where(mask[:, None, None, :], scores, NOTHING)
     own = einsum('BKGH,BKH->BKG', q, k)
     top = scores.max(-1)
     if axis_name is not None:
         top = lax.pmax(top, axis_name)
     top = jnp.maximum(top, own)
     weights = jnp.exp(scores - top[..., None])
-    part = einsum('BKGS,BKSH->BKGH', weights, cached_v.astype(jnp.float32)), weights.sum(-1)
-    out, total = part if axis_name is None else lax.psum(part, axis_name)
+    local = einsum('BKGS,BKSH->BKGH', weights, cached_v.astype(jnp.float32)), weights.sum(-1)
+    out, total = local if axis_name is None else lax.psum(local, axis_name)
     own = jnp.exp(own - top)
     out = (out + own[..., None] * v[:, :, None, :]) / (total + own)[..., None]
     return out.reshape(batch, heads, head_dim).astype(dtype)
 
 
-def write(cache, k, v, slots):
-    """The cache with k and v [L, B, K, T, H] in the slots [B, T], now filled; slots past the cache are for tokens
-    that nobody keeps. Each device tests whether a slot is its own."""
+def write(cache: KVCache, k: jax.Array, v: jax.Array, slots: jax.Array) -> KVCache:
+    """The cache with k and v [L, B, K, T, H] in the slots int32 [B, T], now filled; tokens with slots past the cache
+    are discarded. Each device tests whether a slot is its own."""
     if sharding.current_mesh() is None:
         arrays = _write_local(cache.k, cache.v, cache.segment_ids, k, v, slots, axis_name=None)
     else:
@@ -103,10 +106,15 @@ def _write_local(cached_k, cached_v, segment_ids, k, v, slots, axis_name):
     return put(cached_k, k), put(cached_v, v), segment_ids.at[rows, local].set(1, mode='drop')
 
 
-def attend_piece(q, own, cached, split, window=None):
-    """Attention of q [B, T, N, H] to the keys of its own piece and of the cache, each (k, v [B, K, S, H],
-    positions, segments [B, S])."""
-    local = functools.partial(_attend_piece_local, split=split, window=window)
+Block = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # k, v [B, K, S, H], positions, segments [B, S]
+
+
+def attend_chunk(q: jax.Array, own: Block, cached: Block, split: Attention, window: int | None = None) -> jax.Array:
+    """Attention of the queries q [B, T, N, H] of a chunk to the keys of the chunk and of the cache -> [B, T, N, H].
+
+    split: the tiles of attention, its chunks. window: as in LlamaConfig.
+    """
+    local = functools.partial(_attend_chunk_local, split=split, window=window)
     if sharding.current_mesh() is None:
         return local(q, own, cached, axis_name=None)
     heads, tokens, keys = (sharding.spec(letters) for letters in ('BTNH', 'BT', 'BKSH'))
@@ -115,12 +123,13 @@ def attend_piece(q, own, cached, split, window=None):
                          out_specs=heads)(q, own, cached)
 
 
-def _attend_piece_local(q, own, cached, axis_name, split, window):
-    """All queries of the piece meet the keys of this device; one merge per layer, and each query goes home."""
-    everyone = lambda x: x if axis_name is None else lax.all_gather(x, axis_name, axis=1, tiled=True)
+def _attend_chunk_local(q, own, cached, axis_name, split, window):
+    """All queries of the chunk attend to the keys of this device; after one merge per layer each is returned to its
+    owner."""
+    gather = lambda x: x if axis_name is None else lax.all_gather(x, axis_name, axis=1, tiled=True)
     _, _, positions, segments = own
     grouped = q.reshape(*q.shape[:2], own[0].shape[1], -1, q.shape[3])
-    all_q, positions, segments = everyone(grouped), everyone(positions), everyone(segments)
+    all_q, positions, segments = gather(grouped), gather(positions), gather(segments)
     total = nothing(all_q)
     for k, v, k_positions, k_segments in (own, cached):
         total = attend(total, all_q, k, v, positions, k_positions, segments, k_segments, split.chunks, window)

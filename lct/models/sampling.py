@@ -1,4 +1,4 @@
-"""The next token of each row, from the logits: the likeliest, or drawn.
+"""The next token of each row from its logits: the argmax, or a sample.
 
 Letters: B batch, V vocab.
 """
@@ -13,7 +13,11 @@ from lct import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Tokens drawn at a temperature from the likeliest words whose probabilities together reach top_p."""
+    """Sampling at a temperature from the most likely tokens whose probabilities add up to top_p.
+
+    Raises:
+      ValueError: for a temperature or a top_p out of range.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -21,32 +25,33 @@ class Sampling:
     def __post_init__(self):
         if not (0 < self.temperature < float('inf') and 0 < self.top_p <= 1):
             raise ValueError(f'temperature {self.temperature} must be above 0 and top_p {self.top_p} in (0, 1]; for '
-                             'the likeliest token every time use no Sampling')
+                             'greedy decoding use no Sampling')
 
 
-def choose(logits, number, sampling, key):
-    """int32 [B] from logits [B, V]: each row's new token with that number.
+def next_token(logits: jax.Array, step: jax.Array | int, sampling: Sampling | None,
+               key: jax.Array | None) -> jax.Array:
+    """int32 [B] from logits [B, V]: the new token of each row.
 
-    sampling, key: a Sampling and its jax.random key; None for the likeliest token.
+    step: number of the token in its answer. sampling, key: a Sampling and its jax.random key; None for the argmax.
     """
     # The vocabulary is gathered: one row per prompt is small.
     logits = sharding.reshard(logits, sharding.spec('BD'))
     if sampling is None:
         return jnp.argmax(logits, -1).astype(jnp.int32)
-    return draw(logits, jax.random.fold_in(key, number), sampling)
+    return sample(logits, jax.random.fold_in(key, step), sampling)
 
 
-def judge(logits, tokens):
-    """-> float32 [B], the log-likelihood in nats of the tokens [B] after logits [B, V], and bool [B], whether each is
-    the likeliest."""
+def token_logprob(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """-> float32 [B], the log-probability in nats of the tokens [B] under logits [B, V], and bool [B], whether each
+    token is the argmax."""
     logits = sharding.reshard(logits, sharding.spec('BD'))
     hit = jnp.arange(logits.shape[-1]) == tokens[:, None]
-    likely = jnp.where(hit, logits, 0).sum(-1) - jax.nn.logsumexp(logits, -1)
-    return likely, jnp.argmax(logits, -1) == tokens
+    logprob = jnp.where(hit, logits, 0).sum(-1) - jax.nn.logsumexp(logits, -1)
+    return logprob, jnp.argmax(logits, -1) == tokens
 
 
-def draw(logits, key, sampling):
-    """Words [B] drawn from logits [B, V] (nucleus sampling, Holtzman et al. 2020)."""
+def sample(logits: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
+    """Tokens int32 [B] sampled from logits [B, V] (nucleus sampling, Holtzman et al. 2020)."""
     logits = (logits - logits.max(-1, keepdims=True)) / sampling.temperature  # 0 or less: nothing overflows
     if sampling.top_p == 1:
         return jax.random.categorical(key, logits).astype(jnp.int32)

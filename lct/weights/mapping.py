@@ -15,11 +15,10 @@ from lct.models.llama import LlamaConfig
 from lct.weights.tensors import ALL
 
 
-def parameter_table(config: LlamaConfig) -> dict[str, llama.Entry]:
-    """{parameter name: its entry} of a config, in the order of llama.table; 'layers.wq' for a stacked one."""
-    leaves = jax.tree_util.tree_leaves_with_path(
-        llama.table(config), is_leaf=lambda x: isinstance(x, llama.Entry))
-    return {'.'.join(key.name for key in path): entry for path, entry in leaves}
+def parameter_table(config: LlamaConfig) -> dict[str, llama.ParamInfo]:
+    """{parameter name: its ParamInfo} of a config, in the order of llama.param_table; 'layers.wq' for a stacked one."""
+    leaves = jax.tree_util.tree_leaves_with_path(llama.param_table(config), is_leaf=llama.is_param_info)
+    return {'.'.join(key.name for key in path): info for path, info in leaves}
 
 
 def checkpoint_letters(letters: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from lct import sharding
 from lct.data import layout as layouts
-from lct.models import decode, llama
+from lct.models import llama, prompt_layout
 from lct.ops import rope
 from lct.ops.cross_entropy import cross_entropy
 
@@ -112,7 +112,7 @@ def _choose_documents(sizes, needed, seq_len, count, seed):
 
 def check_window_length(seq_len: int, ring_size: int = 1, ffn_chunks: int = 1) -> None:
     """Raise ValueError for windows of seq_len tokens that do not divide over the ring or into FFN chunks."""
-    unit = decode.length_unit(ring_size, ffn_chunks)
+    unit = prompt_layout.length_unit(ring_size, ffn_chunks)
     if seq_len < 1 or seq_len % unit:
         raise ValueError(
             f'windows of {seq_len} tokens do not divide into 2 * ring_size = {2 * ring_size} layout blocks and '
@@ -137,7 +137,7 @@ def loss_by_position(
     windows, memory = np.asarray(windows), memory or llama.Memory(remat='none')
     num_windows, seq_len = windows.shape[0], windows.shape[1] - 1
     check_window_length(seq_len, sharding.axis_size('sequence'), memory.ffn_chunks)
-    decode.check_ids(windows, config.vocab_size)
+    prompt_layout.check_ids(windows, config.vocab_size)
     windows = windows.astype(np.int32)
     indices = layouts.permutation(layout, seq_len, sharding.axis_size('sequence'))
     replicas = sharding.axis_size('data') * sharding.axis_size('fsdp')

@@ -18,7 +18,7 @@ from lct.eval import answers
 from lct.eval.loss import by_position, long_context
 from lct.eval.runner import Model
 from lct.eval.tasks import code_questions
-from lct.models import decode
+from lct.models import prompt_layout
 
 if TYPE_CHECKING:  # the suites import this module
     from lct.eval.suites import Plan
@@ -114,7 +114,7 @@ def run_identifiers(model: Model, bundles: Sequence[Bundle], path: Path,
 
 def _unit(model):
     """Windows are a multiple of so many tokens on the current mesh."""
-    return decode.length_unit(sharding.axis_size('sequence'), model.memory.ffn_chunks)
+    return prompt_layout.length_unit(sharding.axis_size('sequence'), model.memory.ffn_chunks)
 
 
 def _window_length(model, length):

@@ -1,0 +1,72 @@
+"""The memory policy: the one place that trades memory for time.
+
+Letters: B batch, T sequence, D embed_dim, L layers.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from lct.ops.strategies import Attention
+
+LAYER_INPUT = 'layer_input'
+REMAT = {
+    'none': None,
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'attention': jax.checkpoint_policies.save_only_these_names('attention'),
+    'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[LAYER_INPUT],
+        offload_src='device', offload_dst='pinned_host',
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What is kept, what is recomputed, and in which chunks.
+
+    remat: 'none' keeps every activation; 'dots' keeps matmul outputs; 'attention' keeps only what the
+      attention backward needs (q, k, v, out, lse); 'full' keeps only each layer's input; 'offload'
+      is 'full' with that input in host memory.
+    attention: how attention is split over the sequence axis and into tiles.
+    ffn_chunks: number of chunks that the sequence is cut into inside the FFN.
+    loss_chunk: tokens of a device whose logits exist at one time.
+    dtype: of activations and of weights in use; None for the dtype of the stored parameters. Gradients, their sums
+      over devices and the stored parameters are not affected.
+
+    Raises:
+      ValueError: for a policy, a dtype or a number of chunks that does not exist.
+    """
+
+    remat: str = 'full'
+    attention: Attention = Attention()
+    ffn_chunks: int = 1
+    loss_chunk: int = 512
+    dtype: str | None = None
+
+    def __post_init__(self):
+        if self.dtype not in (None, 'float32', 'bfloat16'):
+            raise ValueError(f"dtype {self.dtype!r} of activations must be 'float32', 'bfloat16' or None")
+        if self.remat not in REMAT:
+            raise ValueError(f'remat {self.remat!r} is not one of {sorted(REMAT)}')
+        if min(self.ffn_chunks, self.loss_chunk) < 1:
+            raise ValueError(f'ffn_chunks {self.ffn_chunks} and loss_chunk {self.loss_chunk} must be positive')
+
+
+def scan_layers(step: Callable, x: jax.Array, layers: Any, memory: Memory) -> jax.Array:
+    """x [B, T, D] after every layer, in memory.dtype, recomputed in the backward pass as memory.remat says.
+
+    Args:
+      step: (x, layer) -> x. layers: a pytree of arrays stacked on L.
+    """
+    def body(x, layer):
+        return step(checkpoint_name(x, LAYER_INPUT), layer), None
+
+    if memory.remat != 'none':
+        body = jax.checkpoint(body, policy=REMAT[memory.remat], prevent_cse=False)
+    return lax.scan(body, x.astype(memory.dtype or x.dtype), layers)[0]

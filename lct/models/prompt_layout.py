@@ -1,0 +1,125 @@
+"""Prompts on the host: checked, padded, and laid out as the slots of a cache.
+
+Letters: B batch, S cache slots.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from lct import sharding
+from lct.ops import rope
+
+
+class PromptBatch(NamedTuple):
+    """Right-padded prompts in the order of a layout: int32 arrays of numpy, or of jax after place.
+
+    tokens, positions, segment_ids: [B, S], where segment 0 marks slots without a token yet; their positions are
+      those of the tokens to come.
+    last: [B], the position of each row's last prompt token.
+    slot_of: [S], the slot of each position.
+    """
+
+    tokens: jax.Array | np.ndarray
+    positions: jax.Array | np.ndarray
+    segment_ids: jax.Array | np.ndarray
+    last: jax.Array | np.ndarray
+    slot_of: jax.Array | np.ndarray
+
+
+def arrange(prompts: Sequence[Sequence[int]], seq_len: int, indices: np.ndarray | None = None) -> PromptBatch:
+    """The PromptBatch of B prompts, lists of token ids of any lengths up to seq_len.
+
+    indices: [S], the permutation of the layout: slot i holds position indices[i]. None for 0..S-1.
+
+    Raises:
+      ValueError: for indices that are not a permutation of the slots.
+    """
+    indices = np.arange(seq_len) if indices is None else np.asarray(indices)
+    if sorted(indices.tolist()) != list(range(seq_len)):
+        raise ValueError(
+            f'indices must be a permutation of the {seq_len} cache slots, got {indices.size} values; '
+            'make them with data.layout.permutation(name, seq_len, ring_size)'
+        )
+    lengths = np.array([len(prompt) for prompt in prompts])
+    tokens = np.zeros((len(prompts), seq_len), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[:len(prompt)] = prompt
+    return PromptBatch(
+        tokens=tokens[:, indices],
+        positions=np.tile(indices.astype(np.int32), (len(prompts), 1)),
+        segment_ids=(indices < lengths[:, None]).astype(np.int32),
+        last=(lengths - 1).astype(np.int32),
+        slot_of=np.argsort(indices).astype(np.int32),
+    )
+
+
+def place(batch: PromptBatch) -> PromptBatch:
+    """The batch on the current mesh."""
+    specs = PromptBatch(*[sharding.spec('BS')] * 3, last=sharding.spec('B'), slot_of=P(None))
+    return PromptBatch(*map(sharding.put, batch, specs))
+
+
+def length_unit(ring_size: int, ffn_chunks: int) -> int:
+    """Sequence lengths are multiples of this: two halves per device, and FFN chunks that span the ring."""
+    return math.lcm(2 * ring_size, ring_size * ffn_chunks)
+
+
+def cache_len(length: int, ring_size: int, ffn_chunks: int = 1) -> int:
+    """Cache slots for length tokens: a multiple of 2 * ring_size * ffn_chunks, and of 64 * 2 * ring_size for
+    more than that, so that attention finds chunks that divide a device's shard."""
+    unit, attention_unit = 2 * ring_size * ffn_chunks, 64 * 2 * ring_size
+    if length > attention_unit:
+        unit = math.lcm(unit, attention_unit)
+    return -(-length // unit) * unit
+
+
+def rope_at(config: rope.RopeConfig, head_dim: int, length: int) -> rope.RopeConfig:
+    """The RopeConfig with its scaling fixed for texts of length tokens, however long the tables are:
+    'dynamic' and 'longrope' would otherwise scale for the empty slots at the end of a cache."""
+    if config.type == 'dynamic':
+        theta = config.theta
+        if length > config.max_position:
+            theta = rope.dynamic_ntk_theta(
+                theta, config.max_position, length, alpha=config.factor, head_dim=head_dim)
+        return dataclasses.replace(config, type='default', theta=theta, factor=1.0, max_position=None)
+    if config.type == 'longrope':
+        factors = config.long_factor if length > config.original_max_position else config.short_factor
+        return dataclasses.replace(config, long_factor=factors, short_factor=factors)
+    return config
+
+
+def check_ids(rows: Iterable[Sequence[int]], vocab_size: int) -> None:
+    """Check that all token ids are 0 .. vocab_size - 1: a device would silently clamp a wrong id.
+
+    Raises:
+      ValueError: naming the first id outside the vocabulary, its row and column.
+    """
+    for i, ids in enumerate(rows):
+        ids = np.asarray(ids)
+        bad = np.flatnonzero((ids < 0) | (ids >= vocab_size))
+        if bad.size:
+            raise ValueError(
+                f'token id {ids[bad[0]]} in row {i}, column {bad[0]} is not in 0..{vocab_size - 1}; use the '
+                "tokenizer of the model's checkpoint"
+            )
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], max_new_tokens: int, vocab_size: int) -> None:
+    """Check that every prompt can be continued.
+
+    Raises:
+      ValueError: for empty prompts, no new tokens, or ids outside the vocabulary.
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    if not lengths or min(lengths) < 1 or max_new_tokens < 1:
+        raise ValueError(
+            f'generate needs prompts of at least one token and max_new_tokens of at least 1, got lengths '
+            f'{lengths[:8]} and max_new_tokens {max_new_tokens}; give an empty prompt its BOS'
+        )
+    check_ids(prompts, vocab_size)
