@@ -1,245 +1,252 @@
-"""Extend the context of a Llama checkpoint in progressive stages, and show that the result reads.
+"""Extend the context of a Llama checkpoint in progressive stages, and measure it before and after.
 
     python experiments/extend.py --config experiments/configs/laptop.py --workdir runs/laptop
 
-Evaluates the base (needle grid, loss by position), trains through the stages, evaluates again, and writes
-pictures, results.json, TensorBoard metrics and a Hugging Face folder. Stop it whenever you like: the same
-command continues.
+Evaluates the base (recall probe, loss by position), trains through the stages, evaluates again, and writes
+figures,
+results.json, TensorBoard metrics and a Hugging Face folder. Stop it at any time: the same command continues.
 """
 
+import dataclasses
 import json
-import pathlib
 import platform
 import shlex
 import sys
 import time
 import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from lct import processes, sharding
 from lct.cli.config import as_plain, make_run, parse_args, run_identity, setup_devices, windowed
 from lct.cli.corpus import open_corpus
 from lct.cli.main import run_script
 from lct.cli.model import find_model, model_fingerprint
 from lct.cli.paths import experiments_folder
+from lct.data import tokenizer as tokenizers
+from lct.eval import before_after, recall_probe
+from lct.eval.loss import by_position
+from lct.eval.report import figures, model_card
 from lct.files import write_atomically
+from lct.models import llama, lora
+from lct.models.llama import LlamaConfig
+from lct.text import clock
+from lct.train import loop, stages, stopping
+from lct.train.checkpoint import lock_workdir
+from lct.train.metrics import log
+from lct.train.warnings import stage_warnings
+from lct.weights import llama_hf
+from lct.weights.tensors import check_dtype
 
 SHORT_WINDOWS = 32  # of the native length, for the gates of stages
+
+
+class Job(NamedTuple):
+    """A checked run. mesh: of the last stage, for evaluations. base: the config of the checkpoint in folder.
+    start:
+    the config that training starts from. rows: of the corpus. size and trained: parameters in total and
+    trained."""
+
+    config: ConfigDict
+    workdir: Path
+    settings: loop.Run
+    mesh: jax.sharding.Mesh
+    folder: Path
+    base: LlamaConfig
+    start: LlamaConfig
+    rows: Any
+    evaluation: before_after.Evaluation
+    size: int
+    trained: int
+    lock: Any  # held while the process lives
+
+    @property
+    def native(self):
+        """Context length of the base model in tokens."""
+        return self.base.max_position_embeddings
+
+    @property
+    def target(self):
+        """Context length of the extended model in tokens."""
+        return self.settings.stages[-1].seq_len
 
 
 def run():
     config, args = parse_args(__doc__, experiments_folder() / 'configs' / 'laptop.py', 'runs/laptop')
     setup_devices(config)
-    import jax
-    import numpy as np
-
-    from lct import processes, sharding
-    from lct.data import tokenizer
-    from lct.eval import recall_probe
-    from lct.eval.loss import by_position
-    from lct.eval.report import figures, model_card
-    from lct.eval.report.text import recall_table
-    from lct.models import llama, lora
-    from lct.train import loop, stages, stopping
-    from lct.train.checkpoint import lock_workdir
-    from lct.train.metrics import clock, log
-    from lct.train.warnings import stage_warnings
-    from lct.weights import llama_hf
-    from lct.weights.tensors import check_dtype
-
     began = time.monotonic()
-    workdir = pathlib.Path(args.workdir)
-    run_config = make_run(config)
-    last = run_config.stages[-1]
-
-    # -- everything that can be wrong is found before anything is computed ------------------------------
-    for stage in run_config.stages:
-        mesh = sharding.make_mesh(stage.mesh)
-    folder = find_model(config.model_folder)
-    base_config = llama_hf.read_config(folder)
-    llama_hf.check(folder)
-    words = tokenizer.load(folder)
-    tokenizer.check_vocab_size(words, base_config.vocab_size)
-    start_config = windowed(base_config, config)
-    plan = stages.configs(run_config.stages, start_config)
-    for warning in stage_warnings(run_config.stages, base_config, run_config.param_dtype):
-        log(f'WARNING: {warning}')
-    if start_config.window is not None:
-        log(f'WARNING: window {start_config.window}: a Hugging Face Llama has no sliding window, so the extended model '
-            'is evaluated but not exported; its weights stay in the checkpoints')
-    native = base_config.max_position_embeddings
-    mixture, unseen = open_corpus(config, words)
-    for stage in run_config.stages:
-        mixture.weights = dict(stage.mixture)
-        mixture.check_length(stage.seq_len)
-    if not unseen:
-        raise ValueError(f'held_out {config.held_out} leaves no document to evaluate on; use for example 0.1')
-    haystack = np.concatenate(unseen)
-    recall_probe.check(config.needle.lengths, config.needle.depths, config.needle.samples, len(haystack))
-    by_position.check_window_length(config.loss.seq_len, last.mesh[2], last.memory.ffn_chunks)
-    gated = [stage for stage in run_config.stages if stage.gate]
-    for stage in gated:
-        recall_probe.check((stage.seq_len,), config.needle.depths, config.needle.samples, len(haystack))
-        by_position.check_window_length(native, stage.mesh[2], stage.memory.ffn_chunks)
-    windows, sources = by_position.evaluation_windows(
-        unseen, config.loss.seq_len, config.loss.windows, config.seed, words.bos_id, config.loss.rotations
-    )
-    if gated:
-        short, short_sources = by_position.evaluation_windows(unseen, native, SHORT_WINDOWS, config.seed, words.bos_id)
-    size = trained = llama.num_params(base_config)
-    if run_config.adapter:
-        trained = lora.num_trained(base_config, run_config.adapter)
-    # float32 weights and two moments in each checkpoint, one more than are kept; then the model itself
-    nbytes = 12 * (run_config.keep_checkpoints + 1) * trained + 4 * size
-    save_dtype = config.get('save_dtype', 'bfloat16')
-    check_dtype(save_dtype)
-    workdir.mkdir(parents=True, exist_ok=True)
-    llama_hf.check_writable(workdir / 'model', nbytes, overwrite=True)
-    lock = lock_workdir(workdir, {  # noqa: F841  held while the process lives
-        **run_identity(config), 'inputs': {
-            'model': model_fingerprint(folder), 'tokenizer': words.fingerprint, 'tokens': mixture.num_tokens,
-            'held_out': zlib.crc32(haystack.tobytes()),
-        },
-    })
-    log(
-        f'{folder.name}: {size:,} parameters, {trained:,} of them trained ({trained / size:.2%}), native context '
-        f'{native:,} -> {last.seq_len:,}; {mixture.num_tokens:,} training tokens, {len(unseen)} held-out documents; '
-        f'{jax.default_backend()}, {jax.process_count()} process(es), mesh {dict(mesh.shape)}'
-    )
-
-    def load():
-        return llama_hf.load(folder, dtype=run_config.param_dtype)[1]
-
-    def evaluate(name, model_config, load_params):
-        """Needle grid and loss by position of one model, and for gates its loss on short text, each kept in a file
-        once done."""
-        params = None
-        results = []
-        for kind, compute, read in (
-            ('needle', needle_grid, recall_probe.NeedleResult.from_json),
-            ('loss', loss_curve, by_position.LossBins.from_json),
-            *([('short', short_loss, by_position.LossBins.from_json)] if gated else []),
-        ):
-            path = workdir / f'{kind}_{name}.json'
-            if processes.from_first(path.exists()):
-                text = path.read_text()
-            else:
-                params = load_params() if params is None else params
-                text = compute(name, model_config, params).to_json()
-                if processes.is_first():
-                    write_atomically(path, text)
-            results.append(read(text))
-        return results
-
-    def needle_grid(name, model_config, params):
-        start = time.monotonic()
-
-        def progress(done, total, length):
-            left = (time.monotonic() - start) / done * (total - done)
-            log(f'recall probe, {name} | {done}/{total} prompts | up to {length:,} tokens | {clock(left)} left')
-            stopping.check_stop(stop_requested)
-
-        wanted = config.needle
-        result = recall_probe.run(
-            params, model_config, words, haystack, wanted.lengths, wanted.depths, wanted.samples,
-            layout=last.layout, memory=last.memory, seed=config.seed, progress=progress,
-        )
-        log(f'{name}: recall probe, percent right, depth downwards, length rightwards\n'
-                 f'{recall_table(result)}')
-        return result
-
-    def loss_curve(name, model_config, params):
-        def progress(done, total):
-            if done % 8 == 0 or done == total:
-                log(f'loss by position, {name} | {done}/{total} windows')
-            stopping.check_stop(stop_requested)
-
-        losses = by_position.loss_by_position(
-            params, model_config, windows, layout=last.layout, memory=last.memory, progress=progress
-        )
-        return by_position.bin_losses(losses, documents=sources)
-
-    def short_loss(name, model_config, params, stage=last):
-        """One bin: the mean loss over held-out text of the native length."""
-        losses = by_position.loss_by_position(
-            params, model_config, short, layout=stage.layout, memory=stage.memory, batch_size=8,
-            progress=lambda done, total: stopping.check_stop(stop_requested))
-        return by_position.bin_losses(losses, (0, native), short_sources)
-
-    def gate_scores(stage, stage_config, params):
-        """What a gate looks at (lct.train.gates); its needles are not those of the grid that is reported."""
-        found = recall_probe.run(
-            params, stage_config, words, haystack, (stage.seq_len,), config.needle.depths, config.needle.samples,
-            layout=stage.layout, memory=stage.memory, seed=config.seed + 1,
-            progress=lambda done, total, length: stopping.check_stop(stop_requested))
-        loss = short_loss(stage.name, stage_config, params, stage)
-        return {'needle': found.scores.mean(), 'short_loss_rise': loss.mean[0] - base_short[0].mean[0]}
-
+    job = check(config, Path(args.workdir))
     with stopping.catch_signals() as stop_requested:
         try:
-            with jax.set_mesh(mesh):
-                base_needle, base_loss, *base_short = evaluate('base', base_config, load)
-            extended_config, params, summary = loop.train(
-                run_config, start_config, load, mixture, workdir, stop_requested, gate_scores
-            )
-            with jax.set_mesh(mesh):
-                needle_result, loss_result, *_ = evaluate('extended', extended_config, lambda: params)
+            base, extended, model, params, summary = extend(job, stop_requested)
         except stopping.Interrupted as stop:
             log(str(stop))
             sys.exit(130)
-
     params = sharding.collect(params)
-    if not processes.is_first():  # it has given its part of the model; the first process writes
-        processes.wait_for_all()
-        return
-
-    # -- pictures, numbers, and the model ----------------------------------------------------------------
-    figures.needle_figure(base_needle, needle_result, native, workdir / 'needle.png')
-    figures.loss_figure({'base': base_loss, 'extended': loss_result}, native, workdir / 'loss.png')
-    stage_rows = [
-        {'length': s.seq_len, 'theta': c.rope.theta, 'rule': rule(s), 'steps': steps,
-         'tokens': steps * s.tokens_per_step}
-        for s, c, steps in zip(run_config.stages, plan, summary['stage_steps'])
-    ]
-    summary |= {'trained': trained, 'parameters': size}
-    summary |= {name: recall_probe.summary(result, native)
-                for name, result in (('base', base_needle), ('extended', needle_result))}
-    command = 'python ' + ' '.join(map(shlex.quote, sys.argv))
-    write_atomically(workdir / 'results.json', json.dumps({
-        'name': config.name, 'native': native, 'target': last.seq_len, 'stages': stage_rows, 'summary': summary,
-        'needle': {'base': json.loads(base_needle.to_json()), 'extended': json.loads(needle_result.to_json())},
-        'loss_by_position': {'base': base_loss.to_dict(), 'extended': loss_result.to_dict()},
-        'config': as_plain(config), 'command': command,
-        'versions': {'jax': jax.__version__, 'python': platform.python_version()},
-        'device': jax.devices()[0].device_kind, 'num_devices': mesh.size, 'num_processes': jax.process_count(),
-        'seconds_of_this_call': time.monotonic() - began,
-    }, indent=1))
-    kinds = ', '.join(sorted({kind for stage in run_config.stages for kind, share in stage.mixture if share}))
-    card = model_card.model_card(model_card.Extension(
-        name=config.name, base_model=folder.name, native=native, stages=stage_rows,
-        data=f'Corpus `{config.corpus}`: {mixture.num_tokens:,} tokens in documents packed with segment ids and '
-             f'restarting positions; {config.held_out:.0%} of the documents were held out for the evaluations '
-             f'below. Kinds of rows: {kinds} (see `lct.data.batches.memory_source`).',
-        command=command, license=config.license or None,
-        trained='low-rank adapters, merged' if run_config.adapter else 'full training',
-    ), {'base': base_needle, 'extended': needle_result}, {'base': base_loss, 'extended': loss_result})
-    exported = extended_config.window is None
-    if exported:
-        llama_hf.save(workdir / 'model', extended_config, params, dtype=save_dtype,
-                      tokenizer_from=folder, card=card, overwrite=True)
-    for path in ('needle.png', 'loss.png', 'results.json', 'metrics', *(['model'] if exported else [])):
-        log(f'wrote {workdir / path}')
-    for name in ('base', 'extended'):
-        one = summary[name]
-        log(
-            f'{name}: needle cells right {one["inside"][0]}/{one["inside"][1]} up to {native:,}, '
-            f'{one["beyond"][0]}/{one["beyond"][1]} beyond {2 * native:,}; worst length '
-            f'{one["worst_length"]:,} with {one["worst_mean"]:.0%}'
-        )
+    if processes.is_first():  # the others have given their shards of the model
+        report = report_of(job, base, extended, summary, time.monotonic() - began)
+        write_report(job, base, extended, report)
+        if model.window is None:
+            export(job, base, extended, report, model, params)
+        log_results(job, report, exported=model.window is None)
     processes.wait_for_all()
-    log(f'{native:,} -> {last.seq_len:,} tokens; this call took {clock(time.monotonic() - began)}')
+    log(f'{job.native:,} -> {job.target:,} tokens; this call took {clock(time.monotonic() - began)}')
 
 
-def rule(stage):
-    """Where a stage's theta comes from, in words."""
+def check(config, workdir):
+    """-> Job. Finds everything that can be wrong before anything is computed."""
+    settings = make_run(config)
+    for stage in settings.stages:
+        mesh = sharding.make_mesh(stage.mesh)
+    folder = find_model(config.model_folder)
+    base = llama_hf.read_config(folder)
+    llama_hf.check(folder)
+    tokenizer = tokenizers.load(folder)
+    tokenizers.check_vocab_size(tokenizer, base.vocab_size)
+    start = windowed(base, config)
+    stages.configs(settings.stages, start)
+    for warning in stage_warnings(settings.stages, base, settings.param_dtype):
+        log(f'WARNING: {warning}')
+    if start.window is not None:
+        log(f'WARNING: window {start.window}: a Hugging Face Llama has no sliding window, so the extended '
+            'model is evaluated but not exported; its weights stay in the checkpoints')
+    rows, held_out = open_corpus(config, tokenizer)
+    for stage in settings.stages:
+        rows.weights = dict(stage.mixture)
+        rows.check_length(stage.seq_len)
+    if not held_out:
+        raise ValueError(f'held_out {config.held_out} leaves no document to evaluate on; use for example 0.1')
+    evaluation = check_evaluation(config, settings.stages, base, tokenizer, held_out)
+    size = trained = llama.num_params(base)
+    if settings.adapter:
+        trained = lora.num_trained(base, settings.adapter)
+    # float32 weights and two moments in each checkpoint, one more than are kept; then the model itself
+    nbytes = 12 * (settings.keep_checkpoints + 1) * trained + 4 * size
+    check_dtype(config.get('save_dtype', 'bfloat16'))
+    workdir.mkdir(parents=True, exist_ok=True)
+    llama_hf.check_writable(workdir / 'model', nbytes, overwrite=True)
+    lock = lock_workdir(workdir, {**run_identity(config), 'inputs': {
+        'model': model_fingerprint(folder), 'tokenizer': tokenizer.fingerprint, 'tokens': rows.num_tokens,
+        'held_out': zlib.crc32(evaluation.haystack.tobytes()),
+    }})
+    job = Job(config, workdir, settings, mesh, folder, base, start, rows, evaluation, size, trained, lock)
+    log(
+        f'{folder.name}: {size:,} parameters, {trained:,} of them trained ({trained / size:.2%}), native '
+        f'context {job.native:,} -> {job.target:,}; {rows.num_tokens:,} training tokens, {len(held_out)} '
+        f'held-out documents; {jax.default_backend()}, {jax.process_count()} process(es), mesh '
+        f'{dict(mesh.shape)}'
+    )
+    return job
+
+
+def check_evaluation(config, run_stages, base, tokenizer, held_out):
+    """-> before_after.Evaluation over held_out, [ids of a document]."""
+    last, gated = run_stages[-1], [stage for stage in run_stages if stage.gate]
+    haystack, native = np.concatenate(held_out), base.max_position_embeddings
+    probe, loss = config.needle, config.loss
+    grid = recall_probe.RecallGrid(probe.lengths, probe.depths, probe.samples, config.seed)
+    grid.check_haystack(len(haystack))
+    by_position.check_window_length(loss.seq_len, last.mesh[2], last.memory.ffn_chunks)
+    for stage in gated:
+        dataclasses.replace(grid, lengths=(stage.seq_len,)).check_haystack(len(haystack))
+        by_position.check_window_length(native, stage.mesh[2], stage.memory.ffn_chunks)
+    windows = by_position.evaluation_windows(
+        held_out, loss.seq_len, loss.windows, config.seed, tokenizer.bos_id, loss.rotations)
+    short = None
+    if gated:
+        short = by_position.evaluation_windows(held_out, native, SHORT_WINDOWS, config.seed, tokenizer.bos_id)
+    decoding = recall_probe.Decoding(last.layout, last.memory)
+    return before_after.Evaluation(tokenizer, haystack, grid, windows, short, decoding, log=log)
+
+
+def extend(job, stop_requested):
+    """Evaluate, train, evaluate -> (Measurements of the base, of the extended, LlamaConfig, Params,
+    summary)."""
+    evaluation = dataclasses.replace(job.evaluation, check_stop=lambda: stopping.check_stop(stop_requested))
+
+    def load():
+        return llama_hf.load(job.folder, dtype=job.settings.param_dtype)[1]
+
+    def gate_scores(stage, config, params):
+        return evaluation.gate_scores(stage, config, params, base.short_loss)
+
+    base = before_after.measure(evaluation, 'base', job.base, load, job.workdir, job.mesh)
+    config, params, summary = loop.train(
+        job.settings, job.start, load, job.rows, job.workdir, stop_requested, gate_scores)
+    extended = before_after.measure(evaluation, 'extended', config, lambda: params, job.workdir, job.mesh)
+    return base, extended, config, params, summary
+
+
+def report_of(job, base, extended, summary, seconds):
+    """The content of results.json."""
+    measured = {'base': base, 'extended': extended}
+    planned = stages.configs(job.settings.stages, job.start)
+    rows = [
+        {'length': stage.seq_len, 'theta': config.rope.theta, 'rule': describe_theta(stage), 'steps': steps,
+         'tokens': steps * stage.tokens_per_step}
+        for stage, config, steps in zip(job.settings.stages, planned, summary['stage_steps'])
+    ]
+    return {
+        'name': job.config.name, 'native': job.native, 'target': job.target, 'stages': rows,
+        'summary': {
+            **summary, 'trained': job.trained, 'parameters': job.size,
+            **{name: recall_probe.summary(one.recall, job.native) for name, one in measured.items()},
+        },
+        'needle': {name: json.loads(one.recall.to_json()) for name, one in measured.items()},
+        'loss_by_position': {name: one.loss.to_dict() for name, one in measured.items()},
+        'config': as_plain(job.config), 'command': 'python ' + ' '.join(map(shlex.quote, sys.argv)),
+        'versions': {'jax': jax.__version__, 'python': platform.python_version()},
+        'device': jax.devices()[0].device_kind, 'num_devices': job.mesh.size,
+        'num_processes': jax.process_count(), 'seconds_of_this_call': seconds,
+    }
+
+
+def write_report(job, base, extended, report):
+    """Write results.json and the figures."""
+    recall = {f'recall probe ({recall_probe.DESCRIPTION})': (base.recall, extended.recall)}
+    figures.recall_figure(recall, job.native, job.workdir / 'needle.png')
+    figures.loss_figure({'base': base.loss, 'extended': extended.loss}, job.native, job.workdir / 'loss.png')
+    write_atomically(job.workdir / 'results.json', json.dumps(report, indent=1))
+
+
+def export(job, base, extended, report, model, params):
+    """Write the extended model as a Hugging Face folder with its card."""
+    config = job.config
+    kinds = sorted({kind for stage in job.settings.stages for kind, share in stage.mixture if share})
+    card = model_card.model_card(
+        model_card.Extension(
+            name=config.name, base_model=job.folder.name, native=job.native, stages=report['stages'],
+            data=f'Corpus `{config.corpus}`: {job.rows.num_tokens:,} tokens in documents packed with segment '
+                 f'ids and restarting positions; {config.held_out:.0%} of the documents were held out for '
+                 f'the evaluations below. Kinds of rows: {", ".join(kinds)} (see '
+                 '`lct.data.batches.memory_source`).',
+            command=report['command'], license=config.license or None,
+            trained='low-rank adapters, merged' if job.settings.adapter else 'full training',
+        ),
+        {'base': base.recall, 'extended': extended.recall}, {'base': base.loss, 'extended': extended.loss})
+    llama_hf.save(job.workdir / 'model', model, params, dtype=config.get('save_dtype', 'bfloat16'),
+                  tokenizer_from=job.folder, card=card, overwrite=True)
+
+
+def log_results(job, report, exported):
+    for path in ('needle.png', 'loss.png', 'results.json', 'metrics', *(['model'] if exported else [])):
+        log(f'wrote {job.workdir / path}')
+    log(f'recall probe ({recall_probe.DESCRIPTION}):')
+    for name in ('base', 'extended'):
+        scores = report['summary'][name]
+        log(
+            f'{name}: cells right {scores["inside"][0]}/{scores["inside"][1]} up to {job.native:,}, '
+            f'{scores["beyond"][0]}/{scores["beyond"][1]} beyond {2 * job.native:,}; worst length '
+            f'{scores["worst_length"]:,} with {scores["worst_mean"]:.0%}'
+        )
+
+
+def describe_theta(stage):
+    """Where a stage's theta comes from."""
     theta = {'dynamic_ntk': f'dynamic NTK, alpha {stage.alpha:g}', 'critical_base': 'critical base',
              'keep': 'unchanged'}.get(stage.theta, 'given')
     return f'{theta}, scaled by {dict(stage.scaling)["type"]}' if stage.scaling else theta

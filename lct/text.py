@@ -1,4 +1,4 @@
-"""Text for terminals and model cards: tables, and token counts written as people write them."""
+"""Text for terminals and model cards: tables, token counts and durations as people write them."""
 
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -56,3 +56,11 @@ def parse_length(text: str) -> int:
     if not match:
         raise ValueError(f'{text!r} is not a number of tokens; write 1048576, 1M or 64K')
     return int(match[1]) * UNITS.get(match[2], 1)
+
+
+def clock(seconds: float) -> str:
+    """A duration as '1h02m', '3m05s' or '12s'."""
+    seconds = int(seconds)
+    if seconds >= 3600:
+        return f'{seconds // 3600}h{seconds % 3600 // 60:02d}m'
+    return f'{seconds // 60}m{seconds % 60:02d}s' if seconds >= 60 else f'{seconds}s'

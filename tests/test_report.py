@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lct.eval.loss.by_position import LossBins
-from lct.eval.recall_probe import NeedleResult
+from lct.eval.recall_probe import RecallResult
 from lct.eval.report import figures as report_figures
 from lct.eval.report.model_card import Extension, model_card
 from lct.eval.report.text import recall_table
@@ -18,7 +18,7 @@ LENGTHS, DEPTHS = (128, 256, 512, 1024, 2048, 4096, 8192), (0.0, 0.25, 0.5, 0.75
 
 def result_of(scores):
     records = tuple({'correct': True} for _ in range(scores.size * 4))
-    return NeedleResult(LENGTHS, DEPTHS, scores, records)
+    return RecallResult(LENGTHS, DEPTHS, scores, records)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def curves():
 
 
 def test_figures_are_written(results, curves, tmp_path):
-    report_figures.needle_figure(*results, 512, tmp_path / 'needle.png')
+    report_figures.recall_figure({'recall probe': results, 'needle': results}, 512, tmp_path / 'needle.png')
     report_figures.loss_figure(curves, 512, tmp_path / 'loss.png')
     for name in ('needle.png', 'loss.png'):
         assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'

@@ -121,7 +121,7 @@ def test_figure_is_svg_and_the_same_each_time(summary, config, tmp_path):
     text = (tmp_path / 'a.svg').read_text()
     assert text == (tmp_path / 'b.svg').read_text()
     assert xml.etree.ElementTree.fromstring(text).tag.endswith('svg')
-    assert 'theta 3,134, control' in text and 'theta 1,000,000' in text and 'needles found' in text
+    assert 'theta 3,134, control' in text and 'theta 1,000,000' in text and 'recall probe' in text
 
 
 @pytest.mark.parametrize(('change', 'message'), [

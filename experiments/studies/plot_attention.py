@@ -1,6 +1,7 @@
 """Time and memory of attention against length and ring size, drawn from what bench_attention.py wrote.
 
-    python experiments/studies/plot_attention.py        experiments/results/*_attention.jsonl -> attention_{time,memory,ring}.svg
+    python experiments/studies/plot_attention.py        experiments/results/*_attention.jsonl ->
+    attention_{time,memory,ring}.svg
 """
 
 import argparse

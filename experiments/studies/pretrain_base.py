@@ -2,7 +2,8 @@
 
     python experiments/studies/pretrain_base.py --workdir runs/base
 
-Text: the standard library of the Python that runs this. Recall data: the generators of lct.data.synthetic.recall.
+Text: the standard library of the Python that runs this. Recall data: the generators of
+lct.data.synthetic.recall.
 """
 
 import json

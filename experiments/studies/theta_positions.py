@@ -1,9 +1,10 @@
 """Loss by position far beyond the trained length, without training: what each RoPE scaling alone does.
 
-    pip install '.[smollm2]'
-    python experiments/studies/theta_positions.py --model smollm2 --length 16384 --workdir runs/theta_positions
+    pip install '.[smollm2]' python experiments/studies/theta_positions.py --model smollm2 --length 16384
+    --workdir runs/theta_positions
 
-Texts: the beginning of each, one window of --length tokens, the same for every scaling, so that differences are
+Texts: the beginning of each, one window of --length tokens, the same for every scaling, so that differences
+are
 of the same tokens. By default three that every installation has: Python's language reference, a module of its
 standard library, and the sources of this package, which no released model has read. Each (text, scaling) is a
 file once done, and the same command continues. Writes theta_positions.json and theta_positions.svg.
@@ -43,14 +44,15 @@ def run():
     from lct.models.llama import Memory
     from lct.ops.blockwise_attention import Chunks
     from lct.ops.strategies import Attention
-    from lct.train.metrics import clock, log
+    from lct.text import clock
+    from lct.train.metrics import log
     from lct.weights import llama_hf
 
     folder = find_model(args.model)
     base = llama_hf.read_config(folder)
     if args.length <= base.max_position_embeddings:
-        raise ValueError(f'--length {args.length} is within the {base.max_position_embeddings} tokens that the model '
-                         f'was trained on; use for example {2 * base.max_position_embeddings}')
+        raise ValueError(f'--length {args.length} is within the {base.max_position_embeddings} tokens that '
+                         f'the model was trained on; use for example {2 * base.max_position_embeddings}')
     words = tokenizer.load(folder)
     rows = {path.name: window(words, path, args.length) for path in args.texts}
     memory = Memory(remat='none', attention=Attention(chunks=Chunks(512, 1024)), loss_chunk=1024)
@@ -88,8 +90,8 @@ def window(words, path, length):
     bos = [] if words.bos_id is None else [words.bos_id]
     ids = bos + words.encode(text[:8 * length])
     if len(ids) <= length:
-        raise ValueError(f'{path} has {len(ids)} tokens and a window needs {length + 1}; give a longer text or a '
-                         'smaller --length')
+        raise ValueError(f'{path} has {len(ids)} tokens and a window needs {length + 1}; give a longer text '
+                         'or a smaller --length')
     return np.asarray(ids[:length + 1], np.int32)
 
 
@@ -113,7 +115,8 @@ def scalings(base, length):
 
 
 def summarise(base, rows, losses, length):
-    """The JSON: per scaling what the laws say, and per text and scaling the mean loss of every eighth of the window."""
+    """The JSON: per scaling what the laws say, and per text and scaling the mean loss of every eighth of the
+    window."""
     from lct.ops import theta as laws
     from lct.ops.rope import frequencies
 
@@ -132,8 +135,8 @@ def summarise(base, rows, losses, length):
 
 
 def summary_table(summary):
-    """Text for the terminal: mean over the texts of the loss within and beyond the trained length, and of each
-    text beyond it."""
+    """Text for the terminal: mean over the texts of the loss within and beyond the trained length, and of
+    each text beyond it."""
     edges, trained = summary['edges'], summary['trained']
     inside = [i for i, high in enumerate(edges[1:]) if high <= trained]
     beyond = [i for i, low in enumerate(edges[:-1]) if low >= trained]

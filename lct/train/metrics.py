@@ -64,14 +64,6 @@ def _seconds(function):
     return time.perf_counter() - start
 
 
-def clock(seconds):
-    """Seconds as 1h02m, 3m05s or 12s."""
-    seconds = int(seconds)
-    if seconds >= 3600:
-        return f'{seconds // 3600}h{seconds % 3600 // 60:02d}m'
-    return f'{seconds // 60}m{seconds % 60:02d}s' if seconds >= 60 else f'{seconds}s'
-
-
 class Pace:
     """Speed over the last WINDOW steps, saves included, from the times at which they ended. The first step
     only starts the clock: it holds the compilation."""

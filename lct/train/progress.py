@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import jax
 
 from lct.models import lora
-from lct.train.metrics import Metrics, Pace, clock, whole_row_flops
+from lct.text import clock
+from lct.train.metrics import Metrics, Pace, whole_row_flops
 from lct.train.stages import PlannedStage
 
 

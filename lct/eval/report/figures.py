@@ -1,6 +1,6 @@
 """Figures as PNG files: heat maps of the recall probe, loss by position, learning curves in context."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from lct import files
 from lct.eval.loss.by_position import LossBins
+from lct.eval.recall_probe import RecallResult
 from lct.eval.report.colors import INK, LINE_COLORS, RAMP
 from lct.eval.report.text import describe_windows
 from lct.text import short_length
@@ -27,17 +28,24 @@ def _save(figure, path):
         figure.savefig(partial, dpi=130, format='png')
 
 
-def needle_figure(base, extended, native, path, names=('before', 'after')):
-    """Two heat maps of one colour scale side by side. native: the trained length before extension."""
-    columns = max(len(base.lengths), len(extended.lengths))
-    width = min(max(5.0, 0.62 * columns + 1.5), 9.5)
-    height = 1.9 + 0.42 * max(len(base.depths), len(extended.depths))
-    figure = _new_figure(2 * width, height)
-    axes = figure.subplots(1, 2)
-    for axis, result, name in zip(axes, (base, extended), names, strict=True):
-        image = _heat_map(axis, result, native, name)
-    axes[0].set_ylabel('needle depth (0% = top of the text)')
-    figure.colorbar(image, ax=axes, label='Score', fraction=0.03, pad=0.015)
+def recall_figure(rows: Mapping[str, Sequence[RecallResult]], native: int, path: str | Path,
+                  names: Sequence[str] = ('before', 'after')) -> None:
+    """Heat maps of one colour scale, a row for each test.
+
+    rows: {title: results of the models side by side}. native: the trained length before extension.
+    """
+    results = [result for row in rows.values() for result in row]
+    width = min(max(5.0, 0.62 * max(len(result.lengths) for result in results) + 1.5), 9.5)
+    heights = [2.3 + 0.42 * max(len(result.depths) for result in row) for row in rows.values()]
+    figure = _new_figure(len(names) * width, sum(heights))
+    panels = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for panel, (title, row) in zip(panels, rows.items(), strict=True):
+        panel.suptitle(title)
+        axes = panel.subplots(1, len(names))
+        for axis, result, name in zip(axes, row, names, strict=True):
+            image = _heat_map(axis, result, native, name)
+        axes[0].set_ylabel('depth of the fact (0% = top)')
+        panel.colorbar(image, ax=axes, label='share of prompts right', fraction=0.03, pad=0.015)
     _save(figure, path)
 
 
@@ -54,10 +62,10 @@ def _heat_map(axis, result, native, name):
     size = 9 if len(result.lengths) <= 12 else 7
     for (row, column), score in np.ndenumerate(scores):
         axis.text(column + 0.5, row + 0.5, f'{score:.2f}'.replace('0.', '.') if score < 1 else '1',
-                  ha='center', va='center', fontsize=size, color='#10241F')
+                  ha='center', va='center', fontsize=size, color=INK)
     within = sum(length <= native for length in result.lengths)
     # A boundary between columns: lengths on its left were trained on before the extension.
-    axis.axvline(within, color='#10241F', linewidth=2, linestyle='--', clip_on=False)
+    axis.axvline(within, color=INK, linewidth=2, linestyle='--', clip_on=False)
     axis.annotate(f'trained to {short_length(native)}', (within, 0), xytext=(3 if within == 0 else -3, 3),
                   textcoords='offset points', ha='left' if within == 0 else 'right', va='bottom', fontsize=8)
     axis.set_title(f'{name}: mean {scores.mean():.2f}, n = {result.samples} per cell', pad=18)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from lct.eval.loss.by_position import LossBins
-from lct.eval.recall_probe import NeedleResult
+from lct.eval.recall_probe import DESCRIPTION, RecallResult
 from lct.eval.report.text import compare_counts, describe_windows
 from lct.text import markdown_table, short_length
 
@@ -30,7 +30,7 @@ class Extension:
     license: str | None = None
 
 
-def model_card(extension: Extension, recall: Mapping[str, NeedleResult] | None = None,
+def model_card(extension: Extension, recall: Mapping[str, RecallResult] | None = None,
                losses: Mapping[str, LossBins] | None = None, figures: Iterable[tuple[str, str]] = ()) -> str:
     """The card in markdown.
 
@@ -76,8 +76,8 @@ def _recall_section(recall):
         means = dict(zip(result.lengths, result.scores.mean(0), strict=True))
         rows.append([name, *(f'{100 * means[x]:.0f}' if x in means else 'not run' for x in lengths)])
     return (f'Percent of six-digit numbers repeated exactly, greedy, mean over {depths} depths with '
-            f'{samples} prompts each. `lct.data.synthetic.recall` keeps the keys and numbers out of the '
-            'training rows.\n\n' + markdown_table(['model', *(short_length(x) for x in lengths)], rows))
+            f'{samples} prompts each: {DESCRIPTION} (`lct.data.synthetic.recall`).\n\n'
+            + markdown_table(['model', *(short_length(x) for x in lengths)], rows))
 
 
 def _loss_section(losses):

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping
 
 from lct.eval.loss.by_position import LossBins
-from lct.eval.recall_probe import NeedleResult
+from lct.eval.recall_probe import RecallResult
 from lct.text import short_length, table
 
 
-def recall_table(result: NeedleResult) -> str:
+def recall_table(result: RecallResult) -> str:
     """Percent of numbers recalled, as a heat map for the terminal: depth downwards, length rightwards."""
     header = ['depth', *(short_length(length) for length in result.lengths)]
     rows = [[f'{100 * depth:.0f}%', *(f'{100 * score:.0f}' for score in scores)]

@@ -1,4 +1,4 @@
-"""Readers whose score is known: one that looks the answer up, a mute one, one that looks at the top only."""
+"""Recall probe: readers of known score (one looks the answer up, one is mute, one reads the end only)."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ import pytest
 from lct import sharding
 from lct.data.tokenizer import BytesTokenizer
 from lct.eval import recall_probe
+from lct.eval.recall_probe import Decoding, RecallGrid, RecallResult
 from lct.models import llama
 from lct.ops.rope import RopeConfig
 
@@ -20,7 +21,8 @@ CONFIG = llama.LlamaConfig(
     vocab_size=TOKENIZER.vocab_size, embed_dim=16, mlp_dim=32, num_layers=1, num_heads=2, num_kv_heads=2,
     head_dim=8, rope=RopeConfig(theta=10000.0),
 )
-LENGTHS, DEPTHS, SAMPLES = (256, 512, 1536), (0.0, 0.5, 1.0), 2
+DEPTHS = (0.0, 0.5, 1.0)
+GRID = RecallGrid((256, 512, 1536), DEPTHS, samples=2)
 
 
 def reader(memory_of):
@@ -45,40 +47,38 @@ def reader(memory_of):
     return generate
 
 
-def scored(generate, **options):
-    return recall_probe.run(None, CONFIG, TOKENIZER, HAYSTACK, LENGTHS, DEPTHS, SAMPLES, generate=generate,
-                      **options)
+def scored(generate, grid=GRID, progress=None):
+    return recall_probe.run(None, CONFIG, TOKENIZER, HAYSTACK, grid, Decoding(generate=generate), progress)
 
 
 def test_a_reader_that_looks_the_answer_up_is_always_right():
-    seen = []
+    reports = []
     generate = reader(lambda text: text)
-    result = scored(generate, progress=lambda *args: seen.append(args))
+    result = scored(generate, progress=lambda *args: reports.append(args))
     assert result.scores.shape == (3, 3) and (result.scores == 1).all()
     assert recall_probe.cells_right(result) == (9, 9) and recall_probe.cells_right(result, 257, 600) == (3, 3)
     assert len({call[:2] for call in generate.calls}) == 2  # two buckets, two programs
-    assert seen[-1] == (18, 18, 1536)
+    assert reports[-1] == (18, 18, 1536)
     first = result.records[0]
     assert first['correct'] and re.fullmatch(r'\w+ \w+', first['key']) and first['got'].startswith(first['answer'])
-    assert result.samples == SAMPLES
+    assert result.samples == GRID.samples
 
 
 def test_a_mute_reader_is_never_right():
-    result = scored(reader(lambda text: ''), num_distractors=2)
+    result = scored(reader(lambda text: ''), dataclasses.replace(GRID, num_distractors=2))
     assert (result.scores == 0).all() and recall_probe.cells_right(result) == (0, 9)
 
 
-def test_a_reader_of_the_last_part_is_right_where_it_looks():
+def test_a_reader_of_the_end_is_right_at_the_end_only():
     result = scored(reader(lambda text: text[-len(text) // 3:]))
     np.testing.assert_array_equal(result.scores, [[0] * 3, [0] * 3, [1] * 3])
 
 
 def test_a_cell_does_not_depend_on_the_rest_of_the_grid():
     whole = scored(reader(lambda text: text))
-    part = recall_probe.run(None, CONFIG, TOKENIZER, HAYSTACK, (512,), DEPTHS, 1,
-                      generate=reader(lambda text: text))
+    one = scored(reader(lambda text: text), RecallGrid((512,), DEPTHS, 1))
     answers = {(r['length'], r['depth'], r['sample']): r['answer'] for r in whole.records}
-    assert all(answers[r['length'], r['depth'], r['sample']] == r['answer'] for r in part.records)
+    assert all(answers[r['length'], r['depth'], r['sample']] == r['answer'] for r in one.records)
 
 
 def test_exactly_the_digits_count():
@@ -89,7 +89,7 @@ def test_exactly_the_digits_count():
 
 def test_json_round_trip():
     result = scored(reader(lambda text: text))
-    again = recall_probe.NeedleResult.from_json(result.to_json())
+    again = RecallResult.from_json(result.to_json())
     np.testing.assert_array_equal(again.scores, result.scores)
     assert again.records == result.records and again.lengths == result.lengths and again.depths == result.depths
 
@@ -115,8 +115,8 @@ def test_batches_are_whole_on_every_replica_and_of_one_length_where_the_angles_n
     for config, lengths_of_a_batch in ((CONFIG, 2), (scaled, 1)):
         calls.clear()
         with jax.set_mesh(sharding.make_mesh((2, 2, 2, 1))):
-            recall_probe.run(None, config, TOKENIZER, HAYSTACK, (256, 512), (0.0, 1.0), 1, generate=mute,
-                       batch_tokens=600)
+            recall_probe.run(None, config, TOKENIZER, HAYSTACK, RecallGrid((256, 512), (0.0, 1.0), 1),
+                             Decoding(generate=mute, batch_tokens=600))
         assert {rows for rows, _ in calls} == {4}
         assert max(len(lengths) for _, lengths in calls) == lengths_of_a_batch
 
@@ -126,30 +126,31 @@ def test_the_summary_says_where_a_model_reads():
     base[:, :3] = 1
     base[0, 6] = 0.75
     lengths, depths = (128, 256, 512, 1024, 2048, 4096, 8192), (0.0, 0.25, 0.5, 0.75, 1.0)
-    got = recall_probe.summary(recall_probe.NeedleResult(lengths, depths, base, ()), 512)
+    got = recall_probe.summary(RecallResult(lengths, depths, base, ()), 512)
     assert got['inside'] == [15, 15] and got['beyond'] == [0, 15] and got['worst_length'] == 1024
     assert got['reads_inside'] and got['blind_beyond'] and not got['reads_everywhere']
     assert json.loads(json.dumps(got)) == got
     extended = np.ones((5, 7))
     extended[0, 4] = 0.5
-    got = recall_probe.summary(recall_probe.NeedleResult(lengths, depths, extended, ()), 512)
+    got = recall_probe.summary(RecallResult(lengths, depths, extended, ()), 512)
     assert got['worst_length'] == 2048 and got['worst_mean'] == 0.9 and got['reads_everywhere']
     assert got['beyond'] == [14, 15] and not got['blind_beyond']
-    assert recall_probe.summary(recall_probe.NeedleResult(lengths, depths, extended, ()), 8192)['blind_beyond'] is None
+    assert recall_probe.summary(RecallResult(lengths, depths, extended, ()), 8192)['blind_beyond'] is None
 
 
 def test_errors_name_the_remedy():
     with pytest.raises(ValueError, match='more text or lengths up to'):
-        recall_probe.run(None, CONFIG, TOKENIZER, HAYSTACK, (10**6,), DEPTHS, 1)
+        recall_probe.run(None, CONFIG, TOKENIZER, HAYSTACK, RecallGrid((10**6,), DEPTHS, 1))
     with pytest.raises(ValueError, match='at least one of each'):
-        recall_probe.run(None, CONFIG, TOKENIZER, HAYSTACK, (), DEPTHS, 1)
+        RecallGrid((), DEPTHS, 1)
     with pytest.raises(ValueError, match=r'must lie in 0\.\.1'):
-        recall_probe.check((128,), (0, 50), 1, 1000)
+        RecallGrid((128,), (0, 50), 1)
 
 
 def test_a_model_runs_on_a_mesh():
     with jax.set_mesh(sharding.make_mesh((1, 1, 8, 1))):
         params = llama.init(CONFIG, jax.random.key(0))
-        memory = llama.Memory(ffn_chunks=4)
-        result = recall_probe.run(params, CONFIG, TOKENIZER, HAYSTACK, (128, 200), (0.0, 1.0), 1, memory=memory)
+        decoding = Decoding(memory=llama.Memory(ffn_chunks=4))
+        grid = RecallGrid((128, 200), (0.0, 1.0), 1)
+        result = recall_probe.run(params, CONFIG, TOKENIZER, HAYSTACK, grid, decoding)
     assert result.scores.shape == (2, 2) and len(result.records) == 4
