@@ -6,6 +6,7 @@ With STEP it sends itself the signal, DELAY seconds after that step was reported
 on the disk: a tiny step takes milliseconds, so a signal from outside would come anywhere.
 """
 
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -25,7 +26,7 @@ from lct.train import loop, metrics, stopping
 from lct.train.optimizer import OptimizerConfig
 from lct.train.stages import Stage
 
-CONFIG = llama.dataclasses.replace(tiny.CONFIG, vocab_size=258)
+CONFIG = dataclasses.replace(tiny.CONFIG, vocab_size=258)
 
 
 def stage(name, seq_len, mesh, **more):
