@@ -107,7 +107,7 @@ def test_cache_lengths_divide_over_the_ring():
 def test_batches_are_whole_on_every_replica_and_of_one_length_where_the_angles_need_it():
     calls = []
 
-    def mute(params, config, prompts, max_new_tokens, *, seq_len, indices, memory, batch_size):
+    def mute(params, config, prompts, max_new_tokens, *, indices, memory, batch_size):
         calls.append((batch_size, {len(prompt) for prompt in prompts}))
         return np.zeros((len(prompts), max_new_tokens), np.int32)
 
