@@ -1,8 +1,8 @@
 """The processes of a run: how they find each other, agree, and end together.
 
 Every process runs the same programs in the same order; a device waits for ever for one that is not started
-elsewhere. So whatever decides about the next program (a signal, a file that is there or not) is agreed on first.
-Alone, a process answers itself and computes nothing.
+elsewhere. So whatever decides about the next program (a signal, a file that is there or not) is agreed on
+first. Alone, a process answers itself and computes nothing.
 """
 
 import functools
@@ -23,12 +23,12 @@ SLURM = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 
 def cluster(environment):
     """How this process was started, from its environment variables.
 
-    In this order: the three of EXPLICIT (experiments/launch.py, a Kubernetes JobSet); a SLURM step or an Open MPI
-    job of several tasks; a TPU pod slice or several; LCT_CLUSTER=auto, which asks the cloud as jax does.
+    In this order: the three of EXPLICIT (experiments/launch.py, a Kubernetes JobSet); a SLURM step or an Open
+    MPI job of several tasks; a TPU pod slice or several; LCT_CLUSTER=auto, which asks the cloud as jax does.
 
     Returns:
-      (number of processes or None where jax will find out, arguments of jax.distributed.initialize), or None for
-      a process on its own.
+      (number of processes or None where jax will find out, arguments of jax.distributed.initialize), or None
+      for a process on its own.
     Raises:
       ValueError: if the variables contradict each other.
     """
@@ -93,8 +93,8 @@ def is_first():
 
 
 def anyone(asked):
-    """Whether asked is true in any process. Read the answer with bool(), late: it comes behind the programs that
-    the devices have in hand. Alone, the answer is asked itself, as it is when it is read."""
+    """Whether asked is true in any process. Read the answer with bool(), late: it comes behind the programs
+    that the devices have in hand. Alone, the answer is asked itself, as it is when it is read."""
     return asked if jax.process_count() == 1 else _largest(bool(asked))
 
 
@@ -135,8 +135,8 @@ def _max(numbers):
 
 
 def leave(code):
-    """End this process. One of several must not stay to say goodbye, as the others do not know that it goes: they
-    are ended by whoever started them, or by jax when the heartbeat stops."""
+    """End this process. One of several must not stay to say goodbye, as the others do not know that it goes:
+    they are ended by whoever started them, or by jax when the heartbeat stops."""
     if not jax.distributed.is_initialized():
         sys.exit(code)
     sys.stdout.flush()

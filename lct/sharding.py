@@ -49,8 +49,8 @@ def make_mesh(degrees, devices=None):
     """Mesh over ('data', 'fsdp', 'sequence', 'tensor') with the given four degrees.
 
     Raises:
-      ValueError: if there are not four positive degrees, fewer devices than their product, or more in a run of
-        several processes: one without devices in the mesh could not take part.
+      ValueError: if there are not four positive degrees, fewer devices than their product, or more in a run
+        of several processes: one without devices in the mesh could not take part.
     """
     degrees = tuple(int(d) for d in degrees)
     if len(degrees) != len(AXES) or min(degrees) < 1:
@@ -75,8 +75,8 @@ def make_mesh(degrees, devices=None):
 
 
 def _arranged(degrees, devices):
-    """devices as an array of the degrees: the last axes get the fastest links. On a TPU torus an axis is whole
-    sides of it where the degrees allow, and the first axes go over the network between slices."""
+    """devices as an array of the degrees: the last axes get the fastest links. On a TPU torus an axis is
+    whole sides of it where the degrees allow, and the first axes go over the network between slices."""
     slices = {getattr(d, 'slice_index', 0) for d in devices} if devices[0].platform == 'tpu' else {0}
     left, between = len(slices), []
     for degree in degrees:
@@ -109,8 +109,8 @@ def reshard(x, partition):
 
 
 def put(x, partition):
-    """Place an array on the current mesh; on the default device without a mesh. Of several processes each has the
-    whole array, and sends its own devices their parts."""
+    """Place an array on the current mesh; on the default device without a mesh. Of several processes each has
+    the whole array, and sends its own devices their parts."""
     if current_mesh() is None:
         return jnp.asarray(x)
     if jax.process_count() == 1:
@@ -128,8 +128,8 @@ def fetch(x):
 
 
 def collect(tree):
-    """A tree of arrays that the first process can write: as they are if this process has them whole, else in host
-    memory, for the first process alone.
+    """A tree of arrays that the first process can write: as they are if this process has them whole, else in
+    host memory, for the first process alone.
 
     A stack of layers comes a layer at a time, so that no device has to hold more than one of them whole.
     """
@@ -151,9 +151,9 @@ def collect(tree):
 def gather(w, letters, dtype):
     """A stored parameter as it is used: in dtype, gathered over fsdp and sequence, still split over tensor.
 
-    'reduced' leaves its gradient in one part per device until the transpose of this gather adds the parts up and
-    scatters them, once, however many uses w had, and in float32. What travels forward is dtype: the compilers
-    for accelerators move the cast before the gather.
+    'reduced' leaves its gradient in one part per device until the transpose of this gather adds the parts up
+    and scatters them, once, however many uses w had, and in float32. What travels forward is dtype: the
+    compilers for accelerators move the cast before the gather.
     """
     if current_mesh() is None:
         return w.astype(dtype)
@@ -165,8 +165,9 @@ def gather(w, letters, dtype):
 def einsum(equation, x, w):
     """einsum of an activation with a weight, in the letters of the package.
 
-    The weight is gathered where it is used, unless it was before (its gradient is scattered back by autodiff),
-    the result gets the activation sharding its letters say and the dtype of x, and sums run in float32.
+    The weight is gathered where it is used, unless it was before (its gradient is scattered back by
+    autodiff), the result gets the activation sharding its letters say and the dtype of x, and sums run in
+    float32.
     """
     inputs, out = equation.split('->')
     # float32 means float32 on every device: TF32 and bfloat16 passes are for bfloat16 models

@@ -8,18 +8,26 @@ from attention_cases import inputs, relative_error
 
 from lct.ops import masks
 from lct.ops.attention import attention
-from lct.ops.blockwise_attention import NOTHING, Chunks, attend, merge, nothing
+from lct.ops.blockwise_attention import (
+    MASK_VALUE,
+    Chunks,
+    KVBlock,
+    QueryBlock,
+    attend,
+    init_accumulator,
+    merge,
+)
 from lct.ops.context_parallel import AttentionOptions
+from lct.ops.masks import Tokens
 from lct.ops.ring_attention import ring_attention
 
 
-def test_visible_is_the_literal_matrix_of_two_packed_documents_and_padding():
-    positions = jnp.array([0, 1, 0, 1, 0])
-    segments = jnp.array([1, 1, 2, 2, 0])
+def test_the_mask_is_the_literal_matrix_of_two_packed_documents_and_padding():
+    tokens = Tokens(jnp.array([0, 1, 0, 1, 0]), jnp.array([1, 1, 2, 2, 0]))
     expected = np.array(
         [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]], bool
     )
-    np.testing.assert_array_equal(masks.visible(positions, positions, segments, segments), expected)
+    np.testing.assert_array_equal(masks.attention_mask(tokens, tokens), expected)
 
 
 @pytest.mark.parametrize('packed', [False, True])
@@ -28,9 +36,9 @@ def test_chunk_classes_never_contradict_the_mask(packed):
     for _ in range(20):
         _, _, _, positions, segments, _ = inputs(rng, 2, 32, 1, 1, 2, packed)
         order = rng.permutation(32) if packed else np.arange(32)
-        positions, segments = positions[:, order], segments[:, order]
-        mask = np.asarray(masks.visible(positions, positions, segments, segments))
-        kinds = np.asarray(masks.chunk_classes(positions, positions, segments, segments, 8, 4))
+        tokens = Tokens(positions[:, order], segments[:, order])
+        mask = np.asarray(masks.attention_mask(tokens, tokens))
+        kinds = np.asarray(masks.chunk_classes(tokens, tokens, 8, 4))
         for b in range(2):
             for i in range(4):
                 for j in range(8):
@@ -43,7 +51,8 @@ def test_chunk_classes_never_contradict_the_mask(packed):
 
 def test_a_single_document_builds_no_mask_off_the_diagonal():
     positions = jnp.arange(32)[None]
-    kinds = masks.chunk_classes(positions, positions, jnp.ones_like(positions), jnp.ones_like(positions), 8, 8)
+    tokens = Tokens(positions, jnp.ones_like(positions))
+    kinds = masks.chunk_classes(tokens, tokens, 8, 8)
     expected = np.tril(np.full((4, 4), masks.FULL)) - np.eye(4, dtype=int) * (masks.FULL - masks.MIXED)
     np.testing.assert_array_equal(kinds[0], expected)
 
@@ -52,7 +61,8 @@ def test_dense_oracle_equals_a_float64_loop():
     rng = np.random.default_rng(1)
     q, k, v, positions, segments, _ = inputs(rng, 1, 12, 4, 2, 8, packed=True)
     segments = segments.at[:, -2:].set(0)
-    out, lse = attention(q, k, v, positions, positions, segments, segments)
+    tokens = Tokens(positions, segments)
+    out, lse = attention(q, k, v, tokens, tokens)
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     for t in range(12):
         for n in range(4):
@@ -74,8 +84,10 @@ def test_blockwise_equals_dense_in_values_and_gradients(heads, packed):
     rng = np.random.default_rng(2)
     q, k, v, positions, segments, cotangent = inputs(rng, 2, 48, *heads, 16, packed)
 
+    tokens = Tokens(positions, segments)
+
     def dense(q, k, v):
-        return jnp.vdot(attention(q, k, v, positions, positions, segments, segments)[0], cotangent)
+        return jnp.vdot(attention(q, k, v, tokens, tokens)[0], cotangent)
 
     def blockwise(q, k, v):
         options = AttentionOptions(Chunks(query=16, key=12))
@@ -91,16 +103,18 @@ def test_merging_two_blocks_equals_attending_to_both():
     rng = np.random.default_rng(3)
     q, k, v, positions, segments, _ = inputs(rng, 1, 32, 2, 1, 8, packed=False)
     grouped = q[:, :, None]  # one key/value head
-    parts = [
-        attend(nothing(grouped), grouped, k[:, s].swapaxes(1, 2), v[:, s].swapaxes(1, 2), positions, positions[:, s], segments,
-               segments[:, s], Chunks(8, 8))
-        for s in (slice(0, 16), slice(16, 32))
-    ]
-    out, lse = (x[:, :, 0] for x in merge(*parts))
-    expected, expected_lse = attention(q, k, v, positions, positions, segments, segments)
+    tokens = Tokens(positions, segments)
+
+    def partial_result(keys):
+        block = KVBlock.create(*(x[:, keys].swapaxes(1, 2) for x in (k, v)), Tokens(positions[:, keys], segments[:, keys]))
+        return attend(init_accumulator(grouped), QueryBlock(grouped, tokens), block, Chunks(8, 8))
+
+    first, second = partial_result(slice(0, 16)), partial_result(slice(16, 32))
+    out, lse = (x[:, :, 0] for x in merge(first, second))
+    expected, expected_lse = attention(q, k, v, tokens, tokens)
     assert relative_error(out, expected) < 1e-6
     np.testing.assert_allclose(lse, expected_lse, atol=1e-5)
-    assert (parts[1][1][:, :16] == NOTHING).all()  # the first half sees nothing of the second
+    assert (second[1][:, :16] == MASK_VALUE).all()  # the first half attends to no key of the second
 
 
 def test_padding_rows_are_zero_with_zero_gradients():

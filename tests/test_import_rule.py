@@ -120,7 +120,7 @@ def test_a_violation_is_caught(path, source):
 
 
 @pytest.mark.parametrize(('path', 'source'), [
-    ('lct/ops/a.py', 'import jax\nfrom lct.ops import rope\nfrom lct.ops.masks import visible'),
+    ('lct/ops/a.py', 'import jax\nfrom lct.ops import rope\nfrom lct.ops.masks import Tokens'),
     ('lct/models/a.py', 'from lct import sharding\nfrom lct.ops import rope\nfrom lct.models import llama'),
     ('lct/train/loop.py', 'import optax, orbax.checkpoint\nfrom lct.data.batches import loader'),
     ('lct/data/corpus/a.py', 'import numpy as np\nfrom lct.data import layout'),

@@ -21,7 +21,7 @@ import ring_attention
 
 from lct.data.layout import LAYOUTS, permutation
 from lct.eval.report import svg
-from lct.ops.masks import visible
+from lct.ops.masks import Tokens, attention_mask
 from lct.plan import balance, buffers, cost, search
 from lct.plan.longest import longest_context
 
@@ -95,7 +95,8 @@ def test_pairs_by_step_are_those_of_the_mask(layout):
     found = balance.pairs_by_step(layout, length, ring)
     for device in range(ring):
         for hop in range(ring):
-            mask = visible(jnp.asarray(tokens[device]), jnp.asarray(tokens[(device - hop) % ring]), ones, ones)
+            shards = [Tokens(jnp.asarray(tokens[i]), ones) for i in (device, (device - hop) % ring)]
+            mask = attention_mask(*shards)
             assert found[device, hop] == int(mask.sum())
 
 

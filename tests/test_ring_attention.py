@@ -11,7 +11,7 @@ from attention_cases import inputs, permutes
 from lct.data.layout import permutation
 from lct.ops.blockwise_attention import Chunks, fit
 from lct.ops.context_parallel import AttentionOptions
-from lct.ops.masks import chunk_classes
+from lct.ops.masks import Tokens, chunk_classes
 from lct.ops.ring_attention import ring_attention
 from lct.sharding import make_mesh, spec
 
@@ -45,10 +45,9 @@ def test_forward_rotates_the_unrepeated_keys_and_values_in_a_loop_of_ring_size_m
 def test_zigzag_balances_the_chunks_that_are_computed_and_skips_half(ring_size):
     chunk = fit(256, 64)
     order = permutation('zigzag', 64 * ring_size, ring_size).astype(np.int32)
-    blocks = order.reshape(ring_size, 1, 64)
     ones = np.ones((1, 64), np.int32)
-    work = [sum(int((chunk_classes(mine, theirs, ones, ones, chunk, chunk) > 0).sum()) for theirs in blocks)
-            for mine in blocks]
+    shards = [Tokens(positions, ones) for positions in order.reshape(ring_size, 1, 64)]
+    work = [sum(int((chunk_classes(queries, keys, chunk, chunk) > 0).sum()) for keys in shards) for queries in shards]
     assert max(work) == min(work)
     assert sum(work) == ring_size * (2 * ring_size + 1)  # of the 4 * ring_size^2 pairs of half blocks
 

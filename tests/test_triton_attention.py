@@ -12,8 +12,17 @@ from attention_cases import inputs, relative_error
 from lct.data.layout import permutation
 from lct.ops import blockwise_attention, strategies
 from lct.ops.attention import attention
-from lct.ops.blockwise_attention import NOTHING, Chunks, nothing, zero_grads
+from lct.ops.blockwise_attention import (
+    MASK_VALUE,
+    Chunks,
+    KVBlock,
+    QueryBlock,
+    Residuals,
+    init_accumulator,
+    init_grads,
+)
 from lct.ops.kernels import triton_attention
+from lct.ops.masks import Tokens
 from lct.plan import hlo, programs, targets
 from lct.sharding import make_mesh, spec
 
@@ -28,30 +37,30 @@ def interpreted(monkeypatch):
 
 
 def case(heads, packed, dtype=jnp.float32):
-    """q, k, v, dout as an inner block takes them, and positions, segments."""
+    """q, k, v, dout as an inner block takes them, and their Tokens."""
     q, k, v, positions, segments, g = inputs(np.random.default_rng(3), 1, LENGTH, *HEADS[heads], HEAD_DIM, packed, dtype)
     grouped = lambda x: x.reshape(1, LENGTH, HEADS[heads][1], -1, HEAD_DIM)
-    return (grouped(q), k.swapaxes(1, 2), v.swapaxes(1, 2), grouped(g)), (positions, segments)
+    return (grouped(q), k.swapaxes(1, 2), v.swapaxes(1, 2), grouped(g)), Tokens(positions, segments)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def run(module, window, chunks, args, queries, keys, total, grads):
-    """Results as NAMES, from (q, k, v, dout), and positions and segments of queries and of keys."""
+    """Results as NAMES, from (q, k, v, dout), and the Tokens of queries and of keys."""
     q, k, v, dout = args
-    where = queries[0], keys[0], queries[1], keys[1]
-    out, lse = module.attend(total, q, k, v, *where, chunks, window)
-    delta = jnp.sum(dout.astype(jnp.float32) * out, -1)
-    dq, dk, dv = module.attend_grad(
-        (module.zero_dq(q), *grads[1:]), q, k, v, dout, lse, delta, *where, chunks, window)
-    return out, lse, grads[0] + module.finished_dq(dq, q), dk, dv
+    queries, block = QueryBlock(q, queries), KVBlock.create(k, v, keys)
+    out, lse = module.attend(total, queries, block, chunks, window)
+    residuals = Residuals(dout, lse, jnp.sum(dout.astype(jnp.float32) * out, -1))
+    dq, dk, dv = module.attend_backward(
+        (module.init_dq(q), *grads[1:]), queries, block, residuals, chunks, window)
+    return out, lse, grads[0] + module.finalize_dq(dq, q), dk, dv
 
 
 triton = functools.partial(run, triton_attention, None, CHUNKS)
 
 
 def compare(args, queries, keys, total=None, window=None, chunks=CHUNKS):
-    """Relative errors of the kernels against blockwise_attention, both going on from total or from nothing."""
-    start = total or nothing(args[0]), zero_grads(*args[:3])
+    """Relative errors of the kernels against blockwise_attention, both continuing from total or from no keys."""
+    start = total or init_accumulator(args[0]), init_grads(*args[:3])
     ours, theirs = (run(module, window, chunks, args, queries, keys, *start)
                     for module in (triton_attention, blockwise_attention))
     assert all(x.dtype == jnp.float32 for x in ours)
@@ -67,56 +76,56 @@ def test_kernels_equal_blockwise_attention(interpreted, heads, window):
 
 
 def test_kernels_equal_dense_attention(interpreted):
-    args, (positions, segments) = case('gqa', True)
+    args, tokens = case('gqa', True)
     q, k, v, g = args
-    dense = lambda q, k, v: attention(q.reshape(1, LENGTH, -1, HEAD_DIM), k.swapaxes(1, 2), v.swapaxes(1, 2),
-                                      positions, positions, segments, segments)
+    dense = lambda q, k, v: attention(
+        q.reshape(1, LENGTH, -1, HEAD_DIM), k.swapaxes(1, 2), v.swapaxes(1, 2), tokens, tokens)
 
     @jax.jit
     def textbook(q, k, v, g):
         out, vjp, lse = jax.vjp(dense, q, k, v, has_aux=True)
         return out, lse, *vjp(g.reshape(out.shape))
 
-    ours = triton(args, *[(positions, segments)] * 2, nothing(q), zero_grads(q, k, v))
+    ours = triton(args, tokens, tokens, init_accumulator(q), init_grads(q, k, v))
     for name, a, b in zip(NAMES, ours, textbook(*args)):
         assert relative_error(a.reshape(b.shape), b) < 1e-6, name
 
 
-def test_a_zigzag_hop_goes_on_from_the_hops_before(interpreted):
-    """Device 1 of 3: its own block, then one that only its late half sees, and one that it sees whole but late."""
+def test_a_zigzag_ring_step_continues_from_the_steps_before(interpreted):
+    """Device 1 of 3: its own block, then one that only its late half attends to, and one that all of it attends to."""
     order = permutation('zigzag', 3 * LENGTH, 3).astype(np.int32).reshape(3, 1, LENGTH)
     args, (_, ones) = case('gqa', False)
     others, _ = case('gqa', True)
-    queries, total = (order[1], ones), None
-    for here in (1, 0, 2):
-        keys = (order[here], ones)
-        block = (args[0], *others[1:3], args[3]) if here != 1 else args
+    queries, total = Tokens(order[1], ones), None
+    for owner in (1, 0, 2):
+        keys = Tokens(order[owner], ones)
+        block = (args[0], *others[1:3], args[3]) if owner != 1 else args
         errors = compare(block, queries, keys, total)
-        assert max(errors.values()) < 1e-6, f'block {here}: {errors}'
+        assert max(errors.values()) < 1e-6, f'block of {owner}: {errors}'
         total = triton(
-            block, queries, keys, total or nothing(args[0]), zero_grads(*block[:3]))[:2]
+            block, queries, keys, total or init_accumulator(args[0]), init_grads(*block[:3]))[:2]
 
 
-def test_gradients_go_on_from_those_of_earlier_blocks(interpreted):
+def test_gradients_continue_from_those_of_earlier_blocks(interpreted):
     args, tokens = case('gqa', True)
-    zero, before = zero_grads(*args[:3]), tuple(x.astype(jnp.float32) for x in args[:3])
-    from_zero, from_before = (triton(args, tokens, tokens, nothing(args[0]), start)[2:]
+    zero, before = init_grads(*args[:3]), tuple(x.astype(jnp.float32) for x in args[:3])
+    from_zero, from_before = (triton(args, tokens, tokens, init_accumulator(args[0]), start)[2:]
                               for start in (zero, before))
     for a, b, start in zip(from_zero, from_before, before):
         np.testing.assert_allclose(a + start, b, rtol=1e-6, atol=1e-6)
 
 
-def test_rows_that_see_nothing_are_zero_and_rows_of_padding_pass(interpreted):
-    args, (positions, segments) = case('gqa', False)
-    padded = segments.at[:, 40:].set(0)
-    start = nothing(args[0]), zero_grads(*args[:3])
-    out, lse, dq, dk, dv = triton(args, (positions, padded), (positions, segments), *start)
-    assert (np.asarray(out[:, 40:]) == 0).all() and (np.asarray(lse[:, 40:]) == np.float32(NOTHING)).all()
+def test_rows_without_keys_are_zero_and_padding_rows_pass(interpreted):
+    args, tokens = case('gqa', False)
+    padded = tokens._replace(segment_ids=tokens.segment_ids.at[:, 40:].set(0))
+    start = init_accumulator(args[0]), init_grads(*args[:3])
+    out, lse, dq, dk, dv = triton(args, padded, tokens, *start)
+    assert (np.asarray(out[:, 40:]) == 0).all() and (np.asarray(lse[:, 40:]) == np.float32(MASK_VALUE)).all()
     assert (np.asarray(dq[:, 40:]) == 0).all() and (np.asarray(dk[:, :, 40:]) == 0).all()
-    assert max(compare(args, (positions, padded), (positions, segments)).values()) < 1e-6
-    later = positions + LENGTH  # keys that all come after
+    assert max(compare(args, padded, tokens).values()) < 1e-6
+    later = tokens._replace(positions=tokens.positions + LENGTH)  # keys that all come after
     total = (jnp.ones_like(out), jnp.ones_like(lse))
-    same = triton(args, (positions, segments), (later, segments), total, start[1])
+    same = triton(args, tokens, later, total, start[1])
     for a, b in zip(same, (*total, *start[1])):
         np.testing.assert_array_equal(a, b)
 
@@ -132,8 +141,8 @@ def test_bf16_costs_no_more_than_rounding_the_weights(interpreted):
 def test_lengths_that_tiles_do_not_divide(interpreted):
     args, (positions, segments) = case('groups of three', True)
     q, k, v, g = args[0][:, :45], args[1][:, :, :77], args[2][:, :, :77], args[3][:, :45]
-    where = ((positions[:, 32:77], segments[:, 32:77]), (positions[:, :77], segments[:, :77]))
-    assert max(compare((q, k, v, g), *where, chunks=Chunks(45, 77)).values()) < 1e-6
+    tokens = Tokens(positions[:, 32:77], segments[:, 32:77]), Tokens(positions[:, :77], segments[:, :77])
+    assert max(compare((q, k, v, g), *tokens, chunks=Chunks(45, 77)).values()) < 1e-6
 
 
 def test_gathered_zigzag_shards(interpreted):
@@ -142,10 +151,10 @@ def test_gathered_zigzag_shards(interpreted):
     order = permutation('zigzag', 64, 2)
     heads, tokens = spec('BTNH'), spec('BT')
 
-    how = lambda kernel: strategies.Attention('all_gather', chunks=Chunks(16, 16), kernel=kernel)
+    config = lambda kernel: strategies.Attention('all_gather', chunks=Chunks(16, 16), kernel=kernel)
 
     def program(kernel):
-        local = lambda *x: strategies.attend(*x, 'sequence', how(kernel))
+        local = lambda *x: strategies.attend(*x, 'sequence', config(kernel))
         op = jax.shard_map(local, in_specs=(heads,) * 3 + (tokens,) * 2, out_specs=heads, check_vma=False)
         out, vjp = jax.vjp(lambda q, k, v: op(q, k, v, *args[3:5]), *args[:3])
         return (out, *vjp(args[5]))
@@ -156,17 +165,18 @@ def test_gathered_zigzag_shards(interpreted):
             assert relative_error(a, b) < 1e-6
 
 
-def test_what_the_kernel_cannot_do_is_refused():
+def test_unsupported_inputs_are_refused():
     with pytest.raises(ValueError, match="kernel 'cudnn' is not one of xla, triton"):
         strategies.Attention(kernel='cudnn')
     with pytest.raises(ValueError, match='kernel triton runs on GPUs and the devices are cpu'):
         strategies.check(strategies.Attention(kernel='triton'), 1, 4, 4)
-    (q, k, v, _), (positions, segments) = case('mha', False)
-    where = (positions, positions, segments, segments, CHUNKS)
+    (q, k, v, _), tokens = case('mha', False)
+    attend = lambda q, k, v: triton_attention.attend(
+        init_accumulator(q.astype(jnp.float32)), QueryBlock(q, tokens), KVBlock.create(k, v, tokens), CHUNKS)
     with pytest.raises(ValueError, match="head_dim .* got float32 and 12; use kernel 'xla'"):
-        triton_attention.attend(nothing(q[..., :12]), q[..., :12], k[..., :12], v[..., :12], *where)
+        attend(q[..., :12], k[..., :12], v[..., :12])
     with pytest.raises(ValueError, match='takes bfloat16'):
-        triton_attention.attend(nothing(q), q.astype(jnp.float8_e4m3fn), k, v, *where)
+        attend(q.astype(jnp.float8_e4m3fn), k, v)
 
 
 @pytest.mark.parametrize('target', ('l40s:8', 'h100:8'))
@@ -178,12 +188,12 @@ def test_a_ring_compiles_for_gpus_within_their_shared_memory(target, head_dim):
     mesh = targets.mesh(target, (1, 1, target.count, 1))
     size = {'B': 1, 'T': 512 * target.count, 'N': 8, 'K': 2, 'H': head_dim}
     with jax.set_mesh(mesh):
-        how = strategies.Attention(chunks=Chunks(128, 128), kernel='triton')
-        strategies.check(how, target.count, 8, 2)
-        op = lambda *x, axis_name: strategies.attend(*x, axis_name, how)
+        config = strategies.Attention(chunks=Chunks(128, 128), kernel='triton')
+        strategies.check(config, target.count, 8, 2)
+        op = lambda *x, axis_name: strategies.attend(*x, axis_name, config)
         lowered = {direction: jax.jit(function).lower(*args) for direction, (function, args)
                    in programs.attention(op, mesh, size, jnp.bfloat16).items()}
-    for direction, kernels in (('forward', ['attend']), ('backward', ['attend_grad_q', 'attend_grad_kv'])):
+    for direction, kernels in (('forward', ['attend']), ('backward', ['attend_backward_q', 'attend_backward_kv'])):
         text = lowered[direction].compile(compiler_options=targets.options(target)).as_text()
         assert all(f'name = "{name}"' in lowered[direction].as_text() for name in kernels)
         transfers = hlo.Program(text).transfers(dict(mesh.shape))

@@ -11,7 +11,7 @@ from lct.eval.numerics import relative_error
 from lct.ops import strategies
 from lct.ops.blockwise_ffn import blockwise_ffn
 from lct.ops.cross_entropy import cross_entropy_sum
-from lct.ops.masks import visible
+from lct.ops.masks import Tokens, attention_mask
 from lct.ops.strategies import KERNELS, Attention
 
 ROUNDING = 4  # limit of bfloat16 results, in units of the error of rounding the exact result once
@@ -100,7 +100,8 @@ def check_attention(report, case, length):
     inputs = attention_inputs(case, length)
 
     def dense(q, k, v, positions, segments):
-        mask = visible(positions, positions, segments, segments, window)[:, None]
+        tokens = Tokens(positions, segments)
+        mask = attention_mask(tokens, tokens, window)[:, None]
         return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
     expected = exact(with_gradients(dense), *inputs)

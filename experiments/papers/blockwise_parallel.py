@@ -36,6 +36,7 @@ def layer_bytes(target, method, tokens):
     from lct.models import llama
     from lct.ops import attention, rope
     from lct.ops.blockwise_attention import Chunks
+    from lct.ops.masks import Tokens
     from lct.ops.strategies import Attention
     from lct.plan import hlo, targets
 
@@ -45,7 +46,9 @@ def layer_bytes(target, method, tokens):
     mesh = sharding.make_mesh(degrees) if target == 'cpu' else targets.mesh(targets.parse(f'{target}:{ring}'), degrees)
 
     def dense(q, k, v, positions, segments):
-        local = lambda q, k, v, p, s: attention.attention(q, k, v, p, p, s, s)[0]
+        def local(q, k, v, *tokens):
+            return attention.attention(q, k, v, Tokens(*tokens), Tokens(*tokens))[0]
+
         heads, where = sharding.spec('BTNH'), sharding.spec('BT')
         return jax.shard_map(local, in_specs=(heads,) * 3 + (where,) * 2, out_specs=heads)(q, k, v, positions, segments)
 

@@ -105,6 +105,7 @@ def measured_alone(ring=8, shard=1024, rounds=3):
     import numpy as np
 
     from lct.ops import blockwise_attention
+    from lct.ops.masks import Tokens
 
     q = jax.random.normal(jax.random.key(0), (1, shard, 2, 2, 64))
     k = jax.random.normal(jax.random.key(1), (1, 2, shard, 64))
@@ -112,8 +113,10 @@ def measured_alone(ring=8, shard=1024, rounds=3):
 
     @jax.jit
     def attend(q, k, q_positions, k_positions):
-        return blockwise_attention.attend(blockwise_attention.nothing(q), q, k, k, q_positions, k_positions, segments,
-                                          segments, Chunks(128, 128))
+        queries = blockwise_attention.QueryBlock(q, Tokens(q_positions, segments))
+        block = blockwise_attention.KVBlock.create(k, k, Tokens(k_positions, segments))
+        return blockwise_attention.attend(
+            blockwise_attention.init_accumulator(q), queries, block, Chunks(128, 128))
 
     rows = []
     for layout in LAYOUTS:

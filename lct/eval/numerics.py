@@ -20,6 +20,7 @@ from lct.data.batches import packing
 from lct.models import llama
 from lct.ops import rope, strategies
 from lct.ops.attention import attention as dense_attention
+from lct.ops.masks import Tokens
 from lct.ops.strategies import Attention
 
 FLOAT32_LIMIT, FLOAT32_LOGITS = 1e-5, 2e-5
@@ -216,7 +217,8 @@ def _one_device(kernel):
 
 
 def _dense(q, k, v, positions, segments):
-    return dense_attention(q, k, v, positions, positions, segments, segments)[0]
+    tokens = Tokens(positions, segments)
+    return dense_attention(q, k, v, tokens, tokens)[0]
 
 
 def _op(attend):

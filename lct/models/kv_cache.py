@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from lct import sharding
 from lct.models.config import LlamaConfig
-from lct.ops.blockwise_attention import NOTHING, attend, nothing
+from lct.ops.blockwise_attention import MASK_VALUE, KVBlock, QueryBlock, attend, init_accumulator
+from lct.ops.masks import Tokens
 from lct.ops.strategies import Attention
 
 CACHE = sharding.spec('LBKSH')
@@ -65,7 +66,7 @@ def _attend_local(q, k, v, cached_k, cached_v, mask, axis_name):
     k, v = k.astype(jnp.float32), v.astype(jnp.float32)
     einsum = functools.partial(jnp.einsum, precision='highest')
     scores = einsum('BKGH,BKSH->BKGS', q, cached_k.astype(jnp.float32))
-    scores = jnp.where(mask[:, None, None, :], scores, NOTHING)
+    scores = jnp.where(mask[:, None, None, :], scores, MASK_VALUE)
     own = einsum('BKGH,BKH->BKG', q, k)
     top = scores.max(-1)
     if axis_name is not None:
@@ -130,9 +131,9 @@ def _attend_chunk_local(q, own, cached, axis_name, split, window):
     _, _, positions, segments = own
     grouped = q.reshape(*q.shape[:2], own[0].shape[1], -1, q.shape[3])
     all_q, positions, segments = gather(grouped), gather(positions), gather(segments)
-    total = nothing(all_q)
-    for k, v, k_positions, k_segments in (own, cached):
-        total = attend(total, all_q, k, v, positions, k_positions, segments, k_segments, split.chunks, window)
+    queries, total = QueryBlock(all_q, Tokens(positions, segments)), init_accumulator(all_q)
+    for k, v, *tokens in (own, cached):
+        total = attend(total, queries, KVBlock.create(k, v, Tokens(*tokens)), split.chunks, window)
     out, lse = total
     if axis_name is not None:
         weights = jnp.exp(lse - lax.pmax(lse, axis_name))[..., None]

@@ -1,14 +1,15 @@
 """Context parallelism by all-gather: every device gathers the keys and values of its node (Llama Team 2024,
 arXiv 2407.21783, section 3.3.2: Llama-3 405B at 128K), and a ring passes blocks between nodes.
 
-With a single node this is the plain all-gather: exposed communication, and the keys and values of the whole sequence
-on every device. With smaller nodes one shard per device crosses the slow links, overlapped with compute.
+With a single node this is the plain all-gather: exposed communication, and the keys and values of the whole
+sequence on every device. With smaller nodes one shard per device crosses the slow links, overlapped with
+compute.
 """
 
 import jax
 from jax import lax
 
-from lct.ops.blockwise_attention import nothing, zero_grads
+from lct.ops.blockwise_attention import init_accumulator, init_grads
 from lct.ops.context_parallel import (
     AttentionOptions,
     attend,
@@ -21,8 +22,8 @@ from lct.ops.ring_attention import ring_pass, ring_pass_backward
 
 
 def all_gather_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array, axis_name: str | None,
-    options: AttentionOptions,
+    q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array,
+    axis_name: str | None, options: AttentionOptions,
 ) -> jax.Array:
     """As ring_attention, but gathers within nodes of options.node_size neighbours and rings across nodes."""
     return _attention(q, k, v, positions, segment_ids, axis_name, options)
@@ -35,25 +36,27 @@ def _gather(block, axis):
 
 
 def _scatter(x, axis):
-    """The node's dk or dv [B, K, S, H], float32, summed over its devices and scattered to the owners of the keys."""
+    """The node's dk or dv [B, K, S, H], float32, summed over its devices and scattered to the owners of the
+    keys."""
     return lax.psum_scatter(x, axis.name, scatter_dimension=2, tiled=True, axis_index_groups=axis.nodes)
 
 
 def _forward(queries, block, axis, options):
-    step = lambda accumulator, block: attend(accumulator, queries, _gather(block, axis), options)
-    return ring_pass(nothing(queries.q), block, step, axis.rotate_nodes, axis.num_nodes)
+    attend_block = lambda accumulator, block: attend(accumulator, queries, _gather(block, axis), options)
+    return ring_pass(init_accumulator(queries.q), block, attend_block, axis.rotate_nodes, axis.num_nodes)
 
 
 def _backward(queries, block, residuals, axis, options):
-    def step(grads, block):
+    def attend_block(grads, block):
         dq, dk, dv = grads
         block = _gather(block, axis)
-        dq, *node_grads = attend_backward((dq, *zero_grads(block.k, block.v)), queries, block, residuals, options)
+        grads = dq, *init_grads(block.k, block.v)
+        dq, *node_grads = attend_backward(grads, queries, block, residuals, options)
         own_dk, own_dv = (_scatter(x, axis) for x in node_grads)
         return dq, dk + own_dk, dv + own_dv
 
-    dq = init_dq(queries, options)
-    dq, dk, dv = ring_pass_backward(dq, block, step, axis.rotate_nodes, axis.num_nodes, options.chunks.key)
+    dq, chunk = init_dq(queries, options), options.chunks.key
+    dq, dk, dv = ring_pass_backward(dq, block, attend_block, axis.rotate_nodes, axis.num_nodes, chunk)
     return finalize_dq(dq, queries, options), dk, dv
 
 

@@ -1,32 +1,30 @@
-"""Sequence parallelism by all-to-all: a node trades sequence shards for heads (DeepSpeed Ulysses, Jacobs et al.
-2023, arXiv 2309.14509), and a ring passes blocks between nodes (USP, Fang & Zhao 2024, arXiv 2405.07719).
+"""Sequence parallelism by all-to-all: a node trades sequence shards for heads (DeepSpeed Ulysses, Jacobs et
+al. 2023, arXiv 2309.14509), and a ring passes blocks between nodes (USP, Fang & Zhao 2024, arXiv 2405.07719).
 
-Within a node each device computes num_heads / node_size heads over the tokens of the whole node. Key/value heads are
-repeated only where the node has more devices than there are key/value heads.
+Within a node each device computes num_heads / node_size heads over the tokens of the whole node. Key/value
+heads are repeated only where the node has more devices than there are key/value heads.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lct.ops.blockwise_attention import nothing
+from lct.ops.blockwise_attention import KVBlock, QueryBlock, Residuals, init_accumulator
 from lct.ops.context_parallel import (
     AttentionOptions,
-    KVBlock,
-    QueryBlock,
-    Residuals,
     attend,
     attend_backward,
     finalize_dq,
     init_dq,
     make_attention,
 )
+from lct.ops.masks import Tokens
 from lct.ops.ring_attention import ring_pass, ring_pass_backward
 
 
 def all_to_all_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array, axis_name: str | None,
-    options: AttentionOptions,
+    q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array,
+    axis_name: str | None, options: AttentionOptions,
 ) -> jax.Array:
     """As ring_attention, but all-to-all within nodes of options.node_size neighbours and a ring across nodes.
 
@@ -36,9 +34,9 @@ def all_to_all_attention(
     heads, kv_heads, node_size = q.shape[2], k.shape[2], options.node_size
     if heads % node_size or (kv_heads % node_size and node_size % kv_heads):
         raise ValueError(
-            f'all_to_all over {node_size} devices needs num_heads {heads} to be a multiple of {node_size} and '
-            f'num_kv_heads {kv_heads} to be a multiple or a divisor of it (heads of one tensor shard); use a smaller '
-            'node_size')
+            f'all_to_all over {node_size} devices needs num_heads {heads} to be a multiple of {node_size}, and '
+            f'num_kv_heads {kv_heads} to be a multiple or a divisor of it (heads of one tensor shard); use a '
+            'smaller node_size')
     return _attention(q, k, v, positions, segment_ids, axis_name, options)
 
 
@@ -47,7 +45,8 @@ def _exchange(x, axis, split_dim, join_dim):
 
 
 def _to_heads(x, axis):
-    """x [B, T, K, G, ...]: all heads of a sequence shard -> some heads of the node's tokens, grouped likewise."""
+    """x [B, T, K, G, ...]: all heads of a sequence shard -> some heads of the node's tokens, grouped
+    likewise."""
     batch, length, kv_heads, group, *rest = x.shape
     x = _exchange(x.reshape(batch, length, kv_heads * group, *rest), axis, 2, 1)
     return x.reshape(*x.shape[:2], max(kv_heads // axis.node_size, 1), -1, *rest)
@@ -66,17 +65,19 @@ def _gather_tokens(x, axis, token_dim):
 
 
 def _node_queries(queries, axis):
-    return QueryBlock(_to_heads(queries.q, axis), *(_gather_tokens(x, axis, 1) for x in queries[1:]))
+    tokens = Tokens(*(_gather_tokens(x, axis, 1) for x in queries.tokens))
+    return QueryBlock(_to_heads(queries.q, axis), tokens)
 
 
 def _node_block(block, axis):
     copies = max(axis.node_size // block.k.shape[1], 1)
     exchange = lambda x: _exchange(jnp.repeat(x, copies, axis=1), axis, 1, 2)
-    return KVBlock(exchange(block.k), exchange(block.v), _gather_tokens(block.tokens, axis, 2))
+    return KVBlock(exchange(block.k), exchange(block.v), _gather_tokens(block.stacked_tokens, axis, 2))
 
 
 def _own_grad(x, axis, kv_heads):
-    """dk or dv of the node's tokens -> of the device's shard [B, K, S, H], summed over the copies of a head."""
+    """dk or dv of the node's tokens -> of the device's shard [B, K, S, H], summed over the copies of a
+    head."""
     x = _exchange(x, axis, 2, 1)
     batch, heads, *rest = x.shape
     return x.reshape(batch, kv_heads, heads // kv_heads, *rest).sum(2)
@@ -85,8 +86,8 @@ def _own_grad(x, axis, kv_heads):
 def _forward(queries, block, axis, options):
     kv_heads = block.k.shape[1]
     queries, block = _node_queries(queries, axis), _node_block(block, axis)
-    step = lambda accumulator, block: attend(accumulator, queries, block, options)
-    out, lse = ring_pass(nothing(queries.q), block, step, axis.rotate_nodes, axis.num_nodes)
+    attend_block = lambda accumulator, block: attend(accumulator, queries, block, options)
+    out, lse = ring_pass(init_accumulator(queries.q), block, attend_block, axis.rotate_nodes, axis.num_nodes)
     return _to_tokens(out, axis, kv_heads), _to_tokens(lse, axis, kv_heads)
 
 
@@ -94,9 +95,9 @@ def _backward(queries, block, residuals, axis, options):
     kv_heads = block.k.shape[1]
     queries, block = _node_queries(queries, axis), _node_block(block, axis)
     residuals = Residuals(*(_to_heads(x, axis) for x in residuals))
-    step = lambda grads, block: attend_backward(grads, queries, block, residuals, options)
-    dq = init_dq(queries, options)
-    dq, dk, dv = ring_pass_backward(dq, block, step, axis.rotate_nodes, axis.num_nodes, options.chunks.key)
+    attend_block = lambda grads, block: attend_backward(grads, queries, block, residuals, options)
+    dq, chunk = init_dq(queries, options), options.chunks.key
+    dq, dk, dv = ring_pass_backward(dq, block, attend_block, axis.rotate_nodes, axis.num_nodes, chunk)
     dq = finalize_dq(dq, queries, options)
     return _to_tokens(dq, axis, kv_heads), _own_grad(dk, axis, kv_heads), _own_grad(dv, axis, kv_heads)
 

@@ -1,14 +1,15 @@
 """Context parallelism: what all strategies that split a sequence over devices share.
 
-A strategy is a forward and a backward function over the local shards, built on an inner block (blockwise_attention
-or a kernel) and collectives. make_attention joins the two into one custom_vjp, which saves only q, k, v, out and lse.
-The backward starts from the global lse and never differentiates through a merge.
+A strategy is a forward and a backward function over the local shards, built on an inner block
+(blockwise_attention or a kernel) and collectives. make_attention joins the two into one custom_vjp, which
+saves only q, k, v, out and lse. The backward starts from the global lse and never differentiates through a
+merge.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,43 +17,12 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from lct.ops import blockwise_attention
-from lct.ops.blockwise_attention import Chunks, fit, nothing, zero_grads
+from lct.ops.blockwise_attention import Chunks, KVBlock, QueryBlock, Residuals, fit
 from lct.ops.kernels import triton_attention
+from lct.ops.masks import Tokens
 
 # the inner block by name: plain XLA, the reference, or fused for GPUs
 KERNELS = {'xla': blockwise_attention, 'triton': triton_attention}
-
-
-class QueryBlock(NamedTuple):
-    """The queries of one device, grouped by the key/value head that they share, as the inner block reads them."""
-
-    q: jax.Array  # [B, T, K, G, H]
-    positions: jax.Array  # [B, T] int32
-    segments: jax.Array  # [B, T] int32
-
-
-class KVBlock(NamedTuple):
-    """A key/value block with everything that its mask needs: the unit that the ring rotates."""
-
-    k: jax.Array  # [B, K, S, H]: heads first, as the inner block reads them
-    v: jax.Array  # [B, K, S, H]
-    tokens: jax.Array  # [B, 2, S] int32, positions and segments: one transfer instead of two
-
-    @classmethod
-    def create(cls, k, v, positions, segments):
-        """From k, v [B, S, K, H]; positions, segments [B, S]."""
-        tokens = jnp.stack([positions, segments], 1)
-        # Inside shard_map k may vary over more mesh axes than tokens; operands of one barrier must vary alike.
-        tokens += lax.full_like(k, 0, tokens.dtype, shape=tokens.shape)
-        return cls(k.swapaxes(1, 2), v.swapaxes(1, 2), tokens)
-
-
-class Residuals(NamedTuple):
-    """The rows of the output that the backward of every key/value block needs."""
-
-    dout: jax.Array  # [B, T, K, G, H]
-    lse: jax.Array  # [B, T, K, G], over all keys
-    delta: jax.Array  # [B, T, K, G], rowsum(dout * out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +43,7 @@ class AttentionOptions:
 
 @dataclasses.dataclass(frozen=True)
 class SequenceAxis:
-    """The mesh axis that the sequence is split over, in nodes of node_size neighbours; name None is one device."""
+    """The mesh axis that splits the sequence, in nodes of node_size neighbours; name None is one device."""
 
     name: str | None
     node_size: int = 1
@@ -91,16 +61,16 @@ class SequenceAxis:
         """Device numbers of every node, for collectives within nodes."""
         return [list(range(i, i + self.node_size)) for i in range(0, self.size, self.node_size)]
 
-    def rotate(self, tree):
+    def rotate(self, tree: Any) -> Any:
         """Send every device's arrays to the next device of the axis, the last one's to the first."""
         return self._send(tree, lambda i: (i + 1) % self.size)
 
-    def rotate_within_node(self, tree):
+    def rotate_within_node(self, tree: Any) -> Any:
         """Send every device's arrays to the next device of its node, the last one's to the first."""
         n = self.node_size
         return self._send(tree, lambda i: i // n * n + (i + 1) % n)
 
-    def rotate_nodes(self, tree):
+    def rotate_nodes(self, tree: Any) -> Any:
         """Send every device's arrays to its counterpart in the next node."""
         return self._send(tree, lambda i: (i + self.node_size) % self.size)
 
@@ -109,28 +79,30 @@ class SequenceAxis:
         return jax.tree.map(lambda leaf: lax.ppermute(leaf, self.name, pairs), tree)
 
 
-def attend(accumulator, queries, block, options):
+def attend(
+    accumulator: tuple[jax.Array, jax.Array], queries: QueryBlock, block: KVBlock, options: AttentionOptions
+) -> tuple[jax.Array, jax.Array]:
     """(out, lse) after one more key/value block: attend of the inner block."""
-    return KERNELS[options.kernel].attend(
-        accumulator, queries.q, block.k, block.v, queries.positions, block.tokens[:, 0], queries.segments,
-        block.tokens[:, 1], options.chunks, options.window)
+    return KERNELS[options.kernel].attend(accumulator, queries, block, options.chunks, options.window)
 
 
-def attend_backward(grads, queries, block, residuals, options):
-    """(dq, dk, dv) after one more key/value block: attend_grad of the inner block."""
-    return KERNELS[options.kernel].attend_grad(
-        grads, queries.q, block.k, block.v, *residuals, queries.positions, block.tokens[:, 0], queries.segments,
-        block.tokens[:, 1], options.chunks, options.window)
+def attend_backward(
+    grads: tuple[jax.Array, jax.Array, jax.Array], queries: QueryBlock, block: KVBlock, residuals: Residuals,
+    options: AttentionOptions,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(dq, dk, dv) after one more key/value block: attend_backward of the inner block."""
+    kernel = KERNELS[options.kernel]
+    return kernel.attend_backward(grads, queries, block, residuals, options.chunks, options.window)
 
 
-def init_dq(queries, options):
+def init_dq(queries: QueryBlock, options: AttentionOptions) -> jax.Array:
     """The dq that attend_backward starts from, in the inner block's own layout."""
-    return KERNELS[options.kernel].zero_dq(queries.q)
+    return KERNELS[options.kernel].init_dq(queries.q)
 
 
-def finalize_dq(dq, queries, options):
+def finalize_dq(dq: jax.Array, queries: QueryBlock, options: AttentionOptions) -> jax.Array:
     """dq [B, T, K, G, H] after the last block."""
-    return KERNELS[options.kernel].finished_dq(dq, queries.q)
+    return KERNELS[options.kernel].finalize_dq(dq, queries.q)
 
 
 def make_attention(name: str, forward: Callable, backward: Callable) -> Callable[..., jax.Array]:
@@ -139,35 +111,34 @@ def make_attention(name: str, forward: Callable, backward: Callable) -> Callable
     Args:
       name: of both passes in a profile.
       forward: (queries, block, axis, options) -> (out, lse) in float32.
-      backward: (queries, block, residuals, axis, options) -> (dq [B, T, K, G, H], dk, dv [B, K, S, H]) in float32.
+      backward: (queries, block, residuals, axis, options) -> (dq [B, T, K, G, H], dk and dv [B, K, S, H]),
+        float32.
     Returns:
-      A function (q, k, v, positions, segment_ids, axis_name, options) -> out [B, T, N, H] in q's dtype. The residuals
-      of its backward (q, k, v, out, lse) have the name 'attention' for remat policies.
+      A function (q, k, v, positions, segment_ids, axis_name, options) -> out [B, T, N, H] in q's dtype. The
+      residuals of its backward (q, k, v, out, lse) have the name 'attention' for remat policies.
     """
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-    def attention(q, k, v, positions, segment_ids, axis, options):
-        return save(q, k, v, positions, segment_ids, axis, options)[0]
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+    def attention(q, k, v, tokens, axis, options):
+        return save(q, k, v, tokens, axis, options)[0]
 
-    def save(q, k, v, positions, segment_ids, axis, options):
+    def save(q, k, v, tokens, axis, options):
         q, k, v = checkpoint_name((q, k, v), 'attention')
         with jax.named_scope(name):
-            queries = QueryBlock(q, positions, segment_ids)
-            out, lse = forward(queries, KVBlock.create(k, v, positions, segment_ids), axis, options)
+            out, lse = forward(QueryBlock(q, tokens), _kv_block(k, v, tokens), axis, options)
         out, lse = checkpoint_name((out.astype(q.dtype), lse), 'attention')
-        return out, (q, k, v, positions, segment_ids, out, lse)
+        return out, (q, k, v, tokens, out, lse)
 
     def gradients(axis, options, saved, dout):
-        q, k, v, positions, segment_ids, out, lse = saved
+        q, k, v, tokens, out, lse = saved
         with jax.named_scope(name):
             delta = jnp.sum(dout.astype(lse.dtype) * out.astype(lse.dtype), -1)
-            # Add a zero that is known only now. XLA:CPU drops barriers before it schedules, and would transpose the
-            # keys of the backward during the forward, in memory beside the forward's own.
+            # Add a zero that is known only now. XLA:CPU drops barriers before it schedules, and would
+            # transpose the keys of the backward during the forward, in memory beside the forward's own.
             k, v = (x + (0 * delta.reshape(-1)[0]).astype(x.dtype) for x in (k, v))
-            queries = QueryBlock(q, positions, segment_ids)
-            dq, dk, dv = backward(queries, KVBlock.create(k, v, positions, segment_ids), Residuals(dout, lse, delta),
-                                  axis, options)
+            residuals = Residuals(dout, lse, delta)
+            dq, dk, dv = backward(QueryBlock(q, tokens), _kv_block(k, v, tokens), residuals, axis, options)
             dk, dv = dk.swapaxes(1, 2), dv.swapaxes(1, 2)
-        return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+        return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
     attention.defvjp(save, gradients)
 
@@ -176,13 +147,15 @@ def make_attention(name: str, forward: Callable, backward: Callable) -> Callable
             raise ValueError(f'num_heads {q.shape[2]} is not a multiple of num_kv_heads {k.shape[2]}')
         grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
         # Chunks are fitted to the shard before shards are gathered, so that no chunk straddles two of them.
-        chunks = Chunks(fit(options.chunks.queries(grouped.shape[3]), q.shape[1]), fit(options.chunks.key, q.shape[1]))
+        chunks = options.chunks
+        chunks = Chunks(fit(chunks.queries(grouped.shape[3]), q.shape[1]), fit(chunks.key, q.shape[1]))
         options = dataclasses.replace(options, chunks=chunks)
         axis = SequenceAxis(axis_name, options.node_size)
-        return attention(grouped, k, v, positions, segment_ids, axis, options).reshape(q.shape)
+        return attention(grouped, k, v, Tokens(positions, segment_ids), axis, options).reshape(q.shape)
 
     return call
 
 
-__all__ = ['KERNELS', 'AttentionOptions', 'KVBlock', 'QueryBlock', 'Residuals', 'SequenceAxis', 'attend',
-           'attend_backward', 'finalize_dq', 'init_dq', 'make_attention', 'nothing', 'zero_grads']
+def _kv_block(k, v, tokens):
+    """KVBlock of k, v [B, S, K, H] and tokens [B, S]."""
+    return KVBlock.create(k.swapaxes(1, 2), v.swapaxes(1, 2), tokens)

@@ -1,13 +1,14 @@
-"""Double ring: rings within nodes, and a ring of nodes around them (LoongTrain, Gu et al. 2024, arXiv 2406.18485).
+"""Double ring: rings within nodes, and a ring of nodes around them (LoongTrain, Gu et al. 2024, arXiv
+2406.18485).
 
-For clusters with fast links inside a machine and slow ones between machines. A block is sent to the next node once
-per ring pass within its present node, so that the slow transfer overlaps with the attention of node_size blocks. A
-single ring overlaps it with the attention of one block.
+For clusters with fast links inside a machine and slow ones between machines. A block is sent to the next node
+once per ring pass within its present node, so that the slow transfer overlaps with the attention of node_size
+blocks. A single ring overlaps it with the attention of one block.
 """
 
 import jax
 
-from lct.ops.blockwise_attention import nothing
+from lct.ops.blockwise_attention import init_accumulator
 from lct.ops.context_parallel import (
     AttentionOptions,
     attend,
@@ -20,26 +21,29 @@ from lct.ops.ring_attention import ring_pass, ring_pass_backward
 
 
 def double_ring_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array, axis_name: str | None,
-    options: AttentionOptions,
+    q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array,
+    axis_name: str | None, options: AttentionOptions,
 ) -> jax.Array:
     """As ring_attention, with nodes of options.node_size neighbours on axis_name."""
     return _attention(q, k, v, positions, segment_ids, axis_name, options)
 
 
 def _forward(queries, block, axis, options):
-    step = lambda accumulator, block: attend(accumulator, queries, block, options)
-    node_pass = lambda accumulator, block: ring_pass(accumulator, block, step, axis.rotate_within_node, axis.node_size)
-    return ring_pass(nothing(queries.q), block, node_pass, axis.rotate_nodes, axis.num_nodes)
+    attend_block = lambda accumulator, block: attend(accumulator, queries, block, options)
+
+    def node_pass(accumulator, block):
+        return ring_pass(accumulator, block, attend_block, axis.rotate_within_node, axis.node_size)
+
+    return ring_pass(init_accumulator(queries.q), block, node_pass, axis.rotate_nodes, axis.num_nodes)
 
 
 def _backward(queries, block, residuals, axis, options):
-    step = lambda grads, block: attend_backward(grads, queries, block, residuals, options)
-    chunk = options.chunks.key
+    attend_block = lambda grads, block: attend_backward(grads, queries, block, residuals, options)
+    rotate, chunk = axis.rotate_within_node, options.chunks.key
 
     def node_pass(grads, block):
         dq, dk, dv = grads
-        dq, node_dk, node_dv = ring_pass_backward(dq, block, step, axis.rotate_within_node, axis.node_size, chunk)
+        dq, node_dk, node_dv = ring_pass_backward(dq, block, attend_block, rotate, axis.node_size, chunk)
         return dq, dk + node_dk, dv + node_dv
 
     dq = init_dq(queries, options)

@@ -1,34 +1,47 @@
-"""Who may see whom: the one rule behind every attention op, from positions and segment_ids.
+"""The attention mask: one rule for every attention op, from positions and segment ids.
 
-A query sees the keys of its own document at its own position or before, with a sliding window only the last
-`window` of them, itself included. Segment 0 is padding: it sees nothing and nobody sees it.
+A query attends to the keys of its own document at its own position or before; with a sliding window, to the
+last `window` of them, itself included. Segment 0 is padding: it neither attends nor is attended to.
 """
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 
 EMPTY, MIXED, FULL = 0, 1, 2
 
 
-def visible(q_positions, k_positions, q_segments, k_segments, window=None):
-    """Boolean mask [..., T, S] from positions and segments [..., T] and [..., S]."""
-    distance = q_positions[..., :, None] - k_positions[..., None, :]
-    seen = (distance >= 0) & (q_segments[..., :, None] == k_segments[..., None, :])
+class Tokens(NamedTuple):
+    """What the mask needs of a sequence of tokens."""
+
+    positions: jax.Array  # int32 [..., T], counted within the document
+    segment_ids: jax.Array  # int32 [..., T], one number per document of a row; 0 is padding
+
+
+def attention_mask(q_tokens: Tokens, k_tokens: Tokens, window: int | None = None) -> jax.Array:
+    """Boolean mask [..., T, S] of queries [..., T] and keys [..., S]; True where the query attends to the
+    key."""
+    distance = q_tokens.positions[..., :, None] - k_tokens.positions[..., None, :]
+    mask = (distance >= 0) & (q_tokens.segment_ids[..., :, None] == k_tokens.segment_ids[..., None, :])
     if window is not None:
-        seen &= distance < window
-    return seen & (k_segments[..., None, :] > 0)
+        mask &= distance < window
+    return mask & (k_tokens.segment_ids[..., None, :] > 0)
 
 
-def chunk_classes(q_positions, k_positions, q_segments, k_segments, query_chunk, key_chunk, window=None):
-    """Class of every chunk pair from the ranges of their positions and segments alone.
+def chunk_classes(
+    q_tokens: Tokens, k_tokens: Tokens, query_chunk: int, key_chunk: int, window: int | None = None
+) -> jax.Array:
+    """Class of every chunk pair, from the ranges of their positions and segments alone.
 
     Args:
-      q_positions, q_segments: [B, T]; k_positions, k_segments: [B, S].
+      q_tokens: [B, T]; k_tokens: [B, S].
     Returns:
-      int32 [B, T / query_chunk, S / key_chunk]: EMPTY (no pair is visible), FULL (every pair is: no
-      mask needed) or MIXED.
+      int32 [B, T / query_chunk, S / key_chunk]: EMPTY (the mask is all False), FULL (all True: no mask is
+      needed) or MIXED.
     """
-    q_pos, q_seg = _chunks(q_positions, query_chunk), _chunks(q_segments, query_chunk)
-    k_pos, k_seg = _chunks(k_positions, key_chunk), _chunks(k_segments, key_chunk)
+    q_pos, q_seg = (_chunks(x, query_chunk) for x in q_tokens)
+    k_pos, k_seg = (_chunks(x, key_chunk) for x in k_tokens)
     q_min, q_max = q_pos.min(-1)[:, :, None], q_pos.max(-1)[:, :, None]
     k_min, k_max = k_pos.min(-1)[:, None, :], k_pos.max(-1)[:, None, :]
     qs_min, qs_max = q_seg.min(-1)[:, :, None], q_seg.max(-1)[:, :, None]

@@ -1,9 +1,9 @@
 """Ring Attention with Blockwise Transformers (Liu, Zaharia & Abbeel 2023, arXiv 2310.01889), section 3.
 
-Every device keeps its queries and passes its key/value block around the ring. It starts with its own block, so that
-each query has attended to itself and lse is finite, and it starts each transfer before it computes on the present
-block, so that communication is overlapped with compute. Positions and segments rotate with the block and are all
-that the mask needs: contiguous, zigzag and striped layouts are the same ring.
+Every device keeps its queries and passes its key/value block around the ring. It starts with its own block,
+so that each query has attended to itself and lse is finite, and it starts each transfer before it computes on
+the present block, so that communication is overlapped with compute. Positions and segments rotate with the
+block and are all that the mask needs: contiguous, zigzag and striped layouts are the same ring.
 """
 
 from collections.abc import Callable
@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lct.ops.blockwise_attention import fit, nothing, zero_grads
+from lct.ops.blockwise_attention import KVBlock, fit, init_accumulator, init_grads
 from lct.ops.context_parallel import (
     AttentionOptions,
-    KVBlock,
     attend,
     attend_backward,
     finalize_dq,
@@ -25,13 +24,14 @@ from lct.ops.context_parallel import (
 
 
 def ring_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array, axis_name: str | None,
-    options: AttentionOptions = AttentionOptions(),  # noqa: B008
+    q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array,
+    axis_name: str | None, options: AttentionOptions = AttentionOptions(),  # noqa: B008
 ) -> jax.Array:
     """Causal attention within documents over a sequence split on axis_name; call inside shard_map.
 
-    The forward rotates the un-repeated key/value heads in their own dtype ring_size - 1 times. The backward needs
-    (q, k, v, out, lse) alone; dk and dv rotate in float32 with their block until they are back at its owner.
+    The forward rotates the un-repeated key/value heads in their own dtype ring_size - 1 times. The backward
+    needs (q, k, v, out, lse) alone; dk and dv rotate in float32 with their block until they are back at its
+    owner.
 
     Args:
       q: [B, T, N, H] local queries; k, v: [B, T, K, H] local keys and values.
@@ -46,39 +46,42 @@ def ring_attention(
     return _attention(q, k, v, positions, segment_ids, axis_name, options)
 
 
-def ring_pass(accumulator: tuple, block: KVBlock, attend: Callable, rotate: Callable, size: int) -> tuple:
-    """(out, lse) after the blocks of all devices on a ring of that size.
+def ring_pass(
+    accumulator: tuple[jax.Array, jax.Array], block: KVBlock, attend_block: Callable, rotate: Callable,
+    size: int,
+) -> tuple[jax.Array, jax.Array]:
+    """(out, lse) after the blocks of all devices on a ring of the given size.
 
-    attend(accumulator, block) -> accumulator runs while rotate(block) brings the next block.
+    attend_block(accumulator, block) -> accumulator runs while rotate(block) brings the next block.
     """
     def ring_step(carry, _):
         block, accumulator = carry
         next_block = rotate(block)
-        return lax.optimization_barrier((next_block, attend(accumulator, block))), None
+        return lax.optimization_barrier((next_block, attend_block(accumulator, block))), None
 
     if size > 1:
         (block, accumulator), _ = lax.scan(ring_step, (block, accumulator), length=size - 1)
-    return attend(accumulator, block)
+    return attend_block(accumulator, block)
 
 
 def ring_pass_backward(
-    dq: jax.Array, block: KVBlock, attend_backward: Callable, rotate: Callable, size: int, chunk: int
+    dq: jax.Array, block: KVBlock, attend_block_backward: Callable, rotate: Callable, size: int, chunk: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """dq, and the dk and dv of the device's own block, after a ring of that size.
+    """dq, and the dk and dv of the device's own block, after a ring of the given size.
 
-    attend_backward((dq, dk, dv), block) -> (dq, dk, dv). A block rotates as two halves, its even and its odd chunks:
-    while the device computes on one half, the other and its dk, dv are in flight. The device's own block is split too.
-    Its second half comes first, which overlaps with the arrival of the first neighbour's half. Its first half comes
-    last, which overlaps with the return of the second half's gradients to their owner. So every transfer is overlapped
-    with compute, and none needs a second accumulator.
+    attend_block_backward((dq, dk, dv), block) -> (dq, dk, dv). A block rotates as two halves, its even and
+    its odd chunks: while the device computes on one half, the other and its dk, dv are in flight. The
+    device's own block is split too. Its second half comes first, which overlaps with the arrival of the first
+    neighbour's half. Its first half comes last, which overlaps with the return of the second half's gradients
+    to their owner. So every transfer is overlapped with compute, and none needs a second accumulator.
     """
-    zeros = lambda block: zero_grads(block.k, block.v)
+    zeros = lambda block: init_grads(block.k, block.v)
     if size == 1:
-        return attend_backward((dq, *zeros(block)), block)
+        return attend_block_backward((dq, *zeros(block)), block)
 
     def accumulate(dq, half):
         block, grads = half
-        dq, *grads = attend_backward((dq, *grads), block)
+        dq, *grads = attend_block_backward((dq, *grads), block)
         return dq, (block, tuple(grads))
 
     def ring_step(carry, _):
@@ -125,13 +128,14 @@ def _interleave(even, odd, length, chunk):
 
 
 def _forward(queries, block, axis, options):
-    step = lambda accumulator, block: attend(accumulator, queries, block, options)
-    return ring_pass(nothing(queries.q), block, step, axis.rotate, axis.size)
+    attend_block = lambda accumulator, block: attend(accumulator, queries, block, options)
+    return ring_pass(init_accumulator(queries.q), block, attend_block, axis.rotate, axis.size)
 
 
 def _backward(queries, block, residuals, axis, options):
-    step = lambda grads, block: attend_backward(grads, queries, block, residuals, options)
-    dq, dk, dv = ring_pass_backward(init_dq(queries, options), block, step, axis.rotate, axis.size, options.chunks.key)
+    attend_block = lambda grads, block: attend_backward(grads, queries, block, residuals, options)
+    dq = init_dq(queries, options)
+    dq, dk, dv = ring_pass_backward(dq, block, attend_block, axis.rotate, axis.size, options.chunks.key)
     return finalize_dq(dq, queries, options), dk, dv
 
 

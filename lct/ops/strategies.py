@@ -44,29 +44,45 @@ class Strategy:
 
 STRATEGIES: dict[str, Strategy] = {
     'ring': Strategy(
-        ring_attention, schedule='one ring of all devices', requires='-',
+        ring_attention,
+        schedule='one ring of all devices',
+        requires='-',
         exposed='none: each transfer overlaps with the attention of one block'),
     'all_gather': Strategy(
-        all_gather_attention, schedule='all-gather of K/V', requires='memory for the K/V of the sequence',
-        exposed='the all-gathers', gathers=True),
+        all_gather_attention,
+        schedule='all-gather of K/V',
+        requires='memory for the K/V of the sequence',
+        exposed='the all-gathers',
+        gathers=True),
     'all_to_all': Strategy(
-        all_to_all_attention, schedule='all-to-all of heads and tokens', requires='ring_size divides num_heads',
-        exposed='four all-to-alls', splits_heads=True),
+        all_to_all_attention,
+        schedule='all-to-all of heads and tokens',
+        requires='ring_size divides num_heads',
+        exposed='four all-to-alls',
+        splits_heads=True),
     'all_gather_ring': Strategy(
-        all_gather_attention, schedule='all-gather within nodes, ring of nodes',
-        requires='node_size divides ring_size', exposed='the all-gathers within nodes', two_level=True, gathers=True),
+        all_gather_attention,
+        schedule='all-gather within nodes, ring of nodes',
+        requires='node_size divides ring_size',
+        exposed='the all-gathers within nodes',
+        two_level=True, gathers=True),
     'all_to_all_ring': Strategy(
-        all_to_all_attention, schedule='all-to-all within nodes, ring of nodes',
-        requires='node_size divides ring_size and num_heads', exposed='four all-to-alls within nodes',
+        all_to_all_attention,
+        schedule='all-to-all within nodes, ring of nodes',
+        requires='node_size divides ring_size and num_heads',
+        exposed='four all-to-alls within nodes',
         two_level=True, splits_heads=True),
     'double_ring': Strategy(
-        double_ring_attention, schedule='ring within nodes, ring of nodes', requires='node_size divides ring_size',
-        exposed='none: each transfer between nodes overlaps with a ring pass within the node', two_level=True),
+        double_ring_attention,
+        schedule='ring within nodes, ring of nodes',
+        requires='node_size divides ring_size',
+        exposed='none: each transfer between nodes overlaps with a ring pass within the node',
+        two_level=True),
 }
 DEFAULT = 'ring'  # which is also what a single device runs
-COMMON = ('layouts contiguous, zigzag, striped; causal masks, packed documents, sliding window; MHA, GQA, MQA; any '
-          'head_dim; dk and dv communicated in float32; kernel xla on any device, or triton on GPUs with head_dim '
-          '16, 32, 64, 128, 256. No bias, no dropout.')
+COMMON = ('layouts contiguous, zigzag, striped; causal masks, packed documents, sliding window; MHA, GQA, '
+          'MQA; any head_dim; dk and dv communicated in float32; kernel xla on any device, or triton on GPUs with '
+          'head_dim 16, 32, 64, 128, 256. No bias, no dropout.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +117,8 @@ class Attention:
         return STRATEGIES[self.strategy]
 
     def nodes(self, ring_size: int) -> tuple[int, int]:
-        """Devices of a node, and number of nodes: the whole ring is one node to a strategy of collectives alone, and
-        every device is a node to a single ring."""
+        """Devices of a node, and number of nodes: the whole ring is one node to a strategy of collectives
+        alone, and every device is a node to a single ring."""
         if self.facts.two_level:
             node_size = self.node_size
         else:
@@ -120,15 +136,15 @@ def check(attention: Attention, ring_size: int, num_heads: int, num_kv_heads: in
     if attention.kernel == 'triton' and platform != 'gpu' and not triton_attention.INTERPRET:
         raise ValueError(f"kernel triton runs on GPUs and the devices are {platform}; use kernel 'xla'")
     if attention.facts.two_level and ring_size % attention.node_size:
-        raise ValueError(f'strategy {attention.strategy}: the sequence axis has {ring_size} devices, not a multiple '
-                         f'of node_size {attention.node_size}')
+        raise ValueError(f'strategy {attention.strategy}: the sequence axis has {ring_size} devices, not a '
+                         f'multiple of node_size {attention.node_size}')
     if attention.facts.splits_heads:
         degree, _ = attention.nodes(ring_size)
         if num_heads % degree or (num_kv_heads % degree and degree % num_kv_heads):
             raise ValueError(
-                f'strategy {attention.strategy} gives each of {degree} devices an equal share of heads, but a tensor '
-                f'shard has {num_heads} heads and {num_kv_heads} key/value heads; use a smaller node_size with '
-                'all_to_all_ring, or ring')
+                f'strategy {attention.strategy} gives each of {degree} devices an equal share of heads, but '
+                f'a tensor shard has {num_heads} heads and {num_kv_heads} key/value heads; use a smaller '
+                f'node_size with a two-level strategy, or {DEFAULT}')
 
 
 def _platform():
@@ -138,12 +154,13 @@ def _platform():
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array, axis_name: str | None,
-    attention: Attention, window: int | None = None,
+    q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array,
+    axis_name: str | None, attention: Attention, window: int | None = None,
 ) -> jax.Array:
     """Attention by the chosen strategy; call inside shard_map.
 
-    Arguments as ring_attention's. window: tokens that a query attends to, itself included; None for all before it.
+    Arguments as ring_attention's. window: tokens that a query attends to, itself included; None for all
+    before it.
     """
     ring_size = 1 if axis_name is None else lax.axis_size(axis_name)
     strategy, node_size = attention.facts, attention.nodes(ring_size)[0]

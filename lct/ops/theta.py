@@ -1,9 +1,12 @@
 """RoPE theta for a context length: the rules that choose one, and the laws that say how far it reaches.
 
-H is head_dim, T a length in tokens. The frequencies are theta^(-2i/H), i < H/2, and the period of one is 2 pi over
-it. Sources: NTK-aware interpolation (bloc97 2023, in YaRN, Peng et al. 2023, arXiv 2309.00071, section 3.1);
-SCALING: Scaling Laws of RoPE-based Extrapolation (Liu et al. 2023, arXiv 2310.05209), where the base model's own
-theta stands for the paper's 10000; BOUNDS: Base of RoPE Bounds Context Length (Men et al. 2024, arXiv 2405.14591).
+H is head_dim, T a length in tokens. The frequencies are theta^(-2i/H), i < H/2, and the period of one is 2 pi
+over it. Sources: NTK-aware interpolation (bloc97 2023, in YaRN, Peng et al. 2023, arXiv 2309.00071, section
+3.1);
+SCALING: Scaling Laws of RoPE-based Extrapolation (Liu et al. 2023, arXiv 2310.05209), where the base model's
+  own
+theta stands for the paper's 10000; BOUNDS: Base of RoPE Bounds Context Length (Men et al. 2024, arXiv
+2405.14591).
 """
 
 import itertools
@@ -40,8 +43,8 @@ def dynamic_ntk_theta(theta, old_len, new_len, *, alpha, head_dim):
 
 
 def critical_dimension(theta, trained_len, head_dim):
-    """Dims whose full period lies within trained_len (Lemma 1): 2 * ceil(H/2 * ln(T / 2 pi) / ln(theta)), at most H.
-    Beyond trained_len the others meet angles that they never saw."""
+    """Dims whose full period lies within trained_len (Lemma 1): 2 * ceil(H/2 * ln(T / 2 pi) / ln(theta)), at
+    most H. Beyond trained_len the others meet angles that they never saw."""
     return min(2 * math.ceil(head_dim / 2 * _turns(trained_len) / math.log(theta)), head_dim)
 
 
@@ -52,27 +55,29 @@ def critical_base(theta, trained_len, target_len):
 
 
 def extrapolation_bound(theta_new, theta, trained_len, head_dim):
-    """Longest context (tokens, float) of a model trained at trained_len with theta and tuned with a theta_new above
-    the critical base (Theorem 3): the new period of the first dim that saw no full turn in training,
+    """Longest context (tokens, float) of a model trained at trained_len with theta and tuned with a theta_new
+    above the critical base (Theorem 3): the new period of the first dim that saw no full turn in training,
     2 pi * theta_new^(d_extra / H)."""
     return 2 * math.pi * theta_new ** (critical_dimension(theta, trained_len, head_dim) / head_dim)
 
 
 def theta_for_bound(target_len, theta, trained_len, head_dim):
-    """The theta whose extrapolation_bound is target_len, the inverse of Theorem 3: (T / 2 pi)^(H / d_extra)."""
+    """The theta whose extrapolation_bound is target_len, the inverse of Theorem 3: (T / 2 pi)^(H /
+    d_extra)."""
     return math.exp(_turns(target_len) * head_dim / critical_dimension(theta, trained_len, head_dim))
 
 
 def small_bases(tuned_len):
-    """(2 T / pi, T / pi, T / 2 pi): thetas below which every dim sees a quarter, a half, a whole period within
-    tuned_len, the law's other regime: no wall, but a decline all along."""
+    """(2 T / pi, T / pi, T / 2 pi): thetas below which every dim sees a quarter, a half, a whole period
+    within tuned_len, the law's other regime: no wall, but a decline all along."""
     return 2 * tuned_len / math.pi, tuned_len / math.pi, tuned_len / (2 * math.pi)
 
 
 def _turns(length):
     """ln(T / 2 pi)."""
     if length <= 2 * math.pi:
-        raise ValueError(f'a length of {length} tokens is not above 2 pi, where the scaling law begins; use at least 7')
+        raise ValueError(f'a length of {length} tokens is not above 2 pi, where the scaling law begins; '
+                         'use at least 7')
     return math.log(length / (2 * math.pi))
 
 
@@ -82,11 +87,11 @@ def _turns(length):
 
 
 def similarity(inv_freq, start, stop):
-    """B(m) = sum over i of cos(m * inv_freq[i]) for the distances start <= m < stop, float64 [stop - start]: how much
-    more a query favours a similar key over a random one at distance m.
+    """B(m) = sum over i of cos(m * inv_freq[i]) for the distances start <= m < stop, float64 [stop - start]:
+    how much more a query favours a similar key over a random one at distance m.
 
-    cos((high + low) f) = cos(high f) cos(low f) - sin(high f) sin(low f), so that millions of distances are one
-    matmul.
+    cos((high + low) f) = cos(high f) cos(low f) - sin(high f) sin(low f), so that millions of distances are
+    one matmul.
     """
     low = np.arange(TILE)[:, None] * inv_freq
     high = np.arange(start, stop, TILE, dtype=np.float64)[:, None] * inv_freq
@@ -96,9 +101,9 @@ def similarity(inv_freq, start, stop):
 
 
 def similar_len(inv_freq, limit):
-    """L of the paper, at most limit: the longest context (tokens) within which similarity is never negative. Beyond it
-    a model may keep its perplexity and still not find what it is asked for. Models are trained beyond it too:
-    Llama-2's is 1,706 of 4,096 tokens."""
+    """L of the paper, at most limit: the longest context (tokens) within which similarity is never negative.
+    Beyond it a model may keep its perplexity and still not find what it is asked for. Models are trained
+    beyond it too: Llama-2's is 1,706 of 4,096 tokens."""
     start, size = 0, TILE
     while start <= limit:
         negative = similarity(inv_freq, start, min(start + size, limit + 1)) < 0
@@ -111,9 +116,9 @@ def similar_len(inv_freq, limit):
 def lower_bound(context_len, head_dim):
     """The smallest theta of two significant digits with similar_len >= context_len.
 
-    The infimum over all thetas, the paper's definition, is lower: below lie scattered thetas that satisfy it by
-    chance, and above lie some that do not. Two digits are what its table 2 prints, and give six of its eleven values,
-    and four more within a tenth (tests/test_rope_theta.py).
+    The infimum over all thetas, the paper's definition, is lower: below lie scattered thetas that satisfy it
+    by chance, and above lie some that do not. Two digits are what its table 2 prints, and give six of its
+    eleven values, and four more within a tenth (tests/test_rope_theta.py).
     """
     exponent = np.arange(0, head_dim, 2) / head_dim
     for power in itertools.count():

@@ -4,7 +4,7 @@ import numpy as np
 
 from lct.data.layout import permutation
 from lct.ops.blockwise_attention import fit
-from lct.ops.masks import EMPTY, chunk_classes
+from lct.ops.masks import EMPTY, Tokens, chunk_classes
 
 
 def pairs_by_step(layout: str, seq_len: int, ring_size: int) -> np.ndarray:
@@ -27,10 +27,9 @@ def tiles(layout: str, ring_size: int, positions: np.ndarray, segments: np.ndarr
     """
     order = permutation(layout, len(positions), ring_size)
     shards = lambda x: x[order].reshape(ring_size, 1, -1).astype(np.int32)
-    positions, segments = shards(positions), shards(segments)
+    tokens = [Tokens(*shard) for shard in zip(shards(positions), shards(segments))]
     size = fit(chunk, positions.shape[-1])
-    count = lambda i, j: np.asarray(
-        chunk_classes(positions[i], positions[j], segments[i], segments[j], size, size) > EMPTY).sum()
+    count = lambda i, j: np.asarray(chunk_classes(tokens[i], tokens[j], size, size) > EMPTY).sum()
     return np.array([sum(count(i, j) for j in range(ring_size)) for i in range(ring_size)])
 
 
