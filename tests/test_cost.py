@@ -10,7 +10,7 @@ import plan as planner
 import pytest
 
 from lct.data import layout as layouts
-from lct.models import llama
+from lct.models import flops, llama
 from lct.models.llama import Memory
 from lct.models.llama_sizes import LLAMA3_8B, LLAMA3_70B
 from lct.ops.blockwise_attention import Chunks
@@ -36,8 +36,8 @@ def step(mesh=(1, 1, 64, 1), strategy='ring', node_size=1, remat='full', ffn_chu
 
 
 def test_matmul_parameters_of_the_published_models():
-    assert cost.matmul_params(LLAMA3_8B) == 7_504_658_432 == llama.num_params(LLAMA3_8B) - 128256 * 4096 - 65 * 4096
-    assert cost.matmul_params(LLAMA3_70B) == 69_501_714_432
+    assert flops.matmul_params(LLAMA3_8B) == 7_504_658_432 == llama.num_params(LLAMA3_8B) - 128256 * 4096 - 65 * 4096
+    assert flops.matmul_params(LLAMA3_70B) == 69_501_714_432
 
 
 # causal model FLOPs of a token: 6 P + 6 L N H T
@@ -79,11 +79,11 @@ def test_causal_work_halves_with_a_balanced_layout():
 
 
 def test_a_window_makes_work_linear():
-    assert cost.visible_pairs(10, 3) == 1 + 2 + 8 * 3 == int(np.tril(np.ones((10, 10))).sum()) - 28
+    assert flops.visible_pairs(10, 3) == 1 + 2 + 8 * 3 == int(np.tril(np.ones((10, 10))).sum()) - 28
     narrow = dataclasses.replace(WHOLE, config=dataclasses.replace(LLAMA3_8B, window=4096))
-    pairs = cost.visible_pairs(M) - cost.visible_pairs(M, 4096)
+    pairs = flops.visible_pairs(M) - flops.visible_pairs(M, 4096)
     assert cost.model_flops(WHOLE) - cost.model_flops(narrow) == 12 * 32 * 32 * 128 * pairs
-    assert cost.busiest_pairs(narrow) == cost.visible_pairs(M, 4096) / 512
+    assert cost.busiest_pairs(narrow) == flops.visible_pairs(M, 4096) / 512
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from attention_cases import relative_error
 
 from lct import sharding
 from lct.models import llama, lora
+from lct.models.flops import matmul_params, train_flops
 from lct.models.llama_sizes import LLAMA3_8B
 from lct.train import loop, optimizer, stages, state, stopping
-from lct.train.metrics import matmul_params, train_flops
 from lct.train.step import loss_and_grads
 from lct.weights import llama_hf
 

@@ -17,8 +17,9 @@ import tiny_training
 from lct import sharding
 from lct.data.batches.loader import Loader
 from lct.models import llama
+from lct.models.flops import matmul_params, train_flops
 from lct.train import checkpoint, loop, optimizer, stages, state, stopping
-from lct.train.metrics import Metrics, Pace, matmul_params, train_flops
+from lct.train.metrics import Metrics, Pace
 from lct.train.step import loss_and_grads, train_step
 
 STAGE = stages.Stage(name='only', seq_len=32, num_steps=40, batch_size=4, learning_rate=1e-2,

@@ -232,9 +232,9 @@ def time_steps(config, memory, length, count=3):
     import numpy as np
 
     from lct.eval.numerics import make_batch
-    from lct.models import llama
+    from lct.models import flops, llama
     from lct.ops import rope
-    from lct.train import metrics, optimizer, state
+    from lct.train import optimizer, state
     from lct.train.step import train_step
 
     tx = optimizer.make(optimizer.OptimizerConfig())
@@ -255,7 +255,7 @@ def time_steps(config, memory, length, count=3):
         return {'losses': losses, 'passed': False, 'step seconds': median, 'tokens/s': length / median,
                 'TFLOP/s': 0}
     return {'losses': losses, 'step seconds': median, 'tokens/s': length / median,
-            'first step seconds': seconds[0], 'TFLOP/s': metrics.train_flops(config, length,
+            'first step seconds': seconds[0], 'TFLOP/s': flops.train_flops(config, length,
                                                                              length * (length + 1) // 2) / median / 1e12,
             'peak bytes in use': stats.get('peak_bytes_in_use')}
 

@@ -21,6 +21,7 @@ from llama1_sizes import SIZES
 from lct.cli.main import run_script
 from lct.data.layout import LAYOUTS, permutation
 from lct.eval.report import svg
+from lct.models import flops
 from lct.models.llama import Memory
 from lct.models.llama_sizes import LLAMA31_8B
 from lct.ops.blockwise_attention import Chunks
@@ -83,7 +84,7 @@ def flash():
 def attention_share(step, kind, direction):
     """Seconds of perfectly shared attention without transfers over those of a ring."""
     efficiency, work = timing.Efficiency(), cost.work(step)
-    even = cost.visible_pairs(step.seq_len) / step.mesh[2] / cost.busiest_pairs(step)
+    even = flops.visible_pairs(step.seq_len) / step.mesh[2] / cost.busiest_pairs(step)
     ideal = total = 0.0
     for behind in ('forward', 'backward') if direction == 'both' else ('forward',):
         attend = getattr(work, f'attention_{behind}') / (kind.flops * efficiency.attention)

@@ -10,7 +10,8 @@ experiments/checks/check_plan_memory.py lists those programs and the ones that w
 
 from typing import NamedTuple
 
-from lct.plan.cost import FLOAT32, Step, layer_params, num_params
+from lct.models.flops import layer_matmul_params
+from lct.plan.cost import FLOAT32, Step, num_params
 
 # Fitted to programs compiled for CUDA, in float32 arrays of [tokens, D]: the working set of the backward of a
 # layer, that is the residual stream, q, k, v, out and their gradients.
@@ -142,7 +143,7 @@ def _layer(step):
     """The backward of one layer: gathered weights, their gradients, the working set, gathered keys of a
     node."""
     config, tensor = step.config, step.mesh[3]
-    weights = sum(layer_params(config)) / tensor
+    weights = sum(layer_matmul_params(config)) / tensor
     chunk = step.rows * step.shard / step.memory.ffn_chunks
     node, _ = step.node
     out = {

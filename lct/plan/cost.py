@@ -13,6 +13,7 @@ import math
 from typing import NamedTuple
 
 from lct.models import llama
+from lct.models.flops import layer_matmul_params, train_flops, visible_pairs
 from lct.models.llama import LlamaConfig, Memory
 from lct.ops import strategies
 
@@ -110,31 +111,10 @@ class Step:
 num_params = functools.cache(llama.num_params)  # a search calls it thousands of times
 
 
-@functools.cache
-def layer_params(config: LlamaConfig) -> tuple[int, int]:
-    """Parameters in the matmuls of one layer: of attention and of the FFN."""
-    heads = 2 * config.num_heads + 2 * config.num_kv_heads
-    return config.embed_dim * config.head_dim * heads, 3 * config.embed_dim * config.mlp_dim
-
-
-def matmul_params(config: LlamaConfig) -> int:
-    """Parameters that multiply every token: all but the norms and the embedding table of the input."""
-    return config.num_layers * sum(layer_params(config)) + config.vocab_size * config.embed_dim
-
-
-def visible_pairs(seq_len: int, window: int | None = None) -> int:
-    """Query-key pairs of a row under a causal mask, each query with at most window keys."""
-    full = min(seq_len, window or seq_len)
-    return full * (full + 1) // 2 + (seq_len - full) * full
-
-
 def model_flops(step: Step) -> int:
-    """FLOPs that the model needs for the whole step, all devices: 6 per matmul parameter and token, and 12 L
-    N H per visible pair (PaLM, appendix B). The numerator of the utilisation."""
-    config = step.config
-    pairs = visible_pairs(step.seq_len, config.window) * step.batch_size * step.accumulation
-    return (6 * matmul_params(config) * step.tokens
-            + 12 * config.num_layers * config.num_heads * config.head_dim * pairs)
+    """FLOPs that the model needs for the whole step, all devices. The numerator of the utilisation."""
+    pairs = visible_pairs(step.seq_len, step.config.window) * step.batch_size * step.accumulation
+    return train_flops(step.config, step.tokens, pairs)
 
 
 def busiest_pairs(step: Step, causal: bool = True) -> float:
@@ -177,7 +157,7 @@ def work(step: Step, causal: bool = True) -> Work:
     per pair forward and 10 N H backward (two products and five).
     """
     config, tensor = step.config, step.mesh[3]
-    attention, ffn = layer_params(config)
+    attention, ffn = layer_matmul_params(config)
     remat = step.memory.remat
     recomputed = {'full': attention + ffn * 2 / 3, 'offload': attention + ffn * 2 / 3, 'dots': 0, 'none': 0,
                   'attention': config.embed_dim * config.head_dim * config.num_heads + ffn * 2 / 3}[remat]
@@ -268,7 +248,7 @@ def _weight_transfers(step):
     compilers all-reduce them in full. Those of the FFN and of wo can overlap with attention."""
     config = step.config
     data, fsdp, ring, tensor = step.mesh
-    attention, ffn = layer_params(config)
+    attention, ffn = layer_matmul_params(config)
     late = config.num_layers * (ffn + config.embed_dim * config.num_heads * config.head_dim)
     early = config.num_layers * (attention + ffn) - late
     table = config.vocab_size * config.embed_dim

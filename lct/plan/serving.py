@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from lct.models.flops import matmul_params
 from lct.models.llama import LlamaConfig
 from lct.plan import cost, timing
 from lct.plan.cost import Step
@@ -41,7 +42,7 @@ def decode_seconds(step: Step, hardware: Hardware,
     """Seconds by name of one more token for every row of a Step: weights are gathered to where they are used,
     weights and cache are read once from device memory. The latency of collectives is not included."""
     config, (_, fsdp, ring, tensor) = step.config, step.mesh
-    weights = cost.matmul_params(config) * step.width / tensor
+    weights = matmul_params(config) * step.width / tensor
     group = fsdp * ring
     gather = cost.Transfer('weights', 'fsdp+sequence', 'collective', tensor, group,
                            weights * (group - 1) / group, '')

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from lct import processes, sharding
 from lct.models import lora
+from lct.models.flops import train_flops
 from lct.models.llama import LlamaConfig, Params
 from lct.ops import rope
 from lct.text import clock
@@ -19,7 +20,7 @@ from lct.train import optimizer as optimizers
 from lct.train import stages as stage_plans
 from lct.train import state as states
 from lct.train.checkpoint import Checkpoints
-from lct.train.metrics import Metrics, log, measured_peak, train_flops
+from lct.train.metrics import Metrics, log, measured_peak
 from lct.train.placement import held_rows, place_batch, restore
 from lct.train.progress import StageProgress
 from lct.train.step import train_step

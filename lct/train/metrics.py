@@ -2,7 +2,6 @@
 
 import collections
 import json
-import math
 import os
 import pathlib
 import time
@@ -12,38 +11,13 @@ import jax.numpy as jnp
 import tensorboardX
 
 from lct import files, processes
-from lct.models import llama, lora
-
-
-def matmul_sizes(config):
-    """{name: number of parameters} of those that take part in a matmul per token: all but the norms and an
-    untied embedding."""
-    sizes = {path[-1].name: math.prod(leaf.shape)
-             for path, leaf in jax.tree_util.tree_leaves_with_path(llama.abstract(config))}
-    return {name: size for name, size in sizes.items()
-            if not name.endswith('norm') and (name != 'embed' or config.tie_embeddings)}
-
-
-def matmul_params(config):
-    """Their sum."""
-    return sum(matmul_sizes(config).values())
-
-
-def train_flops(config, tokens, pairs, adapter=None):
-    """Model FLOPs of training on tokens: 6 per matmul parameter and token, and 12 * L * N * H for every
-    query-key pair that is visible (PaLM, appendix B). With a lora.Adapter a frozen parameter has no gradient:
-    4."""
-    attention = 12 * config.num_layers * config.num_heads * config.head_dim * pairs
-    if adapter is None:
-        return 6 * matmul_params(config) * tokens + attention
-    whole = sum(size for name, size in matmul_sizes(config).items() if name in adapter.also_train)
-    return (4 * matmul_params(config) + 2 * whole + 6 * lora.num_low_rank(config, adapter)) * tokens + attention
+from lct.models.flops import train_flops, visible_pairs
 
 
 def whole_row_flops(config, stage, adapter=None):
     """train_flops of one step of a stage whose rows hold one document each: to compare stages by."""
     rows = stage.batch_size * stage.accumulation
-    return train_flops(config, rows * stage.seq_len, rows * stage.seq_len * (stage.seq_len + 1) // 2, adapter)
+    return train_flops(config, rows * stage.seq_len, rows * visible_pairs(stage.seq_len, config.window), adapter)
 
 
 def measured_peak(dtype):
