@@ -40,8 +40,8 @@ class LlamaConfig:
         if self.head_dim % 2:
             raise ValueError(f'head_dim {self.head_dim} must be even: RoPE rotates pairs of dims')
         if self.window is not None and (type(self.window) is not int or self.window < 1):
-            raise ValueError(f'window {self.window!r} must be an integer of at least 1, because a query attends to '
-                             'itself, or None for full causal attention')
+            raise ValueError(f'window {self.window!r} must be an integer of at least 1, because a query '
+                             'attends to itself, or None for full causal attention')
 
     @property
     def rope_theta(self) -> float:

@@ -4,8 +4,8 @@ The cache is split over 'sequence' and never moves: every device attends to its 
 query, and one log-sum-exp merge per layer combines the results. A prompt that is too long for one forward is
 read in prefill chunks, and a text that was read once serves any number of questions (extend).
 
-Letters: B batch, T new tokens, S cache slots, N query heads, K key/value heads, G = N / K, H head_dim, D embed_dim,
-F mlp_dim, V vocab, L layers.
+Letters: B batch, T new tokens, S cache slots, N query heads, K key/value heads, G = N / K, H head_dim,
+D embed_dim, F mlp_dim, V vocab, L layers.
 """
 
 import functools
@@ -71,7 +71,8 @@ class Request(struct.PyTreeNode):
 def place_request(limits: np.ndarray, stop: np.ndarray, max_new_tokens: int, sampling: Sampling | None = None,
                   key: jax.Array | None = None) -> Request:
     """The Request of limits [B] and stop [V] on the current mesh."""
-    return Request(sharding.put(limits, sharding.spec('B')), sharding.put(stop, P(None)), max_new_tokens, sampling, key)
+    limits, stop = sharding.put(limits, sharding.spec('B')), sharding.put(stop, P(None))
+    return Request(limits, stop, max_new_tokens, sampling, key)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -117,8 +118,9 @@ def extend(params: llama.Params, config: LlamaConfig, cache: KVCache, chunk: Chu
            tables: rope.Tables, memory: Memory) -> tuple[KVCache, jax.Array]:
     """Run a chunk of more tokens behind the tokens of the cache.
 
-    The queries are gathered to the cache instead of the other way round, so that the cost of the network grows with
-    the chunk and not with the context (Yang et al. 2024, "Context Parallelism for Scalable Million-Token Inference").
+    The queries are gathered to the cache instead of the other way round, so that the cost of the network
+    grows with the chunk and not with the context (Yang et al. 2024, "Context Parallelism for Scalable
+    Million-Token Inference").
 
     Args:
       logits: float32 [B, V], those of rows whose last token is before the chunk.
@@ -139,9 +141,10 @@ def extend(params: llama.Params, config: LlamaConfig, cache: KVCache, chunk: Chu
         x, (k, v) = llama.block(x, layer, angles, config, attend, feed_forward=feed_forward)
         return x, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
-    x, (k, v) = lax.scan(step, llama.embed_tokens(params.embed, chunk.tokens), (params.layers, cache.k, cache.v))
+    x = llama.embed_tokens(params.embed, chunk.tokens)
+    x, (k, v) = lax.scan(step, x, (params.layers, cache.k, cache.v))
     in_chunk = ((chunk.positions == chunk.last[:, None]) & (chunk.segment_ids > 0)).any(1)
-    # Padding has a position too, which may be that of the last token.
+    # Padding has positions too, and the position of the last token may be among them.
     positions = jnp.where(chunk.segment_ids > 0, chunk.positions, -1)
     new = _logits_after(params, config, x, positions, chunk.last)
     k, v = (sharding.reshard(x, P(None, sharding.BATCH_AXES, 'tensor')) for x in (k, v))
@@ -153,8 +156,8 @@ def extend(params: llama.Params, config: LlamaConfig, cache: KVCache, chunk: Chu
 # ---------------------------------------------------------------------------------------------------
 
 
-def decode_step(params: llama.Params, config: LlamaConfig, cache: KVCache, tokens: jax.Array, positions: jax.Array,
-                slots: jax.Array, tables: rope.Tables) -> tuple[KVCache, jax.Array]:
+def decode_step(params: llama.Params, config: LlamaConfig, cache: KVCache, tokens: jax.Array,
+                positions: jax.Array, slots: jax.Array, tables: rope.Tables) -> tuple[KVCache, jax.Array]:
     """One more token per row.
 
     Args:
@@ -170,8 +173,11 @@ def decode_step(params: llama.Params, config: LlamaConfig, cache: KVCache, token
 
     def step(x, inputs):
         layer, cached_k, cached_v = inputs
-        # One token per row leaves the FFN nothing to split over 'sequence': no chunks.
-        return llama.block(x, layer, angles, config, lambda q, k, v: attend_cache(q, k, v, cached_k, cached_v, mask))
+
+        def attend(q, k, v):
+            return attend_cache(q, k, v, cached_k, cached_v, mask)
+
+        return llama.block(x, layer, angles, config, attend)  # one token per row needs no chunks of the FFN
 
     x = _embed(params.embed, tokens)
     # The cache is only read inside the scan over layers and written once after it: as a carry or an
@@ -246,8 +252,8 @@ def rows_at(x: jax.Array, indices: jax.Array) -> jax.Array:
 # ---------------------------------------------------------------------------------------------------
 
 
-def generate(params: llama.Params, config: LlamaConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int, *,
-             indices: np.ndarray | None = None, memory: Memory | None = None, stop_id: int | None = None,
+def generate(params: llama.Params, config: LlamaConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int,
+             *, indices: np.ndarray | None = None, memory: Memory | None = None, stop_id: int | None = None,
              batch_size: int | None = None) -> np.ndarray:
     """Greedy continuations, prefill and all decode steps in one compiled program.
 
@@ -256,8 +262,8 @@ def generate(params: llama.Params, config: LlamaConfig, prompts: Sequence[Sequen
 
     Args:
       prompts: B lists of token ids, of unequal lengths if need be.
-      indices: [S], the permutation of the layout over the slots of the cache, a multiple of length_unit; default
-        contiguous, with cache_len of the tokens that are needed.
+      indices: [S], the permutation of the layout over the slots of the cache, a multiple of length_unit;
+        default contiguous, with cache_len of the tokens that are needed.
       memory: Memory, of which chunks and ffn_chunks matter here.
       stop_id: everything after its first occurrence becomes stop_id.
       batch_size: rows computed at a time; default all. The last group is padded to it.

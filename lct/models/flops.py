@@ -15,7 +15,7 @@ from lct.models.lora import Adapter
 
 @functools.cache
 def matmul_sizes(config: LlamaConfig) -> dict[str, int]:
-    """{parameter: size} of those that take part in a matmul per token: all but the norms and an untied embedding."""
+    """{parameter: size} of what multiplies every token: all but the norms and an untied embedding."""
     leaves = jax.tree_util.tree_leaves_with_path(llama.shapes(config), is_leaf=lambda x: isinstance(x, tuple))
     sizes = {path[-1].name: math.prod(shape) for path, shape in leaves}
     return {name: size for name, size in sizes.items()
@@ -43,10 +43,11 @@ def visible_pairs(seq_len: int, window: int | None = None) -> int:
 
 
 def train_flops(config: LlamaConfig, tokens: int, pairs: int, adapter: Adapter | None = None) -> int:
-    """Model FLOPs of training on tokens with so many visible query-key pairs: 6 per matmul parameter and token, and
-    12 L N H per pair. With a lora.Adapter a frozen parameter has no gradient: 4."""
+    """Model FLOPs of training on tokens with so many visible query-key pairs: 6 per matmul parameter and
+    token, and 12 L N H per pair. With a lora.Adapter a frozen parameter has no gradient: 4."""
     attention = 12 * config.num_layers * config.num_heads * config.head_dim * pairs
     if adapter is None:
         return 6 * matmul_params(config) * tokens + attention
     in_full = sum(size for name, size in matmul_sizes(config).items() if name in adapter.also_train)
-    return (4 * matmul_params(config) + 2 * in_full + 6 * lora.num_low_rank(config, adapter)) * tokens + attention
+    per_token = 4 * matmul_params(config) + 2 * in_full + 6 * lora.num_low_rank(config, adapter)
+    return per_token * tokens + attention

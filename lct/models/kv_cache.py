@@ -1,6 +1,7 @@
 """The key/value cache: split over 'sequence' and never moved; queries are sent to it.
 
-Letters: B batch, T new tokens, S cache slots, N query heads, K key/value heads, G = N / K, H head_dim, L layers.
+Letters: B batch, T new tokens, S cache slots, N query heads, K key/value heads, G = N / K, H head_dim,
+L layers.
 """
 
 import functools
@@ -81,8 +82,8 @@ def _attend_local(q, k, v, cached_k, cached_v, mask, axis_name):
 
 
 def write(cache: KVCache, k: jax.Array, v: jax.Array, slots: jax.Array) -> KVCache:
-    """The cache with k and v [L, B, K, T, H] in the slots int32 [B, T], now filled; tokens with slots past the cache
-    are discarded. Each device tests whether a slot is its own."""
+    """The cache with k and v [L, B, K, T, H] in the slots int32 [B, T], now filled; tokens with slots past
+    the cache are discarded. Each device tests whether a slot is its own."""
     if sharding.current_mesh() is None:
         arrays = _write_local(cache.k, cache.v, cache.segment_ids, k, v, slots, axis_name=None)
     else:
@@ -101,8 +102,9 @@ def _write_local(cached_k, cached_v, segment_ids, k, v, slots, axis_name):
     local = jnp.where(slots >= first, slots - first, length)
     rows = jnp.arange(slots.shape[0])[:, None]
 
-    def put(cached, new):  # [L, B, K, S, H]; indices around a slice come first in what is set: [B, T, L, K, H]
-        return cached.at[:, rows, :, local].set(new.transpose(1, 3, 0, 2, 4).astype(cached.dtype), mode='drop')
+    def put(cached, new):  # [L, B, K, S, H], [L, B, K, T, H]
+        new = new.transpose(1, 3, 0, 2, 4)  # [B, T, L, K, H]: indices around a slice come first in an update
+        return cached.at[:, rows, :, local].set(new.astype(cached.dtype), mode='drop')
 
     return put(cached_k, k), put(cached_v, v), segment_ids.at[rows, local].set(1, mode='drop')
 
@@ -110,8 +112,9 @@ def _write_local(cached_k, cached_v, segment_ids, k, v, slots, axis_name):
 Block = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # k, v [B, K, S, H], positions, segments [B, S]
 
 
-def attend_chunk(q: jax.Array, own: Block, cached: Block, split: Attention, window: int | None = None) -> jax.Array:
-    """Attention of the queries q [B, T, N, H] of a chunk to the keys of the chunk and of the cache -> [B, T, N, H].
+def attend_chunk(q: jax.Array, own: Block, cached: Block, split: Attention,
+                 window: int | None = None) -> jax.Array:
+    """Attention of the queries q [B, T, N, H] of a chunk to the keys of the chunk and of the cache.
 
     split: the tiles of attention, its chunks. window: as in LlamaConfig.
     """
@@ -125,8 +128,8 @@ def attend_chunk(q: jax.Array, own: Block, cached: Block, split: Attention, wind
 
 
 def _attend_chunk_local(q, own, cached, axis_name, split, window):
-    """All queries of the chunk attend to the keys of this device; after one merge per layer each is returned to its
-    owner."""
+    """All queries of the chunk attend to the keys of this device; after one merge per layer each is returned
+    to its owner."""
     gather = lambda x: x if axis_name is None else lax.all_gather(x, axis_name, axis=1, tiled=True)
     _, _, positions, segments = own
     grouped = q.reshape(*q.shape[:2], own[0].shape[1], -1, q.shape[3])

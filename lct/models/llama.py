@@ -135,8 +135,8 @@ def check_mesh(config: LlamaConfig, degrees: tuple[int, ...]) -> None:
         value = getattr(config, name)
         if value % degree:
             raise ValueError(
-                f'{name} {value} is not a multiple of the mesh degree {axis} = {degree}, over which it is split; '
-                'choose degrees that divide it'
+                f'{name} {value} is not a multiple of the mesh degree {axis} = {degree}, over which it is '
+                'split; choose degrees that divide it'
             )
 
 
@@ -165,19 +165,19 @@ def init(config: LlamaConfig, key: jax.Array, dtype: Any = jnp.float32) -> Param
 
 @jax.named_scope('embedding')
 def embed_tokens(embed: jax.Array, tokens: jax.Array) -> jax.Array:
-    """tokens [B, T] int32 -> [B, T, D] in the dtype of embed [V, D]; its gradient is summed in float32: a sum in
-    bfloat16 stops growing at 256 times its terms, and tokens occur more often."""
+    """tokens [B, T] int32 -> [B, T, D] in the dtype of embed [V, D]; its gradient is summed in float32: a sum
+    in bfloat16 stops growing at 256 times its terms, and tokens occur more often."""
     wide = embed.astype(jnp.float32)
     if sharding.current_mesh() is None:
         return wide[tokens].astype(embed.dtype)
-    # An explicit gather, or XLA falls back to 'involuntary full rematerialization'. The table is small next to the
-    # activations that it fills.
+    # An explicit gather, or XLA falls back to 'involuntary full rematerialization'. The table is small next
+    # to the activations that it fills.
     wide = jax.reshard(wide, P(None, None))
     return wide.at[tokens].get(out_sharding=sharding.spec('BTD')).astype(embed.dtype)
 
 
 def _einsum(equation, x, w):
-    """sharding.einsum of x [B, T, ...], or of x [B, ...], one token per row, for which T drops out of the equation."""
+    """sharding.einsum of x [B, T, ...]; for x [B, ...], one token per row, T drops out of the equation."""
     letters = equation.split(',')[0]
     return sharding.einsum(equation if x.ndim == len(letters) else equation.replace('T', ''), x, w)
 
@@ -207,7 +207,8 @@ def mlp(x: jax.Array, layer: Layers, config: LlamaConfig) -> jax.Array:
 def ffn(x: jax.Array, layer: Layers, config: LlamaConfig, num_chunks: int) -> jax.Array:
     """mlp in chunks of the sequence, its weights gathered once for all of them."""
     letters = {'w_gate': 'DF', 'w_up': 'DF', 'w_down': 'FD'}
-    layer = layer.replace(**{name: sharding.gather(getattr(layer, name), letters[name], x.dtype) for name in letters})
+    gathered = {name: sharding.gather(getattr(layer, name), letters[name], x.dtype) for name in letters}
+    layer = layer.replace(**gathered)
     return blockwise_ffn(lambda y: mlp(y, layer, config), x, num_chunks)
 
 
@@ -229,7 +230,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, se
 def block(x: jax.Array, layer: Layers, angles: tuple, config: LlamaConfig, attend: Callable, *,
           project: Callable = project_qkv, output: Callable = add_output,
           feed_forward: Callable = mlp) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """One transformer layer: that of training, of adapters, of prefill and of decoding.
+    """One transformer layer, for training, adapters, prefill and decoding.
 
     Args:
       x: [B, T, D], or [B, D] for one token per row. angles: those of rope.angles, for the positions of x.
@@ -250,8 +251,8 @@ def causal_block(config: LlamaConfig, positions: jax.Array, segment_ids: jax.Arr
                  memory: Memory) -> Callable:
     """The block of a batch that attends to itself, of training and prefill: (x, layer) -> x, (k, v).
 
-    positions, segment_ids: int32 [B, T]. tables: those of config.rope, an argument so that a changed theta needs no
-    new compilation.
+    positions, segment_ids: int32 [B, T]. tables: those of config.rope, an argument so that a changed theta
+    needs no new compilation.
     """
     def attend(q, k, v):
         return attention(q, k, v, positions, segment_ids, memory.attention, config.window)
@@ -262,7 +263,7 @@ def causal_block(config: LlamaConfig, positions: jax.Array, segment_ids: jax.Arr
 
 def hidden_states(params: Params, config: LlamaConfig, tokens: jax.Array, positions: jax.Array,
                   segment_ids: jax.Array, tables: rope.Tables, memory: Memory | None = None) -> jax.Array:
-    """The final normed hidden states [B, T, D] of tokens int32 [B, T]; the other arguments as in causal_block."""
+    """The final normed hidden states [B, T, D] of tokens int32 [B, T]; other arguments as in causal_block."""
     memory = memory or Memory(remat='none')
     layer_block = causal_block(config, positions, segment_ids, tables, memory)
     x = embed_tokens(params.embed, tokens)
@@ -290,8 +291,8 @@ def logits(params: Params, config: LlamaConfig, tokens: jax.Array, positions: ja
                          f"{config.vocab_size - 1}; encode with the model's own tokenizer")
     tokens = jnp.asarray(tokens)
     if tokens.shape[1] % (ring := sharding.axis_size('sequence')):
-        raise ValueError(f'{tokens.shape[1]} tokens a row do not divide over the {ring} devices of the sequence axis; '
-                         'cut or pad them to a multiple')
+        raise ValueError(f'{tokens.shape[1]} tokens a row do not divide over the {ring} devices of the '
+                         'sequence axis; cut or pad them to a multiple')
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     if segment_ids is None:
@@ -309,7 +310,8 @@ def _logits(params, config, tokens, positions, segment_ids, tables):
         return sharding.einsum('BTD,DV->BTV', x.astype(jnp.float32), head(params).astype(jnp.float32))
 
 
-def loss_sum(params: Params, config: LlamaConfig, batch: dict, tables: rope.Tables, memory: Memory) -> jax.Array:
+def loss_sum(params: Params, config: LlamaConfig, batch: dict[str, jax.Array], tables: rope.Tables,
+             memory: Memory) -> jax.Array:
     """The sum over the batch of loss_mask * cross-entropy, float32; the caller divides by the sum of the
     mask over the whole global batch.
 

@@ -1,6 +1,6 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685) on the attention projections, as LongLoRA (Chen et al. 2023, arXiv
-2309.12307) trains it for longer contexts: low-rank adapters on wq, wk, wv and wo, the norms trained in full and,
-where its many parameters can be afforded, the embedding too. Everything else is frozen.
+2309.12307) trains it for longer contexts: low-rank adapters on wq, wk, wv and wo, the norms trained in full
+and, where its many parameters can be afforded, the embedding too. Everything else is frozen.
 
 Letters as in llama, and R the rank. A weight W acts as W + alpha / R * down @ up, and up starts at zero.
 """
@@ -23,7 +23,8 @@ from lct.ops import rope
 from lct.ops.cross_entropy import cross_entropy_sum
 from lct.ops.norms import rms_norm
 
-ADAPTED = {'wq': ('D', 'NH'), 'wk': ('D', 'KH'), 'wv': ('D', 'KH'), 'wo': ('NH', 'D')}  # letters in, letters out
+# projection: (letters of its input, letters of its output)
+ADAPTED = {'wq': ('D', 'NH'), 'wk': ('D', 'KH'), 'wv': ('D', 'KH'), 'wo': ('NH', 'D')}
 TRAINABLE = ('embed', 'attn_norm', 'mlp_norm', 'w_gate', 'w_up', 'w_down', 'final_norm', 'lm_head')  # in full
 
 
@@ -32,12 +33,15 @@ class Adapter:
     """The trained parameters of a model that is otherwise frozen.
 
     rank, alpha: of the adapters, whose product is scaled by alpha / rank. LongLoRA has 8 and 16.
-    also_train: parameters trained in full, by their names in llama.Params; LongLoRA has the norms and the embedding.
-    frozen_dtype: of the frozen weights, best the dtype of the activations; None for the dtype of the trained weights.
+    also_train: parameters trained in full, by their names in llama.Params; LongLoRA has the norms and the
+      embedding.
+    frozen_dtype: of the frozen weights, best the dtype of the activations; None for the dtype of the trained
+      weights.
     seed: of the adapters' initial values.
 
-    Share of Llama-3 8B (8,030,261,248) that is trained at rank 8: adapters 6,815,744 and norms 266,240, 0.09%; with
-    the embedding 6.6%, because Llama-3's vocabulary is four times as large as that of Llama-2 in the paper.
+    Share of Llama-3 8B (8,030,261,248) that is trained at rank 8: adapters 6,815,744 and norms 266,240,
+    0.09%; with the embedding 6.6%, because the vocabulary is four times as large as in the paper, which
+    trained Llama-2.
 
     Raises:
       ValueError: for a rank, an alpha, a parameter name or a dtype that does not exist.
@@ -59,7 +63,8 @@ class Adapter:
                 reason = 'has an adapter' if name in ADAPTED else 'is not a parameter'
                 raise ValueError(f'adapter also_train: {name!r} {reason}; choose from {", ".join(TRAINABLE)}')
         if self.frozen_dtype not in (None, 'float32', 'bfloat16'):
-            raise ValueError(f"adapter frozen_dtype {self.frozen_dtype!r} must be 'float32', 'bfloat16' or None")
+            raise ValueError(f"adapter frozen_dtype {self.frozen_dtype!r} must be 'float32', 'bfloat16' or "
+                             'None')
 
 
 class LowRank(struct.PyTreeNode):
@@ -76,14 +81,14 @@ class Adapters(struct.PyTreeNode):
 
 
 class Trained(struct.PyTreeNode):
-    """The parameters that the optimizer sees. whole: llama.Params with None for every frozen leaf."""
+    """The parameters that the optimizer updates. whole: llama.Params with None for every frozen leaf."""
 
     adapters: Adapters
     whole: llama.Params
 
 
 def adapter_table(adapter: Adapter) -> Adapters:
-    """Adapters of llama.ParamInfo: letters, and the initial standard deviation in units of 1 / sqrt(fan-in)."""
+    """Adapters of llama.ParamInfo: letters, and initial standard deviations in units of 1 / sqrt(fan-in)."""
     def row(reads, writes):
         scale = adapter.alpha / adapter.rank
         return LowRank(llama.ParamInfo(f'L{reads}R', 1.0), llama.ParamInfo(f'LR{writes}', 0.0), scale)
@@ -177,8 +182,8 @@ def merge(trained: Trained, frozen: llama.Params) -> llama.Params:
 
 
 def low_rank(name: str, x: jax.Array, adapters: Adapters) -> jax.Array:
-    """The output of an adapter, to be added to the output of its projection: of x [B, T, D] for wq, wk and wv,
-    of x [B, T, N, H] for wo."""
+    """The output of an adapter, to be added to the output of its projection: of x [B, T, D] for wq, wk and
+    wv, of x [B, T, N, H] for wo."""
     (reads, writes), adapter = ADAPTED[name], getattr(adapters, name)
     inner = sharding.einsum(f'BT{reads},{reads}R->BTR', x, adapter.down)
     return adapter.scale * sharding.einsum(f'BTR,R{writes}->BT{writes}', inner, adapter.up)
@@ -187,8 +192,8 @@ def low_rank(name: str, x: jax.Array, adapters: Adapters) -> jax.Array:
 def projections(adapters: Adapters) -> dict[str, Callable]:
     """The arguments project and output of llama.block, with the adapters of one layer.
 
-    Rotation is linear, so the low-rank parts of q and k may be rotated apart: they are then not rounded away inside
-    the weight, as they would be in bfloat16 if the two were summed first.
+    Rotation is linear, so the low-rank parts of q and k may be rotated apart: they are then not rounded away
+    inside the weight, as they would be in bfloat16 if the two were summed first.
     """
     def project(x, layer, angles, config):
         y = rms_norm(x, layer.attn_norm, config.norm_eps)
@@ -205,7 +210,8 @@ def projections(adapters: Adapters) -> dict[str, Callable]:
 
 
 def hidden_states(trained: Trained, frozen: llama.Params, config: LlamaConfig, tokens: jax.Array,
-                  positions: jax.Array, segment_ids: jax.Array, tables: rope.Tables, memory: Memory) -> jax.Array:
+                  positions: jax.Array, segment_ids: jax.Array, tables: rope.Tables,
+                  memory: Memory) -> jax.Array:
     """llama.hidden_states with adapters: the final normed hidden states [B, T, D]."""
     params = combine(trained.whole, frozen)
     block = llama.causal_block(config, positions, segment_ids, tables, memory)
@@ -218,8 +224,8 @@ def hidden_states(trained: Trained, frozen: llama.Params, config: LlamaConfig, t
     return rms_norm(x, params.final_norm, config.norm_eps)
 
 
-def loss_sum(trained: Trained, frozen: llama.Params, config: LlamaConfig, batch: dict, tables: rope.Tables,
-             memory: Memory) -> jax.Array:
+def loss_sum(trained: Trained, frozen: llama.Params, config: LlamaConfig, batch: dict[str, jax.Array],
+             tables: rope.Tables, memory: Memory) -> jax.Array:
     """llama.loss_sum with adapters."""
     x = hidden_states(
         trained, frozen, config, batch['tokens'], batch['positions'], batch['segment_ids'], tables, memory)

@@ -36,8 +36,8 @@ class Memory:
     attention: how attention is split over the sequence axis and into tiles.
     ffn_chunks: number of chunks that the sequence is cut into inside the FFN.
     loss_chunk: tokens of a device whose logits exist at one time.
-    dtype: of activations and of weights in use; None for the dtype of the stored parameters. Gradients, their sums
-      over devices and the stored parameters are not affected.
+    dtype: of activations and of weights in use; None for the dtype of the stored parameters. Gradients, their
+      sums over devices and the stored parameters are not affected.
 
     Raises:
       ValueError: for a policy, a dtype or a number of chunks that does not exist.
@@ -55,7 +55,8 @@ class Memory:
         if self.remat not in REMAT:
             raise ValueError(f'remat {self.remat!r} is not one of {sorted(REMAT)}')
         if min(self.ffn_chunks, self.loss_chunk) < 1:
-            raise ValueError(f'ffn_chunks {self.ffn_chunks} and loss_chunk {self.loss_chunk} must be positive')
+            raise ValueError(f'ffn_chunks {self.ffn_chunks} and loss_chunk {self.loss_chunk} must be '
+                             'positive')
 
 
 def scan_layers(step: Callable, x: jax.Array, layers: Any, memory: Memory) -> jax.Array:

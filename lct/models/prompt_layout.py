@@ -19,8 +19,8 @@ from lct.ops import rope
 class PromptBatch(NamedTuple):
     """Right-padded prompts in the order of a layout: int32 arrays of numpy, or of jax after place.
 
-    tokens, positions, segment_ids: [B, S], where segment 0 marks slots without a token yet; their positions are
-      those of the tokens to come.
+    tokens, positions, segment_ids: [B, S], where segment 0 marks slots without a token yet; their positions
+      are those of the tokens to come.
     last: [B], the position of each row's last prompt token.
     slot_of: [S], the slot of each position.
     """

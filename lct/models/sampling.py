@@ -24,15 +24,16 @@ class Sampling:
 
     def __post_init__(self):
         if not (0 < self.temperature < float('inf') and 0 < self.top_p <= 1):
-            raise ValueError(f'temperature {self.temperature} must be above 0 and top_p {self.top_p} in (0, 1]; for '
-                             'greedy decoding use no Sampling')
+            raise ValueError(f'temperature {self.temperature} must be above 0 and top_p {self.top_p} in '
+                             '(0, 1]; for greedy decoding use no Sampling')
 
 
 def next_token(logits: jax.Array, step: jax.Array | int, sampling: Sampling | None,
                key: jax.Array | None) -> jax.Array:
     """int32 [B] from logits [B, V]: the new token of each row.
 
-    step: number of the token in its answer. sampling, key: a Sampling and its jax.random key; None for the argmax.
+    step: number of the token in its answer. sampling, key: a Sampling and its jax.random key; None for the
+      argmax.
     """
     # The vocabulary is gathered: one row per prompt is small.
     logits = sharding.reshard(logits, sharding.spec('BD'))
@@ -42,8 +43,8 @@ def next_token(logits: jax.Array, step: jax.Array | int, sampling: Sampling | No
 
 
 def token_logprob(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """-> float32 [B], the log-probability in nats of the tokens [B] under logits [B, V], and bool [B], whether each
-    token is the argmax."""
+    """-> float32 [B], the log-probability in nats of the tokens [B] under logits [B, V], and bool [B],
+    whether each token is the argmax."""
     logits = sharding.reshard(logits, sharding.spec('BD'))
     hit = jnp.arange(logits.shape[-1]) == tokens[:, None]
     logprob = jnp.where(hit, logits, 0).sum(-1) - jax.nn.logsumexp(logits, -1)

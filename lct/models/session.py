@@ -38,12 +38,13 @@ class Session:
 
     def __init__(self, params: llama.Params, config: LlamaConfig, rows: int, seq_len: int,
                  indices: np.ndarray | None = None, memory: Memory | None = None, longest: int | None = None):
-        ring_size, replicas = sharding.axis_size('sequence'), sharding.axis_size('data') * sharding.axis_size('fsdp')
+        replicas = sharding.axis_size('data') * sharding.axis_size('fsdp')
         memory = memory or Memory()
-        self.unit = length_unit(ring_size, memory.ffn_chunks)
+        self.unit = length_unit(sharding.axis_size('sequence'), memory.ffn_chunks)
         if seq_len % self.unit or rows % replicas:
-            raise ValueError(f'seq_len {seq_len} must be a multiple of {self.unit} and rows {rows} one of {replicas}; '
-                             f'use {-(-seq_len // self.unit) * self.unit} and {-(-rows // replicas) * replicas}')
+            raise ValueError(f'seq_len {seq_len} must be a multiple of {self.unit} and rows {rows} one of '
+                             f'{replicas}; use {-(-seq_len // self.unit) * self.unit} and '
+                             f'{-(-rows // replicas) * replicas}')
         self.params, self.config, self.memory = params, config, memory
         self.rows, self.seq_len, self.indices = rows, seq_len, indices
         self.tables = rope.make_tables(rope_at(config.rope, config.head_dim, longest or seq_len),
@@ -96,8 +97,8 @@ class Session:
 
     def ask(self, questions: Rows, limits: Sequence[int], max_new_tokens: int, stop: np.ndarray | None = None,
             sampling: Sampling | None = None, key: jax.Array | None = None) -> list[list[int]]:
-        """The token ids of the answer to each question, which follows the text of its row. Afterwards the cache holds
-        the texts alone again.
+        """The token ids of the answer to each question, which follows the text of its row. Afterwards the
+        cache holds the texts alone again.
 
         Args:
           questions: one for each row from the first; all empty to continue the texts.
@@ -108,8 +109,8 @@ class Session:
           ValueError: for questions that with their answers do not fit behind the texts.
         """
         if max(limits) > max_new_tokens:
-            raise ValueError(f'limits of up to {max(limits)} new tokens are more than max_new_tokens {max_new_tokens}; '
-                             'raise it')
+            raise ValueError(f'limits of up to {max(limits)} new tokens are more than max_new_tokens '
+                             f'{max_new_tokens}; raise it')
         self._end_stream()
         lengths, count = self.lengths, len(questions)
         limits = np.array([*limits, *[0] * (self.rows - count)], np.int32)
@@ -120,14 +121,15 @@ class Session:
         self.cache, tokens, counts = _decode(self.params, self.config.architecture(), self.cache, logits, last,
                                              self.slot_of, request, self.tables)
         self._rewind(lengths)
-        answers = [row[:n].tolist() for row, n in zip(sharding.fetch(tokens), sharding.fetch(counts), strict=True)]
+        tokens, counts = sharding.fetch(tokens), sharding.fetch(counts)
+        answers = [row[:n].tolist() for row, n in zip(tokens, counts, strict=True)]
         return [ids[:-1] if ids and stop[ids[-1]] else ids for ids in answers[:count]]
 
     def stream(self, questions: Rows, limit: int, sampling: Sampling | None = None,
                key: jax.Array | None = None) -> Iterator[np.ndarray]:
-        """Iterator over the tokens of the answers as they are decoded, numpy int32 [questions] each, up to limit of
-        them. At its end, or when it is closed, or when the session is used otherwise, the cache holds the texts
-        alone again.
+        """Iterator over the tokens of the answers as they are decoded, numpy int32 [questions] each, up to
+        limit of them. At its end, or when it is closed, or when the session is used otherwise, the cache
+        holds the texts alone again.
 
         questions, sampling, key: as in ask.
         """
@@ -149,9 +151,9 @@ class Session:
             self._rewind(lengths)
 
     def loglikelihood(self, questions: Rows, alternatives: Sequence[Rows]) -> list[list[tuple[float, bool]]]:
-        """For each of the alternatives, which are an answer to each question, [(log-likelihood in nats, whether it is
-        the greedy answer)], computed token by token by the program that decodes. Afterwards the cache holds the texts
-        alone again.
+        """For each of the alternatives, which are an answer to each question, [(log-likelihood in nats,
+        whether it is the greedy answer)], computed token by token by the program that decodes. Afterwards the
+        cache holds the texts alone again.
 
         questions: as in ask. alternatives: lists of answers of at least one token.
         """
@@ -186,8 +188,8 @@ class Session:
         return list(zip(nats[:count].tolist(), greedy[:count].tolist(), strict=True))
 
     def rewind(self, lengths: Sequence[int]) -> None:
-        """Drop all but the first lengths [rows] tokens of the rows. The next call must bring questions, because the
-        logits are those after the whole texts."""
+        """Drop all but the first lengths [rows] tokens of the rows. The next call must bring questions,
+        because the logits are those after the whole texts."""
         self._end_stream()
         self._rewind(lengths)
 
@@ -214,17 +216,21 @@ class Session:
         return self._extend(questions, self._chunk_size(max(map(len, questions))))
 
     def _append(self, params, tokens, step, kept=True):
-        """Write one token [B] behind each row that is kept, `step` tokens after its length -> the logits that follow."""
-        at, put = self.lengths + np.int32(step), lambda x: sharding.put(x.astype(np.int32), sharding.spec('B'))
+        """Write one token [B] behind each row that is kept, `step` tokens after its length -> the logits that
+        follow."""
+        at = self.lengths + np.int32(step)
+        put = lambda x: sharding.put(x.astype(np.int32), sharding.spec('B'))
         slots = np.where(kept, self._slot_of[np.minimum(at, self.seq_len - 1)], self.seq_len)
-        self.cache, logits = _step(params, self.config.architecture(), self.cache, tokens, put(at), put(slots),
-                                   self.tables)
+        self.cache, logits = _step(
+            params, self.config.architecture(), self.cache, tokens, put(at), put(slots), self.tables)
         return logits
 
     def _gathered_params(self):
-        """The weights as decode_step uses them; kept for one answer, because they take memory that the next text
-        needs."""
-        return self.params if sharding.current_mesh() is None else _gathered(self.params, self.config.architecture())
+        """The weights as decode_step uses them; kept for one answer, because they take memory that the next
+        text needs."""
+        if sharding.current_mesh() is None:
+            return self.params
+        return _gathered(self.params, self.config.architecture())
 
     def _chunk_size(self, length):
         size = -(-SMALLEST_CHUNK // self.unit) * self.unit
@@ -237,8 +243,8 @@ class Session:
             raise ValueError(f'{len(texts)} texts do not fit into {self.rows} rows; use fewer, or more rows')
         needed = int((lengths + [len(text) for text in texts] + new).max())
         if needed > self.seq_len:
-            raise ValueError(f'texts of up to {needed} tokens with answers do not fit into {self.seq_len} slots; '
-                             'use fewer, or a longer cache')
+            raise ValueError(f'texts of up to {needed} tokens with answers do not fit into {self.seq_len} '
+                             'slots; use fewer, or a longer cache')
 
     def _extend(self, texts, size):
         """Write a chunk of up to `size` tokens behind each row -> the logits that follow."""
@@ -250,8 +256,9 @@ class Session:
         slots = np.where(filled, self._slot_of[positions], self.seq_len)
         self.lengths = (self.lengths + sizes).astype(np.int32)
         put = lambda x, letters: sharding.put(x.astype(np.int32), sharding.spec(letters))
-        chunk = decode.Chunk(tokens=put(tokens, 'BT'), positions=put(positions, 'BT'), segment_ids=put(filled, 'BT'),
-                             slots=put(slots, 'B'), last=put(self.lengths - 1, 'B'))
+        chunk = decode.Chunk(tokens=put(tokens, 'BT'), positions=put(positions, 'BT'),
+                             segment_ids=put(filled, 'BT'), slots=put(slots, 'B'),
+                             last=put(self.lengths - 1, 'B'))
         self.cache, logits = _extend(self.params, self.config.architecture(), self.cache, chunk, self.logits,
                                      self.tables, self.memory)
         return logits
