@@ -6,7 +6,7 @@ import pathlib
 import ask
 import pytest
 
-from lct.data import tokenizer
+from lct.data import tokenizer as tokenizers
 from lct.data.corpus import bundle
 from lct.data.corpus.documents import Document
 from lct.models import decode
@@ -51,26 +51,26 @@ def test_files_stand_under_their_paths_in_order(repo):
         bundle.read([f'{repo}/a.py', f'{repo}/*a.py'])
 
 
-def test_every_answer_is_that_of_the_whole_prompt_alone(repo, answers):
-    words = tokenizer.load(HERE / 'base')
+def test_every_answer_equals_that_to_its_prompt_alone(repo, answers):
+    tokenizer = tokenizers.load(HERE / 'base')
     config, params = llama_hf.load(HERE / 'base', 'float32')
     for question, answer in zip(QUESTIONS, answers, strict=True):
         text = f'{bundle.text(bundle.read([str(repo)]))}\nQuestion: {question}\nAnswer:'
-        new = decode.generate(params, config, [[words.bos_id, *words.encode(text)]], 8, stop_id=words.eos_id)[0]
-        assert answer == words.decode(new)
+        new = decode.generate(params, config, [[tokenizer.bos_id, *tokenizer.encode(text)]], 8, stop_id=tokenizer.eos_id)[0]
+        assert answer == tokenizer.decode(new)
 
 
-def test_what_was_read_too_far_is_taken_back(repo, answers, monkeypatch):
-    # The prompt of this word is read whole; any other question has less in common with it than was read.
+def test_what_questions_do_not_share_is_read_again(repo, answers, monkeypatch):
+    # All of this prompt is read, more than any other question has in common with it.
     monkeypatch.setattr(ask, 'PROBE_QUESTIONS', ('Why',))
     assert run(repo, mesh='2,1,2,1') == answers
 
 
-def test_it_says_how_much_it_read(repo, answers, capsys):
+def test_it_reports_how_much_it_read(repo, answers, capsys):
     assert run(repo, question=QUESTIONS[:1], mesh='1,1,2,1') == answers[:1]
-    out, said = capsys.readouterr()
-    assert QUESTIONS[0] in out and '3, ' in said and 'of 512: it fits' in said
-    assert 'tokens of question read in' in said and 'without the cache' in said and '8 tokens answered' in said
+    out, status = capsys.readouterr()
+    assert QUESTIONS[0] in out and '3, ' in status and 'of 512: it fits' in status
+    assert 'tokens of question read in' in status and 'without the cache' in status and '8 tokens answered' in status
 
 
 def test_an_answer_ends_at_a_stop_string(repo, answers):
@@ -78,9 +78,9 @@ def test_an_answer_ends_at_a_stop_string(repo, answers):
     assert run(repo, question=QUESTIONS[:1], stop=[stop]) == [answers[0][:answers[0].index(stop)]]
 
 
-def test_drawn_answers_follow_their_seed(repo):
-    drawn = [run(repo, question=QUESTIONS[:1], temperature=1.5, top_p=0.9, seed=seed)[0] for seed in (1, 1, 2)]
-    assert drawn[0] == drawn[1] != drawn[2]
+def test_sampled_answers_follow_their_seed(repo):
+    sampled = [run(repo, question=QUESTIONS[:1], temperature=1.5, top_p=0.9, seed=seed)[0] for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
 
 
 def test_questions_are_typed_until_an_empty_line(repo, answers, monkeypatch, capsys):

@@ -1,29 +1,22 @@
 """experiments/evaluate.py from end to end on the base model that the project ships."""
 
 import json
-import math
 import pathlib
 import re
 import types
-from html.parser import HTMLParser
-from xml.etree import ElementTree
 
 import evaluate
 import pytest
+from test_suites import REPORT, check_html
 
-from lct.data import tokenizer
+from lct.data import tokenizer as tokenizers
 from lct.data.corpus.documents import Document
 from lct.eval import answers, runner, samples, suites
-from lct.eval.report import html as html_report
-from lct.eval.report import svg
-from lct.eval.report import tables as report_tables
 from lct.eval.suites import SUITES
 from lct.eval.tasks import icl, ruler
 from lct.eval.tasks.material import ChatOverhead, Material
 
 HERE = pathlib.Path(__file__).parents[1] / 'experiments'
-
-
 
 
 def run(workdir, **changes):
@@ -34,6 +27,14 @@ def run(workdir, **changes):
         'batch_tokens': 65536, 'piece': None, 'base': None, 'data': None, **changes,
     }
     evaluate.evaluate(types.SimpleNamespace(**flags))
+
+
+def record_batches(monkeypatch):
+    """A list to which every batch that is answered will be added."""
+    batches, answer = [], runner.answer
+    monkeypatch.setattr(
+        runner, 'answer', lambda model, batch, rows: batches.append(batch) or answer(model, batch, rows))
+    return batches
 
 
 @pytest.fixture(scope='module')
@@ -59,7 +60,7 @@ def test_results_are_written(finished):
     assert {'index', 'pred', 'input', 'outputs', 'others'} <= set(prediction)
 
 
-def test_killed_and_started_again_it_ends_with_the_same_files(finished, tmp_path, monkeypatch):
+def test_a_killed_run_continues_to_the_same_files(finished, tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
@@ -68,19 +69,15 @@ def test_killed_and_started_again_it_ends_with_the_same_files(finished, tmp_path
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
     assert (tmp_path / 'ruler.jsonl').stat().st_size and not (tmp_path / 'needle.jsonl').exists()
-    answered = []
-    answer = runner.answer
-    monkeypatch.setattr(runner, 'answer', lambda model, batch, rows: answered.append(batch) or answer(model, batch, rows))
+    answered = record_batches(monkeypatch)
     run(tmp_path)
     assert len(answered) == 1  # the needles' batch alone
     for name in ('ruler.jsonl', 'needle.jsonl', 'results.json', 'results.csv', 'report.html'):
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_the_other_suites_run_on_a_mesh_and_share_their_texts(tmp_path, monkeypatch):
-    read = []
-    answer = runner.answer
-    monkeypatch.setattr(runner, 'answer', lambda model, batch, rows: read.append(batch) or answer(model, batch, rows))
+def test_other_suites_run_on_a_mesh_and_share_their_texts(tmp_path, monkeypatch):
+    read = record_batches(monkeypatch)
     run(tmp_path, suite='adversarial,icl', tasks='several,latest_4,lookup', samples='4', mesh='1,1,2,1')
     report = json.loads((tmp_path / 'results.json').read_text())['results']
     assert list(report['adversarial']['tasks']) == ['several', 'latest_4']
@@ -102,19 +99,20 @@ def test_the_other_suites_run_on_a_mesh_and_share_their_texts(tmp_path, monkeypa
     assert json.loads((tmp_path / 'results.json').read_text())['results'] == report
 
 
-def test_shots_are_made_when_their_turn_comes():
-    words = tokenizer.load(HERE / 'base')
+def test_shots_are_made_when_they_are_needed():
+    tokenizer = tokenizers.load(HERE / 'base')
     document = types.SimpleNamespace(name='', text='A line of text.\n' * 99)
-    asked = lambda count: SUITES['icl'].items(suites.Plan(
-        Material(words, [document], overhead=ChatOverhead(9)), (512, 4096), {512: 1, 4096: count}, ('cipher',)))
+    material = Material(tokenizer, [document], overhead=ChatOverhead(9))
+    items_of = lambda count: SUITES['icl'].items(
+        suites.Plan(material, (512, 4096), {512: 1, 4096: count}, ('cipher',)))
     icl._shots_text.cache_clear()
-    items = asked(10)
-    assert [item.key for item in asked(6)] == [item.key for item in items if item.index % 10**6 < 6]
+    items = items_of(10)
+    assert [item.key for item in items_of(6)] == [item.key for item in items if item.index % 10**6 < 6]
     assert icl._shots_text.cache_info().misses == 0
     for item in items[-10:]:
         sample = item.make()
         assert (sample.task, sample.length, sample.index) == item.key
-        assert len(words.encode(sample.text)) + 1 + 9 + sample.max_new_tokens <= sample.length <= 4096
+        assert len(tokenizer.encode(sample.text)) + 1 + 9 + sample.max_new_tokens <= sample.length <= 4096
     # Four queries and four and two share their shots, which are made once for them.
     assert [len({item.group for item in items[-10:][i:i + 4]}) for i in (0, 4, 8)] == [1, 1, 1]
     assert len({item.group for item in items[-10:]}) == icl._shots_text.cache_info().misses == 3
@@ -139,8 +137,8 @@ def test_losses_of_a_repository_beside_a_base_model(tmp_path):
 
 def test_a_base_model_with_another_tokenizer_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, 'weights_hash', lambda folder: '')
-    first = tokenizer.load
-    monkeypatch.setattr(tokenizer, 'load', lambda folder: first('bytes' if str(folder) == str(tmp_path) else folder))
+    load = tokenizers.load
+    monkeypatch.setattr(tokenizers, 'load', lambda folder: load('bytes' if str(folder) == str(tmp_path) else folder))
     with pytest.raises(ValueError, match='--base .* has another tokenizer than base, so their losses do not compare'):
         run(tmp_path / 'work', suite='loss', tasks=None, base=str(tmp_path))
 
@@ -163,10 +161,10 @@ def test_bad_input_is_one_sentence(tmp_path, changes, message):
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenizer.Tokenizer, 'vocab_size', 10**6, raising=False)
-    words = tokenizer.load('bytes')
-    words.vocab_size = 10**6
-    monkeypatch.setattr(tokenizer, 'load', lambda folder: words)
+    monkeypatch.setattr(tokenizers.Tokenizer, 'vocab_size', 10**6, raising=False)
+    tokenizer = tokenizers.load('bytes')
+    tokenizer.vocab_size = 10**6
+    monkeypatch.setattr(tokenizers, 'load', lambda folder: tokenizer)
     with pytest.raises(ValueError, match='the tokenizer has 1000000 ids but the model has vocab_size'):
         run(tmp_path)
 
@@ -188,15 +186,15 @@ def test_answers_about_other_documents_are_not_mixed(finished, tmp_path):
 
 
 def test_data_files_of_ruler_are_answered(tmp_path, capsys):
-    words = tokenizer.load(HERE / 'base')
-    material = Material(words, [Document('page', 'Some line of a page.\n' * 100)])
+    tokenizer = tokenizers.load(HERE / 'base')
+    material = Material(tokenizer, [Document('page', 'Some line of a page.\n' * 100)])
     made = [material.sample(ruler.task('vt'), 500, i) for i in range(3)]
     lines = [json.dumps(samples.to_ruler(one)) for one in made]
-    theirs = json.loads(lines[0])
-    for name in ('task', 'budget', 'max_new_tokens', 'meta'):  # which are ours
-        del theirs[name]
+    first = json.loads(lines[0])
+    for name in ('task', 'budget', 'max_new_tokens', 'meta'):  # fields that RULER does not have
+        del first[name]
     (tmp_path / 'vt').mkdir()
-    (tmp_path / 'vt' / 'validation.jsonl').write_text('\n'.join([json.dumps(theirs), '{"cut', *lines[1:]]) + '\n')
+    (tmp_path / 'vt' / 'validation.jsonl').write_text('\n'.join([json.dumps(first), '{"cut', *lines[1:]]) + '\n')
     flags = {'suite': 'ruler', 'tasks': None, 'samples': '2', 'data': tmp_path}
     run(tmp_path / 'work', **flags)
     assert 'line 2 is not valid JSON' in capsys.readouterr().err
@@ -204,7 +202,7 @@ def test_data_files_of_ruler_are_answered(tmp_path, capsys):
     assert [(row['task'], row['length'], row['index'], row['outputs']) for row in rows] == [
         ('vt', 512, i, made[i].outputs) for i in range(2)]
     assert [row['prompt'] for row in rows] == [
-        answers.digest(([] if words.bos_id is None else [words.bos_id]) + words.encode(one.text)) for one in made[:2]]
+        answers.digest(([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(one.text)) for one in made[:2]]
     with pytest.raises(ValueError, match='has no TASK/.*.jsonl of RULER.s tasks fwe; give the folder that holds theirs'):
         run(tmp_path / 'other', **{**flags, 'tasks': 'fwe'})
     with pytest.raises(ValueError, match='of RULER of one length; use --suite ruler and one of --lengths, not ruler,needle'):
@@ -232,102 +230,6 @@ def test_suites_of_one_workdir_share_its_results_and_a_base_may_come_later(tmp_p
     assert {line.split(',')[0] for line in (tmp_path / 'results.csv').read_text().splitlines()[1:]} == {'needle', 'loss'}
 
 
-REPORT = {
-    'about': {'model': 'm'}, 'trained': 1024, 'samples': {'1024': 2}, 'results': {
-        'adversarial': {'tasks': {'latest': {'1024': {
-            'target': 0.5, 'stale': 0.25, 'mixed': 0.25, 'none': 0, 'interval': [0.2, 0.8], 'count': 4}}}},
-        'icl': {'tasks': {'parity': {
-            'curve': {str(n): {'accuracy': 0.5, 'interval': [0.3, 0.7], 'count': 8, 'gain': None} for n in (1, 2, 4)},
-            'chosen': {str(n): {'accuracy': 0.75, 'interval': [0.5, 0.9], 'count': 8, 'gain': 0.25} for n in (1, 2, 4)},
-            'references': {'elimination': {'1': 0.5, '2': 0.75, '4': 1.0}}}}},
-        'repository': {'tasks': {'defines': {'1024': {'mean': 50.0, 'interval': None, 'count': 4}}}},
-        'loss': {
-            'edges': [0, 64, 128], 'mean': [3.0, 2.5], 'stderr': [None, None], 'num_windows': 1, 'documents': 1,
-            'growing': {'contexts': [64, 112], 'targets': 16, 'mean': [2.75, 2.25], 'stderr': [0.5, None],
-                        'effective_context': 112},
-            'identifiers': {'edges': [1, 64, 128, 256], 'mean': [1.25, None, 4.5], 'counts': [8, 0, 1000],
-                            'stderr': [0.125, None, None], 'bundles': [3, 0, 1]},
-            'border': {'edges': [0, 1, 2], 'mean': [2.5, 2.625], 'stderr': [None, None], 'num_windows': 1, 'documents': 1},
-            'long_ppl': {'key_tokens': 5, 'of': 128, 'context': 32, 'value': 4.25, 'nats': math.log(4.25), 'stderr': 0.1,
-                         'documents': 5},
-            'short': {'length': 64, 'extended': 2.5, 'base': 2.25, 'difference': 0.25, 'stderr': 0.125, 'num_windows': 2,
-                      'documents': 2},
-        },
-    },
-}
-
-
-def test_every_suite_has_its_figure_table_and_cells():
-    page = html_report.page(REPORT)
-    for drawing in re.findall('<svg.*?</svg>', page):
-        ElementTree.fromstring(drawing)
-    assert page.count('<svg') == 6 and '50 right, 25 misled' in page and 'model chooses' in page
-    assert 'since one round of the labels: choosing +25<' in page and 'over bundles of this repository' in page
-    assert 'elimination' in page and '3.000' in page
-    assert [cell[:2] for cell in report_tables.cells(REPORT)] == [
-        ('adversarial', 'latest'), *[('icl', 'parity')] * 3, *[('icl', 'parity_chosen')] * 3, ('repository', 'defines'),
-        *[('loss', 'loss')] * 2,
-        *[('loss', 'growing')] * 2, *[('loss', 'border')] * 2, *[('loss', 'identifiers')] * 2, ('loss', 'long_ppl'),
-        ('loss', 'short')]
-    text = report_tables.terminal(REPORT)
-    for said in ('50 right, 25 misled', 'parity_chosen', 'all questions are about one text', 'nats per token, the same 16  2.750  2.250', '1,000',
-                 'within 1% of the loss with the longest context: 112 tokens', 'on 5 of 128 tokens',
-                 'all windows come from one document, so the error of these means is unknown', '(documents: 2)',
-                 '2.5000 nats, the base model 2.2500, difference +0.2500 ± 0.1250'):
-        assert said in text and said.partition('  ')[0] in page
-
-
-def test_intervals_of_losses_are_students():
-    one = {**REPORT['results']['loss'], 'documents': 4}
-    found = {cell[1:3]: cell[3:6] for cell in report_tables.cells({'results': {'loss': one}})}
-    # Two-sided 95% points of the published tables, by degrees of freedom.
-    t = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
-    assert found['growing', 64] == pytest.approx((2.75, 2.75 - t[3] * 0.5, 2.75 + t[3] * 0.5), abs=1e-3)
-    assert found['short', 64] == pytest.approx((0.25, 0.25 - t[1] * 0.125, 0.25 + t[1] * 0.125), abs=1e-3)
-    assert found['identifiers', 1] == pytest.approx((1.25, 1.25 - t[2] * 0.125, 1.25 + t[2] * 0.125), abs=1e-3)
-    assert found['long_ppl', 32] == pytest.approx((4.25, 4.25 * math.exp(-t[4] / 10), 4.25 * math.exp(t[4] / 10)), abs=1e-2)
-    assert found['growing', 112] == (2.25, '', '') and found['identifiers', 128] == (4.5, '', '')
-    assert 'perplexity 4.25 (95% interval 3.22 to 5.61)' in ' '.join(SUITES['loss'].sentences(one))
-
-
-def test_intervals_stay_above_what_is_possible():
-    loss = {'edges': [0, 64], 'mean': [1.0], 'stderr': [0.5], 'num_windows': 2, 'documents': 2,
-            'long_ppl': {'key_tokens': 5, 'of': 128, 'context': 32, 'value': 1.5, 'nats': math.log(1.5), 'stderr': 0.2,
-                         'documents': 2},
-            'identifiers': {'edges': [1, 64], 'mean': [1.25], 'counts': [8]},  # of an earlier version
-            'short': {'length': 64, 'extended': 2.5, 'base': 2.25, 'difference': 0.25, 'stderr': 0.125, 'num_windows': 2,
-                      'documents': 2}}
-    low = {cell[1]: cell[4] for cell in report_tables.cells({'results': {'loss': loss}})}
-    assert low['loss'] == 0 and low['long_ppl'] == 1 and low['short'] < -1 and low['identifiers'] == ''
-    assert 'over bundles' not in html_report.page({**REPORT, 'results': {'loss': loss}})
-
-
-def test_few_documents_are_said():
-    said = lambda n: ' '.join(SUITES['loss'].sentences({'documents': n, 'mean': [1.0]}))
-    assert 'the windows come from 4 documents: with so few the intervals are wide' in said(4) and said(5) == ''
-
-
-def test_losses_that_are_no_numbers_are_left_out():
-    wrong = {
-        'edges': [0, 64, 128], 'mean': [3.0, math.inf], 'stderr': [0.5, math.nan], 'num_windows': 2, 'documents': 2,
-        'growing': {'contexts': [64, 112], 'targets': 16, 'mean': [-math.inf, math.nan], 'stderr': [math.nan] * 2,
-                    'effective_context': None},
-        'identifiers': {'edges': [1, 64, 128], 'mean': [1.25, math.inf], 'counts': [8, 2]},
-        'border': {'edges': [0, 1, 2], 'mean': [math.nan, 2.5], 'stderr': [0.5, 0.5], 'num_windows': 2, 'documents': 2},
-        'short': {'length': 64, 'extended': math.inf, 'base': 2.25, 'difference': math.inf, 'stderr': math.nan,
-                  'num_windows': 2, 'documents': 2},
-    }
-    report = evaluate.strict({**REPORT, 'results': {'loss': wrong}})
-    json.dumps(report, allow_nan=False)
-    assert [cell[1:4] for cell in report_tables.cells(report)] == [
-        ('loss', 0, 3.0), ('border', 1, 2.5), ('identifiers', 1, 1.25)]
-    page, text = html_report.page(report), report_tables.terminal(report)
-    assert page.count('<svg') == 2  # the growing context has no point
-    for said in ('some losses are NaN or infinite', 'a loss of this or of the base model is NaN or infinite'):
-        assert said in page and said in text
-    assert 'within 1% of the loss' not in page
-
-
 def test_losses_without_their_documents_are_not_kept(tmp_path, capsys):
     path, loss = tmp_path / 'results.json', REPORT['results']['loss']
     path.write_text(json.dumps({'samples': {}, 'results': {'icl': {}, 'loss': loss}}))
@@ -349,29 +251,5 @@ def test_a_small_python_file_among_texts_leaves_identifiers_out(tmp_path, capsys
             'repository (--haystack) or shorter lengths') in capsys.readouterr().err
 
 
-class Balanced(HTMLParser):
-    """Every element that is opened is closed, in order."""
-
-    open = ()
-
-    def handle_starttag(self, tag, attrs):
-        self.open = (*self.open, tag) if tag != 'meta' else self.open
-
-    def handle_startendtag(self, tag, attrs):
-        assert 'svg' in self.open  # HTML itself knows no such tags
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag
-        self.open = self.open[:-1]
-
-
 def test_the_page_is_sound_html(finished):
-    for page in (html_report.page(REPORT), (finished / 'report.html').read_text()):
-        parser = Balanced()
-        parser.feed(page)
-        assert parser.open == () and page.startswith('<!doctype html>')
-
-
-def test_the_colour_scale_is_fixed():
-    low, high = (svg.heat_map([1024], ['0%'], [[score]], 1024, '').text for score in (0.0, 1.0))
-    assert '#f0496e' in low and '#0cd79f' in high
+    check_html((finished / 'report.html').read_text())

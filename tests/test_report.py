@@ -1,4 +1,4 @@
-"""Figures are written with their fixed scale, tables hold the numbers, the card says what was done."""
+"""Figures are written, tables hold the numbers, and the model card states what was done."""
 
 import subprocess
 import sys
@@ -61,7 +61,7 @@ def test_the_terminal_table_holds_the_scores(results):
     assert len({len(line) for line in lines[:-1]}) == 1
 
 
-def test_the_card_says_what_was_done(results, curves):
+def test_the_card_states_what_was_done(results, curves):
     stages = [
         {'length': 2048, 'theta': 4e6, 'rule': 'dynamic NTK', 'steps': 200, 'tokens': 6_553_600},
         {'length': 8192, 'theta': 32e6, 'rule': 'dynamic NTK', 'steps': 100, 'tokens': 6_553_600},
@@ -78,7 +78,7 @@ def test_the_card_says_what_was_done(results, curves):
     assert '| extended | 100 | 100 | 100 | 100 | 100 | 100 | 95 |' in card
     assert 'over 16 windows (documents: 4), by position' in card
     assert '| base | 4.100 |' in card and '4K to 8K' in card and '![needle](needle.png)' in card
-    assert 'tokenizer' not in card and 'held-out' not in card  # nobody said so
+    assert 'tokenizer' not in card and 'held-out' not in card  # which the facts do not mention
 
 
 def test_lengths_are_written_short():

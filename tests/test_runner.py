@@ -1,4 +1,4 @@
-"""The runner's answers are those of plain generation, and a file that was interrupted ends like one that was not."""
+"""The runner gives the answers of plain generation, and an interrupted file ends like any other."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,8 @@ CONFIG = llama.LlamaConfig(
     max_position_embeddings=256, rope=rope.RopeConfig(theta=1000.0),
 )
 NEW = 5
-TEXT = [Document('a', '\n'.join(f'Line {i} of the text holds {i * 7} words, or so it says.' for i in range(500)))]
+LINE = 'Line {} of the text holds {} words, or so it says.'
+TEXT = [Document('a', '\n'.join(LINE.format(i, i * 7) for i in range(500)))]
 
 
 @pytest.fixture(scope='module')
@@ -71,9 +72,9 @@ def test_right_answers_are_forced_where_they_are_wanted(model, tmp_path):
     assert mean['nats'] == pytest.approx(-sum(row['forced']['nats'] for row in rows[4:]) / 8)
 
 
-def test_of_choices_the_likeliest_line_is_chosen(model, tmp_path):
-    words = 'ab a b abc ba'.split()
-    choices = [[], words, words[3:], words[::-1][:4], [], words[1:2]]
+def test_the_most_likely_of_the_choices_is_chosen(model, tmp_path):
+    labels = 'ab a b abc ba'.split()
+    choices = [[], labels, labels[3:], labels[::-1][:4], [], labels[1:2]]
 
     def chosen_of(i):
         made = item(i, group=i // 4).make()
@@ -103,8 +104,8 @@ def stop_after(count):
 
 
 def test_an_interrupted_file_ends_the_same(model, tmp_path, monkeypatch):
-    whole, broken = tmp_path / 'whole.jsonl', tmp_path / 'broken.jsonl'
-    runner.run(model, ITEMS, whole)
+    straight, broken = tmp_path / 'straight.jsonl', tmp_path / 'broken.jsonl'
+    runner.run(model, ITEMS, straight)
     made = []
     make_row = answers.make_row
     monkeypatch.setattr(
@@ -113,13 +114,13 @@ def test_an_interrupted_file_ends_the_same(model, tmp_path, monkeypatch):
         with pytest.raises(Killed):
             runner.run(model, ITEMS, broken, stop_after(count))
     assert runner.run(model, ITEMS, broken)[1] == []
-    assert broken.read_bytes() == whole.read_bytes()
+    assert broken.read_bytes() == straight.read_bytes()
     assert sorted(made) == list(range(8))  # none twice
     runner.run(model, ITEMS, broken)
-    assert len(made) == 8 and broken.read_bytes() == whole.read_bytes()
+    assert len(made) == 8 and broken.read_bytes() == straight.read_bytes()
 
 
-def test_a_corrupt_line_is_named_and_its_sample_made_again(model, tmp_path):
+def test_a_corrupt_line_is_reported_and_its_sample_made_again(model, tmp_path):
     path = tmp_path / 'a.jsonl'
     runner.run(model, ITEMS, path)
     good = path.read_bytes()

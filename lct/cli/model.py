@@ -27,8 +27,10 @@ def find_model(name: str | Path) -> Path:
 
         return smollm2.model_folder()
     path = Path(name)
-    ours = experiments_folder() / name
-    return path if path.exists() or not ours.exists() else ours
+    if path.exists():
+        return path
+    in_project = experiments_folder() / name
+    return in_project if in_project.exists() else path
 
 
 def model_fingerprint(folder: str | Path) -> dict[str, list[int]]:

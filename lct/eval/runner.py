@@ -227,6 +227,14 @@ class _Query(NamedTuple):
     question: list[int]
     active: bool
 
+    @property
+    def scores_target(self):
+        return self.active and self.item.teacher_forced
+
+    @property
+    def choices(self):
+        return self.sample.meta.get('choices', []) if self.active else []
+
 
 class _Group(NamedTuple):
     """Items of one row; the first `shared` tokens of their prompts are read once."""
@@ -285,24 +293,34 @@ def _answer_queries(model, session, queries, stop):
 def _answer_likelihoods(model, session, queries):
     """The fields of each row about likelihoods: 'forced', the likelihood of the right answer where its item
     is teacher-forced, and 'chosen', the most likely of a sample's choices, which are labels scored as whole
-    lines; '' where a likelihood is not finite."""
-    forced = [query.item.teacher_forced and query.active for query in queries]
-    choices = [query.sample.meta.get('choices', []) if query.active else [] for query in queries]
-    if not any(forced) and not any(choices):
+    lines."""
+    any_forced = any(query.scores_target for query in queries)
+    if not any_forced and not any(query.choices for query in queries):
         return [{}] * len(queries)
     targets = [model.answer_ids(query.sample, query.sample.answer) for query in queries]
-    labels = [[model.answer_ids(query.sample, f' {name}\n') for name in names]
-              for query, names in zip(queries, choices, strict=True)]
-    # A row with fewer choices repeats one of them, a row without any its right answer; both are discarded.
-    alternatives = [targets] * any(forced) + [
-        [own[i % len(own)] if own else target for own, target in zip(labels, targets, strict=True)]
-        for i in range(max(map(len, labels)))]
-    scored, out = session.loglikelihood([query.question for query in queries], alternatives), [{} for _ in queries]
-    for j, (fields, names) in enumerate(zip(out, choices, strict=True)):
-        if forced[j]:
+    alternatives = [targets] * any_forced + _choice_ids(model, queries, targets)
+    scored = session.loglikelihood([query.question for query in queries], alternatives)
+    out = []
+    for j, query in enumerate(queries):
+        fields = {}
+        if query.scores_target:
             nats, greedy = scored[0][j]
             fields['forced'] = {'nats': nats, 'tokens': len(targets[j]), 'greedy': greedy}
-        if names:
-            nats = [one[j][0] for one in scored[any(forced):][:len(names)]]
-            fields['chosen'] = names[int(np.argmax(nats))] if np.isfinite(nats).all() else ''
+        if query.choices:
+            of_choices = zip(query.choices, scored[any_forced:], strict=False)
+            fields['chosen'] = _most_likely({name: one[j][0] for name, one in of_choices})
+        out.append(fields)
     return out
+
+
+def _choice_ids(model, queries, targets):
+    """Answers of all rows, as many as the most choices of one. A row with fewer choices repeats one of them, a row
+    without any its target; both are discarded."""
+    labels = [[model.answer_ids(query.sample, f' {name}\n') for name in query.choices] for query in queries]
+    return [[own[i % len(own)] if own else target for own, target in zip(labels, targets, strict=True)]
+            for i in range(max(map(len, labels)))]
+
+
+def _most_likely(nats):
+    """The name of the highest log-likelihood; '' where one is not finite."""
+    return max(nats, key=nats.get) if np.isfinite(list(nats.values())).all() else ''

@@ -1,21 +1,20 @@
 """The suite 'repository': questions about source files whose answers the syntax tree knows."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from lct.eval import runner, scoring
 from lct.eval.suites.suite import (
-    LengthSuite,
     Plan,
+    TaskScoreSuite,
     by_task_and_length,
     no_interval_sentences,
-    samples_per_task,
     task_items,
 )
 from lct.eval.tasks import code_questions
 
 
-class RepositorySuite(LengthSuite):
+class RepositorySuite(TaskScoreSuite):
     name, title = 'repository', 'A repository in the prompt'
     tasks = tuple(code_questions.TASKS)
     caption = 'Right answers'
@@ -41,18 +40,6 @@ class RepositorySuite(LengthSuite):
             record['interval'] = interval and [100 * x for x in interval]
             tasks.setdefault(task, {})[length] = record
         return {'tasks': tasks}
-
-    def score(self, record: Mapping) -> float:
-        return record['mean'] / 100
-
-    def interval(self, record: Mapping) -> Sequence[float] | None:
-        return record['interval'] and [x / 100 for x in record['interval']]
-
-    def describe(self, record: Mapping) -> str:
-        return f"{record['mean']:.1f}"
-
-    def last_rows(self, result: Mapping) -> Iterator[list[str]]:
-        yield samples_per_task(result, self.lengths(result))
 
     def sentences(self, result: Mapping) -> list[str]:
         return no_interval_sentences(result)

@@ -8,12 +8,12 @@ from pathlib import Path
 from lct.eval import answers, runner, samples, scoring
 from lct.eval.report import svg
 from lct.eval.samples import Sample
-from lct.eval.suites.suite import Figure, LengthSuite, Plan, samples_per_task, task_items
+from lct.eval.suites.suite import Figure, Plan, TaskScoreSuite, task_items
 from lct.eval.tasks import ruler
 from lct.text import short_length
 
 
-class RulerSuite(LengthSuite):
+class RulerSuite(TaskScoreSuite):
     name, title = 'ruler', 'RULER'
     tasks = tuple(ruler.TASKS)
     caption = 'Score of every task'
@@ -32,20 +32,11 @@ class RulerSuite(LengthSuite):
         return {**scoring.summary(lengths), 'intervals': [lengths[length].interval for length in lengths],
                 'tasks': tasks}
 
-    def score(self, record: Mapping) -> float:
-        return record['mean'] / 100
-
-    def interval(self, record: Mapping) -> Sequence[float] | None:
-        return record['interval'] and [x / 100 for x in record['interval']]
-
-    def describe(self, record: Mapping) -> str:
-        return f"{record['mean']:.1f}"
-
     def last_rows(self, result: Mapping) -> Iterator[list[str]]:
         yield ['mean ± standard error', *(
             f'{mean:.1f} ± {error:.1f}' if error is not None else f'{mean:.1f}'
             for mean, error in zip(result['means'], result['stderr'], strict=True))]
-        yield samples_per_task(result, self.lengths(result))
+        yield from super().last_rows(result)
 
     def figures(self, result: Mapping, trained: int) -> Iterator[Figure]:
         yield from super().figures(result, trained)

@@ -192,6 +192,23 @@ class LengthSuite(PromptSuite):
         return sorted({length for records in result['tasks'].values() for length in records}, key=int)
 
 
+class TaskScoreSuite(LengthSuite):
+    """A LengthSuite whose records are scoring.TaskScore as dicts, in percent."""
+
+    def score(self, record: Mapping) -> float:
+        return record['mean'] / 100
+
+    def interval(self, record: Mapping) -> Sequence[float] | None:
+        return record['interval'] and [x / 100 for x in record['interval']]
+
+    def describe(self, record: Mapping) -> str:
+        return f"{record['mean']:.1f}"
+
+    def last_rows(self, result: Mapping) -> Iterator[list[str]]:
+        first = next(iter(result['tasks'].values()))  # all tasks have as many samples
+        yield ['samples a task', *(str(first[length]['count']) for length in self.lengths(result))]
+
+
 def task_items(plan: Plan, configs: Sequence, length: int,
                group: Callable | None = None) -> list[runner.Item]:
     """Items of task configs at a length, all tasks of an index before the next index.
@@ -221,12 +238,6 @@ def teacher_forced_scores(rows: Iterable[Mapping]) -> dict | None:
         return None
     return {'right': float(np.mean([one['greedy'] for one in forced])),
             'nats': sum(one['nats'] for one in forced) / -sum(one['tokens'] for one in forced)}
-
-
-def samples_per_task(result: Mapping, lengths: Iterable[str]) -> list[str]:
-    """The last row of a table: the samples of each task, which are as many for all tasks."""
-    first = next(iter(result['tasks'].values()))
-    return ['samples a task', *(str(first[length]['count']) for length in lengths)]
 
 
 def no_interval_sentences(result: Mapping) -> list[str]:
