@@ -57,9 +57,9 @@ def forward(rows):
 def test_prefill_and_teacher_forced_decode_are_the_forward(degrees, name):
     prompts = random_prompts()
     rng = np.random.default_rng(1)
-    forced = rng.integers(1, CONFIG.vocab_size, (len(prompts), NEW)).astype(np.int32)
-    forced = forced[:, :SEQ_LEN - max(LENGTHS)]
-    whole = tuple((*prompt, *more.tolist()) for prompt, more in zip(prompts, forced, strict=True))
+    targets = rng.integers(1, CONFIG.vocab_size, (len(prompts), NEW)).astype(np.int32)
+    targets = targets[:, :SEQ_LEN - max(LENGTHS)]
+    whole = tuple((*prompt, *more.tolist()) for prompt, more in zip(prompts, targets, strict=True))
     expected = forward(whole)
     with on(degrees):
         params, prefill = placed_params(), jax.jit(decode.prefill, static_argnums=(1, 4))
@@ -70,9 +70,9 @@ def test_prefill_and_teacher_forced_decode_are_the_forward(degrees, name):
         step = jax.jit(decode.decode_step, static_argnums=1, donate_argnums=2)
         positions, rows = batch.last, np.arange(len(prompts))
         np.testing.assert_allclose(got, expected[rows, positions], atol=1e-5)
-        for i in range(forced.shape[1]):
+        for i in range(targets.shape[1]):
             positions = positions + 1
-            new = forced[:, i], positions, batch.slot_of[positions]
+            new = targets[:, i], positions, batch.slot_of[positions]
             new = [sharding.put(x, sharding.spec('B')) for x in new]
             cache, got = step(params, CONFIG, cache, *new, tables)
             np.testing.assert_allclose(got, expected[rows, positions], atol=1e-5)
@@ -112,7 +112,7 @@ def test_generate_is_greedy_search(degrees):
 
 def test_the_cache_never_moves():
     with on((1, 1, 8, 1)):
-        # Whole weights on every device: those split over the ring are gathered, which is not the cache.
+        # Replicated weights: gathering those that are split over the ring would hide what the cache does.
         params = jax.tree.map(lambda x: sharding.put(x, jax.P()), host_params())
         tables = rope.make_tables(CONFIG.rope, CONFIG.head_dim, SEQ_LEN)
         batch = prompt_layout.arrange(random_prompts()[:2], SEQ_LEN)
@@ -120,11 +120,11 @@ def test_the_cache_never_moves():
         empty = np.zeros((CONFIG.num_layers, 2, CONFIG.num_kv_heads, SEQ_LEN, CONFIG.head_dim), np.float32)
         cache = kv_cache.KVCache(*[sharding.put(empty, kv_cache.CACHE)] * 2, *filled)
         row = sharding.put(batch.last, sharding.spec('B'))
-        step = jax.jit(decode.decode_step, static_argnums=1).lower(params, CONFIG, cache, row, row, row, tables)
-        program = step.compile().as_text()
+        step = jax.jit(decode.decode_step, static_argnums=1)
+        program = step.lower(params, CONFIG, cache, row, row, row, tables).compile().as_text()
     for collective in ('all-gather', 'all-to-all', 'collective-permute'):
         assert f'{collective}(' not in program and f'{collective}-start(' not in program
-    assert program.count(' all-reduce(') == 2  # one merge per layer, written once inside the scan: max, then sum
+    assert program.count(' all-reduce(') == 2  # one merge per layer, once inside the scan
 
 
 def test_default_cache_holds_what_is_needed():
@@ -132,7 +132,7 @@ def test_default_cache_holds_what_is_needed():
     np.testing.assert_array_equal(got, greedy_tokens()[:, :1])
 
 
-def test_caches_divide_into_stretches_and_ffn_pieces():
+def test_caches_divide_over_the_ring_and_into_ffn_chunks():
     assert prompt_layout.length_unit(8, 4) == 32 and prompt_layout.length_unit(8, 1) == 16
     assert [prompt_layout.cache_len(length, 8, 4) for length in (128, 200, 1025)] == [128, 256, 2048]
     with on((1, 1, 8, 1)):

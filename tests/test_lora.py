@@ -1,4 +1,4 @@
-"""Adapters: the same model when they are young, the merged one when they are grown, and nothing else trained."""
+"""Adapters: the base model at their start, the merged model once trained, and nothing else is trained."""
 
 import dataclasses
 
@@ -20,7 +20,8 @@ from lct.weights import llama_hf
 
 CONFIG = dataclasses.replace(tiny_training.CONFIG, tie_embeddings=False)
 ADAPTER = lora.Adapter(rank=2, alpha=4.0)
-STAGE = stages.Stage(name='only', seq_len=32, num_steps=6, batch_size=2, learning_rate=3e-3, memory=tiny.MEMORY)
+STAGE = stages.Stage(name='only', seq_len=32, num_steps=6, batch_size=2, learning_rate=3e-3,
+                     memory=tiny.MEMORY)
 RUN = loop.Run(stages=(STAGE,), adapter=ADAPTER, checkpoint_every=100)
 
 
@@ -32,7 +33,7 @@ def no_benchmark():
         yield
 
 
-def grown(config, adapter, params, size=0.1):
+def trained_far(config, adapter, params, size=0.1):
     """Trained and frozen, with adapters and norms that have moved far from their start."""
     rng = np.random.default_rng(0)
     whole, frozen = lora.freeze(params, adapter)
@@ -50,15 +51,15 @@ def train(workdir, stop_requested=()):
 
 
 @pytest.fixture(scope='module')
-def full_grown():
-    return grown(CONFIG, ADAPTER, start())
+def far():
+    return trained_far(CONFIG, ADAPTER, start())
 
 
 @pytest.fixture(scope='module')
-def exported(full_grown, tmp_path_factory):
-    """full_grown merged, written as a Hugging Face folder and read again."""
+def exported(far, tmp_path_factory):
+    """far merged, written as a Hugging Face folder and read again."""
     folder = tmp_path_factory.mktemp('merged') / 'model'
-    llama_hf.save(folder, CONFIG, lora.merge(*full_grown), dtype='float32')
+    llama_hf.save(folder, CONFIG, lora.merge(*far), dtype='float32')
     return llama_hf.load(folder)[1]
 
 
@@ -79,7 +80,7 @@ def test_the_share_of_llama3_8b_is_below_two_percent():
     assert 0.066 < lora.num_trained(LLAMA3_8B, longlora) / total < 0.067
 
 
-def test_young_adapters_change_nothing():
+def test_initial_adapters_change_nothing():
     params = start()
     whole, frozen = lora.partition(params, ADAPTER)
     merged = lora.merge(lora.Trained(lora.init(CONFIG, ADAPTER), whole), frozen)
@@ -97,8 +98,8 @@ def test_a_frozen_weight_costs_two_thirds_of_a_trained_one():
     assert train_flops(CONFIG, 10, 55, also) == 10 * (4 * frozen + 2 * whole + 6 * low_rank) + pairs
 
 
-def test_the_merged_export_is_the_adapter_model(full_grown, exported):
-    trained, frozen = full_grown
+def test_the_merged_export_is_the_adapter_model(far, exported):
+    trained, frozen = far
     batch = tiny.batch(2, 32)
     tokens = [batch[name] for name in ('tokens', 'positions', 'segment_ids')]
 
@@ -109,18 +110,18 @@ def test_the_merged_export_is_the_adapter_model(full_grown, exported):
 
     merged = llama.logits(exported, CONFIG, *tokens)
     assert relative_error(logits(trained), merged) < 1e-5
-    young = lora.Trained(lora.init(CONFIG, ADAPTER), trained.whole)
-    assert relative_error(logits(young), merged) > 0.1  # or equality would prove nothing
+    initial = lora.Trained(lora.init(CONFIG, ADAPTER), trained.whole)
+    assert relative_error(logits(initial), merged) > 0.1  # or equality would be vacuous
 
 
-def test_loss_and_gradients_on_a_mesh_follow_from_those_of_the_merged_model(full_grown, exported):
-    """The chain rule: d down = scale * dW up^T and d up = scale * down^T dW, with dW that of the merged weight."""
+def test_loss_and_gradients_on_a_mesh_follow_from_those_of_the_merged_model(far, exported):
+    """The chain rule: d down = scale * dW up^T and d up = scale * down^T dW, with dW of the merged weight."""
     step = jax.jit(loss_and_grads, static_argnums=(1, 4))
     memory = dataclasses.replace(tiny.MEMORY, remat='full')
     batch = {name: x[None] for name, x in tiny.batch(4, 32).items()}
     loss, full = jax.device_get(step(exported, CONFIG.architecture(), batch, tiny.tables(CONFIG), memory))
     with jax.set_mesh(sharding.make_mesh((1, 2, 2, 2))):
-        trained, frozen = state.move(jax.device_get(full_grown), lora.abstract(CONFIG, ADAPTER))
+        trained, frozen = state.move(jax.device_get(far), lora.abstract(CONFIG, ADAPTER))
         batch = tiny.place({name: x[None] for name, x in tiny.batch(4, 32, ring_size=2).items()}, (None,))
         got_loss, got = jax.device_get(
             step(trained, CONFIG.architecture(), batch, tiny.tables(CONFIG), memory, frozen))
@@ -130,7 +131,7 @@ def test_loss_and_gradients_on_a_mesh_follow_from_those_of_the_merged_model(full
                             jax.tree.leaves(lora.partition(full, ADAPTER)[0]), strict=True):
         assert relative_error(a, b) < 1e-5, path
     for name, (reads, writes) in lora.ADAPTED.items():
-        adapter, mine = getattr(full_grown[0].adapters, name), getattr(got.adapters, name)
+        adapter, mine = getattr(far[0].adapters, name), getattr(got.adapters, name)
         weight = adapter.scale * getattr(full.layers, name)
         down = np.einsum(f'L{reads}{writes},LR{writes}->L{reads}R', weight, adapter.up)
         up = np.einsum(f'L{reads}R,L{reads}{writes}->LR{writes}', adapter.down, weight)
@@ -146,7 +147,8 @@ def test_training_moves_only_what_is_listed(trained):
     assert {path for path, yes in moved.items() if yes} == listed
 
 
-def test_checkpoints_hold_adapters_alone_and_a_stopped_run_ends_with_the_same_bits(trained, tmp_path, monkeypatch):
+def test_checkpoints_hold_adapters_alone_and_a_stopped_run_ends_with_the_same_bits(
+        trained, tmp_path, monkeypatch):
     stop_requested, original = [], loop.train_step
 
     def then_stop(train_state, *args):
@@ -172,7 +174,8 @@ def test_moments_only_for_what_is_trained_and_the_rest_in_its_own_dtype():
     assert {x.dtype for x in jax.tree.leaves(made.frozen)} == {jnp.dtype('bfloat16')}
     assert {x.dtype for x in jax.tree.leaves(made.params)} == {jnp.dtype('float32')}
     wanted = state.abstract(CONFIG, tx, jnp.dtype('float32'), adapter)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(lambda x: (x.shape, x.dtype), wanted)
+    described = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert described(made) == described(wanted)
 
 
 @pytest.mark.parametrize('fields, message', [

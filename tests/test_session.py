@@ -30,12 +30,12 @@ def greedy(row):
 
 
 @pytest.mark.parametrize('degrees', [None, (1, 1, 8, 1), (2, 1, 4, 1), (1, 1, 4, 2)])
-@pytest.mark.parametrize('piece', [None, 16])
-def test_questions_about_one_text_are_answered_as_if_each_were_alone(degrees, piece):
+@pytest.mark.parametrize('prefill_chunk', [None, 16])
+def test_questions_about_one_text_are_answered_as_if_each_were_alone(degrees, prefill_chunk):
     with on(degrees):
         indices = layout.permutation('striped', SEQ_LEN, sharding.axis_size('sequence'))
         session = Session(placed_params(), CONFIG, 2, SEQ_LEN, indices, MEMORY)
-        session.read(TEXTS, piece)
+        session.read(TEXTS, prefill_chunk)
         np.testing.assert_allclose(session.logits, [logits_after(text) for text in TEXTS], atol=1e-5)
         for questions in QUESTIONS:
             answers = session.ask(questions, [NEW, NEW - 1], NEW)
@@ -53,14 +53,15 @@ def test_an_answer_ends_before_the_token_that_stops_it():
     assert session.ask([[]], [NEW], NEW, stop) == [expected[:expected.index(expected[2])]]
 
 
-def test_drawing_keeps_to_the_likeliest_words():
+def test_nucleus_sampling_keeps_to_the_most_likely_tokens():
     session = Session(host_params(), CONFIG, 1, SEQ_LEN, memory=MEMORY)
     session.read(TEXTS[:1])
     certain = sampling.Sampling(top_p=1e-6)
     key = jax.random.key(0)
     assert session.ask([[]], [NEW], NEW, sampling=certain, key=key) == [greedy(TEXTS[0])]
-    drawn = sampling.sample(np.log(np.tile([[0.5, 0.3, 0.15, 0.05]], (4000, 1))), key, sampling.Sampling(top_p=0.7))
-    share = np.bincount(drawn, minlength=4) / 4000
+    logits = np.log(np.tile([[0.5, 0.3, 0.15, 0.05]], (4000, 1)))
+    tokens = sampling.sample(logits, key, sampling.Sampling(top_p=0.7))
+    share = np.bincount(tokens, minlength=4) / 4000
     np.testing.assert_allclose(share, [0.625, 0.375, 0, 0], atol=0.03)
     with pytest.raises(ValueError, match='temperature 0 must be above 0'):
         sampling.Sampling(temperature=0)
@@ -75,18 +76,18 @@ def test_a_stream_gives_the_tokens_of_an_answer_one_by_one(degrees):
     with on(degrees):
         indices = layout.permutation('striped', SEQ_LEN, sharding.axis_size('sequence'))
         session = Session(placed_params(), CONFIG, 2, SEQ_LEN, indices, MEMORY)
-        seen = []
-        session.read(TEXTS, 16, lambda *at: seen.append(at))
-        assert seen == [(16, 39), (32, 39), (39, 39)]
+        calls = []
+        session.read(TEXTS, 16, lambda *progress: calls.append(progress))
+        assert calls == [(16, 39), (32, 39), (39, 39)]
         answers = session.ask(QUESTIONS[0], [NEW] * 2, NEW)
         assert np.stack(list(session.stream(QUESTIONS[0], NEW))).T.tolist() == answers
         stream = session.stream(QUESTIONS[1], SEQ_LEN - 45)
         assert next(stream).shape == (2,)
-        stream.close()  # an answer that nobody wants to hear the end of leaves nothing behind
+        stream.close()  # an abandoned answer leaves nothing in the cache
         assert session.ask(QUESTIONS[0], [NEW] * 2, NEW) == answers
-        key, drawn = jax.random.key(3), sampling.Sampling(0.8, 0.9)
-        answers = session.ask(QUESTIONS[0], [NEW] * 2, NEW, sampling=drawn, key=key)
-        assert np.stack(list(session.stream(QUESTIONS[0], NEW, drawn, key))).T.tolist() == answers
+        key, nucleus = jax.random.key(3), sampling.Sampling(0.8, 0.9)
+        answers = session.ask(QUESTIONS[0], [NEW] * 2, NEW, sampling=nucleus, key=key)
+        assert np.stack(list(session.stream(QUESTIONS[0], NEW, nucleus, key))).T.tolist() == answers
 
 
 def test_a_text_is_cut_and_asked_about_from_there():
@@ -101,19 +102,19 @@ def test_a_new_text_takes_the_place_of_the_old_one():
     session.read([[3] * (SEQ_LEN - NEW)])
     session.read(TEXTS[:1])
     assert session.ask([[]], [NEW], NEW) == [greedy(TEXTS[0])]
-    for texts, piece in (([[1] * (SEQ_LEN + 1)], None), (TEXTS[:1], 1), ([[1]] * 3, None)):
+    for texts, prefill_chunk in (([[1] * (SEQ_LEN + 1)], None), (TEXTS[:1], 1), ([[1]] * 3, None)):
         with pytest.raises(ValueError, match='use'):
-            session.read(texts, piece)
-        assert session.ask([[]], [NEW], NEW) == [greedy(TEXTS[0])]  # what is refused leaves the text as it was
+            session.read(texts, prefill_chunk)
+        assert session.ask([[]], [NEW], NEW) == [greedy(TEXTS[0])]  # the cache is unchanged
 
 
-@pytest.mark.parametrize('piece', [None, 48])
-def test_a_cache_that_is_full_to_the_last_slot(piece):
+@pytest.mark.parametrize('prefill_chunk', [None, 48])
+def test_a_cache_that_is_full_to_the_last_slot(prefill_chunk):
     full = [*range(1, SEQ_LEN - 2), 5, 6, 7]
     session = Session(host_params(), CONFIG, 1, SEQ_LEN, memory=MEMORY)
-    session.read([full], piece)
+    session.read([full], prefill_chunk)
     np.testing.assert_allclose(session.logits, [logits_after(full)], atol=1e-5)
-    session.read([full[:-3]], piece)
+    session.read([full[:-3]], prefill_chunk)
     assert session.ask([full[-3:]], [1], 1) == [[int(logits_after(full).argmax())]]
 
 
@@ -137,17 +138,17 @@ def test_decoding_keeps_to_the_window(degrees):
         np.testing.assert_allclose(np.subtract(*nats), last, atol=1e-5)
 
 
-def test_a_stream_that_was_left_disturbs_nothing():
+def test_an_abandoned_stream_disturbs_nothing():
     session = Session(host_params(), CONFIG, 1, SEQ_LEN, memory=MEMORY)
     session.read(TEXTS[:1])
-    left = session.stream([[6]], 9)
-    next(left)
+    abandoned = session.stream([[6]], 9)
+    next(abandoned)
     assert session.ask([[]], [NEW], NEW) == [greedy(TEXTS[0])]
-    left = session.stream([[6]], 9)
-    next(left)
+    abandoned = session.stream([[6]], 9)
+    next(abandoned)
     session.read(TEXTS[1:])
-    left = session.stream([[6]], NEW)
-    assert [token for (token,) in left] == greedy([*TEXTS[1], 6])
+    stream = session.stream([[6]], NEW)
+    assert [token for (token,) in stream] == greedy([*TEXTS[1], 6])
     assert session.ask([[]], [NEW], NEW) == [greedy(TEXTS[1])]
 
 
@@ -160,7 +161,8 @@ def test_errors_name_the_remedy():
     session.read(TEXTS[:1])
     with pytest.raises(ValueError, match='use fewer, or a longer cache'):
         session.ask([[1]], [SEQ_LEN], SEQ_LEN)
-    with pytest.raises(ValueError, match='limits of up to 2 new tokens are more than max_new_tokens 1; raise it'):
+    refusal = 'limits of up to 2 new tokens are more than max_new_tokens 1; raise it'
+    with pytest.raises(ValueError, match=refusal):
         session.ask([[1]], [2], 1)
     with pytest.raises(ValueError, match='text 0 is empty; give it a token at least'):
         session.read([[]])
@@ -169,27 +171,30 @@ def test_errors_name_the_remedy():
 
 
 def test_a_token_costs_the_network_the_same_whatever_the_context():
-    """Weights split over the ring come together once, before the loop over tokens."""
+    """Weights split over the ring are gathered once, before the loop over tokens."""
     in_loop = []
     for seq_len in (64, 256):
         with on((1, 1, 8, 1)):
             indices = layout.permutation('striped', seq_len, 8)
             session = Session(placed_params(), CONFIG, 2, seq_len, indices, MEMORY)
             session.read(TEXTS)
-            request = decode.place_request(np.array([NEW, NEW], np.int32), np.zeros(CONFIG.vocab_size, bool), NEW)
+            limits, stop = np.array([NEW, NEW], np.int32), np.zeros(CONFIG.vocab_size, bool)
+            request = decode.place_request(limits, stop, NEW)
             last = sharding.put(session.lengths - 1, sharding.spec('B'))
             run = jax.jit(decode.decode, static_argnames='config')
-            compiled = run.lower(placed_params(), CONFIG, session.cache, session.logits, last, session.slot_of, request,
-                                 session.tables).compile()
-        transfers = hlo.Program(compiled.as_text()).transfers({'data': 1, 'fsdp': 1, 'sequence': 8, 'tensor': 1})
-        assert sum(x.kind == 'all-gather' and x.exact for x in transfers) >= 7  # the matrices, outside the loop
+            lowered = run.lower(placed_params(), CONFIG, session.cache, session.logits, last, session.slot_of,
+                                request, session.tables)
+            text = lowered.compile().as_text()
+        program = hlo.Program(text)
+        transfers = program.transfers({'data': 1, 'fsdp': 1, 'sequence': 8, 'tensor': 1})
+        assert sum(x.kind == 'all-gather' and x.exact for x in transfers) >= 7  # matrices, outside the loop
         in_loop.append(sorted((x.kind, x.size) for x in transfers if not x.exact))
     assert in_loop[0] == in_loop[1]
     assert [kind for kind, _ in in_loop[0]] == ['all-reduce'] * 2  # one merge per layer: max, then sum
 
 
 @pytest.mark.parametrize('degrees', [None, (2, 1, 2, 2)])
-def test_a_forced_answer_is_as_likely_as_a_forward_says(degrees):
+def test_the_loglikelihood_of_an_answer_is_the_one_of_a_forward(degrees):
     with on(degrees):
         indices = layout.permutation('striped', SEQ_LEN, sharding.axis_size('sequence'))
         session = Session(placed_params(), CONFIG, 2, SEQ_LEN, indices, MEMORY)
@@ -197,15 +202,17 @@ def test_a_forced_answer_is_as_likely_as_a_forward_says(degrees):
         for questions in ([[], []], QUESTIONS[0]):
             texts = [text + question for text, question in zip(TEXTS, questions, strict=True)]
             alternatives = [[greedy(texts[0]), [7, 7, 7]], [[3], greedy(texts[1])], [[5, 6], [7]]]
-            for answers, got in zip(alternatives, session.loglikelihood(questions, alternatives), strict=True):
-                for text, answer, (nats, is_greedy) in zip(texts, answers, got, strict=True):
+            got = session.loglikelihood(questions, alternatives)
+            for answers, rows in zip(alternatives, got, strict=True):
+                for text, answer, (nats, is_greedy) in zip(texts, answers, rows, strict=True):
                     logits = [logits_after(text + answer[:i]) for i in range(len(answer))]
-                    likely = [x[token] - np.log(np.exp(x).sum()) for x, token in zip(logits, answer, strict=True)]
-                    np.testing.assert_allclose(nats, sum(likely), rtol=1e-5)
+                    logprobs = [x[token] - np.log(np.exp(x).sum())
+                                for x, token in zip(logits, answer, strict=True)]
+                    np.testing.assert_allclose(nats, sum(logprobs), rtol=1e-5)
                     assert is_greedy == (answer == greedy(text)[:len(answer)])
         assert session.ask([[], []], [NEW] * 2, NEW) == [greedy(text) for text in TEXTS]
         session.read([[9] * (SEQ_LEN - 1), TEXTS[1]])  # room for an answer of one token beside one of four
         logits = np.asarray(session.logits)
-        likely = session.loglikelihood([[], []], [[[1], [7] * 4]])[0][0][0]
-        np.testing.assert_allclose(likely, logits[0, 1] - np.log(np.exp(logits[0]).sum()), rtol=1e-5)
+        nats = session.loglikelihood([[], []], [[[1], [7] * 4]])[0][0][0]
+        np.testing.assert_allclose(nats, logits[0, 1] - np.log(np.exp(logits[0]).sum()), rtol=1e-5)
         assert session.ask([[], []], [1, 1], 1) == logits.argmax(-1)[:, None].tolist()

@@ -118,8 +118,9 @@ class Session:
         stop = np.zeros(self.config.vocab_size, bool) if stop is None else stop
         request = decode.place_request(limits, stop, max_new_tokens, sampling, key)
         last = sharding.put(self.lengths - 1, sharding.spec('B'))
-        self.cache, tokens, counts = _decode(self.params, self.config.architecture(), self.cache, logits, last,
-                                             self.slot_of, request, self.tables)
+        architecture = self.config.architecture()
+        self.cache, tokens, counts = _decode(
+            self.params, architecture, self.cache, logits, last, self.slot_of, request, self.tables)
         self._rewind(lengths)
         tokens, counts = sharding.fetch(tokens), sharding.fetch(counts)
         answers = [row[:n].tolist() for row, n in zip(tokens, counts, strict=True)]
