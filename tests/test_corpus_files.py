@@ -9,7 +9,7 @@ import pytest
 
 from lct.data import tokenizer as tokenizers
 from lct.data.corpus import documents, files
-from lct.data.corpus import tokenize as tokenize_module
+from lct.data.corpus.tokenize import tokenize_corpus
 
 
 def whole(chunks, size):
@@ -224,7 +224,7 @@ def test_one_corpus_in_every_form_gives_the_same_texts_in_memory_and_in_a_store(
     specs = FORMS[form](tmp_path / 'in')
     specs = specs if isinstance(specs, list) else [specs]
     in_memory = [document for spec in specs for document in documents.read(spec)]
-    store = tokenize_module.tokenize_corpus(specs, 'bytes', tmp_path / 'store', workers=1)
+    store = tokenize_corpus(specs, 'bytes', tmp_path / 'store', workers=1)
     decode = tokenizers.load('bytes').decode
     in_store = [decode(store.tokens(i, 0, int(store.lengths[i]))) for i in range(store.num_documents)]
     assert [text for _, text in in_memory] == in_store == DOCUMENTS
@@ -241,7 +241,7 @@ def test_the_standard_library_is_a_corpus_of_both(tmp_path, monkeypatch):
     assert [name for name, _ in found] == ['json/encoder.py', 'json.py', 'os.py']
     assert [text for _, text in found] == ['# json/encoder.py\n', '# json.py\n', '# os.py\n']
     assert found == documents.read()
-    store = tokenize_module.tokenize_corpus(['embedded'], 'bytes', tmp_path / 'store', workers=1)
+    store = tokenize_corpus(['embedded'], 'bytes', tmp_path / 'store', workers=1)
     assert list(store.names) == [name for name, _ in found] and store.sources == ('embedded',)
     os.mkdir(tmp_path / 'embedded')
     (tmp_path / 'embedded' / 'a.txt').write_text('of a folder')

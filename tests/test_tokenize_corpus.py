@@ -13,6 +13,7 @@ import tokenizers as library
 from lct.data import tokenizer
 from lct.data.corpus import files as corpus_files
 from lct.data.corpus import tokenize as tokenize_module
+from lct.data.corpus.tokenize import tokenize_corpus
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = ROOT / 'experiments' / 'tokenize_corpus.py'
@@ -46,7 +47,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def store(folder):
     """The store of the corpus, by one worker that nobody stopped."""
-    return tokenize_module.tokenize_corpus([folder / 'files'], folder / 'tokenizer.json', folder / 'store', workers=1,
+    return tokenize_corpus([folder / 'files'], folder / 'tokenizer.json', folder / 'store', workers=1,
                            shard_tokens=80_000)
 
 
@@ -142,9 +143,9 @@ def test_bad_documents_are_refused_or_counted(tmp_path):
     (tmp_path / 'in' / 'b.jsonl').write_text('{"text": "one"}\n{"text": \n{"text": "z"}\n')
     (tmp_path / 'in' / 'c.txt').write_text('three')
     with pytest.raises(ValueError, match='a.txt line 2 is not UTF-8 text.*or skip such documents'):
-        tokenize_module.tokenize_corpus([tmp_path / 'in'], 'bytes', tmp_path / 's', workers=1)
+        tokenize_corpus([tmp_path / 'in'], 'bytes', tmp_path / 's', workers=1)
     seen = []
-    store = tokenize_module.tokenize_corpus([tmp_path / 'in'], 'bytes', tmp_path / 's', workers=1, skip_bad=True,
+    store = tokenize_corpus([tmp_path / 'in'], 'bytes', tmp_path / 's', workers=1, skip_bad=True,
                             progress=lambda p: seen.extend(p.skipped))
     assert list(store.names) == ['b.jsonl:1', 'b.jsonl:3', 'c.txt'] and store.lengths.tolist() == [3, 1, 5]
     assert store.counts['bad'] == 2 and ['a.txt line 2' in seen[0], 'b.jsonl line 2' in seen[1]] == [True, True]
@@ -154,7 +155,7 @@ def test_a_corpus_is_corrected(tmp_path):
     """Before the first shard is closed nothing is begun; after it the refusal says what to remove."""
     def write(name, text):
         (tmp_path / name).write_text(text)
-        return tokenize_module.tokenize_corpus([tmp_path / 'a.jsonl', tmp_path / 'b.jsonl'], 'bytes', tmp_path / 's', workers=1,
+        return tokenize_corpus([tmp_path / 'a.jsonl', tmp_path / 'b.jsonl'], 'bytes', tmp_path / 's', workers=1,
                                shard_tokens=10)
 
     (tmp_path / 'b.jsonl').write_text('{"text": \n')
@@ -176,7 +177,7 @@ def test_what_cannot_begin(tmp_path):
             ([ROOT / 'README.md'], {'workers': 0}, 'workers 0 and shard_tokens 134217728 must be at least 1'),
             ([ROOT / 'README.md'], {'shard_tokens': 0}, 'shard_tokens 0 must be at least 1')]:
         with pytest.raises(ValueError, match=message):
-            tokenize_module.tokenize_corpus(specs, 'bytes', tmp_path / 's', **{'workers': 1, **options})
+            tokenize_corpus(specs, 'bytes', tmp_path / 's', **{'workers': 1, **options})
     assert list(tmp_path.iterdir()) == [tmp_path / 'empty.txt']
     assert 'give SOURCE, --tokenizer and --output' in script('--tokenizer', 'bytes').stderr
 

@@ -1,13 +1,15 @@
-"""How fast and how lean a corpus is tokenized, against the tokenizers library alone.
+"""Speed and memory of tokenizing a corpus, against the tokenizers library alone.
 
     python experiments/bench/bench_tokenize.py --tokenizer tokenizer.json speed [--megabytes 100] [--rounds 3]
     python experiments/bench/bench_tokenize.py --tokenizer tokenizer.json memory [--sizes 100,1000]
 
-The corpus is JSONL of the text files of this interpreter (of --corpus, a folder), repeated until it is long enough,
-in a folder that is removed again.
-speed: in turns, seconds of the library's encode_batch with --workers threads (its calls alone: no reading, no ids in
-Python, no store), and seconds of the whole command tokenize_corpus.py with as many workers, from start to end.
-memory: rate and peak resident memory of that command's processes, the writing one and the largest worker, by size.
+The corpus is JSONL of the text files of this interpreter's packages (or of --corpus, a folder), repeated
+until it is long enough, in a temporary folder.
+speed: interleaved, the seconds of the library's encode_batch with --workers threads (its calls alone: no
+reading, no ids in Python, no store), and the seconds of the command tokenize_corpus.py with as many workers,
+from start to end.
+memory: by size, the rate of that command and the peak resident memory of its writing process and of its
+largest worker.
 --json FILE adds the figures to a JSON file.
 """
 
@@ -26,9 +28,9 @@ import time
 from lct.cli.main import run_script
 
 HERE = pathlib.Path(__file__).resolve()
-LARGEST = 1_000_000  # bytes of a text file that is no table of data
-PART = 50_000_000  # bytes of a file of the corpus
-BATCH = 1000  # documents in a call of encode_batch
+MAX_FILE = 1_000_000  # bytes of a text file; larger ones are tables of data
+CORPUS_FILE = 50_000_000  # bytes of a file of the corpus
+BATCH = 1000  # documents per call of encode_batch
 
 
 def write_corpus(folder, source, num_bytes):
@@ -36,12 +38,13 @@ def write_corpus(folder, source, num_bytes):
     from lct.data.corpus import files as corpus_files
 
     files = [file.path for file in corpus_files.find(source)
-             if file.path.endswith(tuple(corpus_files.TEXT_SUFFIXES)) and os.path.getsize(file.path) <= LARGEST]
+             if file.path.endswith(tuple(corpus_files.TEXT_SUFFIXES))
+             and os.path.getsize(file.path) <= MAX_FILE]
     folder.mkdir(parents=True)
     written = 0
     while written < num_bytes:
-        with open(folder / f'part-{written // PART:03d}.jsonl', 'w', encoding='utf-8') as out:
-            end = min(written + PART, num_bytes)
+        with open(folder / f'part-{written // CORPUS_FILE:03d}.jsonl', 'w', encoding='utf-8') as out:
+            end = min(written + CORPUS_FILE, num_bytes)
             while written < end:
                 path = files.pop(0)
                 files.append(path)
@@ -52,7 +55,9 @@ def write_corpus(folder, source, num_bytes):
 
 
 def library_child(tokenizer, corpus):
-    """Seconds of encode_batch over a corpus, in a process of its own (the library reads its number of threads once)."""
+    """Seconds of encode_batch over a corpus, in its own process, because the library reads the number of
+    threads once.
+    """
     import tokenizers
 
     library = tokenizers.Tokenizer.from_file(tokenizer)
@@ -70,9 +75,9 @@ def library_child(tokenizer, corpus):
 
 
 def library_seconds(args, corpus):
-    done = subprocess.run([sys.executable, HERE, '--tokenizer', args.tokenizer, 'library', '--corpus', corpus],
-                          env={**os.environ, 'RAYON_NUM_THREADS': str(args.workers)}, stdout=subprocess.PIPE,
-                          check=True)
+    command = [sys.executable, HERE, '--tokenizer', args.tokenizer, 'library', '--corpus', corpus]
+    environment = {**os.environ, 'RAYON_NUM_THREADS': str(args.workers)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
 
 
@@ -82,8 +87,8 @@ def store_seconds(args, corpus, output):
 
     start = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, HERE.parents[1] / 'tokenize_corpus.py', corpus, '--tokenizer', args.tokenizer, '--output', output,
-         '--workers', str(args.workers)], stdout=subprocess.DEVNULL)
+        [sys.executable, HERE.parents[1] / 'tokenize_corpus.py', corpus, '--tokenizer', args.tokenizer,
+         '--output', output, '--workers', str(args.workers)], stdout=subprocess.DEVNULL)
     peaks = {}
     while process.poll() is None:
         for pid in [process.pid, *children(process.pid)]:
@@ -91,7 +96,7 @@ def store_seconds(args, corpus, output):
         time.sleep(0.1)
     seconds = time.perf_counter() - start
     if process.returncode:
-        raise ValueError('tokenize_corpus.py failed; its message stands above')
+        raise ValueError('tokenize_corpus.py failed; see its message above')
     return {'seconds': seconds, 'tokens': Store(output).num_tokens, 'peak_writer': peaks.pop(process.pid),
             'peak_worker': max(peaks.values())}
 
@@ -120,11 +125,13 @@ def speed(args, folder):
         store = store_seconds(args, folder / 'corpus', folder / f'store{number}')
         if store['tokens'] != library['tokens']:
             raise ValueError(f'the store has {store["tokens"]} tokens, the library makes {library["tokens"]}')
-        rates = {'library_mb_s': num_bytes / library['seconds'] / 1e6, 'store_mb_s': num_bytes / store['seconds'] / 1e6}
+        rates = {'library_mb_s': num_bytes / library['seconds'] / 1e6,
+                 'store_mb_s': num_bytes / store['seconds'] / 1e6}
         rounds.append({**rates, 'ratio': rates['store_mb_s'] / rates['library_mb_s']})
         print(' '.join(f'{key} {value:.3f}' for key, value in rounds[-1].items()), flush=True)
     ratio = statistics.median(each['ratio'] for each in rounds)
-    print(f'speed of tokenize_corpus.py / encode_batch: {ratio:.2f}, median of {args.rounds} rounds (bar 0.80)')
+    print(f'speed of tokenize_corpus.py / encode_batch: {ratio:.2f}, median of {args.rounds} rounds (target '
+          '0.80)')
     return {'bytes': num_bytes, 'tokens': library['tokens'], 'rounds': rounds, 'ratio': ratio}
 
 
@@ -141,8 +148,9 @@ def memory(args, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('speed', 'memory', 'library'))
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('benchmark', choices=('speed', 'memory', 'library'))
     parser.add_argument('--tokenizer', required=True, help='a tokenizer.json')
     parser.add_argument('--corpus', default=sysconfig.get_paths()['purelib'])
     parser.add_argument('--megabytes', type=int, default=100)
@@ -151,19 +159,20 @@ def main():
     parser.add_argument('--workers', type=int, default=2)
     parser.add_argument('--json', type=pathlib.Path)
     args = parser.parse_args()
-    if args.what == 'library':
+    if args.benchmark == 'library':
         return library_child(args.tokenizer, args.corpus)
     with tempfile.TemporaryDirectory() as folder:
-        found = {'speed': speed, 'memory': memory}[args.what](args, pathlib.Path(folder))
+        found = {'speed': speed, 'memory': memory}[args.benchmark](args, pathlib.Path(folder))
     if args.json:
         import tokenizers
 
         before = json.loads(args.json.read_text()) if args.json.exists() else {}
         with open('/proc/cpuinfo') as file:
-            cpu = next((line.split(':')[1].strip() for line in file if line.startswith('model name')), platform.machine())
+            cpu = next((line.split(':')[1].strip() for line in file if line.startswith('model name')),
+                       platform.machine())
         machine = {'cpu': cpu, 'cores': os.cpu_count(), 'python': platform.python_version(),
                    'tokenizers': tokenizers.__version__}
-        found = {**before, 'machine': machine, args.what: {'workers': args.workers, 'found': found}}
+        found = {**before, 'machine': machine, args.benchmark: {'workers': args.workers, 'found': found}}
         args.json.write_text(json.dumps(found, indent=1) + '\n')
 
 

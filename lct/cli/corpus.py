@@ -32,19 +32,20 @@ def open_corpus(config: ConfigDict,
                 tokenizer: Tokenizer) -> tuple[MemorySource | StoreSource, list[np.ndarray]]:
     """The training rows of config.corpus, and the ids int32 [n] of its held-out documents.
 
-    A token store (experiments/tokenize_corpus.py) is read during training, by each process its own shards. For it
-    config.sequences names a mode of packing_plan (default: packed), config.upsample gives the fields of Upsample,
-    and config.chat_template = True renders chats with the model's own template. Any other corpus (see
-    data.corpus.files.find) is tokenized here and kept in memory.
+    A token store (experiments/tokenize_corpus.py) is read during training, by each process its own shards.
+    For it config.sequences names a mode of packing_plan (default: packed), config.upsample gives the fields
+    of Upsample, and config.chat_template = True renders chats with the model's own template. Any other corpus
+    (see data.corpus.files.find) is tokenized here and kept in memory.
 
     Raises:
       ValueError: if there is no corpus, or an option does not fit it.
     """
     if not config.corpus:
-        raise ValueError('config.corpus is empty; add --set corpus=PATH of your documents: a folder, a glob, a file of '
-                         'text, .jsonl or .parquet, or a token store')
+        raise ValueError('config.corpus is empty; add --set corpus=PATH of your documents: a folder, a glob, '
+                         'a file of text, .jsonl or .parquet, or a token store')
     if not (pathlib.Path(config.corpus) / 'index.json').is_file():
-        training, held_out = documents.split(documents.read(config.corpus, config.corpus_bytes), config.held_out)
+        found = documents.read(config.corpus, config.corpus_bytes)
+        training, held_out = documents.split(found, config.held_out)
         rows = MemorySource(tokenize_documents(tokenizer, training), tokenizer, seed=config.seed)
         return rows, tokenize_documents(tokenizer, held_out)
     rows = _open_store(config, tokenizer)
@@ -63,5 +64,6 @@ def _open_store(config: ConfigDict, tokenizer: Tokenizer) -> StoreSource:
     template = chat_template.load(find_model(config.model_folder)) if config.get('chat_template') else None
     rows = StoreSource(Store(config.corpus), tokenizer, seed=config.seed, mode=getattr(packing_plan, mode),
                        upsample=upsample, held_out=config.held_out, template=template)
-    log(', '.join(f'{count:,} {name}' for name, count in rows.stats().items()) + f' in the store {config.corpus}')
+    log(', '.join(f'{count:,} {name}' for name, count in rows.stats().items()) + f' in the store '
+                                                                                 f'{config.corpus}')
     return rows

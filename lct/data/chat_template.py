@@ -1,7 +1,8 @@
-"""Chat templates: from messages to the text format that an instruct model was trained on, as Jinja in a sandbox.
+"""Chat templates: Jinja, in a sandbox, from messages to the text format that an instruct model was trained
+on.
 
-The template comes with the model (chat_template.jinja or tokenizer_config.json), so it is untrusted code: it runs
-without access to Python, and any failure in it is a ValueError. It has the functions that transformers'
+The template comes with the model (chat_template.jinja or tokenizer_config.json), so it is untrusted code: it
+runs without access to Python, and any failure in it is a ValueError. It has the functions that transformers'
 apply_chat_template provides, so that a folder renders alike in both.
 """
 
@@ -24,8 +25,8 @@ PRIVATE_USE = range(0xE000, 0xF900)
 class ChatTemplate:
     """render(messages) -> text; encode(tokenizer, messages) -> ids.
 
-    messages: dicts with role, content, and other fields that the template reads (tool_calls, ...), of plain JSON
-    values. name: of the template in errors.
+    messages: dicts with role, content, and other fields that the template reads (tool_calls, ...), of plain
+    JSON values. name: of the template in errors.
     """
 
     def __init__(self, source: str, tokens: dict[str, str] | None = None, name: str = 'chat template'):
@@ -64,8 +65,8 @@ class ChatTemplate:
                 f'{self.name} fails on these messages: {type(error).__name__}: {error}') from error
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[dict], **options: Any) -> list[int]:
-        """Token ids of render(messages, **options). Only the template can write special tokens: one that is spelled
-        in a message is plain text, so no message can end its own turn."""
+        """Token ids of render(messages, **options). Only the template can write special tokens: one that is
+        spelled in a message is plain text, so no message can end its own turn."""
         spellings = sorted(map(re.escape, tokenizer.special_tokens), key=len, reverse=True)
         pattern = re.compile('|'.join(spellings) or '(?!)')
         everything = json.dumps([messages, options], ensure_ascii=False, default=str) + self.source
@@ -99,8 +100,8 @@ def load(folder: str | Path, name: str = 'default') -> ChatTemplate:
         if isinstance(templates.get(name), str):
             return ChatTemplate(templates[name], tokens, f'chat_template {name!r} of {path}')
         if templates:
-            raise ValueError(f'{path} has the chat templates {sorted(map(str, templates))}, and none is a string '
-                             f'named {name!r}')
+            raise ValueError(f'{path} has the chat templates {sorted(map(str, templates))}, and none is a '
+                             f'string named {name!r}')
     raise ValueError(f'{folder} has no chat template (chat_template.jinja, or chat_template in '
                      'tokenizer_config.json): it is a base model; take the template of its instruct version')
 
@@ -169,7 +170,8 @@ def _raise(message: str) -> None:
 
 
 def _plain(value: Any, name: str) -> Any:
-    """A copy of value, which must consist of plain JSON values: a template could call the methods of an object."""
+    """A copy of value, which must consist of plain JSON values: a template could call methods of an
+    object."""
     if isinstance(value, dict):
         return {_plain(key, name): _plain(x, name) for key, x in value.items()}
     if isinstance(value, (list, tuple)):

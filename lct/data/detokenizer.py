@@ -2,25 +2,25 @@
 
 from collections.abc import Callable, Sequence
 
-INCOMPLETE = '\N{REPLACEMENT CHARACTER}'  # how a decoder renders a character whose last bytes have not arrived
+INCOMPLETE = '\N{REPLACEMENT CHARACTER}'  # in place of a character whose last bytes have not arrived
 
 
 class Detokenizer:
     """push(token) -> text that is certain by now; finish() -> the rest, when no more tokens arrive.
 
-    decode: token ids -> text. stops: strings that end the text and are not part of it; they may begin and end within
-    tokens. stopped: whether one of them has arrived. text: everything that was returned so far.
+    decode: token ids -> text. stops: strings that end the text and are not part of it; they may begin and end
+    within tokens. stopped: whether one of them has arrived. text: everything that was returned so far.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], stops: Sequence[str] = ()):
         if not all(stops):
-            raise ValueError('a stop string is empty, which would stop every text before its first token; leave it '
-                             'out')
+            raise ValueError('a stop string is empty, which would stop every text before its first token; '
+                             'leave it out')
         self._decode, self._stops = decode, tuple(stops)
         self.text, self.stopped = '', False
         self._withheld = ''  # may be the beginning of a stop string
-        # The last tokens that were decoded, and new tokens after them. A decoder may treat the first token of a text
-        # in its own way, so new tokens are decoded after decoded ones.
+        # The last tokens that were decoded, and new tokens after them. A decoder may treat the first token of
+        # a text in its own way, so new tokens are decoded after decoded ones.
         self._decoded, self._new = [], []
 
     def push(self, token: int) -> str:

@@ -11,8 +11,8 @@ class Sequence(NamedTuple):
     document, start, stop: int64 [P]; tokens of the store, or of ids where document is -1.
     segment: int32 [P], from 1. position: int64 [P], of each fragment's first token.
     weight: float32 [P], of the loss of predicting a token of the fragment.
-    follows: bool [P], whether a fragment continues the text of the fragment before it, whose last target is then
-      its first token.
+    follows: bool [P], whether a fragment continues the text of the fragment before it, whose last target is
+      then its first token.
     continues: bool [P], whether the document has a token at stop, which is then the target of the last token.
     """
 

@@ -1,5 +1,5 @@
-"""One interface to the tokenizers of Llama checkpoints. No method adds a special token, and only encode_special
-recognises one that is spelled in the text."""
+"""One interface to the tokenizers of Llama checkpoints. No method adds a special token, and only
+encode_special recognises one that is spelled in the text."""
 
 import base64
 import hashlib
@@ -26,7 +26,8 @@ EOS_NAMES = ('<|end_of_text|>', '</s>')
 class Tokenizer:
     """encode(text) -> ids without special tokens; decode(ids) -> text without special tokens.
 
-    vocab_size: every id is below it. bos_id, eos_id: None where there is none. special_tokens: {spelling: id}.
+    vocab_size: every id is below it. bos_id, eos_id: None where there is none. special_tokens: {spelling:
+    id}.
     fingerprint: sha256 of the definition, equal for two tokenizers that give the same ids.
     """
 
@@ -48,12 +49,13 @@ class Tokenizer:
 
     def split_stream(self, stream: Iterable[str], size: int = 2**14,
                      max_size: int = 2**23) -> Iterator[tuple[str, bool]]:
-        """Segments of about `size` characters of the text that a stream of str amounts to, most often cut at line ends.
+        """Segments of about `size` characters of the text that a stream of str amounts to, most often cut at
+        line ends.
 
         Yields:
-          (segment, exact) in order. exact: the ids of this segment and of the next, concatenated, are those of the
-          uncut text, as tested with the characters around the cut. Where a tokenizer has no such place, a segment
-          grows to max_size characters and is then cut anywhere.
+          (segment, exact) in order. exact: the ids of this segment and of the next, concatenated, are those
+          of the uncut text, as tested with the characters around the cut. Where a tokenizer has no such
+          place, a segment grows to max_size characters and is then cut anywhere.
         """
         text, start, target = '', 0, size
         for chunk in stream:
@@ -69,19 +71,21 @@ class Tokenizer:
         yield text[start:], True
 
     def _exact_cut(self, text: str, start: int, stop: int, tries: int = 8, context: int = 64) -> int | None:
-        """The last place in text[start:stop] where a cut leaves the ids as they are, of `tries` places of each kind."""
-        for place in itertools.chain(*(itertools.islice(kind, tries) for kind in _cut_points(text, start, stop))):
+        """The last place in text[start:stop] where a cut leaves the ids as they are, of `tries` places of
+        each kind."""
+        cut_points = _cut_points(text, start, stop)
+        for place in itertools.chain(*(itertools.islice(kind, tries) for kind in cut_points)):
             before, after = text[max(place - context, 0):place], text[place:place + context]
             if self.encode(before) + self.encode(after) == self.encode(before + after):
                 return place
         return None
 
     def encode_special(self, text: str, drop: str = '') -> list[int]:
-        """Like encode, but a special token that is spelled in the text becomes its id. For rendered chats, not for
-        documents.
+        """Like encode, but a special token that is spelled in the text becomes its id. For rendered chats,
+        not for documents.
 
-        drop: a character that is removed after special tokens were recognised: within a spelling it makes it plain
-          text.
+        drop: a character that is removed after special tokens were recognised: within a spelling it makes it
+          plain text.
         """
         spellings = sorted(map(re.escape, self.special_tokens), key=len, reverse=True)
         plain_and_special = re.split(f'({"|".join(spellings)})', text) if spellings else [text]
@@ -166,8 +170,8 @@ class TiktokenTokenizer(Tokenizer):
 
 
 def load(path_or_name: str | os.PathLike) -> Tokenizer:
-    """The Tokenizer of a tokenizer.json, of Meta's tokenizer.model, or of a folder with one of them; 'bytes'; or
-    'llama3', Meta's own from the installed package llama-models.
+    """The Tokenizer of a tokenizer.json, of Meta's tokenizer.model, or of a folder with one of them; 'bytes';
+    or 'llama3', Meta's own from the installed package llama-models.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -209,8 +213,8 @@ def train(texts: Iterable[str], vocab_size: int, path: str | os.PathLike,
           single_token_words: Sequence[str] = ()) -> JsonTokenizer:
     """Train a byte-level BPE with Llama-3's pattern, write it to path (a tokenizer.json) and load it.
 
-    Every ' word' of single_token_words and every pair of digits, with and without a space before it, becomes one
-    token, so that the facts of recall data are short in a vocabulary of a thousand. Hence the pattern has
+    Every ' word' of single_token_words and every pair of digits, with and without a space before it, becomes
+    one token, so that the facts of recall data are short in a vocabulary of a thousand. Hence the pattern has
     ' ?\\p{N}{1,2}' in place of Llama-3's '\\p{N}{1,3}'.
 
     Raises:
@@ -236,9 +240,9 @@ def train(texts: Iterable[str], vocab_size: int, path: str | os.PathLike,
     library.train_from_iterator([*texts, *[required_text] * repeats], trainer)
     split = [text for text in required if len(library.encode(text).ids) > 1]
     if split:
-        raise ValueError(f'vocab_size {vocab_size} has no room for {len(split)} of the {len(single_token_words)} '
-                         f'words and {len(pairs)} pairs of digits that must be one token (first: {split[0]!r}); '
-                         'use a larger one')
+        raise ValueError(f'vocab_size {vocab_size} has no room for {len(split)} of the '
+                         f'{len(single_token_words)} words and {len(pairs)} pairs of digits that must be one '
+                         f'token (first: {split[0]!r}); use a larger one')
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     library.save(str(path))
@@ -254,7 +258,8 @@ def _read_json(path: Path) -> dict:
 
 def _special_id(folder: Path, kind: str, common_names: Sequence[str],
                 id_of: Callable[[str], int | None]) -> int | None:
-    """The id of bos or eos, as the files beside tokenizer.json state it (null means none), else by a common name."""
+    """The id of bos or eos: as the files next to tokenizer.json state it (null: none), or of a common
+    name."""
     for file, field in (('tokenizer_config.json', f'{kind}_token'), ('config.json', f'{kind}_token_id')):
         stated = _read_json(folder / file) if (folder / file).is_file() else {}
         if field not in stated:
@@ -274,7 +279,8 @@ def _special_id(folder: Path, kind: str, common_names: Sequence[str],
 
 
 def read_mergeable_ranks(path: Path, content: bytes) -> dict[bytes, int]:
-    """{token bytes: rank} of the content of Meta's tokenizer.model at path. Raises ValueError if it is another file."""
+    """{token bytes: rank} of the content of Meta's tokenizer.model at path. Raises ValueError if it is
+    another file."""
     ranks = {}
     for number, line in enumerate(content.splitlines(), 1):
         try:
@@ -291,8 +297,8 @@ def read_mergeable_ranks(path: Path, content: bytes) -> dict[bytes, int]:
 
 
 def _cut_points(text: str, start: int, stop: int) -> tuple[Iterator[int], Iterator[int]]:
-    """The places where text[start:stop] may be cut, the last one first: at line ends, and before the spaces between
-    words, both only where no other white space is next to them.
+    """The places where text[start:stop] may be cut, the last one first: at line ends, and before the spaces
+    between words, both only where no other white space is next to them.
 
     The patterns of Llama-3 and GPT-2 never match across such a place.
     """
@@ -306,8 +312,8 @@ def _cut_points(text: str, start: int, stop: int) -> tuple[Iterator[int], Iterat
 
 
 def _tiktoken_segments(text: str, max_segment: int = 400_000, max_run: int = 25_000) -> Iterator[str]:
-    """Cut text where tiktoken would overflow its stack: long texts, between words if there are any within max_segment
-    characters, and long runs of white space or of other characters."""
+    """Cut text where tiktoken would overflow its stack: long texts, between words if there are any within
+    max_segment characters, and long runs of white space or of other characters."""
     start = 0
     while start < len(text):
         stop = start + max_segment

@@ -1,5 +1,5 @@
-"""tokenizer.json (the format of the Hugging Face tokenizers library) for a byte-level BPE in another format: the lists
-of a GGUF file, or Meta's tokenizer.model."""
+"""tokenizer.json (the format of the Hugging Face tokenizers library) for a byte-level BPE in another format:
+the lists of a GGUF file, or Meta's tokenizer.model."""
 
 import os
 from collections.abc import Sequence
@@ -44,8 +44,8 @@ def from_gguf(tokens: Sequence[str], types: Sequence[int], merges: Sequence[str]
     for merge in merges:
         left, _, right = merge.partition(' ')
         if left not in vocab or right not in vocab or left + right not in vocab:
-            raise ValueError(f'the merge {merge!r} does not join two tokens of the vocabulary into a third; fetch the '
-                             'file again')
+            raise ValueError(f'the merge {merge!r} does not join two tokens of the vocabulary into a third; '
+                             'fetch the file again')
     added = [(i, token, kind != USER_DEFINED) for i, (token, kind) in enumerate(zip(tokens, types))
              if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
     return _definition(vocab, merges, added, PRE_TOKENIZERS[pre], bos)
@@ -54,8 +54,8 @@ def from_gguf(tokens: Sequence[str], types: Sequence[int], merges: Sequence[str]
 def from_tiktoken(path: str | os.PathLike) -> dict[str, Any]:
     """The tokenizer.json of Meta's Llama-3 tokenizer.model, with the special tokens of Llama-3.1.
 
-    Ranks give the priority of a token but not its two halves, so every split of a token into two others becomes a
-    merge.
+    Ranks give the priority of a token but not its two halves, so every split of a token into two others
+    becomes a merge.
     """
     path = Path(path)
     ranks = read_mergeable_ranks(path, path.read_bytes())
@@ -71,7 +71,8 @@ def from_tiktoken(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def byte_alphabet() -> list[str]:
-    """The 256 characters by which GPT-2 represents bytes: printable Latin-1 as itself, the others from U+0100 on."""
+    """The 256 characters by which GPT-2 represents bytes: printable Latin-1 as itself, others from U+0100
+    on."""
     printable = {*range(ord('!'), ord('~') + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
@@ -79,7 +80,8 @@ def byte_alphabet() -> list[str]:
 
 def _definition(vocab: dict[str, int], merges: Sequence[str], added: list[tuple[int, str, bool]],
                 pre_tokenizers: list[dict], bos: int | None) -> dict[str, Any]:
-    """The JSON object. added: (id, text, is special) of the tokens that are matched before pre-tokenization."""
+    """The JSON object. added: (id, text, is special) of the tokens that are matched before
+    pre-tokenization."""
     post = None
     if bos is not None:
         text = next(text for i, text, _ in added if i == bos)
@@ -100,7 +102,7 @@ def _definition(vocab: dict[str, int], merges: Sequence[str], added: list[tuple[
         'model': {
             'type': 'BPE', 'dropout': None, 'unk_token': None, 'continuing_subword_prefix': None,
             'end_of_word_suffix': None, 'fuse_unk': False, 'byte_fallback': False,
-            'ignore_merges': pre_tokenizers is LLAMA3,  # as in tiktoken: a word that is a token becomes that token
+            'ignore_merges': pre_tokenizers is LLAMA3,  # tiktoken: a word that is a token becomes that token
             'vocab': vocab, 'merges': merges,
         },
     }

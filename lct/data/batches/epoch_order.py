@@ -1,4 +1,4 @@
-"""The documents of one source, epoch by epoch: their order, which of them are used, and which are held out."""
+"""The documents of one source in each epoch: their order, which of them are used, and which are held out."""
 
 import zlib
 from typing import NamedTuple
@@ -25,16 +25,17 @@ class Taken(NamedTuple):
 class EpochOrder:
     """Documents of a store (all, if subset is None), shuffled anew in every epoch.
 
-    num_documents: of the whole store. held_out: the fraction of all documents that no epoch uses, the same ones for
-    every seed and every source.
+    num_documents: of the whole store. held_out: the fraction of all documents that no epoch uses, the same
+    ones for every seed and every source.
     """
 
     FIRST_READ = 1024  # places read at first; each further read is twice as long
     MAX_EPOCHS = 1000  # of one call of take
     MAX_HELD_OUT_READ = 2**18  # documents among which held-out ones are looked for
 
-    def __init__(self, name: str, documents: StoreDocuments, num_documents: int, subset: np.ndarray | None = None, *,
-                 seed: int = 0, held_out: float = 0.0, upsample: Upsample | None = None):
+    def __init__(self, name: str, documents: StoreDocuments, num_documents: int,
+                 subset: np.ndarray | None = None, *, seed: int = 0, held_out: float = 0.0,
+                 upsample: Upsample | None = None):
         self.name, self.size = name, num_documents if subset is None else len(subset)
         self._documents, self._subset = documents, subset
         self._seed, self._held_out, self._upsample = seed, held_out, upsample
@@ -43,14 +44,15 @@ class EpochOrder:
             raise ValueError(f'source {name!r} has no documents; leave it out of the mix')
 
     def take(self, cursor: Cursor, num_tokens: int, past_end: bool) -> Taken:
-        """The documents from cursor on that hold at most num_tokens, at least one. Empty documents are skipped.
+        """The documents from cursor on that hold at most num_tokens, at least one; empty ones are skipped.
 
         past_end: continue with the next epochs if need be.
         """
         epoch, place = cursor
         if place >= self.size:
-            raise ValueError(f'data state is at document {place} of an epoch of {self.size} of {self.name!r}: it '
-                             'belongs to another corpus; resume with the corpus of the run, or start a new run')
+            raise ValueError(f'data state is at document {place} of an epoch of {self.size} of '
+                             f'{self.name!r}: it belongs to another corpus; resume with the corpus of the '
+                             'run, or start a new run')
         documents, lengths, total, read_len, full = [], [], 0, self.FIRST_READ, False
         while not full:
             places = np.arange(place, min(place + read_len, self.size))
@@ -77,9 +79,10 @@ class EpochOrder:
         return numbers[is_trained], sizes[is_trained]
 
     def held_out(self, num_tokens: int) -> np.ndarray:
-        """int64 [n]: held-out documents with at least one target, until they hold num_tokens or there are no more.
+        """int64 [n]: held-out documents with at least one target, until they hold num_tokens or none is left.
 
-        The longest come first, since evaluations need long ones, of those among MAX_HELD_OUT_READ random documents.
+        They are those among MAX_HELD_OUT_READ random documents, the longest first, since evaluations need
+        long documents.
         """
         places = np.arange(min(self.size, self.MAX_HELD_OUT_READ))
         numbers = self._numbers(shuffled(self.size, places, (HOLD_OUT,)))
@@ -91,12 +94,12 @@ class EpochOrder:
 
     def _check_epochs(self, epochs: int, total: int, num_tokens: int) -> None:
         if epochs > (self.MAX_EPOCHS if total else 1):
-            raise ValueError(f'source {self.name!r} has {total} tokens in {epochs} epochs of {self.size} documents, '
-                             f'and {num_tokens} are to come from it; add text, lower its weight, or keep more of its '
-                             'short documents')
+            raise ValueError(f'source {self.name!r} has {total} tokens in {epochs} epochs of {self.size} '
+                             f'documents, and {num_tokens} are to come from it; add text, lower its weight, '
+                             'or keep more of its short documents')
 
     def _trained(self, documents: np.ndarray, epoch: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """(lengths int64 [n], bool [n]: whether a document is trained on in an epoch; in any, if epoch is None)."""
+        """(lengths int64 [n], bool [n]: is trained on in this epoch; or in any, if epoch is None)."""
         sizes = self._documents.lengths(documents)
         is_trained = (sizes > 0) & (uniform(documents, (HOLD_OUT,)) >= self._held_out)
         if self._upsample is not None and epoch is not None:

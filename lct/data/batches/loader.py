@@ -14,7 +14,7 @@ from lct.data.tokenizer import Tokenizer
 
 
 class Source(Protocol):
-    """Where rows come from: MemorySource or StoreSource. state: a small JSON dict, from which rows continue."""
+    """A MemorySource or a StoreSource. state: a small JSON dict, from which the stream continues."""
     tokenizer: Tokenizer
     state: dict[str, Any]
 
@@ -22,8 +22,9 @@ class Source(Protocol):
 class PrefetchingLoader:
     """Batches of a source, each with the source's state after it. Subclasses define _make.
 
-    A single thread makes up to two batches ahead, in order. While it runs the source belongs to it. close() returns
-    the source in its state after the batch that next() returned last, so that the next stage can continue from it.
+    A single thread makes up to two batches ahead, in order. While it runs the source belongs to it. close()
+    returns the source in its state after the batch that next() returned last, so that the next stage can
+    continue from it.
     waited_s: seconds that next() has waited so far.
     """
     PREFETCH = 2
@@ -90,8 +91,8 @@ class Loader(PrefetchingLoader):
     vocab_size: of the model; by default the tokenizer's.
     """
 
-    def __init__(self, source: Source, batch_size: int, seq_len: int, layout: str = 'zigzag', ring_size: int = 1,
-                 vocab_size: int | None = None):
+    def __init__(self, source: Source, batch_size: int, seq_len: int, layout: str = 'zigzag',
+                 ring_size: int = 1, vocab_size: int | None = None):
         super().__init__(source, batch_size)
         self._seq_len = seq_len
         self._vocab_size = source.tokenizer.vocab_size if vocab_size is None else vocab_size

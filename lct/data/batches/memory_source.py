@@ -1,8 +1,8 @@
-"""Training rows over documents in memory: shuffled documents packed into rows, long stretches of one document,
-recall rows and copy rows. The stream of rows is endless and deterministic.
+"""Training rows over documents in memory: shuffled documents packed into rows, long stretches of one
+document, recall rows and copy rows. The stream of rows is endless and deterministic.
 
-The kind of row r, and every random number in it, is a function of (seed, r) and the weights; the next token of text
-is a cursor. The two together are the state: four integers, from which the stream continues anywhere.
+The kind of row r, and every random number in it, is a function of (seed, r) and the weights; the next token
+of text is a cursor. The two together are the state: four integers, from which the stream continues anywhere.
 """
 
 from collections.abc import Sequence
@@ -71,11 +71,11 @@ class MemorySource:
         count = len(self._documents)
         if state['document'] >= count:
             raise ValueError(f'data state is at document {state["document"]} of an epoch of {count}: it '
-                             'belongs to another corpus; resume with the corpus of the run, or start a new run')
+                             'belongs to another corpus; resume with the one of the run, or start a new run')
         length = len(self._document(state['epoch'], state['document'])) + len(self._bos)
         if state['offset'] >= length:
             raise ValueError(f'data state is at token {state["offset"]} of a document of {length}: it '
-                             'belongs to another corpus; resume with the corpus of the run, or start a new run')
+                             'belongs to another corpus; resume with the one of the run, or start a new run')
         self._state = dict(state)
 
     @property
@@ -100,18 +100,19 @@ class MemorySource:
 
     def loader(self, batch_size: int, seq_len: int, layout: str, ring_size: int, vocab_size: int | None,
                held: object) -> Loader:
-        """A Loader of complete batches, whichever shards (`held`) this process has: the corpus is in its memory."""
+        """A Loader of complete batches; `held` is not used, since every process has the whole corpus."""
         return Loader(self, batch_size, seq_len, layout, ring_size, vocab_size)
 
     def check_length(self, seq_len: int) -> None:
-        """Refuse a corpus shorter than one sequence, or without a document long enough for rows of kind 'long'."""
+        """Refuse a corpus shorter than one sequence, or without a document that is long enough for 'long'."""
         if self.num_tokens < seq_len:
             raise ValueError(f'the corpus has {self.num_tokens} tokens, fewer than one sequence of seq_len '
                              f'{seq_len}; add documents or use a shorter sequence')
         if self._weights.get('long', 0) > 0 and not self._starts(seq_len).any():
             longest = max(map(len, self._documents))
-            raise ValueError(f"mixture kind 'long' needs a document of seq_len {seq_len} tokens, but the longest has "
-                             f"{longest}; add longer documents, or use kind 'text', which packs short ones")
+            raise ValueError(f"mixture kind 'long' needs a document of seq_len {seq_len} tokens, but the "
+                             f"longest has {longest}; add longer documents, or use kind 'text', which packs "
+                             "short ones")
 
     def _rng(self, row: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, 0, row))

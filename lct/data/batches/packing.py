@@ -1,8 +1,8 @@
 """Documents packed into rows of seq_len tokens. Segment ids keep the documents of a row apart.
 
 A row is a dict of [T] arrays: tokens, targets, positions, segment_ids (int32) and loss_mask (float32, also a
-weight). Segments count from 1; 0 is padding. Positions restart with each segment. The target of a token is the next
-token of the same document; the last token of a document has none (loss_mask 0).
+weight). Segments count from 1; 0 is padding. Positions restart with each segment. The target of a token is
+the next token of the same document; the last token of a document has none (loss_mask 0).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +22,8 @@ def segment(ids: Sequence[int] | np.ndarray, weights: np.ndarray | None = None, 
             start: int = 0, stop: int | None = None) -> Segment:
     """Tokens start..stop of the document (bos_id, *ids) as a Segment.
 
-    ids int [n]; weights float [n] or None for ones: weights[i] is the loss weight of predicting ids[i].
-    Where stop is not the document's end, the last target is the token at stop. The next row has that token as its
+    ids int [n]; weights float [n] or None for ones: weights[i] is the loss weight of predicting ids[i]. Where
+    stop is not the document's end, the last target is the token at stop. The next row has that token as its
     first input, so every token but the first is predicted exactly once, however the document is cut.
     """
     num_bos = int(bos_id is not None)
@@ -67,10 +67,10 @@ def pack(segments: Sequence[Segment], seq_len: int) -> dict[str, np.ndarray]:
 
 def take_segments(document: Callable[[int], np.ndarray | None], cursor: tuple[int, int], seq_len: int,
                   bos_id: int | None = None) -> tuple[list[Segment], tuple[int, int]]:
-    """([Segment], cursor after them): the next seq_len tokens of a stream of documents, fewer only at its end.
+    """([Segment], cursor after them): the next seq_len tokens of a stream of documents; fewer at its end.
 
-    document: a function index -> ids int [n] (not empty), or None past the end. cursor: (index, offset) of the
-    current document and of its next token, its bos included.
+    document: a function index -> ids int [n] (not empty), or None past the end. cursor: (index, offset) of
+    the current document and of its next token, its bos included.
     """
     index, offset = cursor
     segments, left = [], seq_len
@@ -85,10 +85,13 @@ def take_segments(document: Callable[[int], np.ndarray | None], cursor: tuple[in
 
 def pack_documents(documents: Sequence[Sequence[int] | np.ndarray], seq_len: int,
                    bos_id: int | None = None) -> Iterator[dict[str, np.ndarray]]:
-    """Rows with every token of documents [ids int [n]] once and in order; the last one is padded. For evaluation."""
+    """Rows for evaluation: every token of documents [ids int [n]] once and in order, the last row padded."""
     documents = [ids for ids in documents if len(ids)]
+
+    def document(index):
+        return documents[index] if index < len(documents) else None
+
     cursor = (0, 0)
     while cursor[0] < len(documents):
-        segments, cursor = take_segments(lambda i: documents[i] if i < len(documents) else None, cursor, seq_len,
-                                         bos_id)
+        segments, cursor = take_segments(document, cursor, seq_len, bos_id)
         yield pack(segments, seq_len)

@@ -2,7 +2,7 @@
 
 A mode is a function (lengths int64 [n], seq_len, rng) -> Plan:
 
-    packed        whole documents, best fit; a longer document fills sequences of its own, and its tail is packed
+    packed        whole documents, best fit; a longer one fills sequences of its own, and its tail is packed
     alone         the same, but a document of at least half a sequence shares it with no other
     concatenated  one after the other, cut wherever a sequence ends and continued in the next
     joined        concatenated, and documents attend to the documents before them in their sequence
@@ -80,7 +80,9 @@ def truncated(lengths: np.ndarray, seq_len: int, rng: np.random.Generator) -> Pl
 
 
 def best_fit(lengths: np.ndarray, seq_len: int) -> np.ndarray:
-    """int64 [n]: the row of each document, -1 for length 0. Longest first, each goes where it leaves the least room.
+    """int64 [n]: the row of each document, -1 for length 0.
+
+    Longest first, each document goes to the row where it leaves the least room.
 
     lengths int64 [n], none above seq_len. O(n log rows), whatever the number of tokens.
     """
@@ -106,8 +108,8 @@ def best_fit(lengths: np.ndarray, seq_len: int) -> np.ndarray:
 
 
 def _arranged(lengths: np.ndarray, seq_len: int, tail_row: np.ndarray, rng: np.random.Generator) -> Plan:
-    """The Plan of full sequences of long documents and of rows of tails (tail_row int64 [n], -1: no tail), in random
-    order, except that the fragments of a document stay in order."""
+    """The Plan of full sequences of long documents and of rows of tails (tail_row int64 [n], -1: no tail), in
+    random order, except that the fragments of a document stay in order."""
     num_full = lengths // seq_len
     full = np.repeat(np.arange(len(lengths)), num_full)
     index = np.arange(len(full)) - np.repeat(np.cumsum(num_full) - num_full, num_full)
@@ -132,8 +134,8 @@ def _arranged(lengths: np.ndarray, seq_len: int, tail_row: np.ndarray, rng: np.r
 
 
 def remaining(plan: Plan, sequence: int, num_documents: int) -> tuple[np.ndarray, np.ndarray]:
-    """(begin, end) int64 [num_documents]: the range of each document that sequence and the sequences after it hold;
-    equal where they hold none. It is one range, because the fragments of a document are in order."""
+    """(begin, end) int64 [num_documents]: the range of each document that sequence and the sequences after it
+    hold; equal where they hold none. It is one range, because the fragments of a document are in order."""
     fragments = slice(plan.first[sequence], None)
     begin = np.full(num_documents, np.iinfo(np.int64).max)
     end = np.zeros(num_documents, np.int64)
@@ -142,10 +144,12 @@ def remaining(plan: Plan, sequence: int, num_documents: int) -> tuple[np.ndarray
     return np.minimum(begin, end), end
 
 
-def sequence_of(plan: Plan, r: int, documents: np.ndarray, begin: np.ndarray, lengths: np.ndarray) -> Sequence:
+def sequence_of(plan: Plan, r: int, documents: np.ndarray, begin: np.ndarray,
+                lengths: np.ndarray) -> Sequence:
     """Sequence r of a plan over documents int64 [n] of a store.
 
-    begin int64 [n]: the token of each document that is token 0 of the plan. lengths int64 [n]: of the whole documents.
+    begin int64 [n]: the token of each document that is token 0 of the plan.
+    lengths int64 [n]: of the whole documents.
     """
     fragments = slice(plan.first[r], plan.first[r + 1])
     index = plan.document[fragments]
@@ -161,8 +165,8 @@ def sequence_of(plan: Plan, r: int, documents: np.ndarray, begin: np.ndarray, le
 
 
 def stats(plan: Plan, seq_len: int) -> dict[str, int | float]:
-    """{'sequences', 'tokens', 'padding', 'waste', 'cut'}. waste: padding as a fraction of all places; cut: number of
-    fragments that begin inside their document."""
+    """{'sequences', 'tokens', 'padding', 'waste', 'cut'}. waste: padding as a fraction of all places; cut:
+    number of fragments that begin inside their document."""
     tokens = int((plan.stop - plan.start).sum())
     places = plan.num_sequences * seq_len
     return {'sequences': plan.num_sequences, 'tokens': tokens, 'padding': places - tokens,

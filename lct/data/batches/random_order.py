@@ -1,7 +1,7 @@
 """Random orders and coin flips that are computed item by item: item 10,000,000 costs as much as item 0.
 
-The order of an epoch over ten million documents would take a second and 80 MB before the first batch, on every host.
-Here any range of the order is computed from the key alone.
+The order of an epoch over ten million documents would take a second and 80 MB before the first batch, on
+every host. Here any range of the order is computed from the key alone.
 """
 
 import math
@@ -14,10 +14,10 @@ ROUNDS = 6
 def shuffled(n: int, places: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
     """int64 [m]: the items at places (int [m]) of a random permutation of 0..n - 1.
 
-    key: integers >= 0. A number below side * side >= n is written as (high, low) in base side; each round adds a hash
-    of one half to the other, so it is a bijection (a Feistel network over Z_side x Z_side). A result outside 0..n - 1
-    goes through the rounds again until it is inside, which keeps it a bijection (cycle walking: Black and Rogaway
-    2002, "Ciphers with Arbitrary Finite Domains").
+    key: integers >= 0. A number below side * side >= n is written as (high, low) in base side; each round
+    adds a hash of one half to the other, so it is a bijection (a Feistel network over Z_side x Z_side). A
+    result outside 0..n - 1 goes through the rounds again until it is inside, which keeps it a bijection
+    (cycle walking: Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains").
     """
     x = np.array(places, np.uint64)
     if (x >= n).any():
@@ -46,8 +46,8 @@ def uniform(items: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
 
 
 def _mix(x: np.ndarray, key: np.uint64) -> np.ndarray:
-    """uint64 -> uint64; every bit of the result depends on every bit of x and key (splitmix64: Steele, Lea and Flood
-    2014)."""
+    """uint64 -> uint64; every bit of the result depends on every bit of x and key (splitmix64: Steele, Lea
+    and Flood 2014)."""
     x = x * np.uint64(0x9E3779B97F4A7C15) + key
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,8 +1,8 @@
 """Batches of which each process reads only the shards that its devices hold.
 
-The fragments of a sequence are known before it is read (data.sequence.Sequence). A device holds some columns of some
-rows of the permuted batch. Of the store, a process reads the tokens of these columns, and the token after each
-contiguous run of them, which is the target of the last token of the run.
+The fragments of a sequence are known before it is read (data.sequence.Sequence). A device holds some columns
+of some rows of the permuted batch. Of the store, a process reads the tokens of these columns, and the token
+after each contiguous run of them, which is the target of the last token of the run.
 """
 
 from collections import defaultdict
@@ -91,8 +91,8 @@ def read_plan(permuted: np.ndarray, slices: Iterable[Run]) -> ReadPlan:
 
 
 class ShardedArray:
-    """The shards of an array [B, T] that this process holds. x[rows, columns] gives a shard: rows is an int array,
-    columns a slice."""
+    """The shards of an array [B, T] that this process holds. x[rows, columns] gives a shard: rows is an int
+    array, columns a slice."""
 
     def __init__(self, dtype: np.dtype, num_columns: int):
         self.dtype, self._num_columns, self._shards = dtype, num_columns, {}
@@ -108,7 +108,7 @@ class ShardedArray:
 
 
 class ShardedBatch(dict):
-    """{name: ShardedArray}. counts: (tokens, query-key pairs under the causal mask) of the batch of all processes."""
+    """{name: ShardedArray}. counts: (tokens, query-key pairs under the causal mask) of all processes."""
 
     def __init__(self, counts: tuple[int, int]):
         super().__init__()
@@ -118,9 +118,9 @@ class ShardedBatch(dict):
 class ShardedLoader(PrefetchingLoader):
     """Batches of a StoreSource, of which this process reads the shards that it holds.
 
-    held: [(rows int array, columns slice)] of the permuted batch [B, T], as JAX's sharding assigns them to the
-    devices of this process; by default the whole batch. Every process plans every sequence (a few numbers per
-    document) and reads its own shards, so all go through the same global batches with the same state.
+    held: [(rows int array, columns slice)] of the permuted batch [B, T], as JAX's sharding assigns them to
+    the devices of this process; by default the whole batch. Every process plans every sequence (a few numbers
+    per document) and reads its own shards, so all go through the same global batches with the same state.
     """
 
     def __init__(self, source: Source, batch_size: int, seq_len: int, layout: str = 'zigzag',
@@ -159,5 +159,6 @@ class ShardedLoader(PrefetchingLoader):
         """A device would silently clamp a wrong id."""
         if ids.min() < 0 or ids.max() >= self._vocab_size:
             wrong = ids.min() if ids.min() < 0 else ids.max()
-            raise ValueError(f'the store gives token id {wrong}, which is not in 0..{self._vocab_size - 1}; tokenize '
+            raise ValueError(f'the store gives token id {wrong}, which is not in 0..{self._vocab_size - 1}; '
+                             'tokenize '
                              "the corpus with the tokenizer of the model's checkpoint")

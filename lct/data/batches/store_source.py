@@ -1,9 +1,9 @@
 """Training sequences over a token store: an endless, deterministic stream.
 
-Documents come in windows. A window takes from each source as many tokens as its weight says, in the order of the
-epoch, enough in total for a hundred sequences or more. It is planned by itself, from lengths alone, so the first
-batch over ten million documents costs as much as over ten thousand. The state is a small JSON dict; sequence number
-n is a function of it alone, so any number of processes agree on it without communication.
+Documents come in windows. A window takes from each source as many tokens as its weight says, in the order of
+the epoch, enough in total for a hundred sequences or more. It is planned by itself, from lengths alone, so
+the first batch over ten million documents costs as much as over ten thousand. The state is a small JSON dict;
+sequence number n is a function of it alone, so any number of processes agree on it without communication.
 """
 
 import copy
@@ -50,8 +50,8 @@ class Drawn(NamedTuple):
 
 
 class Window(NamedTuple):
-    """plan: over the documents drawn; its token 0 is at their begin. cursors, deficits: after the window, by source;
-    a deficit is the number of tokens by which a source is behind its weight."""
+    """plan: over the documents drawn; its token 0 is at their begin. cursors, deficits: after the window, by
+    source; a deficit is the number of tokens by which a source is behind its weight."""
 
     plan: packing_plan.Plan
     drawn: Drawn
@@ -60,27 +60,29 @@ class Window(NamedTuple):
 
 
 class StoreSource:
-    """weights: {'text', a source, or one of KINDS: share}, for example {'books': 0.5, 'code': 0.4, 'chat': 0.1}.
+    """weights: {'text', a source, or one of KINDS: share}, such as {'books': 0.5, 'code': 0.4, 'chat': 0.1}.
     Shares are of the tokens among sources, and of the sequences between sources and each kind.
 
-    mode: one of the modes of packing_plan. held_out: the fraction of each source's documents that is never trained
-    on. template: of the chats, or None.
+    mode: one of the modes of packing_plan. held_out: the fraction of each source's documents that is never
+    trained on. template: of the chats, or None.
 
     Raises:
       ValueError: if the store was made with another tokenizer, or an option is out of range.
     """
 
-    def __init__(self, store: Store, tokenizer: Tokenizer, weights: dict[str, float] | None = None, seed: int = 0,
-                 mode: packing_plan.Mode = packing_plan.packed, upsample: Upsample | None = None,
-                 held_out: float = 0.0, template: ChatTemplate | None = None):
+    def __init__(self, store: Store, tokenizer: Tokenizer, weights: dict[str, float] | None = None,
+                 seed: int = 0, mode: packing_plan.Mode = packing_plan.packed,
+                 upsample: Upsample | None = None, held_out: float = 0.0,
+                 template: ChatTemplate | None = None):
         if store.tokenizer_hash != tokenizer.fingerprint:
-            raise ValueError(f'the store was made with the tokenizer {store.tokenizer_hash[:12]}, the model has '
-                             f'{tokenizer.fingerprint[:12]}; tokenize the corpus again with the one of the checkpoint')
+            raise ValueError(f'the store was made with the tokenizer {store.tokenizer_hash[:12]}, the model '
+                             f'has {tokenizer.fingerprint[:12]}; tokenize the corpus again with the one of '
+                             'the checkpoint')
         if not 0 <= held_out < 1:
             raise ValueError(f'held_out {held_out} is not a fraction in [0, 1); use for example 0.01')
         if taken := {TEXT, *KINDS} & set(store.sources):
-            raise ValueError(f'the store has a source named {min(taken)!r}, which is a kind of sequence; give it '
-                             'another name')
+            raise ValueError(f'the store has a source named {min(taken)!r}, which is a kind of sequence; '
+                             'give it another name')
         self.tokenizer, self.seed = tokenizer, seed
         self.documents = StoreDocuments(store, tokenizer.bos_id)
         self._store, self._mode, self._held_out = store, mode, held_out
@@ -100,13 +102,13 @@ class StoreSource:
     def weights(self, weights: dict[str, float]) -> None:
         unknown = sorted(set(weights) - {TEXT, *KINDS, *self._store.sources})
         if unknown:
-            raise ValueError(f'mixture weight {unknown[0]!r} is neither {TEXT}, {", ".join(KINDS)} nor a source of '
-                             f'the store, which has {", ".join(self._store.sources)}')
+            raise ValueError(f'mixture weight {unknown[0]!r} is neither {TEXT}, {", ".join(KINDS)} nor a '
+                             f'source of the store, which has {", ".join(self._store.sources)}')
         check_weights(weights)
         self._weights = dict(weights)
         shares = {name: weight for name, weight in weights.items() if weight and name not in KINDS}
         if self._upsample is not None and TEXT in shares:
-            # Sources differ in how many long documents they have: up-sample each by itself, or the mix would change.
+            # Sources differ in their share of long documents: up-sample each by itself, to keep the mix.
             text = shares.pop(TEXT)
             for name, share in token_shares(self._store).items():
                 shares[name] = shares.get(name, 0) + text * share
@@ -120,20 +122,21 @@ class StoreSource:
         store, seed: fingerprint and seed, which must not change. sequence: sequences taken so far.
         cursors: {source: [epoch, place]} before the current window.
         owed: {source: tokens by which it is behind its weight} before the current window.
-        windows: the current window as {opened, seq_len, tokens by source, taken (sequences)}. After a change of
-          length or weights there is one entry for each; it begins with what the window before it left over.
+        windows: the current window as {opened, seq_len, tokens by source, taken (sequences)}. After a change
+          of length or weights there is another entry; it begins with what the window before it left over.
         """
         return copy.deepcopy(self._state)
 
     @state.setter
     def state(self, state: State) -> None:
         if not isinstance(state, dict) or set(state) != set(self._state):
-            raise ValueError(f'data state {state} is not one of a token store, {{{", ".join(self._state)}}}; give '
-                             'the state that this loader returned')
+            raise ValueError(f'data state {state} is not one of a token store, {{{", ".join(self._state)}}}; '
+                             'give the state that this loader returned')
         for name, label in (('store', 'another corpus'), ('seed', 'another seed')):
             if state[name] != self._state[name]:
-                raise ValueError(f'data state is of {label}: {name} {state[name]!r}, here {self._state[name]!r}; '
-                                 f'resume with the {label.split()[1]} of the run, or start a new run')
+                raise ValueError(f'data state is of {label}: {name} {state[name]!r}, here '
+                                 f'{self._state[name]!r}; resume with the {label.split()[1]} of the run, or '
+                                 'start a new run')
         self._state, self._window = copy.deepcopy(state), None
 
     @property
@@ -142,18 +145,18 @@ class StoreSource:
         return self._store.num_tokens + self.documents.num_bos * self._store.num_documents
 
     def stats(self) -> dict[str, int]:
-        """{'documents', 'empty', 'without target'}; a document without target has one token, which is in a sequence
-        but has no loss. One pass over the lengths."""
+        """{'documents', 'empty', 'without target'}; a document without target has one token, which is in a
+        sequence but has no loss. One pass over the lengths."""
         lengths = self._store.lengths[:] + self.documents.num_bos * (self._store.lengths[:] > 0)
         return {'documents': len(lengths), 'empty': int((lengths == 0).sum()),
                 'without target': int((lengths == 1).sum())}
 
     def check_length(self, seq_len: int) -> None:
-        """Refuse a corpus shorter than one sequence, or without the documents that the weights need. This plans one
-        sequence of each kind, and reads nothing."""
+        """Refuse a corpus shorter than one sequence, or without the documents that the weights need. This
+        plans one sequence of each kind, and reads nothing."""
         if self.num_tokens < seq_len:
-            raise ValueError(f'the store has {self.num_tokens} tokens, fewer than one sequence of seq_len {seq_len}; '
-                             'add documents or use a shorter sequence')
+            raise ValueError(f'the store has {self.num_tokens} tokens, fewer than one sequence of seq_len '
+                             f'{seq_len}; add documents or use a shorter sequence')
         for name in self._shares:
             self._order_of(name).take((0, 0), 1, past_end=True)
         for kind, make in zip(KINDS, self._makers):
@@ -161,9 +164,9 @@ class StoreSource:
                 make(np.random.default_rng(0), seq_len)
 
     def held_out(self, num_tokens: int) -> list[np.ndarray]:
-        """ids int32 [n] of held-out documents, without bos, until they hold num_tokens or there are no more."""
-        order = self._order_of(TEXT)
-        return [self._store.tokens(int(d), 0, int(self._store.lengths[d])) for d in order.held_out(num_tokens)]
+        """ids int32 [n] of held-out documents, without bos, until they hold num_tokens or none is left."""
+        documents = self._order_of(TEXT).held_out(num_tokens)
+        return [self._store.tokens(int(d), 0, int(self._store.lengths[d])) for d in documents]
 
     def loader(self, batch_size: int, seq_len: int, layout: str, ring_size: int, vocab_size: int | None,
                held: list[tuple[np.ndarray, slice]] | None) -> ShardedLoader:
@@ -174,7 +177,8 @@ class StoreSource:
         """The next Sequence of at most seq_len tokens."""
         rng = np.random.default_rng((self.seed, KIND, self._state['sequence']))
         shares = [self._weights.get(kind, 0) for kind in KINDS]
-        kind = int(np.searchsorted(np.cumsum(shares) / sum(self._weights.values()), rng.random(), side='right'))
+        ends = np.cumsum(shares) / sum(self._weights.values())
+        kind = int(np.searchsorted(ends, rng.random(), side='right'))
         if kind == len(KINDS) and not self._shares:  # the sum of the shares may round to less than 1
             kind = int(np.flatnonzero(shares)[-1])
         result = (*self._makers, self._text)[kind](rng, seq_len)
@@ -185,7 +189,8 @@ class StoreSource:
         self._open_window(seq_len)
         window, current = self._window, self._state['windows'][-1]
         drawn = window.drawn
-        result = packing_plan.sequence_of(window.plan, current['taken'], drawn.documents, drawn.begin, drawn.lengths)
+        result = packing_plan.sequence_of(window.plan, current['taken'], drawn.documents, drawn.begin,
+                                          drawn.lengths)
         current['taken'] += 1
         if current['taken'] == window.plan.num_sequences:
             self._state['cursors'] = {name: list(cursor) for name, cursor in window.cursors.items()}
@@ -207,8 +212,8 @@ class StoreSource:
             self._window = self._plan_window()
 
     def _tokens_by_source(self, num_tokens: int) -> dict[str, int]:
-        """{source: tokens} of a window. Documents are not cut, so a source gets too many or too few tokens; its deficit
-        is made up for in the next window. A single source has no deficit."""
+        """{source: tokens} of a window. Documents are not cut, so a source gets too many or too few tokens;
+        its deficit is made up for in the next window. A single source has no deficit."""
         even = {name: share * num_tokens for name, share in sorted(self._shares.items())}
         fair = {name: max(round(n + self._state['owed'].get(name, 0)), 0) for name, n in even.items()}
         return fair if any(fair.values()) else {name: round(n) for name, n in even.items()}
@@ -251,8 +256,8 @@ class StoreSource:
             subset = None
             if name != TEXT:
                 subset = np.flatnonzero(np.asarray(self._store.source_of) == self._store.sources.index(name))
-            self._orders[name] = EpochOrder(name, self.documents, self._store.num_documents, subset, seed=self.seed,
-                                            held_out=self._held_out, upsample=self._upsample)
+            self._orders[name] = EpochOrder(name, self.documents, self._store.num_documents, subset,
+                                            seed=self.seed, held_out=self._held_out, upsample=self._upsample)
         return self._orders[name]
 
     def _long(self, rng: np.random.Generator, seq_len: int) -> Sequence:
@@ -261,7 +266,8 @@ class StoreSource:
     def _chat(self, rng: np.random.Generator, seq_len: int) -> Sequence:
         if self._delimiters is None:
             self._delimiters = chat.delimiters(self.tokenizer, self._template)
-        return chat.sequence(rng, self._delimiters, self._vocabulary(), self._order_of(TEXT), self.documents, seq_len)
+        return chat.sequence(rng, self._delimiters, self._vocabulary(), self._order_of(TEXT), self.documents,
+                             seq_len)
 
     def _recall(self, rng: np.random.Generator, seq_len: int) -> Sequence:
         return over_store.recall(rng, self._vocabulary(), self._spans(rng, seq_len), seq_len)

@@ -20,8 +20,10 @@ def read(sources: Sequence[str | os.PathLike]) -> list[Document]:
     found = [document for source in sources for document in documents.read(source)]
     names = [document.name for document in found]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f'{len(repeated)} of {len(names)} files have a name that another file has too, the first is '
-                         f"{repeated[0]!r}; give one folder or glob, such as 'repo/**/*.py', so that their names "
+        raise ValueError(f'{len(repeated)} of {len(names)} files have a name that another file has too, the '
+                         'first is '
+                         f"{repeated[0]!r}; give one folder or glob, such as 'repo/**/*.py', so that their "
+                         "names "
                          'differ')
     return sorted(found, key=lambda document: document.name)
 
@@ -46,6 +48,6 @@ def check_fits(files: Sequence[Document], tokenizer: Tokenizer, needed: int, len
     sizes = sorted(zip(map(len, tokenizer.encode_batch([section(one) for one in files])),
                        [one.name for one in files], strict=True), reverse=True)
     largest = ', '.join(f'{name} ({size:,})' for size, name in sizes[:NUM_NAMED])
-    raise ValueError(f'{len(files)} files with question and answer take {needed:,} tokens, {needed - length:,} more '
-                     f'than the {length:,} that the model may read; the largest are {largest}: leave some out, allow '
-                     'fewer new tokens, or use a model with a longer context')
+    raise ValueError(f'{len(files)} files with question and answer take {needed:,} tokens, '
+                     f'{needed - length:,} more than the {length:,} that the model may read; the largest are '
+                     f'{largest}: leave some out, allow fewer new tokens, or use a longer context')

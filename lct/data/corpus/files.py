@@ -1,9 +1,9 @@
 """From the spec of a corpus to its documents: which files it names, and the documents in them.
 
-find() gives the files, blocks() reads a file block by block, texts() gives the documents of a block. Memory follows
-the longest document of a record file, not the size of the corpus. Reading is two functions because blocks() (bytes
-off the disk, decompressed and cut at line ends) is cheap and must run in order, whereas texts() (JSON, Unicode) is
-expensive and may run in any process.
+find() gives the files, blocks() reads a file block by block, texts() gives the documents of a block. Memory
+follows the longest document of a record file, not the size of the corpus. Reading is two functions because
+blocks() (bytes off the disk, decompressed and cut at line ends) is cheap and must run in order, whereas
+texts() (JSON, Unicode) is expensive and may run in any process.
 """
 
 import codecs
@@ -55,11 +55,12 @@ class Text(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A range of a file: a Text, complete lines of JSON (bytes), or rows of Parquet (list of dict, None for a row that
-    is not UTF-8).
+    """A range of a file: a Text, complete lines of JSON (bytes), or rows of Parquet (list of dict, None for a
+    row that is not UTF-8).
 
-    size: characters or bytes to tokenize. bytes_read: how far into the file it ends. first: number of its first line
-    or row. exact: whether all token ids stay as they are although the text was cut at the end of this block.
+    size: characters or bytes to tokenize. bytes_read: how far into the file it ends. first: number of its
+    first line or row. exact: whether all token ids stay as they are although the text was cut at the end of
+    this block.
     """
     file: File
     data: Text | bytes | list
@@ -70,7 +71,7 @@ class Block(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """The fields of a record that hold its text and, optionally, its source; 'a.b' is field b of the object a."""
+    """The fields of a record that hold its text and, optionally, its source; 'a.b' is b of the object a."""
     text: str = 'text'
     source: str | None = None
 
@@ -81,12 +82,13 @@ FIELDS = Fields()
 def find(spec: str | os.PathLike) -> Iterator[File]:
     """The Files of a corpus, in the order of their names, one at a time.
 
-    spec: a folder (searched recursively for SUFFIXES; hidden entries are skipped, links to files are followed, links
-      to folders are not), a glob, a single file, or 'embedded': the .py files of this interpreter's standard library,
-      ten megabytes of long documents without a download. 'name=...' before any of them names the corpus.
-    A File's name is relative to the folder, or to the fixed prefix of a glob: it does not depend on where a corpus is
-    mounted. Its source is the first folder in that name, otherwise the folder searched, or the file. A name in spec
-    becomes the source of all files and the first component of their names.
+    spec: a folder (searched recursively for SUFFIXES; hidden entries are skipped, links to files are
+      followed, links to folders are not), a glob, a single file, or 'embedded': the .py files of this
+      interpreter's standard library, ten megabytes of long documents without a download. 'name=...' before
+      any of them names the corpus.
+    A File's name is relative to the folder, or to the fixed prefix of a glob: it does not depend on where a
+    corpus is mounted. Its source is the first folder in that name, otherwise the folder searched, or the
+    file. A name in spec becomes the source of all files and the first component of their names.
 
     Raises:
       FileNotFoundError: if spec matches no file.
@@ -98,8 +100,9 @@ def find(spec: str | os.PathLike) -> Iterator[File]:
 
 def no_text_error(spec: object) -> ValueError:
     """The error for a corpus without any text."""
-    return ValueError(f'the corpus {spec} holds no text; a folder is searched for {" ".join(sorted(TEXT_SUFFIXES))}, '
-                      f'these as {" or ".join(COMPRESSED)}, and .parquet; name other files by a glob')
+    return ValueError(f'the corpus {spec} holds no text; a folder is searched for '
+                      f'{" ".join(sorted(TEXT_SUFFIXES))}, these as {" or ".join(COMPRESSED)}, and .parquet; '
+                      'name other files by a glob')
 
 
 def blocks(file: File, split: Splitter, fields: Fields = FIELDS) -> Iterator[Block]:
@@ -180,7 +183,8 @@ def _split_spec(spec: str) -> tuple[str | None, str]:
 def _find(path: str) -> Iterator[tuple[str, str, str | Path]]:
     """(source, name, path) of every file."""
     if not path:  # Path('') would be the current folder
-        raise ValueError('the name of a corpus is empty; give a folder, a glob, or a file of text, .jsonl or .parquet')
+        raise ValueError('the name of a corpus is empty; give a folder, a glob, or a file of text, .jsonl or '
+                         '.parquet')
     if path == EMBEDDED:
         yield from ((EMBEDDED, name, file) for name, file in _standard_library())
         return
@@ -199,8 +203,8 @@ def _find_matches(pattern: Path) -> Iterator[tuple[str, str, str]]:
     """(source, name, path) of every file that matches a glob."""
     files = sorted(file for file in glob.glob(str(pattern), recursive=True) if os.path.isfile(file))
     if not files:
-        raise FileNotFoundError(f'corpus {pattern} does not exist and matches no file; give a folder, a glob, or a '
-                                'file of text, .jsonl or .parquet')
+        raise FileNotFoundError(f'corpus {pattern} does not exist and matches no file; give a folder, a '
+                                'glob, or a file of text, .jsonl or .parquet')
     fixed = next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
     for file in files:
         name = Path(file).relative_to(fixed).as_posix()
@@ -208,11 +212,12 @@ def _find_matches(pattern: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _standard_library() -> Iterator[tuple[str, Path]]:
-    """(name, path) of the sources of this interpreter's standard library, sorted by the components of their names."""
+    """(name, path) of the files of the standard library, sorted by the components of their names."""
     root = Path(sysconfig.get_paths()['stdlib'])
     files = []
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if name not in NOT_EMBEDDED and not name.startswith('config-')]
+        subfolders[:] = [name for name in subfolders
+                         if name not in NOT_EMBEDDED and not name.startswith('config-')]
         files += [Path(folder, name) for name in names
                   if name.endswith('.py') and not name.startswith('_sysconfigdata')]
     for file in sorted(files):
@@ -243,7 +248,8 @@ def _optional(name: str, path: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ValueError(f"{path} is read with the package {name.split('.')[0]}; pip install '.[corpus]'") from None
+        raise ValueError(f"{path} is read with the package {name.split('.')[0]}; pip install "
+                         "'.[corpus]'") from None
 
 
 def _text_blocks(file: File, split: Splitter) -> Iterator[Block]:
@@ -258,7 +264,8 @@ def _text_blocks(file: File, split: Splitter) -> Iterator[Block]:
         segments = iter(split((decoder.decode(data, final=not data) for data in _reads(stream)), size=BLOCK))
         segment, exact = next(segments)
         for following in segments:
-            yield Block(file, Text(file.name, file.source, segment, False), len(segment), raw.tell(), exact=exact)
+            text = Text(file.name, file.source, segment, ends_document=False)
+            yield Block(file, text, len(segment), raw.tell(), exact=exact)
             segment, exact = following
         yield Block(file, Text(file.name, file.source, segment), len(segment), raw.tell())
 
@@ -280,8 +287,8 @@ def _utf8_error(stream: IO[bytes], path: str) -> str | None:
             decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
             line += error.object[:error.start].count(b'\n')
-            return (f'{path} line {line} is not UTF-8 text (byte {size - pending + error.start} of the file); convert '
-                    'it or leave it out')
+            return (f'{path} line {line} is not UTF-8 text (byte {size - pending + error.start} of the '
+                    'file); convert it or leave it out')
         size, line = size + len(data), line + data.count(b'\n')
     return None
 
@@ -313,8 +320,9 @@ def _parquet_blocks(file: File, fields: Fields) -> Iterator[Block]:
         columns = [field for field in fields if field is not None]
         missing = [field for field in columns if field.split('.')[0] not in table.schema_arrow.names]
         if missing:
-            raise ValueError(f'{file.path} has no column {missing[0]!r}, only {", ".join(table.schema_arrow.names)}; '
-                             'name the column that holds the text, or leave the file out')
+            raise ValueError(f'{file.path} has no column {missing[0]!r}, only '
+                             f'{", ".join(table.schema_arrow.names)}; name the column that holds the text, '
+                             'or leave the file out')
         size, number = os.path.getsize(file.path), 0
         for batch in table.iter_batches(PARQUET_ROWS, columns=columns, use_threads=False):
             bytes_read = size * (number + len(batch)) // table.metadata.num_rows

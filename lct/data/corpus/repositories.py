@@ -1,8 +1,8 @@
-"""A repository as one long document: its files, each under a line with its path, after the files that it imports.
+"""A repository as one long document: its files, each under its path and after the files that it imports.
 
-Definitions then come before their uses, often far before, so every use of a name trains reading back, without any
-labels. Questions about a repository are asked over the same text (bundle.py). Dependency order and a path above each
-file are as in DeepSeek-Coder (Guo et al. 2024, arXiv:2401.14196).
+Definitions then come before their uses, often far before, so every use of a name trains reading back, without
+any labels. Questions about a repository are asked over the same text (bundle.py). Dependency order and a path
+above each file are as in DeepSeek-Coder (Guo et al. 2024, arXiv:2401.14196).
 """
 
 import ast
@@ -25,9 +25,9 @@ def by_path(files: Files) -> list[str]:
 
 
 def by_dependency(files: Files) -> list[str]:
-    """Paths in the order of imports: a Python file after the files of its repository that it imports, otherwise in the
-    order of paths; files that are not Python come first. A cycle is entered at the file with the fewest imports left,
-    of these the first path."""
+    """Paths in the order of imports: a Python file after the files of its repository that it imports,
+    otherwise in the order of paths; files that are not Python come first. A cycle is entered at the file with
+    the fewest imports left, of these the first path."""
     pending = _imports_by_path(files)
     imported_by = {path: [] for path in files}
     for path, imports in pending.items():
@@ -58,8 +58,8 @@ def document(name: str, files: Files, order: Callable[[Files], list[str]] = by_d
 
 def repositories(root: str | os.PathLike,
                  order: Callable[[Files], list[str]] = by_dependency) -> Iterator[Document]:
-    """One Document for each folder directly under root, in the order of their names. Files directly under root form
-    another one, named '.'. documents.read decides which files are text."""
+    """One Document for each folder directly under root, in the order of their names. Files directly under
+    root form another one, named '.'. documents.read decides which files are text."""
     found = {}
     for file in read(root):
         folder, slash, path = file.name.partition('/')
@@ -77,8 +77,8 @@ def _imports_by_path(files: Files) -> dict[str, set[str]]:
 
 
 def _module_names(path: str) -> list[str]:
-    """The dotted names by which a Python file may be imported: from the root of the repository and from each folder
-    above the file, which may be on the import path ('src/pkg/a.py' is src.pkg.a, pkg.a and a)."""
+    """The dotted names by which a Python file may be imported: from the root of the repository and from each
+    folder above the file, which may be on the import path ('src/pkg/a.py' is src.pkg.a, pkg.a and a)."""
     names = posixpath.splitext(path)[0].split('/')
     if names[-1] == '__init__':
         names = names[:-1]
@@ -86,8 +86,8 @@ def _module_names(path: str) -> list[str]:
 
 
 def _imports(path: str, text: str, modules: dict[str, str]) -> set[str]:
-    """The paths in modules {dotted name: path} that a source imports. A source that does not parse, such as one in an
-    older dialect of Python, has none."""
+    """The paths in modules {dotted name: path} that a source imports. A source that does not parse, such as
+    one in an older dialect of Python, has none."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):

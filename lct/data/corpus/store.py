@@ -1,6 +1,6 @@
 """The token ids of a corpus on disk: shards and tables that are memory-mapped, with their sha256.
 
-    index.json          version, tokenizer, vocab_size, sources, counts; and of each file: count, bytes, sha256
+    index.json          version, tokenizer, vocab_size, sources, counts; of each file: count, bytes, sha256
     shard-00000.npy ..  uint16 or int32 [tokens]: all documents one after the other, cut anywhere into shards
     offsets.npy         int64 [documents + 1]: where each document begins in the tokens of all shards
     lengths.npy         int64 [documents]
@@ -9,9 +9,10 @@
     name_offsets.npy    int64 [documents + 1]: where each name begins
 
 Every file but the index is numpy's .npy: 128 bytes of header, then the numbers. Formats that were considered:
-Megatron's .bin/.idx is the closest (it maps as well, but has 32-bit lengths, one file per data set, and no names,
-sources, tokenizer or checksums). Parquet, MDS and array_record read a page or a record at a time, and zarr a chunk,
-so a slice of a long document costs more than the slice. Arrow IPC maps, but is a dependency of 40 MB.
+Megatron's .bin/.idx is the closest (it maps as well, but has 32-bit lengths, one file per data set, and no
+names, sources, tokenizer or checksums). Parquet, MDS and array_record read a page or a record at a time, and
+zarr a chunk, so a slice of a long document costs more than the slice. Arrow IPC maps, but is a dependency of
+40 MB.
 """
 
 import hashlib
@@ -36,13 +37,15 @@ def ids_dtype(vocab_size: int) -> np.dtype:
 class Store:
     """A finished store. Opening it reads the index alone, so the time does not depend on the corpus.
 
-    lengths: int64 [documents], tokens without special tokens. sources: their names. source_of: int32 [documents],
-    index into sources. names: a sequence of str, read on access. tokenizer_hash: the tokenizer's fingerprint.
-    fingerprint: sha256 of the index, and thereby of all contents. counts: of empty documents that were left out, of
-    bad records that were skipped, of cuts that may have changed ids.
+    lengths: int64 [documents], tokens without special tokens. sources: their names.
+    source_of: int32 [documents], index into sources. names: a sequence of str, read on access.
+    tokenizer_hash: the tokenizer's fingerprint.
+    fingerprint: sha256 of the index, and thereby of all contents.
+    counts: of empty documents that were left out, of bad records that were skipped, of cuts that may have
+      changed ids.
 
     Raises:
-      ValueError: for a folder that is not a store or is one of another version, and for files of a wrong size.
+      ValueError: for a folder that is not a store of this version, and for files of a wrong size.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -57,7 +60,8 @@ class Store:
             check_size(self.folder / name, file['bytes'])
         tables = {name: _map(self.folder / f'{name}.npy', dtype, index['tables'][name]['count'])
                   for name, dtype in TABLES.items()}
-        self.lengths, self.source_of, self._offsets = tables['lengths'], tables['source_of'], tables['offsets']
+        self.lengths, self.source_of = tables['lengths'], tables['source_of']
+        self._offsets = tables['offsets']
         self.names = _Names(tables['names'], tables['name_offsets'])
         self._shard_ends = np.cumsum([shard['count'] for shard in index['shards']])
         self._shards = {}
@@ -66,8 +70,8 @@ class Store:
         return Store, (self.folder,)
 
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
-        """int32 [stop - start]: tokens start..stop of a document. No others are read. Raises ValueError if the document
-        does not have them."""
+        """int32 [stop - start]: tokens start..stop of a document. No others are read. Raises ValueError if
+        the document does not have them."""
         if not (0 <= document < self.num_documents and 0 <= start <= stop <= self.lengths[document]):
             held = self.lengths[document] if 0 <= document < self.num_documents else 'none'
             raise ValueError(f'tokens {start} to {stop} of document {document}: {self.folder} has '
@@ -96,8 +100,8 @@ class Store:
             path = self.folder / name
             check_size(path, file['bytes'])
             if sha256_of(path) != file['sha256']:
-                raise ValueError(f'{path} differs from what was written (another sha256); copy it again from an '
-                                 'intact store, or tokenize the corpus again')
+                raise ValueError(f'{path} differs from what was written (another sha256); copy it again from '
+                                 'an intact store, or tokenize the corpus again')
             done += file['bytes']
             if progress is not None:
                 progress(done, total)
@@ -110,7 +114,8 @@ class Store:
     def _shard(self, number: int, max_open: int = 256) -> np.ndarray:
         shard = self._shards.get(number)
         if shard is None:
-            shard = _map(self.folder / shard_name(number), self._dtype, self._index['shards'][number]['count'])
+            count = self._index['shards'][number]['count']
+            shard = _map(self.folder / shard_name(number), self._dtype, count)
             if len(self._shards) >= max_open:  # each open map holds a file descriptor
                 self._shards.clear()
             self._shards[number] = shard
@@ -168,7 +173,8 @@ def _read_index(folder: pathlib.Path) -> dict[str, Any]:
         raise ValueError(f'{path} is not the index of a token store; give the folder of one')
     if index.get('version') != VERSION:
         raise ValueError(f'{folder} is a token store of version {index.get("version")!r}, and this release '
-                         f'reads version {VERSION}; tokenize the corpus again, or use the release that wrote it')
+                         f'reads version {VERSION}; tokenize the corpus again, or use the '
+                         'release that wrote it')
     if index.get('sha256') != fingerprint_of(index):
         raise ValueError(f'{path} differs from what was written (another sha256); copy it again')
     return index

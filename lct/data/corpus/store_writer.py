@@ -1,8 +1,8 @@
-"""Writes a token store (see store), a shard at a time. A writer that was stopped leaves nothing under the name of the
-store, and its closed shards to the next writer.
+"""Writes a token store (see store), a shard at a time. A writer that was stopped leaves nothing under the
+name of the store, and its closed shards to the next writer.
 
     FOLDER.partial/plan.json     the inputs and options of the store: another plan is refused
-                   00000.json    the record of closed shard 0: its checksum, where its input ended, counts so far
+                   00000.json    the record of closed shard 0: checksum, where its input ended, counts so far
                    00000.npz     the documents that end in it
                    store/        becomes FOLDER
 """
@@ -36,15 +36,15 @@ from lct.data.corpus.store import (
 )
 
 COUNTS = ('empty', 'bad', 'inexact_cuts')
-START = {'cursor': None, 'counts': {}, 'num_tokens': 0, 'num_documents': 0, 'document_start': 0, 'name_bytes': 0,
-         'sources': []}
+START = {'cursor': None, 'counts': {}, 'num_tokens': 0, 'num_documents': 0, 'document_start': 0,
+         'name_bytes': 0, 'sources': []}
 
 
 class Writer(contextlib.AbstractContextManager):
-    """Writes a store into FOLDER.partial, a shard at a time; finish() renames it to FOLDER. A Writer that is opened
-    after another one was stopped, in whatever way, continues after its last closed shard.
+    """Writes a store into FOLDER.partial, a shard at a time; finish() renames it to FOLDER. A Writer that is
+    opened after another one was stopped, in whatever way, continues after its last closed shard.
 
-    cursor: the position in the input where the next shard begins, as given to close_shard; None at the beginning.
+    cursor: where the next shard begins in the input, as given to close_shard; None at the beginning.
     counts: Counter of COUNTS.
 
     Args:
@@ -92,8 +92,8 @@ class Writer(contextlib.AbstractContextManager):
         self._shard.abandon()
         self._lock.close()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OSError(error.errno, f'{self.partial} cannot grow: {error.strerror}; make room and run the same '
-                          'command again, it continues after the last closed shard') from error
+            raise OSError(error.errno, f'{self.partial} cannot grow: {error.strerror}; make room and run the '
+                          'same command again, it continues after the last closed shard') from error
 
     @property
     def shard_tokens(self) -> int:
@@ -103,8 +103,8 @@ class Writer(contextlib.AbstractContextManager):
     def append(self, ids: np.ndarray, documents: Iterable[tuple[str, str, int]]) -> None:
         """Append ids int [n] to the stream of tokens.
 
-        documents: (name, source, end) of the documents that end in ids; end is a position in ids. A document without
-          tokens is counted and left out.
+        documents: (name, source, end) of the documents that end in ids; end is a position in ids. A document
+          without tokens is counted and left out.
         """
         if len(ids) and not 0 <= ids.min() <= ids.max() < self._plan['vocab_size']:
             raise ValueError(f'ids from {ids.min()} to {ids.max()} are not all in a vocabulary of '
@@ -125,12 +125,14 @@ class Writer(contextlib.AbstractContextManager):
             self._name_ends.append(self._name_bytes + len(self._names))
 
     def close_shard(self, cursor: Any) -> None:
-        """Make everything appended so far durable. A run that continues from here begins its input at cursor."""
+        """Make everything appended so far durable. A run that continues from here starts reading at
+        cursor."""
         number = len(self._records)
         shard = self._shard.close()
         with files.atomic_file(self.partial / f'{number:05d}.npz', 'wb') as file:
             np.savez(file, ends=np.array(self._ends, np.int64), source_of=np.array(self._source_of, np.int32),
-                     names=np.frombuffer(self._names, np.uint8), name_ends=np.array(self._name_ends, np.int64))
+                     names=np.frombuffer(self._names, np.uint8),
+                     name_ends=np.array(self._name_ends, np.int64))
         self._name_bytes += len(self._names)
         record = {'file': shard, 'cursor': cursor, 'num_tokens': self.num_tokens, 'counts': dict(self.counts),
                   'num_documents': self.num_documents, 'document_start': self._document_start,
@@ -146,8 +148,8 @@ class Writer(contextlib.AbstractContextManager):
         if self._shard.count:
             self.close_shard(cursor)
         if not self.num_documents:
-            raise ValueError(f'the corpus of {self.folder} holds no text; it had {self.counts["empty"]} empty '
-                             f'documents and {self.counts["bad"]} bad ones')
+            raise ValueError(f'the corpus of {self.folder} holds no text; it had {self.counts["empty"]} '
+                             f'empty documents and {self.counts["bad"]} bad ones')
         self._shard.abandon()
         index = {
             'format': FORMAT, 'version': VERSION, 'tokenizer_hash': self._plan['tokenizer'],
@@ -168,8 +170,8 @@ class Writer(contextlib.AbstractContextManager):
         begun = json.loads(path.read_text())
         for key, value in self._plan.items():
             if begun.get(key) != value and key == 'corpus':
-                raise ValueError(f'the files of the corpus changed since {self.partial} was begun; remove that folder '
-                                 'to begin anew')
+                raise ValueError(f'the files of the corpus changed since {self.partial} was begun; remove '
+                                 'that folder to begin anew')
             if begun.get(key) != value:
                 raise ValueError(f'{self.partial} was begun with {key} {begun.get(key)!r}, and this run has '
                                  f'{value!r}; a store has one {key}: give the same, or remove the folder')
@@ -184,7 +186,8 @@ class Writer(contextlib.AbstractContextManager):
 
     def _open_shard(self) -> None:
         self._shard = _NpyFile(self._store / shard_name(len(self._records)), self._dtype)
-        self._ends, self._name_ends, self._source_of, self._names = array('q'), array('q'), array('i'), bytearray()
+        self._ends, self._name_ends = array('q'), array('q')
+        self._source_of, self._names = array('i'), bytearray()
 
     def _write_tables(self) -> dict[str, dict[str, Any]]:
         tables = {name: _NpyFile(self._store / f'{name}.npy', dtype) for name, dtype in TABLES.items()}
@@ -231,5 +234,6 @@ class _NpyFile:
 
     def _write_header(self) -> None:
         # numpy pads a header so that the first dim may grow in place: it has one size for every count.
-        header = {'descr': np.lib.format.dtype_to_descr(self.dtype), 'fortran_order': False, 'shape': (self.count,)}
+        header = {'descr': np.lib.format.dtype_to_descr(self.dtype), 'fortran_order': False,
+                  'shape': (self.count,)}
         np.lib.format.write_array_header_1_0(self._file, header)

@@ -1,8 +1,8 @@
 """A corpus through a tokenizer into a token store, with several processes.
 
-The writing process reads blocks in order and sends them to the workers, which parse and tokenize them; it writes
-the ids that come back in order. So the store depends on the corpus, the tokenizer and shard_tokens alone, a run
-continues after its last closed shard, and memory holds a few blocks per worker.
+The writing process reads blocks in order and sends them to the workers, which parse and tokenize them; it
+writes the ids that come back in order. So the store depends on the corpus, the tokenizer and shard_tokens
+alone, a run continues after its last closed shard, and memory holds a few blocks per worker.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ BATCH = 64  # segments encoded at a time: meanwhile the library holds hundreds o
 
 
 class Progress(NamedTuple):
-    """Bytes of the corpus' files, done and in total; tokens and documents written; errors of the documents that were
-    skipped since the last Progress."""
+    """Bytes of the corpus' files, done and in total; tokens and documents written; errors of the documents
+    that were skipped since the last Progress."""
     bytes_done: int
     bytes_total: int
     tokens: int
@@ -39,8 +39,8 @@ class Progress(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """ids [n]; the documents that end in them, as (name, source, end); the errors of bad documents; the number of
-    cuts that may have changed ids."""
+    """ids [n]; the documents that end in them, as (name, source, end); the errors of bad documents; the
+    number of cuts that may have changed ids."""
     ids: np.ndarray
     documents: list[tuple[str, str, int]]
     errors: list[str]
@@ -48,19 +48,20 @@ class Encoded(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where reading stands after a group of blocks. cursor: [file, block] where the next group begins. bytes_done:
-    bytes of all files read by then."""
+    """Where reading stands after a group of blocks. cursor: [file, block] where the next group begins.
+    bytes_done: bytes of all files read by then."""
     cursor: list[int]
     bytes_done: int
 
 
-def tokenize_corpus(specs: Sequence[str | os.PathLike], tokenizer_name: str | os.PathLike, folder: str | os.PathLike,
-                    *, workers: int, shard_tokens: int = 2**27, fields: files.Fields = files.FIELDS,
-                    skip_bad: bool = False, progress: Callable[[Progress], object] = lambda progress: None) -> Store:
+def tokenize_corpus(specs: Sequence[str | os.PathLike], tokenizer_name: str | os.PathLike,
+                    folder: str | os.PathLike, *, workers: int, shard_tokens: int = 2**27,
+                    fields: files.Fields = files.FIELDS, skip_bad: bool = False,
+                    progress: Callable[[Progress], object] = lambda progress: None) -> Store:
     """Write the documents of specs (see files.find) into a new store, or continue one that was begun.
 
-    Documents keep the order of specs and of names. A text file longer than files.BLOCK is cut, at line ends where
-    there are any (see Tokenizer.split_stream); the store counts the cuts that may have changed ids.
+    Documents keep the order of specs and of names. A text file longer than files.BLOCK is cut, at line ends
+    where there are any (see Tokenizer.split_stream); the store counts the cuts that may have changed ids.
 
     Args:
       tokenizer_name: as tokenizer.load takes it; every worker loads it.
@@ -94,8 +95,8 @@ def tokenize_corpus(specs: Sequence[str | os.PathLike], tokenizer_name: str | os
                 progress(Progress(position.bytes_done, bytes_total, writer.num_tokens, writer.num_documents,
                                   encoded.errors))
         except BrokenProcessPool:
-            raise ValueError('a worker was killed, perhaps for its memory; the same command with fewer workers '
-                             'continues after the last closed shard') from None
+            raise ValueError('a worker was killed, perhaps for its memory; the same command with fewer '
+                             'workers continues after the last closed shard') from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         return writer.finish(position.cursor)
@@ -119,7 +120,7 @@ def _files(specs: Sequence[str | Path]) -> Iterator[files.File]:
 
 def _groups(specs: Sequence[str | Path], tokenizer: tokenizers.Tokenizer, fields: files.Fields,
             cursor: list[int]) -> Iterator[tuple[list[files.Block], Position]]:
-    """(blocks for one worker, Position after them), from cursor on. The blocks of small files form one group."""
+    """(blocks for one worker, Position after them), from cursor on. Small files are grouped."""
     group, size, bytes_before = [], 0, 0
     for number, file in enumerate(_files(specs)):
         file_blocks = files.blocks(file, tokenizer.split_stream, fields) if number >= cursor[0] else ()

@@ -1,14 +1,14 @@
-"""Long synthetic chats: questions about evidence scattered over a long document, with loss on the answers alone.
+"""Long synthetic chats: questions about evidence scattered over a long document, with loss on answers alone.
 
-There are two kinds of evidence, and neither needs another model: generated statements ('The secret code: amber
-falcon 482913.') inserted into the text, and passages of the text itself, of which a question quotes the beginning
-and the answer is the continuation. Documents are concatenated with questions after them, as in Large World Model
-(Liu et al. 2024, arXiv:2402.08268), whose recipe Gradient used for Llama-3; there a model wrote one question per
-thousand tokens.
+There are two kinds of evidence, and neither needs another model: generated statements ('The secret code:
+amber falcon 482913.') inserted into the text, and passages of the text itself, of which a question quotes the
+beginning and the answer is the continuation. Documents are concatenated with questions after them, as in
+Large World Model (Liu et al. 2024, arXiv:2402.08268), whose recipe Gradient used for Llama-3; there a model
+wrote one question per thousand tokens.
 
-Of a million tokens a few hundred are answers. The loss of Large World Model is a mean per sequence, so a chat weighs
-as much there as a sequence of text. Here the loss is one sum over all targets of the batch, so the weights of the
-answers make up for it: they add up to ANSWER_SHARE * seq_len, the same for each answer.
+Of a million tokens a few hundred are answers. The loss of Large World Model is a mean per sequence, so a chat
+weighs as much there as a sequence of text. Here the loss is one sum over all targets of the batch, so the
+weights of the answers make up for it: they add up to ANSWER_SHARE * seq_len, the same for each answer.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from lct.data.synthetic.over_store import Span, random_spans
 from lct.data.synthetic.recall import RecallVocabulary
 from lct.data.tokenizer import Tokenizer
 
-DOCUMENT, QUESTION, ANSWER = '\ue000', '\ue001', '\ue002'  # private characters that stand for the contents of a chat
+DOCUMENT, QUESTION, ANSWER = '\ue000', '\ue001', '\ue002'  # private characters, placeholders in a chat
 CONTINUE = 'The text contains the passage below. Which words come right after it?\n'
 MAX_QUESTIONS = 32  # the number of questions is log-uniform up to it
 NUM_DISTRACTORS = 8  # statements without a question
@@ -32,8 +32,8 @@ ANSWER_SHARE = 1.0  # sum of the answers' weights, as a fraction of the sequence
 
 
 class ChatDelimiters(NamedTuple):
-    """Token ids around the contents of a chat: before the document, between it and the first question, between
-    question and answer, between an answer and the next question, after the last answer."""
+    """Token ids around the contents of a chat: before the document, between it and the first question,
+    between question and answer, between an answer and the next question, after the last answer."""
 
     opening: list[int]
     first: list[int]
@@ -97,28 +97,28 @@ def delimiters(tokenizer: Tokenizer, template: ChatTemplate | None = None) -> Ch
     for mark in (DOCUMENT, QUESTION, ANSWER, QUESTION, ANSWER):
         before, separator, rest = rest.partition(mark)
         if not separator:
-            raise ValueError(f'{template.name} does not keep the messages in their order; use a template that '
-                             'renders user and assistant in turn, or none')
+            raise ValueError(f'{template.name} does not keep the messages in their order; use a template '
+                             'that renders user and assistant in turn, or none')
         found.append(tokenizer.encode_special(before))
     opening, first, answer, following, second_answer = found
     if second_answer != answer:
-        raise ValueError(f'{template.name} opens the second answer differently than the first; use a template that '
-                         'renders all turns alike, or none')
+        raise ValueError(f'{template.name} opens the second answer differently than the first; use a '
+                         'template that renders all turns alike, or none')
     return ChatDelimiters(opening, first, answer, following, tokenizer.encode_special(rest))
 
 
 def answer_weights(counts: list[int], total: float) -> np.ndarray:
-    """float64 [answers]: the weight of one token of each answer, from the answers' numbers of tokens. All weights add
-    up to total, and each answer has the same share, however long it is."""
+    """float64 [answers]: the weight of one token of each answer, from the answers' numbers of tokens. All
+    weights add up to total, and each answer has the same share, however long it is."""
     return total / (len(counts) * np.asarray(counts, np.float64))
 
 
-def sequence(rng: np.random.Generator, delimiters: ChatDelimiters, vocabulary: RecallVocabulary, source: EpochOrder,
-             documents: StoreDocuments, seq_len: int) -> Sequence:
+def sequence(rng: np.random.Generator, delimiters: ChatDelimiters, vocabulary: RecallVocabulary,
+             source: EpochOrder, documents: StoreDocuments, seq_len: int) -> Sequence:
     """A chat of seq_len tokens, planned without reading a token of the store.
 
-    vocabulary: its held-out keys and values are not used. source: where documents are drawn from. About half of the
-    questions are about passages.
+    vocabulary: its held-out keys and values are not used. source: where documents are drawn from. About half
+    of the questions are about passages.
 
     Raises:
       ValueError: if seq_len does not hold a chat with one question.
@@ -130,8 +130,8 @@ def sequence(rng: np.random.Generator, delimiters: ChatDelimiters, vocabulary: R
     num_facts = int(rng.binomial(count, 0.5))
     facts = vocabulary.facts(rng, num_facts + min(NUM_DISTRACTORS, most - count))
     statements = [vocabulary.statement(fact) for fact in facts]
-    turns = [Turn([Literal(encode(f'What is the secret code of the {fact.key}?'))], [Literal(encode(fact.value))])
-             for fact in facts[:num_facts]]
+    turns = [Turn([Literal(encode(f'What is the secret code of the {fact.key}?'))],
+                  [Literal(encode(fact.value))]) for fact in facts[:num_facts]]
 
     # Everything but the text has a length by now; the text takes what is left.
     num_passages = count - num_facts
@@ -155,7 +155,8 @@ def _most_questions(delimiters: ChatDelimiters, vocabulary: RecallVocabulary, in
     room = seq_len - len(delimiters.opening) - len(delimiters.first) - len(delimiters.closing)
     most = room // (2 * longest)
     if most < 1:
-        raise ValueError(f'seq_len {seq_len} does not hold a chat with one question, which takes {2 * longest} tokens '
+        raise ValueError(f'seq_len {seq_len} does not hold a chat with one question, which takes '
+                         f'{2 * longest} tokens '
                          "and more; use longer sequences, or no 'chat' in the mixture")
     return most
 
@@ -228,9 +229,11 @@ def _assemble(fragments: Fragments) -> Sequence:
     stop[~literal] = [reference.stop for reference in references]
     document = np.full(len(fragments), -1, np.int64)
     document[~literal] = [reference.document for reference in references]
+    ids = [i for fragment in fragments if isinstance(fragment, Literal) for i in fragment.ids]
     return Sequence(
         document=document, start=stop - sizes, stop=stop, segment=np.ones(len(fragments), np.int32),
-        position=np.cumsum(sizes) - sizes, weight=np.array([fragment.weight for fragment in fragments], np.float32),
+        position=np.cumsum(sizes) - sizes,
+        weight=np.array([fragment.weight for fragment in fragments], np.float32),
         follows=np.arange(len(fragments)) > 0, continues=np.zeros(len(fragments), bool),
-        ids=np.array([i for fragment in fragments if isinstance(fragment, Literal) for i in fragment.ids], np.int32),
+        ids=np.array(ids, np.int32),
     )

@@ -1,8 +1,8 @@
 """Recall rows, copy rows and stretches of one long document over a token store.
 
-Recall and copy rows are laid out in full, as in recall.py, but over a haystack of references (-1, -2, ...) in place
-of tokens, so that of the text each process reads only what its devices hold. The layout is work for every token of
-the row, in every process, but reads nothing.
+Recall and copy rows are laid out in full, as in recall.py, but over a haystack of references (-1, -2, ...) in
+place of tokens, so that of the text each process reads only what its devices hold. The layout is work for
+every token of the row, in every process, but reads nothing.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,8 @@ class Span(NamedTuple):
     stop: int
 
 
-def recall(rng: np.random.Generator, vocabulary: RecallVocabulary, spans: list[Span], seq_len: int) -> Sequence:
+def recall(rng: np.random.Generator, vocabulary: RecallVocabulary, spans: list[Span],
+           seq_len: int) -> Sequence:
     """Recall documents that fill seq_len tokens, over the text of spans."""
     return _sequence(recall_documents(rng, vocabulary, _references(spans), seq_len), spans, vocabulary.bos)
 
@@ -37,7 +38,8 @@ def copy(rng: np.random.Generator, spans: list[Span], seq_len: int, vocab_ids: n
 
 
 def long(rng: np.random.Generator, source: EpochOrder, documents: StoreDocuments, seq_len: int) -> Sequence:
-    """A stretch of one document that fills seq_len tokens; every stretch of the documents drawn is equally likely.
+    """A stretch of one document that fills seq_len tokens; all stretches of the documents drawn are equally
+    likely.
 
     Raises:
       ValueError: if no document is long enough.
@@ -52,14 +54,15 @@ def long(rng: np.random.Generator, source: EpochOrder, documents: StoreDocuments
             row = _references([Span(0, 0, n)]), np.ones(n)
             return _sequence([row], [Span(int(drawn[i]), start, start + n)], documents.bos)
     raise ValueError(f"mixture kind 'long' needs documents of seq_len {seq_len} tokens, and none of "
-                     f'{MAX_BATCHES * BATCH:,} drawn from {source.name!r} is that long; add longer documents, or use '
+                     f'{MAX_BATCHES * BATCH:,} drawn from {source.name!r} is that long; add longer '
+                     'documents, or use '
                      "kind 'text', which packs short ones")
 
 
 def random_spans(rng: np.random.Generator, source: EpochOrder, documents: StoreDocuments, length: int,
                  min_len: int) -> list[Span]:
-    """Spans of `length` tokens in total, from documents of min_len tokens or more, the longest of every batch first.
-    The last one is a random stretch of its document.
+    """Spans of `length` tokens in total, from documents of min_len tokens or more, the longest of every batch
+    first. The last one is a random stretch of its document.
 
     Raises:
       ValueError: if no document is long enough.
@@ -72,8 +75,8 @@ def random_spans(rng: np.random.Generator, source: EpochOrder, documents: StoreD
         misses = 0 if len(drawn) else misses + 1
         if misses == MAX_BATCHES:
             raise ValueError(f'chats and recall need documents of {min_len} tokens or more, and none of '
-                             f'{MAX_BATCHES * BATCH:,} drawn from {source.name!r} is that long; leave them out of the '
-                             'mixture')
+                             f'{MAX_BATCHES * BATCH:,} drawn from {source.name!r} is that long; leave them '
+                             'out of the mixture')
         for i in np.argsort(-sizes, kind='stable'):
             n = min(int(sizes[i]), left)
             start = documents.num_bos + int(rng.integers(sizes[i] - n + 1))

@@ -1,8 +1,8 @@
 """Text that can only be predicted by reading far back: facts stated once and stated again, and copies.
 
-A fact is the line 'The secret code: amber falcon 482913.'; it is queried by that line up to the value. One key in
-eight and one value in eight are never trained on (chosen by the crc32 of their text), so an evaluation with those
-measures reading, not memory.
+A fact is the line 'The secret code: amber falcon 482913.'; it is queried by that line up to the value. One
+key in eight and one value in eight are never trained on (chosen by the crc32 of their text), so an evaluation
+with those measures reading, not memory.
 """
 
 import zlib
@@ -30,7 +30,7 @@ BEFORE_KEY, AFTER_VALUE = '\nThe secret code:', '.\n'
 
 # Loss weights of predicting a token.
 TEXT_WEIGHT = 1.0
-NEW_FACT_WEIGHT = 0.2  # the fixed wording and the key of a new fact; its value weighs 0, since nothing predicts it
+NEW_FACT_WEIGHT = 0.2  # of a new fact, but 0 for its value, since nothing predicts it
 REPEATED_VALUE_WEIGHT = 4.0
 NOVEL_SPAN_WEIGHT = 0.02  # a span that is copied later
 
@@ -107,11 +107,12 @@ class RecallVocabulary:
         return self.query(fact) + fact.value_ids + self.after_value
 
 
-def recall_row(rng: np.random.Generator, vocabulary: RecallVocabulary, haystack: np.ndarray, length: int) -> Row:
+def recall_row(rng: np.random.Generator, vocabulary: RecallVocabulary, haystack: np.ndarray,
+               length: int) -> Row:
     """A row of `length` tokens: text, interrupted by statements of new and of earlier facts.
 
-    haystack int [n]: tokens of text. The share of gaps with text in them and the mean length of such a gap are
-    drawn, so that rows are dense and sparse. A new value weighs 0, since nothing predicts it.
+    haystack int [n]: tokens of text. The share of gaps with text in them and the mean length of such a gap
+    are drawn, so that rows are dense and sparse. A new value weighs 0, since nothing predicts it.
     """
     statement_len = vocabulary.statement_len
     text_fraction = rng.uniform(0, 1)
@@ -122,7 +123,7 @@ def recall_row(rng: np.random.Generator, vocabulary: RecallVocabulary, haystack:
     if not gaps.any():
         gaps[rng.integers(count + 1)] = 1
     gaps = np.cumsum(gaps / gaps.sum())
-    # Approximate places, since the lengths of statements vary: good enough to choose a distance to reach back.
+    # Approximate places, since statements vary in length: good enough to choose a distance to reach back.
     places = gaps * (length - count * statement_len) + np.arange(count + 1) * statement_len
     statements, text_len = _statements(rng, vocabulary, places[:count], length)
     return _insert(_text(rng, haystack, text_len), gaps[:len(statements)], statements)
@@ -180,8 +181,8 @@ def recall_documents(rng: np.random.Generator, vocabulary: RecallVocabulary, hay
                      seq_len: int) -> list[Row]:
     """Documents that fill a row of seq_len tokens, with a bos before each.
 
-    Half of the rows are one document, half hold many of log-uniform lengths; half of the documents repeat their
-    facts at the end, half throughout.
+    Half of the rows are one document, half hold many of log-uniform lengths; half of the documents repeat
+    their facts at the end, half throughout.
     """
     shortest = 4 * vocabulary.statement_len
     single = rng.random() < 0.5 or seq_len <= shortest
@@ -198,8 +199,8 @@ def copy_row(rng: np.random.Generator, haystack: np.ndarray, length: int, *,
              vocab_ids: np.ndarray | None = None) -> Row:
     """A row of `length` tokens: spans of text or of random tokens, each followed by its copy.
 
-    vocab_ids int [m]: the ids of random tokens; by default those of the haystack, which has no special tokens.
-    The length of a span is log-uniform up to length / 4.
+    vocab_ids int [m]: the ids of random tokens; by default those of the haystack, which has no special
+    tokens. The length of a span is log-uniform up to length / 4.
     """
     vocab_ids = np.unique(haystack) if vocab_ids is None else vocab_ids
     shortest = max(4, length // (2 * MAX_SPANS))
@@ -218,7 +219,7 @@ def copy_row(rng: np.random.Generator, haystack: np.ndarray, length: int, *,
 
 
 class RecallPrompt(NamedTuple):
-    """ids int32 [length - len(answer_ids)], which answer_ids continue. depth 0..1: where the queried fact is."""
+    """ids int32 [length - len(answer_ids)], which answer_ids continue. depth 0..1: of the queried fact."""
     ids: np.ndarray
     answer: str
     answer_ids: np.ndarray
@@ -229,8 +230,8 @@ def recall_prompt(rng: np.random.Generator, vocabulary: RecallVocabulary, haysta
                   depth: float, training: bool = False, num_distractors: int = 0) -> RecallPrompt:
     """A prompt of bos, haystack with a fact in it, and query; prompt and answer are exactly `length` tokens.
 
-    depth 0..1: the fraction of the haystack before the fact. Distractors are facts with other keys and values,
-    anywhere in the haystack. training=False uses keys and values that no training row has.
+    depth 0..1: the fraction of the haystack before the fact. Distractors are facts with other keys and
+    values, anywhere in the haystack. training=False uses keys and values that no training row has.
 
     Raises:
       ValueError: if depth is not a fraction, or length does not hold the facts.
@@ -300,8 +301,8 @@ def _text(rng: np.random.Generator, haystack: np.ndarray, n: int) -> np.ndarray:
 def _reach_back(rng: np.random.Generator, distances: np.ndarray) -> int:
     """The index of the fact whose last statement is nearest to a random distance.
 
-    Half of the distances are uniform over the row, so that long ones are trained as often as their share of it;
-    half are log-uniform, so that short ones, which are learnt first, are never rare.
+    Half of the distances are uniform over the row, so that long ones are trained as often as their share of
+    it; half are log-uniform, so that short ones, which are learnt first, are never rare.
     """
     nearest, farthest = max(distances.min(), 1), max(distances.max(), 2)
     if rng.random() < 0.5:
