@@ -58,8 +58,8 @@ def recipe_model(path, name):
 def hardware_of(args, published=''):
     """The Hardware of the flags, or of the device that a recipe was published on, with the network of the
     flags."""
-    words = re.split(r'[\s-]', published.lower())
-    name = args.hardware or next((word for word in words if word in hardware.TABLE), None)
+    names = (part for part in re.split(r'[\s-]', published.lower()) if part in hardware.TABLE)
+    name = args.hardware or next(names, None)
     if name is None:
         raise ValueError(f'--hardware is needed; choose from {", ".join(hardware.TABLE)}')
     kind = hardware.find(name)

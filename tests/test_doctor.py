@@ -1,4 +1,4 @@
-"""The doctor finds what is broken, says what to mend, and its exit status is the verdict."""
+"""The doctor finds what is broken and names the remedy, and its exit status is the verdict."""
 
 import importlib.metadata
 import pathlib
@@ -13,15 +13,13 @@ from lct.cli.main import run_script
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 
 
-
-
 @pytest.fixture
 def examine(monkeypatch, tmp_path, capsys):
     """Runs the doctor with only the named checks; returns its exit status and output."""
     def run(*names):
         for name in ('versions', 'flags', 'neighbours', 'devices', 'links', 'disk', 'training'):
             if names and name not in names:
-                fine = lambda note, *_: 'not looked at'
+                fine = lambda warn, *_: 'not checked'
                 fine.__name__ = name
                 monkeypatch.setattr(doctor, name, fine)
         monkeypatch.setattr(sys, 'argv', ['doctor.py', '--workdir', str(tmp_path / 'runs')])
@@ -42,7 +40,7 @@ def test_a_healthy_machine(examine, tmp_path, monkeypatch):
     monkeypatch.setenv('XLA_FLAGS', '')  # whose check starts a process
     status, out = examine()
     assert status == 0 and 'FAIL' not in out, out
-    for line in ('ok    versions', 'ok    devices    8 x cpu', 'ok    links      a ring of 8 turns', 'ok    disk',
+    for line in ('ok    versions', 'ok    devices    8 x cpu', 'ok    links      a ring of 8 rotates', 'ok    disk',
                  'ok    training   two steps on 2x1x4x1'):
         assert line in out
     assert 'JAX_DISABLE_MOST_OPTIMIZATIONS=1 slows everything down' in out  # as these tests do
@@ -71,7 +69,7 @@ def test_accelerators_that_jax_does_not_see(examine, monkeypatch):
     assert status == 1 and 'jax computes on its CPU; run pip install "jax[cuda13]"' in out
     monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
     status, out = examine('devices')
-    assert status == 0 and 'look  devices    JAX_PLATFORMS=cpu hides' in out
+    assert status == 0 and 'warn  devices    JAX_PLATFORMS=cpu hides' in out
 
 
 def test_a_full_disk_and_one_that_cannot_be_written(examine, monkeypatch, tmp_path):

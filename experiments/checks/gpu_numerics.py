@@ -121,7 +121,7 @@ def check_attention(report, case, length):
 
 
 def _random(dtype, first, *others):
-    """A generator, and an array per shape: the first, of activations, with standard deviation 1, weights scaled."""
+    """A generator, activations of the first shape, and weights of the others."""
     rng = np.random.default_rng(1)
     arrays = [jnp.asarray(rng.standard_normal(first), dtype)]
     arrays += [jnp.asarray(rng.standard_normal(shape) / shape[-2]**0.5, dtype) for shape in others]
