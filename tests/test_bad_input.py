@@ -58,7 +58,7 @@ def edit_json(path, **changes):
 
 
 def test_a_mesh_larger_than_the_devices(refused):
-    assert '= 64 devices but this process sees 8' in refused('--mesh', '1,1,64,1')
+    assert '= 64 devices but this process has 8' in refused('--mesh', '1,1,64,1')
 
 
 def test_a_sequence_that_does_not_divide(refused):

@@ -78,7 +78,7 @@ def test_what_cannot_run_has_its_reason():
     reason = lambda *x, kernel='xla': numerics.refusal(tiny.CONFIG, 64, 'float32', Setting(*x, kernel))
     assert reason(4, 1, 'zigzag', 'ring', 1) == '' == reason(1, 1, 'contiguous', 'ring', 1)
     assert 'every strategy is ring' in reason(1, 1, 'contiguous', 'all_gather', 1)
-    assert '= 16 devices but this process sees 8' in reason(16, 1, 'striped', 'ring', 1)
+    assert '= 16 devices but this process has 8' in reason(16, 1, 'striped', 'ring', 1)
     assert 'an equal share of heads' in reason(8, 1, 'striped', 'all_to_all', 1)
     assert 'needs node_size > 1' in reason(2, 1, 'striped', 'double_ring', 1)
     assert 'num_kv_heads 2 is not a multiple of the mesh degree tensor = 4' in reason(2, 4, 'striped', 'ring', 1)

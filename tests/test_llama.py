@@ -120,7 +120,7 @@ def test_packed_documents_equal_each_alone(host_params):
 
 
 def test_a_mesh_larger_than_the_devices_is_refused():
-    with pytest.raises(ValueError, match='= 16 devices but this process sees 8'):
+    with pytest.raises(ValueError, match='= 16 devices but this process has 8'):
         sharding.make_mesh((1, 1, 16, 1))
 
 

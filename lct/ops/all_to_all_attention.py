@@ -34,9 +34,9 @@ def all_to_all_attention(
     heads, kv_heads, node_size = q.shape[2], k.shape[2], options.node_size
     if heads % node_size or (kv_heads % node_size and node_size % kv_heads):
         raise ValueError(
-            f'all_to_all over {node_size} devices needs num_heads {heads} to be a multiple of {node_size}, and '
-            f'num_kv_heads {kv_heads} to be a multiple or a divisor of it (heads of one tensor shard); use a '
-            'smaller node_size')
+            f'all_to_all over {node_size} devices needs num_heads {heads} to be a multiple of {node_size} '
+            f'and num_kv_heads {kv_heads} to be a multiple or a divisor of it (heads of one tensor shard); '
+            'use a smaller node_size')
     return _attention(q, k, v, positions, segment_ids, axis_name, options)
 
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding: frequencies of the six published scalings, and exact angles at any length.
+"""Rotary position embedding: frequencies of the six published scalings, and accurate angles at any length.
 
 Letters: B batch, T sequence, N heads, H head_dim. Rotary dims are in the half-split order of
 Hugging Face: dim i is paired with dim i + H/2 (Su et al. 2021, arXiv 2104.09864, stores pairs
@@ -16,7 +16,7 @@ from flax import struct
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-# The rules for theta live in ops/theta.py; these are also names of this module.
+# The rules for theta are in ops/theta.py; these are public names of this module too.
 from lct.ops.theta import critical_base, dynamic_ntk_theta, extrapolation_bound, ntk_theta  # noqa: F401
 
 TYPES = ('default', 'linear', 'dynamic', 'yarn', 'longrope', 'llama3')
@@ -28,11 +28,11 @@ MIN_HI = 1024  # at least 4M positions, so that table shapes and compiled progra
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """One rotary embedding, in the words of Hugging Face's rope_parameters.
+    """One rotary embedding, with the fields of Hugging Face's rope_parameters.
 
-    max_position is the trained length of 'dynamic' (its config's max_position_embeddings).
-    long_factor and short_factor are tuples of H/2 numbers; factor of 'longrope' only sets its
-    attention factor.
+    max_position is the trained length of type 'dynamic' (max_position_embeddings of the model's config).
+    long_factor and short_factor are tuples of H/2 numbers; the factor of 'longrope' only sets its attention
+    factor.
     """
 
     theta: float
@@ -52,28 +52,49 @@ class RopeConfig:
     max_position: int | None = None
 
     def __post_init__(self):
-        kind = self.type
-        if kind not in TYPES:
-            raise ValueError(f'rope type {kind!r} is unknown; use one of {", ".join(TYPES)}')
-        for field, low, example in (('theta', 1, 500000.0), ('factor', 1, 8.0), ('attention_factor', 0, 1.0)):
+        if self.type not in TYPES:
+            raise ValueError(f'rope type {self.type!r} is unknown; use one of {", ".join(TYPES)}')
+        self._check_numbers()
+        self._check_lengths()
+        if self.type == 'llama3':
+            self._check_llama3()
+        elif self.type == 'yarn':
+            self._check_yarn()
+        elif self.type == 'longrope':
+            self._check_longrope()
+
+    def _check_numbers(self):
+        rules = ('theta', 1, 500000.0), ('factor', 1, 8.0), ('attention_factor', 0, 1.0)
+        for field, minimum, example in rules:
             value = getattr(self, field)
-            if not (_is_number(value) and value >= low) and (value is not None or low):
-                raise ValueError(f'rope {field} {value!r} must be a number >= {low}, for example {example}')
-        if kind == 'default' and self.factor != 1:
+            if field == 'attention_factor' and value is None:
+                continue
+            if not (_is_number(value) and value >= minimum):
+                raise ValueError(
+                    f'rope {field} {value!r} must be a number >= {minimum}, for example {example}')
+        if self.type == 'default' and self.factor != 1:
             raise ValueError(f"rope factor {self.factor} does nothing in type 'default'; name a scaling")
+
+    def _check_lengths(self):
         for field, types in (('original_max_position', NEED_ORIGINAL), ('max_position', ('dynamic',))):
             value = getattr(self, field)
-            if (kind in types or value is not None) and (type(value) is not int or value < 2):
-                raise ValueError(f'rope type {kind!r} needs an integer {field} >= 2, got {value!r}')
-        if kind == 'llama3' and not 0 < self.low_freq_factor < self.high_freq_factor:
+            if (self.type in types or value is not None) and (type(value) is not int or value < 2):
+                raise ValueError(f'rope type {self.type!r} needs an integer {field} >= 2, got {value!r}')
+
+    def _check_llama3(self):
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
             raise ValueError(
                 f'rope low_freq_factor {self.low_freq_factor} must be positive and below high_freq_factor '
                 f'{self.high_freq_factor}; Llama-3.1 uses 1.0 and 4.0')
-        if kind == 'yarn' and not (self.beta_fast > self.beta_slow > 0 and self.theta > 1):
+
+    def _check_yarn(self):
+        if not (self.beta_fast > self.beta_slow > 0 and self.theta > 1):
             raise ValueError(
                 f'yarn needs beta_fast {self.beta_fast} > beta_slow {self.beta_slow} > 0 and theta '
                 f'{self.theta} > 1; the paper uses 32 and 1')
-        for field in ('long_factor', 'short_factor') if kind == 'longrope' else ():
+
+    def _check_longrope(self):
+        for field in ('long_factor', 'short_factor'):
             values = getattr(self, field)
             if not (isinstance(values, tuple) and values and all(_is_number(x) and x > 0 for x in values)):
                 raise ValueError(f'longrope needs {field}, a tuple of head_dim/2 positive numbers')
@@ -88,18 +109,22 @@ def _is_number(x):
 # ---------------------------------------------------------------------------------------------------
 
 
-def inverse_frequencies(config, seq_len=None):
+def inverse_frequencies(config: Any, seq_len: int | None = None) -> tuple[np.ndarray, float]:
     """(inv_freq float64 [H/2], attention_factor) of a LlamaConfig.
 
-    seq_len matters to 'dynamic' and 'longrope' alone: the longest position of the batch plus one.
-    The attention factor multiplies cos and sin, so scores by its square.
+    seq_len, the longest position of the batch plus one, is used by 'dynamic' and 'longrope' alone. The
+    attention factor multiplies cos and sin, and so multiplies scores by its square.
     """
     return frequencies(config.rope, config.head_dim, seq_len)
 
 
-def frequencies(rope, head_dim, seq_len=None):
-    """(inv_freq float64 [H/2], attention_factor) of a RopeConfig; the definitions are those of
-    transformers 5, modeling_rope_utils.py."""
+def frequencies(rope: RopeConfig, head_dim: int, seq_len: int | None = None) -> tuple[np.ndarray, float]:
+    """(inv_freq float64 [H/2], attention_factor) of a RopeConfig, as transformers 5 defines them in
+    modeling_rope_utils.py.
+
+    Raises:
+      ValueError: if head_dim is odd, or the number of 'longrope' divisors is not head_dim / 2.
+    """
     if head_dim < 2 or head_dim % 2:
         raise ValueError(f'head_dim {head_dim} must be even: RoPE rotates pairs of dims')
     exponent = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
@@ -124,10 +149,10 @@ def frequencies(rope, head_dim, seq_len=None):
 
 
 def _llama3(inv_freq, rope):
-    """Llama-3.1: long wavelengths divided by factor, short ones kept, a linear blend between
-    (meta-llama/llama-models, models/llama3/model.py, apply_scaling)."""
-    turns = rope.original_max_position * inv_freq / (2 * math.pi)  # full turns within the trained length
-    kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    """Llama-3.1: the frequencies of long wavelengths are divided by factor, short ones are kept, with a
+    linear blend between (meta-llama/llama-models, models/llama3/model.py, apply_scaling)."""
+    periods = rope.original_max_position * inv_freq / (2 * math.pi)  # within the trained length
+    kept = (periods - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     kept = np.clip(kept, 0.0, 1.0)
     return inv_freq * (kept + (1 - kept) / rope.factor)
 
@@ -135,8 +160,8 @@ def _llama3(inv_freq, rope):
 def _yarn(inv_freq, rope, head_dim):
     """NTK-by-parts of YaRN (Peng et al. 2023, arXiv 2309.00071, section 3.2)."""
 
-    def dim_of(turns):  # the rotary dim that makes this many turns within the trained length
-        return head_dim * math.log(rope.original_max_position / (turns * 2 * math.pi)) / (
+    def dim_of(periods):  # the rotary dim with this many periods within the trained length
+        return head_dim * math.log(rope.original_max_position / (periods * 2 * math.pi)) / (
             2 * math.log(rope.theta))
 
     low, high = dim_of(rope.beta_fast), dim_of(rope.beta_slow)
@@ -144,20 +169,20 @@ def _yarn(inv_freq, rope, head_dim):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
     if low == high:
-        high += 0.001  # the reference's guard against a ramp without width
+        high += 0.001  # as in the reference: a ramp of width 0 would divide by 0
     ramp = np.clip((np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0)
 
-    def grow(weight):
+    def scale(weight):
         return 1.0 if rope.factor <= 1 else 0.1 * weight * math.log(rope.factor) + 1.0
 
     both = rope.mscale and rope.mscale_all_dim
-    attention_factor = grow(rope.mscale) / grow(rope.mscale_all_dim) if both else grow(1.0)
+    attention_factor = scale(rope.mscale) / scale(rope.mscale_all_dim) if both else scale(1.0)
     return inv_freq * (ramp / rope.factor + (1 - ramp)), attention_factor
 
 
 def _longrope(inv_freq, rope, seq_len):
-    """LongRoPE (Ding et al. 2024, arXiv 2402.13753): one searched divisor per frequency, another set
-    once the batch is longer than the trained length."""
+    """LongRoPE (Ding et al. 2024, arXiv 2402.13753): one searched divisor per frequency, with a second set
+    for batches longer than the trained length."""
     name = 'long_factor' if seq_len is not None and seq_len > rope.original_max_position else 'short_factor'
     divisors = np.asarray(getattr(rope, name), np.float64)
     if divisors.shape != inv_freq.shape:
@@ -174,18 +199,18 @@ def _longrope(inv_freq, rope, seq_len):
 class Tables(struct.PyTreeNode):
     """cos and sin of the angles of hi * LO and of lo, float32 and each correctly rounded."""
 
-    hi_cos: Any  # [max(seq_len / LO, MIN_HI), H/2]
-    hi_sin: Any
-    lo_cos: Any  # [LO, H/2]
-    lo_sin: Any
-    attention_factor: Any  # []
+    hi_cos: jax.Array  # [max(seq_len / LO, MIN_HI), H/2]
+    hi_sin: jax.Array
+    lo_cos: jax.Array  # [LO, H/2]
+    lo_sin: jax.Array
+    attention_factor: jax.Array  # []
 
 
-def make_tables(rope, head_dim, seq_len):
+def make_tables(rope: RopeConfig, head_dim: int, seq_len: int) -> Tables:
     """Tables of a RopeConfig for positions below seq_len, replicated on the current mesh.
 
-    float32(position) * inv_freq is wrong by 0.03 rad at 1M positions and 0.15 at 4M; here every table
-    entry comes from float64 on the host, and angle addition loses no more than a rounding or two.
+    float32(position) * inv_freq is wrong by 0.03 rad at 1M positions and 0.15 rad at 4M. Here every table
+    entry is computed in float64 on the host, and angle addition adds only one or two rounding errors.
     """
     inv_freq, attention_factor = frequencies(rope, head_dim, seq_len)
     rows = max(MIN_HI, 1 << (-(-seq_len // LO) - 1).bit_length())
@@ -198,7 +223,7 @@ def make_tables(rope, head_dim, seq_len):
     return Tables(*map(place, arrays))
 
 
-def angles(tables, positions):
+def angles(tables: Tables, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(cos, sin) [B, T, 1, H/2] float32 of int32 positions [B, T], times the attention factor.
 
     cos(a + b) = cos a cos b - sin a sin b with a from hi and b from lo. A position outside the tables
@@ -213,7 +238,7 @@ def angles(tables, positions):
 
 
 def _rows(table, index):
-    """table[index], laid out like index: an Explicit mesh wants the output's sharding said."""
+    """table[index] with the sharding of index, which a gather on an Explicit mesh must name."""
     index = jnp.where(index < 0, table.shape[0], index)  # no wrapping around
     mesh = jax.sharding.get_abstract_mesh()
     out = None
@@ -222,8 +247,9 @@ def _rows(table, index):
     return table.at[index].get(mode='fill', fill_value=jnp.nan, out_sharding=out)
 
 
-def rotate(x, angles):
-    """x [B, T, N, H] turned by angles ([B, T, 1, H/2], [B, T, 1, H/2]); float32 inside, x's dtype out."""
+def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """x [B, T, N, H] rotated by angles (cos, sin [B, T, 1, H/2]), computed in float32 and returned in x's
+    dtype."""
     cos, sin = angles
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

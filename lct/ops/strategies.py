@@ -81,8 +81,8 @@ STRATEGIES: dict[str, Strategy] = {
 }
 DEFAULT = 'ring'  # which is also what a single device runs
 COMMON = ('layouts contiguous, zigzag, striped; causal masks, packed documents, sliding window; MHA, GQA, '
-          'MQA; any head_dim; dk and dv communicated in float32; kernel xla on any device, or triton on GPUs with '
-          'head_dim 16, 32, 64, 128, 256. No bias, no dropout.')
+          'MQA; any head_dim; dk and dv communicated in float32; kernel xla on any device, or triton on GPUs '
+          'with head_dim 16, 32, 64, 128, 256. No bias, no dropout.')
 
 
 @dataclasses.dataclass(frozen=True)
