@@ -147,7 +147,7 @@ def test_needles_of_a_group_share_their_text_and_are_checked_alone(material):
     assert {adversarial_outcomes.outcome(s, reference_readers.oracle(s.text)) for s in made} == {'target'}
     # The value of another needle is wrong, although it is in the text.
     assert adversarial_outcomes.outcome(made[0], made[1].outputs[0]) == 'stale'
-    with pytest.raises(ValueError, match='9 of 6 needles'):
+    with pytest.raises(ValueError, match='queries 9 must be 1 to 6'):
         material.sample(adversarial.Several('x', 6, 9), LENGTH, 0)
 
 

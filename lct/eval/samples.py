@@ -51,7 +51,8 @@ def rng(*key: Any) -> random.Random:
 
 
 def to_ruler(sample: Sample) -> dict:
-    """A line of RULER's data files; task, budget, max_new_tokens and meta are additional fields that RULER ignores."""
+    """A line of RULER's data files; task, budget, max_new_tokens and meta are our own, and RULER
+    ignores them."""
     tokens = sample.meta.get('tokens', sample.length)
     return {
         'index': sample.index, 'input': sample.prompt, 'outputs': list(sample.outputs), 'length': tokens,
@@ -66,7 +67,8 @@ def from_ruler(fields: dict, number: int, task: str, max_new_tokens: int) -> Sam
     Files from before 2025 have no answer_prefix: there it is the end of the input.
 
     Args:
-      number: of the line, which becomes the index: the index of niah files is a character offset and may repeat.
+      number: of the line, which becomes the index: the index of niah files is a character offset and may
+        repeat.
       task, max_new_tokens: for lines without them.
     """
     missing = [name for name in ('input', 'outputs') if name not in fields]
@@ -113,7 +115,8 @@ def read(path: str | pathlib.Path) -> tuple[list[tuple[int, dict]], list[str]]:
             try:
                 fields = json.loads(line)
             except ValueError as error:  # UnicodeDecodeError is one too
-                problems.append(f'{path} line {number + 1} is not valid JSON ({error}); make that sample again')
+                problems.append(
+                    f'{path} line {number + 1} is not valid JSON ({error}); make that sample again')
                 continue
             if isinstance(fields, dict):
                 rows.append((number, fields))

@@ -1,4 +1,4 @@
-"""Scores of predictions: RULER's metrics, their statistical errors, and the effective context length of a model."""
+"""Scores of predictions: RULER's metrics, their statistical errors, and effective context lengths."""
 
 import dataclasses
 import math
@@ -39,7 +39,7 @@ def score(task: str, text: str, outputs: Sequence[str]) -> float:
 
 
 def contains_value(text: str, value: str) -> bool:
-    """Whether text contains value as a word of its own, case-insensitive; a number not within a longer number."""
+    """Whether text contains value as a word of its own (not within a longer number), case-insensitive."""
     return bool(re.search(rf'(?<!\w){re.escape(value)}(?!\w)', clean(text), re.IGNORECASE))
 
 
@@ -59,12 +59,12 @@ def wilson(mean: float, count: float) -> tuple[float, float]:
 
 
 def clustered_interval(clusters: Sequence[Sequence[float]]) -> tuple[float, float] | None:
-    """(low, high) of a 95% interval for the mean of scores that are correlated within clusters; None for one cluster.
+    """(low, high) of a 95% interval for a mean of scores that are correlated within clusters; None for one.
 
-    clusters: scores in 0..1 of each. The result is Wilson's interval for the effective number of independent scores,
-    that which gives the variance over clusters. The observed variance of n clusters has weight n - 1 beside weight 1
-    for the worst case, in which a cluster counts as one score. Otherwise few clusters that agree by chance would get
-    almost no interval; Student's t makes the same correction.
+    clusters: scores in 0..1 of each. The result is Wilson's interval for the effective number of independent
+    scores, that which gives the variance over clusters. The observed variance of n clusters has weight n - 1
+    beside weight 1 for the worst case, in which a cluster counts as one score. Otherwise few clusters that
+    agree by chance would get almost no interval; Student's t makes the same correction.
     """
     if len(clusters) < 2:
         return None
@@ -122,7 +122,7 @@ def length_score(tasks: dict[str, TaskScore]) -> LengthScore:
     tasks = dict(tasks)
     mean = sum(score.mean for score in tasks.values()) / len(tasks)
     stderr = math.sqrt(sum(score.stderr ** 2 for score in tasks.values())) / len(tasks)
-    # The distances to both ends of an interval add in quadrature, as standard errors do, each side for itself.
+    # The distances to each end of an interval add in quadrature, as standard errors do.
     below = math.sqrt(sum((score.mean - score.interval[0]) ** 2 for score in tasks.values())) / len(tasks)
     above = math.sqrt(sum((score.interval[1] - score.mean) ** 2 for score in tasks.values())) / len(tasks)
     return LengthScore(mean, stderr, (mean - below, mean + above), tasks)
@@ -140,8 +140,8 @@ def by_length(pairs: Iterable[tuple[samples.Sample, str]]) -> dict[int, LengthSc
     tasks = {task for cell in cells.values() for task in cell}
     for length, cell in sorted(cells.items()):
         if missing := sorted(tasks - set(cell)):
-            raise ValueError(f"length {length} lacks {', '.join(missing)}, which other lengths have; run them "
-                             'there too or leave that length out')
+            raise ValueError(f"length {length} lacks {', '.join(missing)}, which other lengths have; run "
+                             'them there too or leave that length out')
     return {length: length_score({task: task_score(*zip(*rows, strict=True))
                                   for task, rows in sorted(cells[length].items())})
             for length in sorted(cells)}

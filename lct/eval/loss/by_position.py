@@ -21,8 +21,8 @@ from lct.ops.cross_entropy import cross_entropy
 
 @dataclasses.dataclass(frozen=True)
 class LossBins:
-    """Mean loss (nats per token) of positions edges[i] <= p < edges[i + 1] with its standard error over documents
-    (NaN for a single document), computed as in mean_over_documents."""
+    """Mean loss (nats per token) of positions edges[i] <= p < edges[i + 1] with its standard error over
+    documents (NaN for a single document), computed as in mean_over_documents."""
 
     edges: tuple  # [m + 1]
     mean: np.ndarray  # [m]
@@ -44,10 +44,11 @@ class LossBins:
     def from_json(cls, text: str) -> 'LossBins':
         fields = json.loads(text)
         if 'documents' not in fields:
-            raise ValueError("a saved loss by position has no field 'documents': an earlier version wrote it, which drew "
-                             'its windows differently; remove its file to measure it again')
+            raise ValueError("a saved loss by position has no field 'documents': an earlier version wrote "
+                             'it, which drew its windows differently; remove its file to measure it again')
         error = np.array([np.nan if x is None else x for x in fields['stderr']])
-        return cls(tuple(fields['edges']), np.array(fields['mean']), error, fields['num_windows'], fields['documents'])
+        return cls(tuple(fields['edges']), np.array(fields['mean']), error, fields['num_windows'],
+                   fields['documents'])
 
 
 class EvaluationWindows(NamedTuple):
@@ -63,11 +64,11 @@ def evaluation_windows(
 ) -> EvaluationWindows:
     """Random spans of the documents that are long enough. No window crosses from one document into another.
 
-    Each span gives `rotations` windows, which start at even steps within it and wrap around its end. The same tokens
-    therefore stand at every position, once with little context and once with much, and a curve over positions shows
-    the value of context rather than which tokens tend to stand late in a file.
-    Documents come in random order, and each comes once before any comes again. Window i depends only on the seed
-    and i, so a larger count extends a smaller one.
+    Each span gives `rotations` windows, which start at even steps within it and wrap around its end. The same
+    tokens therefore stand at every position, once with little context and once with much, and a curve over
+    positions shows the value of context rather than which tokens tend to stand late in a file.
+    Documents come in random order, and each comes once before any comes again. Window i depends only on the
+    seed and i, so a larger count extends a smaller one.
 
     Args:
       documents: lists or arrays of token ids.
@@ -97,13 +98,13 @@ def evaluation_windows(
 
 
 def _choose_documents(sizes, needed, seq_len, count, seed):
-    """int [count]: indices of documents of at least `needed` tokens, all of them once before any comes again."""
+    """int [count]: indices of documents of at least `needed` tokens, each once before any repeats."""
     long_enough = np.flatnonzero(sizes >= needed)
     if not len(long_enough):
         longest = sizes.max(initial=0)
         raise ValueError(
-            f'none of the {len(sizes)} held-out documents has the {needed} tokens of a window: the longest has '
-            f'{longest}; use a seq_len up to {max(longest - needed + seq_len, 1)} or longer documents'
+            f'none of the {len(sizes)} held-out documents has the {needed} tokens of a window: the longest '
+            f'has {longest}; use a seq_len up to {max(longest - needed + seq_len, 1)} or longer documents'
         )
     rounds = range(-(-count // len(long_enough)))
     orders = [np.random.default_rng([seed, 0, i]).permutation(long_enough) for i in rounds]
@@ -115,15 +116,16 @@ def check_window_length(seq_len: int, ring_size: int = 1, ffn_chunks: int = 1) -
     unit = prompt_layout.length_unit(ring_size, ffn_chunks)
     if seq_len < 1 or seq_len % unit:
         raise ValueError(
-            f'windows of {seq_len} tokens do not divide into 2 * ring_size = {2 * ring_size} layout blocks and '
-            f'ring_size * ffn_chunks = {ring_size * ffn_chunks} FFN chunks; use a multiple of {unit}, for '
-            f'example {max(seq_len // unit, 1) * unit}'
+            f'windows of {seq_len} tokens do not divide into 2 * ring_size = {2 * ring_size} layout blocks '
+            f'and ring_size * ffn_chunks = {ring_size * ffn_chunks} FFN chunks; use a multiple of {unit}, '
+            f'for example {max(seq_len // unit, 1) * unit}'
         )
 
 
 def loss_by_position(
     params: llama.Params, config: llama.LlamaConfig, windows: np.ndarray, *, layout: str = 'zigzag',
-    memory: llama.Memory | None = None, batch_size: int = 1, progress: Callable[[int, int], None] | None = None,
+    memory: llama.Memory | None = None, batch_size: int = 1,
+    progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """The loss of every token, computed on the current mesh without an array [B, T, V].
 
@@ -183,7 +185,9 @@ def doubling_edges(seq_len: int, first: int = 64) -> tuple:
     return tuple(edges)
 
 
-def bin_losses(losses: np.ndarray, edges: Sequence | None = None, documents: Sequence | None = None) -> LossBins:
+def bin_losses(
+    losses: np.ndarray, edges: Sequence | None = None, documents: Sequence | None = None,
+) -> LossBins:
     """LossBins of losses [n, S]; edges default to doubling_edges(S), documents [n] to one for each window."""
     seq_len = losses.shape[1]
     edges = doubling_edges(seq_len) if edges is None else tuple(int(edge) for edge in edges)
@@ -203,8 +207,8 @@ def bin_means(edges: Sequence, means: Sequence, documents: Sequence | None = Non
 def mean_over_documents(values: np.ndarray, documents: Sequence) -> tuple[np.ndarray, np.ndarray]:
     """(mean, standard error), each [m], of values [m, n] whose columns come from the documents [n].
 
-    Windows of one document are correlated, so the mean of a document counts as one observation: many windows of few
-    documents say little about others. The error is NaN for a single document.
+    Windows of one document are correlated, so the mean of a document counts as one observation: many windows
+    of few documents say little about others. The error is NaN for a single document.
     """
     documents = np.asarray(documents)
     units = np.stack([values[:, documents == one].mean(1) for one in np.unique(documents)], 1)
@@ -222,9 +226,9 @@ def ratio_over_documents(
     Args:
       sums, counts: [m, n], totals of n windows that come from the documents [n].
     Returns:
-      (sums / counts, its standard error, number of documents with counts), each [m]. The ratio is NaN where nothing
-      is counted; the error is NaN also where only one document is. The error is too small where one document holds
-      most of the counted tokens.
+      (sums / counts, its standard error, number of documents with counts), each [m]. The ratio is NaN where
+      nothing is counted; the error is NaN also where only one document is. The error is too small where one
+      document holds most of the counted tokens.
     """
     documents = np.asarray(documents)
     sums, counts = (np.stack([x[:, documents == one].sum(1) for one in np.unique(documents)], 1).astype(float)

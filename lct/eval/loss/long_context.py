@@ -1,9 +1,9 @@
-"""Losses that measure the value of a long context: on the same targets with a growing context, on key tokens, next to
-the borders between devices, and against the base model on short windows.
+"""Losses that measure the value of a long context: on the same targets with a growing context, on key tokens,
+next to the borders between devices, and against the base model on short windows.
 
-Letters: n windows, S tokens of a window. Windows are by_position.EvaluationWindows: tokens int32 [n, S + 1], which begin
-with the BOS if the tokenizer has one, and documents [n]; losses are those of by_position.loss_by_position, float32 [n, S].
-`loss` is a function from windows [n, s + 1] to losses [n, s].
+Letters: n windows, S tokens of a window. Windows are by_position.EvaluationWindows: tokens int32 [n, S + 1],
+which begin with the BOS if the tokenizer has one, and documents [n]; losses are those of
+by_position.loss_by_position, float32 [n, S]. `loss` is a function from windows [n, s + 1] to losses [n, s].
 """
 
 import math
@@ -29,16 +29,17 @@ def context_sizes(seq_len: int, targets: int, first: int = 64) -> tuple[int, ...
     """(first, 2 * first, ..., seq_len - targets): numbers of tokens before the targets."""
     longest = seq_len - targets
     if targets < 1 or longest < first:
-        raise ValueError(f'windows of {seq_len} tokens do not hold {targets} targets behind {first} tokens of context; '
-                         'use longer ones')
+        raise ValueError(f'windows of {seq_len} tokens do not hold {targets} targets behind {first} tokens '
+                         'of context; use longer ones')
     return tuple(first << i for i in range((longest - 1).bit_length()) if first << i < longest) + (longest,)
 
 
 def growing_context(
     loss: LossFunction, windows: np.ndarray, targets: int, sizes: Sequence, bos_id: int | None = None,
 ) -> np.ndarray:
-    """float64 [len(sizes), n]: mean loss of the last `targets` tokens of every window, given no more than `size` tokens
-    before the first of them. Unlike a curve over positions, it does not depend on which tokens stand late in a text.
+    """float64 [len(sizes), n]: mean loss of the last `targets` tokens of every window, given no more than
+    `size` tokens before the first of them. Unlike a curve over positions, it does not depend on which tokens
+    stand late in a text.
 
     bos_id: the id that every text began with in training; None for a tokenizer without one.
     """
@@ -56,11 +57,12 @@ def _cut(windows, start, stop, bos_id):
 
 
 def effective_context(sizes: Sequence, losses: Sequence) -> int | None:
-    """The shortest context whose loss is within TOLERANCE of the longest one's (Khandelwal et al. 2018); None where
-    the latter is NaN or infinite."""
+    """The shortest context whose loss is within TOLERANCE of the longest one's (Khandelwal et al. 2018); None
+    where the latter is NaN or infinite."""
     if not math.isfinite(losses[-1]):
         return None
-    return next(size for size, value in zip(sizes, losses, strict=True) if value <= losses[-1] * (1 + TOLERANCE))
+    limit = losses[-1] * (1 + TOLERANCE)
+    return next(size for size, value in zip(sizes, losses, strict=True) if value <= limit)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -69,15 +71,17 @@ def effective_context(sizes: Sequence, losses: Sequence) -> int | None:
 
 
 def short_context_losses(
-    loss: LossFunction, windows: np.ndarray, full: np.ndarray, context: int, stride: int, bos_id: int | None = None,
+    loss: LossFunction, windows: np.ndarray, full: np.ndarray, context: int, stride: int,
+    bos_id: int | None = None,
 ) -> np.ndarray:
     """float32 [n, S]: losses given only the last `context` to `context + stride - 1` tokens: one forward over
-    context + stride tokens serves stride targets. The first `context` targets keep their loss in `full` [n, S].
+    context + stride tokens serves stride targets. The first `context` targets keep the loss in
+    `full` [n, S].
     """
     seq_len = windows.shape[1] - 1
     if min(context, stride) < 1 or context + stride > seq_len:
-        raise ValueError(f'a short context of {context} tokens with strides of {stride} does not fit into windows of '
-                         f'{seq_len}; use smaller ones')
+        raise ValueError(f'a short context of {context} tokens with strides of {stride} does not fit into '
+                         f'windows of {seq_len}; use smaller ones')
     out = full.copy()
     for start in range(context, seq_len, stride):
         start = min(start, seq_len - stride)  # the last one overlaps where stride does not divide
@@ -87,8 +91,9 @@ def short_context_losses(
 
 
 def key_tokens(full: np.ndarray, short: np.ndarray) -> np.ndarray:
-    """bool [n, S]: the tokens whose prediction needs the long context (Fang et al. 2024, "What is Wrong with Perplexity
-    for Long-context Language Modeling?"). The model that finds them may differ from the model that is scored."""
+    """bool [n, S]: the tokens whose prediction needs the long context (Fang et al. 2024, "What is Wrong with
+    Perplexity for Long-context Language Modeling?"). The model that finds them may differ from the model that
+    is scored."""
     return (short - full > ALPHA) & (full < BETA)
 
 
@@ -103,14 +108,14 @@ def long_ppl(losses: np.ndarray, key: np.ndarray) -> float:
 
 
 def border_distance(layout: str, seq_len: int, ring_size: int) -> np.ndarray:
-    """int [S]: tokens from each position to the nearest border, which lies where the next position is on another
-    device; 0 on both sides of a border. The loss of a correctly sharded model does not depend on it."""
+    """int [S]: tokens from each position to the nearest border, which lies where the next position is on
+    another device; 0 on both sides of it. The loss of a correctly sharded model does not depend on it."""
     slots = np.argsort(layouts.permutation(layout, seq_len, ring_size))
     device = slots // (seq_len // ring_size)
     borders = np.flatnonzero(np.diff(device))  # between p and p + 1
     if ring_size < 2 or len(borders) > seq_len // 4:
-        raise ValueError(f'the layout {layout} over {ring_size} devices has {len(borders)} borders in {seq_len} tokens; '
-                         'use contiguous or zigzag and two devices or more')
+        raise ValueError(f'the layout {layout} over {ring_size} devices has {len(borders)} borders in '
+                         f'{seq_len} tokens; use contiguous or zigzag and two devices or more')
     positions = np.arange(seq_len)
     return np.minimum(np.abs(positions[:, None] - borders), np.abs(positions[:, None] - borders - 1)).min(1)
 
@@ -123,7 +128,8 @@ def bin_by_distance(
     while edges[-1] <= distance.max():
         edges.append(2 * edges[-1])
     spans = list(zip(edges[:-1], edges[1:], strict=True))
-    means = [losses[:, (distance >= low) & (distance < high)].mean(1, dtype=np.float64) for low, high in spans]
+    means = [losses[:, (distance >= low) & (distance < high)].mean(1, dtype=np.float64)
+             for low, high in spans]
     return by_position.bin_means(edges, means, documents)
 
 
@@ -133,9 +139,13 @@ def bin_by_distance(
 
 
 def regression(extended: Sequence, base: Sequence, documents: Sequence) -> dict:
-    """The cost of an extension within the context of the base model, from the mean losses [n] of the same short
-    windows: both means, their difference (above 0 is worse) and its standard error over documents."""
+    """The cost of an extension within the context of the base model, from the mean losses [n] of the same
+    short windows.
+
+    Returns:
+      a dict of both means, their difference (above 0 is worse) and its standard error over documents.
+    """
     extended, base = np.asarray(extended, float), np.asarray(base, float)
     mean, error = by_position.mean_over_documents(np.stack([extended, base, extended - base]), documents)
-    return {'extended': float(mean[0]), 'base': float(mean[1]), 'difference': float(mean[2]), 'stderr': float(error[2]),
-            'num_windows': len(base), 'documents': len(set(documents))}
+    return {'extended': float(mean[0]), 'base': float(mean[1]), 'difference': float(mean[2]),
+            'stderr': float(error[2]), 'num_windows': len(base), 'documents': len(set(documents))}

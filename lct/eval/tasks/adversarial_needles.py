@@ -1,8 +1,8 @@
-"""Adversarial needles: several needles of a kind, names that almost match, contradicting statements, an absent name, a
-needle across a shard boundary. A reader that goes by position or by habit instead of by the question fails them."""
+"""Adversarial needles: several needles of a kind, names that almost match, contradicting statements, an
+absent name, a needle across a shard boundary. A reader that goes by position or by habit instead of by the
+question fails them."""
 
 import dataclasses
-import random
 
 from lct.eval import samples
 from lct.eval.tasks import prompt_fitting, ruler_text
@@ -28,9 +28,11 @@ class Rule:
 PLAIN = 'One {type_name} stored under {name} is {value}.\n'
 RULES = {
     'latest': Rule(
-        PLAIN, PLAIN, 'Where several {type_name}s are stored under one name, the last in the text counts.', 'last'),
+        PLAIN, PLAIN,
+        'Where several {type_name}s are stored under one name, the last in the text counts.', 'last'),
     'first': Rule(
-        PLAIN, PLAIN, 'Where several {type_name}s are stored under one name, the first in the text counts.', 'first'),
+        PLAIN, PLAIN,
+        'Where several {type_name}s are stored under one name, the first in the text counts.', 'first'),
     'correction': Rule(
         'Correction: the {type_name} stored under {name} is {value}.\n', PLAIN,
         'A correction overrides what it corrects, wherever in the text it stands.', 'any'),
@@ -50,7 +52,7 @@ VOID = 'The entry {value} under {name} is void.\n'
 
 @dataclasses.dataclass(frozen=True)
 class Conflict:
-    """One name with `wrong` stale values beside the one that is right by a rule of RULES; wrong 0 is the control.
+    """A name with a right value, by a rule of RULES, and `wrong` stale values; wrong 0 is the control.
 
     spread: fraction of the text from the first statement to the last. distractors: needles of other names.
     """
@@ -93,16 +95,16 @@ class Conflict:
                        {'stale': stale, 'right_is': 'first' if is_first else 'last'})
 
     def expected_rate(self, position: str) -> float:
-        """The target rate of a reader that always takes the value at a position ('first' or 'last'), over complete
-        cycles of samples and without distractors."""
+        """The target rate of a reader that always takes the value at a position ('first' or 'last'), over
+        complete cycles of samples and without distractors."""
         right = RULES[self.rule].right_position if self.wrong else position
         return 0.5 if right == 'any' else float(right == position)
 
 
 @dataclasses.dataclass(frozen=True)
 class NearNames:
-    """One needle among `wrong` others whose names differ from its name in a single word, digit or letter. Sample by
-    sample it is the first, the second, ... of them."""
+    """One needle among `wrong` others whose names differ from its name in a single word, digit or letter.
+    Sample by sample it is the first, the second, ... of them."""
 
     task: str
     wrong: int = 4
@@ -115,12 +117,13 @@ class NearNames:
         type_name = ruler_text.type_name(self.value_kind)
         name = material.lexicon.value(rng, self.name_kind)
         value, *stale = material.lexicon.distinct(rng, self.value_kind, 1 + self.wrong)
-        names = near_names(rng, material.lexicon, self.name_kind, name, self.wrong)
+        names = ruler_text.near_names(rng, material.lexicon, self.name_kind, name, self.wrong)
         pairs = list(zip(names, stale, strict=True))
         place = index % (self.wrong + 1)
         pairs.insert(place, (name, value))
         depths = sorted(rng.random() for _ in pairs)
-        inserts = [(depth, ruler_text.needle(type_name, *pair)) for depth, pair in zip(depths, pairs, strict=True)]
+        inserts = [(depth, ruler_text.needle(type_name, *pair))
+                   for depth, pair in zip(depths, pairs, strict=True)]
         return _sample(material, self, length, index, inserts, _Question(type_name, name, value, place),
                        {'stale': stale, 'names': names, 'place': place})
 
@@ -129,35 +132,13 @@ class NearNames:
         return 1 / (self.wrong + 1)
 
 
-def near_names(
-    rng: random.Random, lexicon: ruler_text.Lexicon, kind: str, name: str, count: int,
-) -> list[str]:
-    """`count` names that differ from `name` in one word, digit or letter, and from each other."""
-    names = []
-    for _ in range(ruler_text.MAX_TRIES * count):
-        if kind == 'words':
-            words = name.split('-')
-            i = rng.randrange(len(words))
-            words[i] = rng.choice(lexicon.name_words[i])
-            other = '-'.join(words)
-        else:
-            i = rng.choice([i for i, letter in enumerate(name) if letter.isalnum()])
-            other = name[:i] + rng.choice('123456789') + name[i + 1:]
-        # A match of a name must not match another name within it.
-        if other not in names and other not in name and name not in other:
-            names.append(other)
-        if len(names) == count:
-            return names
-    raise ValueError(f'{name!r} has fewer than {count} near names; use fewer')
-
-
 @dataclasses.dataclass(frozen=True)
 class Absent:
-    """A name that is not in the text, among `others` that are: the right answer is UNKNOWN, and every value in the text
-    is wrong.
+    """A name that is not in the text, among `others` that are: the right answer is UNKNOWN, and every value
+    in the text is wrong.
 
-    present: the control, in which the name is in the text, sample by sample as the first, the second, ... Its value
-    is right and UNKNOWN wrong. Both draw the same names, values and depths.
+    present: the control, in which the name is in the text, sample by sample as the first, the second, ... Its
+    value is right and UNKNOWN wrong. Both draw the same names, values and depths.
     """
 
     task: str
@@ -169,8 +150,10 @@ class Absent:
 
     def generate(self, material: Material, length: int, index: int) -> samples.Sample:
         if self.others < 1:
-            raise ValueError(f'{self.others} other names leave no name to confuse with the absent one; use 1 or more')
-        rng = samples.rng(material.seed, 'absent', length, index, self.others, self.name_kind, self.value_kind)
+            raise ValueError(
+                f'{self.others} other names leave none to confuse with the absent one; use 1 or more')
+        rng = samples.rng(
+            material.seed, 'absent', length, index, self.others, self.name_kind, self.value_kind)
         type_name = ruler_text.type_name(self.value_kind)
         name, *names = material.lexicon.distinct(rng, self.name_kind, 1 + self.others)
         value, *values = material.lexicon.distinct(rng, self.value_kind, 1 + self.others, (name,))
@@ -182,7 +165,8 @@ class Absent:
         else:
             depths.pop(place)
             answer, answer_line, meta = UNKNOWN, 0, {'stale': values, 'depths': []}
-        inserts = [(depth, ruler_text.needle(type_name, *pair)) for depth, pair in zip(depths, pairs, strict=True)]
+        inserts = [(depth, ruler_text.needle(type_name, *pair))
+                   for depth, pair in zip(depths, pairs, strict=True)]
         instruction = f'If the text stores no {type_name} under a name, it is {UNKNOWN}.'
         question = _Question(type_name, name, answer, answer_line, instruction)
         return _sample(material, self, length, index, inserts, question, meta, rng)
@@ -195,7 +179,8 @@ class Absent:
 @dataclasses.dataclass(frozen=True)
 class Several:
     """`needles` needles and questions about `queries` of them, one a sample: samples queries * i to
-    queries * (i + 1) - 1 share one text, and so its key/value cache, up to meta['shared'] characters of the prompt."""
+    queries * (i + 1) - 1 share one text, and so its key/value cache, up to meta['shared'] characters of the
+    prompt."""
 
     task: str
     needles: int = 8
@@ -206,7 +191,7 @@ class Several:
 
     def generate(self, material: Material, length: int, index: int) -> samples.Sample:
         if not 1 <= self.queries <= self.needles:
-            raise ValueError(f'{self.queries} of {self.needles} needles cannot be asked for; use 1 to {self.needles}')
+            raise ValueError(f'queries {self.queries} must be 1 to {self.needles}, the number of needles')
         group, query = divmod(index, self.queries)
         rng = material.rng(self, length, group)
         type_name = ruler_text.type_name(self.value_kind)
@@ -217,7 +202,8 @@ class Several:
                    for i, (name, value) in enumerate(zip(names, values, strict=True))]
         queried = rng.sample(range(self.needles), self.queries)
         i = queried[query]
-        longest_name = max((names[j] for j in queried), key=lambda name: _frame_tokens(material, type_name, name))
+        longest_name = max(
+            (names[j] for j in queried), key=lambda name: _frame_tokens(material, type_name, name))
         question = _Question(type_name, names[i], values[i], i, longest_name=longest_name)
         sample = _sample(material, self, length, index, inserts, question,
                          {'stale': values[:i] + values[i + 1:], 'group': group}, rng)
@@ -227,11 +213,11 @@ class Several:
 
 @dataclasses.dataclass(frozen=True)
 class Straddling:
-    """A needle across a shard boundary: token meta['boundary'] of the sequence is within the tokens meta['span'] of
-    the needle's line.
+    """A needle across a shard boundary: token meta['boundary'] of the sequence is within the tokens
+    meta['span'] of the needle's line.
 
-    shards: equal blocks of seq_len tokens (the length by default), as the contiguous layout cuts them. Sample by
-    sample the needle is at the first, the second, ... of the boundaries within the text.
+    shards: equal blocks of seq_len tokens (the length by default), as the contiguous layout cuts them. Sample
+    by sample the needle is at the first, the second, ... of the boundaries within the text.
     """
 
     task: str
@@ -256,15 +242,17 @@ class Straddling:
         text = material.text
         for _ in range(ruler_text.MAX_TRIES):
             first_line = rng.randrange(len(text.lines))
-            # End the text early, within the needle's length of the boundary. Where no word ends exactly there, the
-            # needle starts earlier and the boundary comes later in it.
-            before, tokens = text.excerpt(first_line, boundary - text_start - rng.randint(1, max(size // 2, 1)))
+            # End the text early, within the needle's length of the boundary. Where no word ends exactly
+            # there, the needle starts earlier and the boundary comes later in it.
+            before, tokens = text.excerpt(
+                first_line, boundary - text_start - rng.randint(1, max(size // 2, 1)))
             start = text_start + int(tokens.sum())
             if start < boundary < start + size:
                 break
         else:
             raise ValueError(f'no line of the text ends near token {boundary}; use a text with shorter words')
-        after, after_tokens = text.excerpt((first_line + len(before)) % len(text.lines), room - int(tokens.sum()))
+        after, after_tokens = text.excerpt(
+            (first_line + len(before)) % len(text.lines), room - int(tokens.sum()))
         used = int(tokens.sum()) + size + int(after_tokens.sum())
         meta = {'boundary': boundary, 'span': [start, start + size], 'stale': [],
                 'depths': [float(tokens.sum() / used)]}
@@ -276,8 +264,8 @@ class Straddling:
         boundaries = [round(i * shard_len) for i in range(1, self.shards)]
         boundaries = [token for token in boundaries if size < token - text_start <= room]
         if not boundaries:
-            raise ValueError(f'length {length} has no boundary of {self.shards} shards of {shard_len:g} tokens within '
-                             'its text; use more tokens or other shards')
+            raise ValueError(f'length {length} has no boundary of {self.shards} shards of {shard_len:g} '
+                             'tokens within its text; use more tokens or other shards')
         return boundaries[index % len(boundaries)]
 
     def expected_rate(self, position: str) -> float:
@@ -304,7 +292,8 @@ class _Question:
     """The question for the value of a name.
 
     answer_line: index of the inserted line that holds the answer. instruction: precedes the question.
-    longest_name: the name, in all questions about the same text, that takes the most tokens.
+    longest_name: the name that takes the most tokens, of all
+      questions about the same text.
     """
 
     type_name: str
@@ -335,9 +324,11 @@ def _sample(material, config, length, index, inserts, question, meta, rng=None):
     budget = material.budget(config, length, frame, question.answer)
     spare = 0
     if question.longest_name:
-        spare = _frame_tokens(material, type_name, question.longest_name) - _frame_tokens(material, type_name, name)
+        spare = (_frame_tokens(material, type_name, question.longest_name)
+                 - _frame_tokens(material, type_name, name))
     sizes = int(material.counter.count_each([line for _, line in inserts]).sum())
-    lines, tokens = material.excerpt(rng or material.rng(config, length, f'{index} text'), budget.room(sizes + spare))
+    rng = rng or material.rng(config, length, f'{index} text')
+    lines, tokens = material.excerpt(rng, budget.room(sizes + spare))
     context, depths = prompt_fitting.insert_lines(lines, tokens, inserts, material.counter)
     return budget.sample(index, context, [question.answer], int(tokens.sum()) + sizes,
                          {'depths': [depths[question.answer_line]], **meta})

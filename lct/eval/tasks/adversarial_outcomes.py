@@ -23,8 +23,8 @@ def rates(pairs: Iterable[tuple[Sample, str]]) -> dict:
       {outcome: rate} of the four outcomes, which sum to 1, and
       'interval': 95% of the target rate, None where all questions are about one text;
       'count': number of samples;
-      'position_bias': the target rate where the right statement comes first less the rate where it comes last, None
-      where its position is always the same.
+      'position_bias': the target rate where the right statement comes first less the rate where it comes
+      last, None where its position is always the same.
     """
     pairs = list(pairs)
     if not pairs:

@@ -1,5 +1,5 @@
-"""A repository in one prompt, with questions that the syntax tree answers: which file defines a function, and what its
-exact signature is; and the loss on identifiers by the distance to their first use.
+"""A repository in one prompt, with questions that the syntax tree answers: which file defines a function, and
+what its exact signature is; and the loss on identifiers by the distance to their first use.
 
 A prompt holds complete files under their paths, sorted by path (data.corpus.bundle).
 """
@@ -30,8 +30,8 @@ MAX_TRIES = 50  # of sets of files for a prompt
 
 
 class Function(NamedTuple):
-    """A function at the top level of a file whose def is one line. signature: all that follows the name, for example
-    '(a, b=1) -> int:'."""
+    """A function at the top level of a file whose def is one line. signature: all that follows the name, for
+    example '(a, b=1) -> int:'."""
 
     name: str
     signature: str
@@ -53,8 +53,9 @@ class Defines:
     max_new_tokens: int = 48
 
     def question(self, path: str, function: Function) -> Question:
-        return Question(f'Question: Which file defines the function {function.name}? Answer with its path.\nAnswer:',
-                        f' The function {function.name} is defined in the file', path)
+        return Question(
+            f'Question: Which file defines the function {function.name}? Answer with its path.\nAnswer:',
+            f' The function {function.name} is defined in the file', path)
 
     def generate(self, material: Material, length: int, index: int) -> samples.Sample:
         return sample(material, self, length, index)
@@ -69,7 +70,8 @@ class Signature:
 
     def question(self, path: str, function: Function) -> Question:
         return Question(
-            f'Question: How does the definition of the function {function.name} begin? Repeat its first line.\nAnswer:',
+            f'Question: How does the definition of the function {function.name} begin? '
+            'Repeat its first line.\nAnswer:',
             f' def {function.name}', function.signature)
 
     def generate(self, material: Material, length: int, index: int) -> samples.Sample:
@@ -111,7 +113,7 @@ def defined_names(source: str) -> list[str]:
 
 
 def identifiers(source: str) -> list[tuple[int, str]]:
-    """[(start, name)] of the variables, parameters and attributes of a source in order; start in characters."""
+    """[(start, name)] of the variables, parameters and attributes of a source; start in characters."""
     ends = [0, *itertools.accumulate(len(line) + 1 for line in source.split('\n'))]
     found = set()
     for node in ast.walk(parse(source) or ast.Module([], [])):
@@ -176,7 +178,8 @@ def _text(material, length, number):
 def _make_text(material, length, number):
     files, sizes = _sized_files(material)
     rng = samples.rng(material.seed, 'repository', length, number)
-    room = length - RESERVE - material.overhead.total - material.counter.bos - material.counter.count_head(HEAD)
+    fixed = RESERVE + material.overhead.total + material.counter.bos + material.counter.count_head(HEAD)
+    room = length - fixed
     candidates = [i for i in range(len(files)) if sizes[i] <= room]
     for _ in range(MAX_TRIES):
         rng.shuffle(candidates)
@@ -189,8 +192,8 @@ def _make_text(material, length, number):
             sum(_question_tokens(material, config, *one)) <= RESERVE - JOINTS for config in TASKS.values())]
         if len(subjects) >= QUESTIONS:
             return picked, rng.sample(subjects, QUESTIONS)
-    raise ValueError(f'length {length} has no room for files of the repository with {QUESTIONS} functions of their own; '
-                     'use a larger length, or a repository of smaller files (--haystack)')
+    raise ValueError(f'length {length} has no room for files of the repository with {QUESTIONS} functions of '
+                     'their own; use a larger length, or a repository of smaller files (--haystack)')
 
 
 def _fill(candidates, sizes, room):
@@ -231,7 +234,8 @@ def _question_subjects(files):
 
 
 def oversized_bundle(material: Material, length: int, number: int) -> list[Document]:
-    """Files, drawn by (length, number), of at least length tokens with their paths; [] if all files are fewer."""
+    """Files, drawn by (length, number), of at least length tokens with their paths; [] if all are
+    fewer."""
     files, sizes = _sized_files(material)
     order = samples.rng(material.seed, 'identifiers', length, number).sample(range(len(files)), len(files))
     count = int(np.searchsorted(np.cumsum([sizes[i] for i in order]), length)) + 1
@@ -243,8 +247,8 @@ def identifier_distances(
 ) -> tuple[list[int], list[tuple[int, int, int]]]:
     """(ids, [(first token, last token, distance)]) of a bundle of files.
 
-    The list has every occurrence of an identifier after its first, wherever in the bundle the first one is; distance
-    is in tokens.
+    The list has every occurrence of an identifier after its first, wherever in the bundle the first one is;
+    distance is in tokens.
 
     Raises:
       ValueError: if decoding does not restore the text.
@@ -261,8 +265,8 @@ def identifier_distances(
     for token in ids:
         ends.append((ends[-1] if ends else 0) + len(stream.push(token)))
     if stream.text != text[:len(stream.text)] or ends[-1] != len(text):
-        raise ValueError('this tokenizer does not restore the text that it encoded, so its tokens cannot be aligned with '
-                         'the syntax tree; use a byte-level one')
+        raise ValueError('this tokenizer does not restore the text that it encoded, so its tokens cannot be '
+                         'aligned with the syntax tree; use a byte-level one')
     first_use, out = {}, []
     for start, name in uses:
         first, last = bisect.bisect_right(ends, start), bisect.bisect_left(ends, start + len(name))

@@ -1,8 +1,8 @@
 """Many-shot in-context learning of rules that no training text holds, with one shot to thousands.
 
-An episode is one hidden rule with its stream of shots. The first n of the stream make the prompt of n shots, so prompts
-of an episode are nested and a curve over n compares like with like. Every prompt depends on (task, shots, index, seed)
-alone.
+An episode is one hidden rule with its stream of shots. The first n of the stream make the prompt of n shots,
+so prompts of an episode are nested and a curve over n compares like with like. Every prompt depends on (task,
+shots, index, seed) alone.
 """
 
 import functools
@@ -27,14 +27,16 @@ from lct.eval.tasks.icl_tasks import (
     Topics,
 )
 
-# The episode of a sample is index // QUERIES. Its shots are read once for all of its queries, but rules differ more
-# than the queries of one rule do: 20 samples give 5 rules, for a quarter of the prefill that 20 rules would take.
+# The episode of a sample is index // QUERIES. Its shots are read once for all of its queries, but rules
+# differ more than the queries of one rule do: 20 samples give 5 rules, for a quarter of the prefill that 20
+# rules would take.
 QUERIES = 4
 MEASURED = 16, 64  # episodes, and shots of each, that determine how long the prompts of a task are
 ORDERS = ('drawn', 'balanced', 'grouped')
 TASKS = {config.task: config for config in (
-    Linear(), Linear('linear_64', 64), Topics(), Topics('topics_16', 16), Topics('topics_balanced', order='balanced'),
-    Topics('topics_grouped', order='grouped'), Sentiment(), Sentiment('sentiment', flipped=False), Cipher(), Parity(),
+    Linear(), Linear('linear_64', 64), Topics(), Topics('topics_16', 16),
+    Topics('topics_balanced', order='balanced'), Topics('topics_grouped', order='grouped'),
+    Sentiment(), Sentiment('sentiment', flipped=False), Cipher(), Parity(),
     Parity('parity_running', hidden=0), Lookup(), Chain(), Regression(),
 )}
 
@@ -52,8 +54,8 @@ def episode(
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """(the first `shots` shots, the QUERIES queries) of an episode.
 
-    A task's order is 'drawn' at random, 'balanced' in rounds of every label once, or 'grouped' by label, the hardest to
-    learn from. The shots of fewer are among the shots of more, with 'grouped' at other positions.
+    A task's order is 'drawn' at random, 'balanced' in rounds of every label once, or 'grouped' by label, the
+    hardest to learn from. The shots of fewer are among the shots of more, with 'grouped' at other positions.
     """
     order, name = getattr(config, 'order', 'drawn'), type(config).__name__
     if order not in ORDERS:
@@ -77,7 +79,7 @@ def _rule(config, seed, number):
 
 
 def _rounds(stream: Iterator[Example], lookahead: int = 512) -> Iterator[Example]:
-    """The examples of a stream in rounds of every label once; the labels are those of its first `lookahead` examples."""
+    """The examples of a stream in rounds of every label that its first `lookahead` examples have."""
     first = list(itertools.islice(stream, lookahead))
     waiting = {example.label: [] for example in first}
     for example in itertools.chain(first, stream):
@@ -97,18 +99,19 @@ def sample(
     counter = prompt_fitting.TokenCounter(tokenizer)
     prompt, prefix = f'Input: {query.text}\n', 'Output:'
     answers, choices = list(query.answers or [query.label]), config.choices(_rule(config, seed, number))
-    answer_tokens = max(_token_stats(config, seed, tokenizer)[-1], *_answer_tokens(counter, {*answers, *choices}))
+    answer_tokens = max(
+        _token_stats(config, seed, tokenizer)[-1], *_answer_tokens(counter, {*answers, *choices}))
     used = overhead + counter.bos + tokens + counter.count_one(prompt + prefix) + answer_tokens
     meta = {'shots': shots, 'set': number, 'tokens': used, 'label': query.label, 'choices': choices}
-    return samples.Sample(config.task, length(config, shots, seed, tokenizer, overhead), index, text + prompt, prefix,
-                          answers, answer_tokens, meta)
+    return samples.Sample(config.task, length(config, shots, seed, tokenizer, overhead), index, text + prompt,
+                          prefix, answers, answer_tokens, meta)
 
 
 def length(config: Task, shots: int, seed: int, tokenizer: Tokenizer, overhead: int = 0) -> int:
     """Tokens that hold a prompt of so many shots and its answer in every episode, without making one of them.
 
-    n shots have at most n (mean + 5 sd of the episodes' means) + 5 sd of a shot sqrt(n) tokens, and a query is no
-    longer than a shot.
+    n shots have at most n (mean + 5 sd of the episodes' means) + 5 sd of a shot sqrt(n) tokens, and a query
+    is no longer than a shot.
     """
     mean, episode_sd, shot_sd, answer_tokens = _token_stats(config, seed, tokenizer)
     shots += 1
@@ -116,10 +119,12 @@ def length(config: Task, shots: int, seed: int, tokenizer: Tokenizer, overhead: 
     return overhead + prompt_fitting.TokenCounter(tokenizer).bos + int(np.ceil(most)) + answer_tokens
 
 
-def shot_counts(config: Task, seed: int, tokenizer: Tokenizer, longest: int, overhead: int = 0) -> tuple[int, ...]:
+def shot_counts(
+    config: Task, seed: int, tokenizer: Tokenizer, longest: int, overhead: int = 0,
+) -> tuple[int, ...]:
     """(1, 2, 4, ...): the powers of two of shots that fit into longest tokens."""
-    counts = tuple(itertools.takewhile(lambda shots: length(config, shots, seed, tokenizer, overhead) <= longest,
-                                       (2 ** power for power in itertools.count())))
+    fits = lambda shots: length(config, shots, seed, tokenizer, overhead) <= longest
+    counts = tuple(itertools.takewhile(fits, (2 ** power for power in itertools.count())))
     if not counts:
         raise ValueError(f'length {longest} is too small for one shot of {config.task}; use a larger length')
     return counts
@@ -161,12 +166,14 @@ def score(text: str, outputs: list[str]) -> float:
 
 
 def curve(pairs: Iterable[tuple[samples.Sample, str]]) -> dict[int, dict]:
-    """{shots: {'accuracy', 'interval', 'macro', 'gain', 'count', 'sets', 'tokens'}} of the (Sample, text) pairs of one
-    task.
+    """{shots: {'accuracy', 'interval', 'macro', 'gain', 'count', 'sets', 'tokens'}} of the (Sample, text)
+    pairs of one task.
 
-    interval: 95%, over rules as well as queries; None for one episode. macro: mean over labels of their accuracies.
-    gain: accuracy beyond the accuracy at the fewest shots that can show every label once; None up to there, and for
-    answers that are not chosen from a few. sets: number of episodes. tokens: mean of a prompt with its answer.
+    interval: 95%, over rules as well as queries; None for one episode. macro: mean over labels of their
+      accuracies.
+    gain: accuracy beyond the accuracy at the fewest shots that can show every label once; None up to there,
+    and for answers that are not chosen from a few. sets: number of episodes. tokens: mean of a prompt with
+    its answer.
     """
     cells = {}
     for sample, text in pairs:
@@ -196,7 +203,7 @@ def _curve_point(rows):
 
 
 def reference_accuracy(config: Task, seed: int, shots: int, indices: Iterable[int]) -> dict[str, float]:
-    """{learner: accuracy} of the reference learners on the shots and queries of the samples of these indices."""
+    """{learner: accuracy} of the reference learners on the samples of these indices."""
     right, indices = dict.fromkeys(config.learners, 0), sorted(indices)
     for number, group in itertools.groupby(indices, lambda index: index // QUERIES):
         chosen, queries = episode(config, seed, number, shots)

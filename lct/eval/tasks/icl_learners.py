@@ -1,4 +1,5 @@
-"""Reference learners, which show what the shots of a task determine: (inputs, labels, queries) -> labels of the queries."""
+"""Reference learners, which show what the shots of a task determine: (inputs, labels, queries) -> labels of
+the queries."""
 
 import collections
 from collections.abc import Sequence
@@ -57,8 +58,8 @@ def letters(xs: Sequence[str], labels: Sequence[str], queries: Sequence[str]) ->
 
 
 def parity(xs: Sequence, labels: Sequence[str], queries: Sequence) -> list[str]:
-    """Gaussian elimination over the field of two elements: exact once the shots determine the rule, before that
-    one rule that agrees with them. Running parities, one for each bit, need no shots."""
+    """Gaussian elimination over the field of two elements: exact once the shots determine the rule, before
+    that one rule that agrees with them. Running parities, one for each bit, need no shots."""
     if len(labels[0].split()) > 1:
         return [' '.join(map(str, np.cumsum(query) % 2)) for query in queries]
     rows = np.column_stack([np.array(xs), [int(label) for label in labels]]) % 2

@@ -1,4 +1,5 @@
-"""Tasks of in-context learning: hidden rules, each with the reference learners that show what its shots determine.
+"""Tasks of in-context learning: hidden rules, each with the reference learners that show what its shots
+determine.
 
 A new task is one class here, or one file, and one row of icl.TASKS.
 """
@@ -13,17 +14,19 @@ from lct.data.synthetic import recall
 from lct.eval import samples
 from lct.eval.tasks import icl_learners, ruler_text
 
-GOOD = ('bold brilliant charming cheerful clean delightful excellent fresh friendly funny generous graceful helpful '
-        'honest kind lovely neat perfect pleasant polite smart splendid superb sweet tasty warm wise witty').split()
-BAD = ('awful boring broken careless cold cruel dirty dull empty faulty filthy foul greedy grim harsh horrible lazy '
-       'mean nasty poor rotten rude sad silly stale terrible ugly useless').split()
-THINGS = 'book concert dinner film garden guide hotel journey lecture meal play room service song story view'.split()
+GOOD = ('bold brilliant charming cheerful clean delightful excellent fresh friendly funny generous graceful '
+        'helpful honest kind lovely neat perfect pleasant polite smart splendid superb sweet tasty warm wise '
+        'witty').split()
+BAD = ('awful boring broken careless cold cruel dirty dull empty faulty filthy foul greedy grim harsh '
+       'horrible lazy mean nasty poor rotten rude sad silly stale terrible ugly useless').split()
+THINGS = ('book concert dinner film garden guide hotel journey lecture meal play room service song story '
+          'view').split()
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """text, label: input and output in a prompt. x: the input of a learner. answers: all right labels, if there are
-    more than one."""
+    """text, label: input and output in a prompt. x: the input of a learner. answers: all right labels, if
+    there are more than one."""
 
     text: str
     label: str
@@ -75,7 +78,8 @@ class Linear(Task):
 
 @dataclasses.dataclass(frozen=True)
 class Topics(Task):
-    """The topic of some words. Topics are random sets of words with invented labels, so only the shots tell which
+    """The topic of some words. Topics are random sets of words with invented labels, so only the shots tell
+    which
     label is whose. order: one of icl.ORDERS."""
 
     task: str = 'topics'
@@ -88,7 +92,8 @@ class Topics(Task):
         pool = list(recall.ADJECTIVES + recall.NOUNS)
         rng.shuffle(pool)
         if not 2 <= self.classes <= len(pool) // 8:
-            raise ValueError(f'{self.classes} classes must be 2 to {len(pool) // 8}, for topics of 8 words or more')
+            raise ValueError(f'{self.classes} classes must be 2 to {len(pool) // 8}, '
+                             'for topics of 8 words or more')
         return [pool[i::self.classes] for i in range(self.classes)], labels(rng, self.classes)
 
     def example(self, rule: Any, rng: random.Random, number: int) -> Example:
@@ -142,8 +147,8 @@ class Cipher(Task):
 
 @dataclasses.dataclass(frozen=True)
 class Parity(Task):
-    """The parity of `hidden` secret positions of a bit string; with hidden 0 the running parities of all positions,
-    which are one rule for all episodes."""
+    """The parity of `hidden` secret positions of a bit string; with hidden 0 the running parities of all
+    positions, which are one rule for all episodes."""
 
     task: str = 'parity'
     bits: int = 20
@@ -183,7 +188,8 @@ class Lookup(Task):
 
 @dataclasses.dataclass(frozen=True)
 class Chain(Task):
-    """A possible next symbol of a random walk, whose every step follows one of two random rings of all symbols."""
+    """A possible next symbol of a random walk, whose every step follows one of two random rings of all
+    symbols."""
 
     task: str = 'chain'
     symbols: int = 12

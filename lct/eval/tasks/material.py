@@ -1,4 +1,5 @@
-"""What all tasks make their samples from: a tokenizer, a haystack, names and values, documents with questions."""
+"""What all tasks make their samples from: a tokenizer, a haystack, names and values, documents with
+questions."""
 
 import copy
 import dataclasses
@@ -38,7 +39,8 @@ class Material:
       documents: list of data.corpus.documents.Document, the text of the haystacks.
       text_source: the name of the documents in results.
       lexicon: names, values and word lists; generated ones by default.
-      sources: {'one_hop' or 'two_hop': qa_documents.FileQuestions}; questions about generated people by default.
+      sources: {'one_hop' or 'two_hop': qa_documents.FileQuestions}; questions about generated people by
+        default.
       placement: needle_placement.Stratified(seed) by default, or RulerFixed() for RULER's own fixed shuffles.
       overhead: of the chat template that the prompts will be put into.
     """
@@ -81,13 +83,15 @@ class Material:
 
     def tokens_used(self, sample: samples.Sample) -> int:
         """Tokens of a sample's budget that its prompt and answer take, counted as a whole."""
-        return self.overhead.total + self.counter.bos + self.counter.count(sample.text) + sample.max_new_tokens
+        return (self.overhead.total + self.counter.bos + self.counter.count(sample.text)
+                + sample.max_new_tokens)
 
     def provenance(self) -> dict:
         """What the samples are made of, for JSON beside the scores."""
         return {
-            'tokenizer': self.counter.tokenizer.fingerprint, 'seed': self.seed, 'overhead': self.overhead.total,
-            'haystack': self.text_source, 'words': self.lexicon.source, 'placement': self.placement.name,
+            'tokenizer': self.counter.tokenizer.fingerprint, 'seed': self.seed,
+            'overhead': self.overhead.total, 'haystack': self.text_source, 'words': self.lexicon.source,
+            'placement': self.placement.name,
             'questions': {name: source.source for name, source in self.sources.items()},
         }
 
@@ -124,7 +128,8 @@ class Material:
         return self.text.excerpt(self.placement.start(rng, len(self.text.lines)), room)
 
     def needle_pool(self, name_kind: str, value_kind: str, length: int) -> tuple[list[str], np.ndarray, set]:
-        """(needles, their tokens [n], their names and values): at least 1.5 * length tokens of distractors."""
+        """(needles, their tokens [n], their names and values): at least 1.5 * length tokens of
+        distractors."""
         def make():
             rng = samples.rng(self.seed, 'needles', name_kind, value_kind)
             type_name = ruler_text.type_name(value_kind)
@@ -144,7 +149,8 @@ class Material:
     def list_pool(self, length: int) -> tuple[list[str], np.ndarray]:
         """([' word' line], tokens [n]) of at least length tokens for a numbered list."""
         def make():
-            pool = prompt_fitting.FragmentPool(self.counter, (f' {word}\n' for word in self.lexicon.word_list))
+            pool = prompt_fitting.FragmentPool(
+                self.counter, (f' {word}\n' for word in self.lexicon.word_list))
             items = pool.first(prompt_fitting.FIRST_FRAGMENTS)
             self.counter.check_additive(
                 [fragment for i, item in enumerate(items, 1) for fragment in (f'{i}.', item)])
@@ -153,7 +159,8 @@ class Material:
         return self.cached('list', make).at_least(length)
 
     def number_tokens(self, length: int) -> np.ndarray:
-        """int [n + 1]: tokens of the numbers '1.' to 'i.' together, for more items than length tokens can hold."""
+        """int [n + 1]: tokens of the numbers '1.' to 'i.' together, for more items than length tokens can
+        hold."""
         return self.cached(('numbers', length), lambda: np.concatenate([[0], np.cumsum(
             self.counter.count_each([f'{i}.' for i in range(1, length // 3 + 1)]))]))
 
@@ -198,14 +205,14 @@ class Budget:
 
     def raise_too_small(self, missing: int) -> None:
         """Raise ValueError for a length that lacks so many tokens."""
-        raise ValueError(f'length {self.length} is too small for {self.task}: with this tokenizer a prompt and '
-                         f'its answer take {self.length + missing} tokens or more; use a larger length')
+        raise ValueError(f'length {self.length} is too small for {self.task}: with this tokenizer a prompt '
+                         f'and its answer take {self.length + missing} tokens or more; use a larger length')
 
     def check_filled(self, is_filled: bool, supply: str) -> None:
         """Raise ValueError for a prompt that stays short for lack of material; supply: what there is."""
         if not is_filled:
-            raise ValueError(f'{supply}, too few to fill length {self.length} of {self.task}; give more or use a '
-                             'smaller length')
+            raise ValueError(f'{supply}, too few to fill length {self.length} of {self.task}; give more or '
+                             'use a smaller length')
 
     def sample(
         self, index: int, context: str, outputs: Sequence[str], context_tokens: int, meta: dict,

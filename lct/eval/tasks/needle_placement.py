@@ -60,8 +60,9 @@ class Stratified:
 
 @dataclasses.dataclass(frozen=True)
 class RulerFixed:
-    """RULER's own rule: one shuffle with the same seed for every sample, so equal numbers of items are always permuted
-    alike (under seed 42 the target of 12 documents is always the tenth). Texts and prompt lengths stay ours."""
+    """RULER's own rule: one shuffle with the same seed for every sample, so equal numbers of items are always
+    permuted alike (under seed 42 the target of 12 documents is always the tenth). Texts and prompt lengths
+    stay ours."""
 
     seed: int = 42
     name: str = 'ruler_compat'
@@ -78,8 +79,8 @@ class RulerFixed:
     def needle_depths(
         self, rng: random.Random, first_depth: float, is_target: list[bool], in_text: bool,
     ) -> list[float]:
-        """In text some of 40 depths from the top in the shuffled order, between needles random depths from the
-        bottom."""
+        """In text some of 40 depths from the top in the shuffled order, between needles random depths from
+        the bottom."""
         count = len(is_target)
         order = list(range(count))
         self.shuffle(rng, order)

@@ -1,7 +1,7 @@
 """Prompts of an exact size, put together from fragments of text whose tokens are counted once.
 
-Every fragment ends with a line or begins with a space. Today's tokenizers split there anyway, so the tokens of
-fragments add up. Whether they do is measured for the tokenizer in use, never assumed.
+Every fragment ends with a line or begins with a space. Today's tokenizers split there anyway, so the tokens
+of fragments add up. Whether they do is measured for the tokenizer in use, never assumed.
 """
 
 import functools
@@ -43,8 +43,8 @@ class TokenCounter:
         return int(self.count_each([fragment])[0])
 
     def count_head(self, head: str) -> int:
-        """Tokens of a text that more text follows: two line ends may be one token at the end of a text, and two
-        tokens before a word."""
+        """Tokens of a text that more text follows: two line ends may be one token at the end of a text, and
+        two tokens before a word."""
         return self.count(head + 'Word') - self.count_one('Word')
 
     def check_additive(self, fragments: Sequence[str]) -> None:
@@ -53,7 +53,8 @@ class TokenCounter:
         self.is_additive &= bool(together == self.count_each(fragments).sum())
 
     def trusts_sums(self, length: int) -> bool:
-        """Whether prompts of length tokens may rely on sums of fragments, without being counted as a whole."""
+        """Whether prompts of length tokens may rely on sums of fragments, without being counted as a
+        whole."""
         return length >= LONG and self.is_additive and self._is_additive_when_long
 
     def margin(self, length: int) -> int:
@@ -117,8 +118,8 @@ class CyclicText:
         counter.check_additive(lines[:4 * FIRST_FRAGMENTS])
 
     def excerpt(self, start: int, room: int) -> tuple[list[str], np.ndarray]:
-        """(lines, their tokens [n]) from line `start`: as many complete lines as fit into room tokens, then as many
-        words of the next line as fit."""
+        """(lines, their tokens [n]) from line `start`: as many complete lines as fit into room tokens, then
+        as many words of the next line as fit."""
         count = len(self.lines)
         cycles, rest = divmod(int(self._ends[start]) + room, int(self._ends[-1]))
         stop = cycles * count + int(np.searchsorted(self._ends, rest, 'right')) - 1
@@ -135,7 +136,8 @@ def count_fitting(tokens: np.ndarray, room: int) -> int:
 def append_partial_line(
     counter: TokenCounter, lines: list[str], tokens: np.ndarray, following: str, room: int,
 ) -> tuple[list[str], np.ndarray]:
-    """(lines, tokens) with as many words of the line `following` appended as fit into room tokens in total."""
+    """(lines, tokens) with as many words of the line `following` appended as fit into room tokens in
+    total."""
     words = following.rstrip('\n').split(' ')
     left = room - int(tokens.sum())
     # Search for the largest number of words that fits; the complete line does not.

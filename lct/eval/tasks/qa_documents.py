@@ -9,8 +9,9 @@ from lct.data.synthetic import recall
 from lct.eval import samples
 from lct.eval.tasks import ruler_text
 
-TRADES = ('baker brewer carpenter cooper dyer farrier fiddler fletcher gardener glazier hatter joiner mason miller '
-          'painter piper potter printer saddler sailor shepherd smith tailor tanner tiler weaver').split()
+TRADES = ('baker brewer carpenter cooper dyer farrier fiddler fletcher gardener glazier hatter joiner mason '
+          'miller painter piper potter printer saddler sailor shepherd smith tailor tanner tiler '
+          'weaver').split()
 # Field of a person: (statement in a document, question).
 FIELDS = {
     'town': ('{name} was born in {value}.', 'In which town was {who} born?'),
@@ -24,8 +25,8 @@ FRIEND = 'The closest friend of {name} is {value}.'
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """targets: indices of the documents that hold the answer; hard_distractors: of documents that are similar to
-    them, which come before other distractors."""
+    """targets: indices of the documents that hold the answer; hard_distractors: of documents that are similar
+    to them, which come before other distractors."""
 
     text: str
     answers: list
@@ -35,8 +36,8 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedPeople:
-    """Documents about people, who come in pairs of closest friends. One-hop questions ask for a field of a person,
-    two-hop questions for a field of that person's closest friend."""
+    """Documents about people, who come in pairs of closest friends. One-hop questions ask for a field of a
+    person, two-hop questions for a field of that person's closest friend."""
 
     seed: int
     hops: int
@@ -107,14 +108,16 @@ class FileQuestions:
 
 
 def read_squad(path: pathlib.Path) -> FileQuestions:
-    """The answerable questions of SQuAD 1.1 or 2.0; hard distractors are the paragraphs of the same article."""
+    """The answerable questions of SQuAD 1.1 or 2.0; hard distractors are the paragraphs of the same
+    article."""
     def parse(content, indices, questions):
         for article in content['data']:
-            in_article = [indices.setdefault(_strip_lines(p['context']), len(indices)) for p in article['paragraphs']]
+            in_article = [indices.setdefault(_strip_lines(paragraph['context']), len(indices))
+                          for paragraph in article['paragraphs']]
             for paragraph, target in zip(article['paragraphs'], in_article, strict=True):
                 questions += [
-                    Question(entry['question'].strip(), [answer['text'] for answer in entry['answers']], (target,),
-                             tuple(dict.fromkeys(other for other in in_article if other != target)))
+                    Question(entry['question'].strip(), [answer['text'] for answer in entry['answers']],
+                             (target,), tuple(dict.fromkeys(i for i in in_article if i != target)))
                     for entry in paragraph['qas'] if not entry.get('is_impossible') and entry['answers']
                 ]
     return _read_questions(path, 'SQuAD', parse)
@@ -126,7 +129,8 @@ def read_hotpotqa(path: pathlib.Path) -> FileQuestions:
         for entry in content:
             targets = [indices.setdefault(_strip_lines(title + '\n' + ''.join(sentences)), len(indices))
                        for title, sentences in entry['context']]
-            questions.append(Question(entry['question'].strip(), [entry['answer']], tuple(dict.fromkeys(targets))))
+            questions.append(Question(
+                entry['question'].strip(), [entry['answer']], tuple(dict.fromkeys(targets))))
     return _read_questions(path, 'HotpotQA', parse)
 
 
@@ -136,7 +140,8 @@ def _read_questions(path, kind, parse):
     try:
         parse(json.loads(pathlib.Path(path).read_text(encoding='utf-8')), indices, questions)
     except FileNotFoundError:
-        raise ValueError(f'{path} does not exist; give a file of {kind}, or none for generated questions') from None
+        raise ValueError(
+            f'{path} does not exist; give a file of {kind}, or none for generated questions') from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'{path} is not a file of {kind} ({error!r}); fetch it again') from error
     if not questions:

@@ -1,6 +1,7 @@
 """Reference readers stand in for a model to check a suite: functions from a prompt to an answer.
 
-The oracle reads nothing but the prompt. If it scores 100, every answer can be found in its prompt and is scored right.
+The oracle reads nothing but the prompt. If it scores 100, every answer can be found in its prompt and is
+scored right.
 """
 
 import collections
@@ -54,7 +55,8 @@ def _most_common(items, question):
 
 def _person_field(text, question):
     for statement, question_pattern in qa_documents.FIELDS.values():
-        pattern = re.escape(question_pattern).replace(r'\{who\}', r'(the closest friend of )?([A-Z]\w+ [A-Z]\w+)')
+        pattern = re.escape(question_pattern).replace(
+            r'\{who\}', r'(the closest friend of )?([A-Z]\w+ [A-Z]\w+)')
         if match := re.match(pattern, question):
             friend, name = match.groups()
             if friend:

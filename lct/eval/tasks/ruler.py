@@ -1,8 +1,8 @@
 """RULER (Hsieh et al. 2024, arXiv:2404.06654): 13 tasks at any length, as samples that fill a token budget.
 
-The tasks and their parameters are RULER's, the prompts are our own, so scores of the two do not compare to the
-last point. Each sample depends on (task, length, index, seed, tokenizer, texts) alone, so that a suite can be
-made, interrupted and extended sample by sample.
+The tasks and their parameters are RULER's, the prompts are our own, so scores of the two do not compare to
+the last point. Each sample depends on (task, length, index, seed, tokenizer, texts) alone, so that a suite
+can be made, interrupted and extended sample by sample.
 
 A new task is one file with a config (a frozen dataclass with task, max_new_tokens and
 generate(material, length, index) -> Sample) and one row of TASKS.

@@ -49,7 +49,8 @@ class CommonWords:
         """The first level at which most lists fit."""
         for level in (Level(*fields) for fields in self.levels):
             if length >= level.min_length:
-                results = [self._try_list(material, length, 0, f'level {i}', level) for i in range(TRIAL_DRAWS)]
+                results = [self._try_list(material, length, 0, f'level {i}', level)
+                           for i in range(TRIAL_DRAWS)]
                 if sum(isinstance(result, ValueError) for result in results) <= TRIAL_DRAWS // 2:
                     return level
         raise results[-1]
@@ -96,11 +97,12 @@ class CommonWords:
         common = shown[:self.common]
         items = common * level.example_common_repeats + shown[self.common:] * level.example_other_repeats
         material.placement.shuffle(rng, items)
-        return f'{frame.head}{_numbered(words, items)}{frame.tail}{frame.answer_prefix} {_in_line(words, common)}\n\n'
+        return (f'{frame.head}{_numbered(words, items)}{frame.tail}{frame.answer_prefix} '
+                f'{_in_line(words, common)}\n\n')
 
     def _list_tokens(self, material, length, word_tokens, level):
-        """int [n + 1]: tokens of lists with 0, 1, ... n words beside the common ones, with the numbers before their
-        items; word_tokens: [words], the common ones first."""
+        """int [n + 1]: tokens of lists with 0, 1, ... n words beside the common ones, with the numbers before
+        their items; word_tokens: [words], the common ones first."""
         sizes = level.other_repeats * np.concatenate([[0], np.cumsum(word_tokens[self.common:])])
         sizes += level.common_repeats * int(word_tokens[:self.common].sum())
         numbers = material.number_tokens(length)

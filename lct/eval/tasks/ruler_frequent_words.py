@@ -14,8 +14,8 @@ END = ' END\n'
 
 @dataclasses.dataclass(frozen=True)
 class FrequentWords:
-    """Coded words whose counts fall as rank ** -alpha. Dots are the most frequent, and the question asks for the
-    next `top_words`. vocab_size: None for a fiftieth of the length."""
+    """Coded words whose counts fall as rank ** -alpha. Dots are the most frequent, and the question asks for
+    the next `top_words`. vocab_size: None for a fiftieth of the length."""
 
     task: str = 'fwe'
     alpha: float = 2.0
@@ -27,20 +27,23 @@ class FrequentWords:
     def generate(self, material: Material, length: int, index: int) -> samples.Sample:
         rng, counter = material.rng(self, length, index), material.counter
         frame = PromptFrame(
-            'Count how often each coded word appears in the text below, and disregard the dots.\n\nCoded text:',
+            'Count how often each coded word appears in the text below, and disregard the dots.\n\n'
+            'Coded text:',
             f'Question: Which {self.top_words} coded words appear most often in the text above?\nAnswer:',
             f' The {self.top_words} coded words that appear most often are')
         vocab_size = self.vocab_size or (length - self.max_new_tokens) // 50
         # No rank beyond this appears even once.
         last_rank = int((length / _zeta(self.alpha)) ** (1 / self.alpha)) + 1
-        words = ['...', *_coded_words(rng, self.word_len, max(min(vocab_size, last_rank), self.top_words + 2) - 1)]
+        num_words = max(min(vocab_size, last_rank), self.top_words + 2)
+        words = ['...', *_coded_words(rng, self.word_len, num_words - 1)]
         outputs = words[1:self.top_words + 1]
         budget = material.budget(self, length, frame, ruler_text.enumeration(outputs))
         fragments = [f' {word}' for word in words]
         tokens, end_tokens = counter.count_each(fragments), counter.count_one(END)
         counter.check_additive([*fragments, END])
         room = budget.room(end_tokens)
-        counts = _fit_counts(tokens, np.arange(1, len(words) + 1) ** -self.alpha / _zeta(self.alpha), length, room)
+        shares = np.arange(1, num_words + 1) ** -self.alpha / _zeta(self.alpha)
+        counts = _fit_counts(tokens, shares, length, room)
         if counts[self.top_words] <= counts[self.top_words + 1]:
             budget.raise_too_small(room)
         items = [i for i, count in enumerate(counts) for _ in range(count)]
@@ -63,7 +66,8 @@ def _fit_counts(tokens, shares, length, room):
 def _coded_words(rng, word_len, count):
     """[word] distinct."""
     if count > 26 ** word_len // 2:
-        raise ValueError(f'words of {word_len} letters are too few for a vocabulary of {count}; use longer ones')
+        raise ValueError(f'words of {word_len} letters are too few for a vocabulary of {count}; '
+                         'use longer ones')
     words = {}
     while len(words) < count:
         words[''.join(rng.choices(string.ascii_lowercase, k=word_len))] = None
@@ -73,7 +77,8 @@ def _coded_words(rng, word_len, count):
 def _zeta(alpha):
     """Riemann's zeta for alpha > 1 by the Euler-Maclaurin formula, to 1e-10."""
     if alpha <= 1:
-        raise ValueError(f'alpha {alpha} must be above 1, or the shares of the words have no sum; use 1.1 or more')
+        raise ValueError(f'alpha {alpha} must be above 1, or the shares of the words have no sum; '
+                         'use 1.1 or more')
     n = np.arange(1, 100)
     return float((n ** -alpha).sum() + 100 ** (1 - alpha) / (alpha - 1) + 100 ** -alpha / 2
                  + alpha * 100 ** (-alpha - 1) / 12)

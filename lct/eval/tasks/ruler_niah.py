@@ -38,7 +38,8 @@ class Niah:
         values = material.lexicon.distinct(rng, self.value_kind, keys * self.values, distractors.taken)
         queried = rng.sample(range(keys), self.queries)
         outputs = [values[i * self.values + j] for i in queried for j in range(self.values)]
-        needles = [ruler_text.needle(type_name, names[i // self.values], value) for i, value in enumerate(values)]
+        needles = [ruler_text.needle(type_name, names[i // self.values], value)
+                   for i, value in enumerate(values)]
         is_target = [i // self.values in queried for i in range(len(values))]
 
         frame = _frame(type_name, [names[i] for i in queried], len(outputs))
@@ -80,15 +81,16 @@ class _Distractors:
         budget.check_filled(count < len(self.needles),
                             f'{material.lexicon.source} words give only {len(self.needles)} needles')
         return prompt_fitting.append_partial_line(
-            material.counter, [self.needles[i] for i in order[:count]], tokens[:count], self.needles[order[count]],
-            room)
+            material.counter, [self.needles[i] for i in order[:count]], tokens[:count],
+            self.needles[order[count]], room)
 
 
 def _frame(type_name, names, num_answers):
     """PromptFrame that asks for the values of names."""
     plural, verb = ('s', 'are') if num_answers > 1 else ('', 'is')
     listing = ruler_text.enumeration(names)
-    head = f'Some {type_name}s are stored under names in the text below. A question about them follows it.\n\n'
+    head = (f'Some {type_name}s are stored under names in the text below. '
+            'A question about them follows it.\n\n')
     tail = (f'Question: Which {type_name}{plural} {verb} stored under {listing}? Read the text '
             'above for the answer.\nAnswer:')
     return PromptFrame(head, tail, f' The {type_name}{plural} stored under {listing} {verb}')

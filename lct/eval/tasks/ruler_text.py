@@ -21,7 +21,8 @@ SENTENCE_END = re.compile(r'(?<=[.!?])\s+(?=["\'(]?[A-Z])')
 def text_lines(documents: Iterable) -> list[str]:
     """The lines of documents without the blank ones, each ending in a line end.
 
-    Paragraphs on one line are split into sentences, one a line; source code and wrapped prose keep their lines.
+    Paragraphs on one line are split into sentences, one a line; source code and wrapped prose keep their
+    lines.
     """
     lines = []
     for document in documents:
@@ -80,7 +81,8 @@ class Lexicon:
         return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
     def distinct(self, rng: random.Random, kind: str, count: int, taken: Collection[str] = ()) -> list[str]:
-        """Values none of which is within another or equal to one of `taken`, so that a match identifies one."""
+        """Values none of which is within another or equal to one of `taken`, so that a match identifies
+        one."""
         values = []
         for _ in range(MAX_TRIES * count):
             value = self.value(rng, kind)
@@ -104,8 +106,31 @@ def pairs(rng: random.Random, lexicon: Lexicon, name_kind: str, value_kind: str)
             yield name, value
 
 
+def near_names(
+    rng: random.Random, lexicon: Lexicon, kind: str, name: str, count: int,
+) -> list[str]:
+    """`count` names that differ from `name` in one word, digit or letter, and from each other."""
+    names = []
+    for _ in range(MAX_TRIES * count):
+        if kind == 'words':
+            words = name.split('-')
+            i = rng.randrange(len(words))
+            words[i] = rng.choice(lexicon.name_words[i])
+            other = '-'.join(words)
+        else:
+            i = rng.choice([i for i, letter in enumerate(name) if letter.isalnum()])
+            other = name[:i] + rng.choice('123456789') + name[i + 1:]
+        # A match of a name must not match another name within it.
+        if other not in names and other not in name and name not in other:
+            names.append(other)
+        if len(names) == count:
+            return names
+    raise ValueError(f'{name!r} has fewer than {count} near names; use fewer')
+
+
 class InventedWords:
-    """All words of the form 'talobi', in an order that the seed determines; iteration starts over each time."""
+    """All words of the form 'talobi', in an order that the seed determines; iteration starts over each
+    time."""
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -134,8 +159,8 @@ def generated_lexicon(seed: int = 0) -> Lexicon:
 
 
 def load_lexicon(source: str | pathlib.Path, seed: int = 0) -> Lexicon:
-    """The lexicon of 'generated', of 'wonderwords' (RULER's own lists, if that package is installed) or of a file
-    with one word on each line."""
+    """The lexicon of 'generated', of 'wonderwords' (RULER's own lists, if that package is installed) or of a
+    file with one word on each line."""
     if source == 'generated':
         return generated_lexicon(seed)
     if source == 'wonderwords':
@@ -157,8 +182,8 @@ def load_lexicon(source: str | pathlib.Path, seed: int = 0) -> Lexicon:
 
 def _read_words(path):
     if not path.is_file():
-        raise ValueError(f"word list {path} does not exist; give a file with one word on each line, 'generated' or "
-                         "'wonderwords'")
+        raise ValueError(f"word list {path} does not exist; give a file with one word on each line, "
+                         "'generated' or 'wonderwords'")
     lines = path.read_text(encoding='utf-8').splitlines()
     # Items are separated by spaces: an item with a space would count as two.
     words = tuple(dict.fromkeys(word for word in map(str.strip, lines) if word and ' ' not in word))

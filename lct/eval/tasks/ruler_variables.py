@@ -40,7 +40,8 @@ class VariableTracking:
         lines, tokens = material.noise(room) if self.haystack == 'noise' else material.excerpt(rng, room)
         # The statements of a chain stay in their order; statements of different chains mix.
         per_chain = self.hops + 1
-        depths = [depth for _ in range(self.chains) for depth in sorted(rng.random() for _ in range(per_chain))]
+        depths = [depth for _ in range(self.chains)
+                  for depth in sorted(rng.random() for _ in range(per_chain))]
         context, depths = prompt_fitting.insert_lines(
             lines, tokens, list(zip(depths, problem.statements, strict=True)), material.counter)
         return budget.sample(index, context, problem.names, int(tokens.sum() + sizes.sum()),
@@ -79,8 +80,8 @@ def _problem(rng, chains, hops, name_len):
         statements += [f'SET {name} TO {before}.\n' for before, name in zip(chain, chain[1:], strict=False)]
     count, value = hops + 1, values[0]
     head = 'Variables are set in the text below, to numbers or to each other. Keep track of their values.\n\n'
-    tail = (f'Question: Which {count} variables in the text above have the value {value}, directly or by way of '
-            'other variables?\nAnswer:')
+    tail = (f'Question: Which {count} variables in the text above have the value {value}, directly or by way '
+            'of other variables?\nAnswer:')
     frame = PromptFrame(head, tail, f' The {count} variables with the value {value} are')
     return _Problem(names[:count], value, statements, frame)
 
