@@ -1,4 +1,5 @@
-"""Log-likelihoods and texts are those that the lm-evaluation-harness gets from transformers with the same weights in float64.
+"""Log-likelihoods and texts equal those of the lm-evaluation-harness over transformers with the same weights in
+float64.
 
 The golden file is made by experiments/checks/check_lm_eval.py --golden; what needs the harness itself is skipped without it.
 """
@@ -36,23 +37,23 @@ def base():
 
 
 @pytest.mark.parametrize('degrees', [None, (1, 2, 2, 2)])
-def test_likelihoods_are_those_of_transformers(degrees):
+def test_likelihoods_equal_those_of_transformers(degrees):
     with on(degrees):
         pairs = [(one['context'], one['continuation']) for one in GOLDEN['pairs']]
-        seen = []
-        got = loglikelihood.score(base(), pairs, lambda *at: seen.append(at))
+        progress = []
+        got = loglikelihood.score(base(), pairs, lambda *at: progress.append(at))
     np.testing.assert_allclose([value for value, _ in got], [one['value'] for one in GOLDEN['pairs']], atol=BAR)
     assert [greedy for _, greedy in got] == [one['greedy'] for one in GOLDEN['pairs']]
-    assert seen[-1] == (len(pairs), len(pairs))
+    assert progress[-1] == (len(pairs), len(pairs))
 
 
-def test_texts_are_those_of_transformers():
+def test_texts_equal_those_of_transformers():
     prompts = [one['prompt'] for one in GOLDEN['written']]
-    got = loglikelihood.write(base(), prompts, GOLDEN['new'], [GOLDEN['stop']])
+    got = loglikelihood.generate(base(), prompts, GOLDEN['new'], [GOLDEN['stop']])
     assert got == [one['text'] for one in GOLDEN['written']]
 
 
-def test_a_page_in_windows_is_its_whole_likelihood():
+def test_windows_of_a_page_add_up_to_its_likelihood():
     """Windows of the harness's rolling likelihood, written down again: max_length targets a window, the last one
     with as much context as fits."""
     model, size = base(), GOLDEN['max_length']
@@ -65,10 +66,10 @@ def test_a_page_in_windows_is_its_whole_likelihood():
             one['value'], abs=BAR, rel=OF_A_PAGE)
 
 
-def test_likely_and_greedy_agree_with_writing():
+def test_likelihoods_agree_with_generation():
     model = base()
     ids = model.tokenizer.encode('def main():\n    parser = ')
-    text = loglikelihood.write(model, [ids], 6)[0]
+    text = loglikelihood.generate(model, [ids], 6)[0]
     new = model.tokenizer.encode(text)
     (value, greedy), (other, wrong) = loglikelihood.score(model, [(ids, new), (ids, [*new[:-1], (new[-1] + 1) % 1000])])
     assert greedy and not wrong and other < value < 0

@@ -1,21 +1,24 @@
-"""Is a model the same however it is split: logits, loss and gradients of every setting against one device.
+"""Numerical agreement of all ways to split a model: logits, loss and gradients of each against one device.
 
-One device without a mesh is the reference; its own attention is held against the dense oracle in float64.
-Comparisons are made on the host in float64, so that no device judges itself.
+The reference is one device without a mesh, whose own attention is compared with the dense oracle in float64.
+Comparisons run on the host in float64, so that no device checks itself.
+
+Letters: B batch, T tokens, V vocab.
 """
 
 import contextlib
 import dataclasses
 import functools
 import itertools
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lct import sharding
-from lct.data import layout
+from lct.data import layout as layouts
 from lct.data.batches import packing
 from lct.models import llama
 from lct.ops import rope, strategies
@@ -24,17 +27,20 @@ from lct.ops.masks import Tokens
 from lct.ops.strategies import Attention
 
 FLOAT32_LIMIT, FLOAT32_LOGITS = 1e-5, 2e-5
-BFLOAT16_MODEL = 1.1  # times the error of one device, of all logits and of the whole gradient
-BFLOAT16_KIND = 1.5  # of one parameter kind, whose rounding errors are a small sample
-BFLOAT16_ROUNDING = 2**-8  # what a single number may be off: on one device it can be right by luck
-BFLOAT16_OP = 4  # times the error of rounding the exact result: the backward starts from a rounded out
-ORACLE_LENGTH = 1024  # tokens that the dense oracle sees: it builds [T, S] for every head
+BFLOAT16_MODEL = 1.1  # times the error of one device, for all logits and for the complete gradient
+BFLOAT16_KIND = 1.5  # times that error, for one parameter kind, whose rounding errors are a small sample
+BFLOAT16_ROUNDING = 2**-8  # for a single number, whose error on one device can be small by chance
+BFLOAT16_OP = 4  # times the error of rounding the exact result: the backward starts from a rounded output
+ORACLE_LENGTH = 1024  # tokens of the dense oracle, which builds [T, S] for every head
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """How a run is split: degrees of sequence and tensor, the order of tokens, the way of attention. kernel: a
-    key of strategies.KERNELS."""
+    """How a run is split: degrees of sequence and tensor parallelism, layout of the tokens, attention
+    strategy.
+
+    node_size: of two-level strategies. kernel: a key of strategies.KERNELS.
+    """
 
     ring_size: int
     tensor: int
@@ -44,30 +50,38 @@ class Setting:
     kernel: str
 
     @property
-    def attention(self):
+    def attention(self) -> Attention:
         return Attention(self.strategy, self.node_size, kernel=self.kernel)
 
 
 class Outcome(NamedTuple):
-    """What a model gives for a batch, on the host and in the order of the batch."""
+    """The results of a model for a batch, on the host and in the order of the batch.
 
-    logits: Any  # float32 [B, T, V]
-    loss: Any  # mean over target tokens
-    grads: Any  # {parameter kind: its gradient}
+    grads: {parameter kind: gradient}. loss: mean over target tokens.
+    """
+
+    logits: np.ndarray  # float32 [B, T, V]
+    loss: np.ndarray
+    grads: dict[str, np.ndarray]
 
 
-def settings(ring_sizes, tensor, layouts, names, kernels, node_size=None):
-    """Every combination, ring sizes outermost; the layouts of one program, which are only data to it, follow each
-    other. node_size: of the two-level strategies, None for two nodes."""
-    for ring_size, kernel, name, order in itertools.product(ring_sizes, kernels, names, layouts):
+def settings(
+    ring_sizes: Sequence[int], tensor: int, layout_names: Sequence[str], strategy_names: Sequence[str],
+    kernels: Sequence[str], node_size: int | None = None,
+) -> Iterator[Setting]:
+    """Every combination, ring sizes outermost. Layouts are innermost: they are data of one compiled program.
+
+    node_size: of the two-level strategies, None for two nodes.
+    """
+    for ring_size, kernel, name, layout in itertools.product(ring_sizes, kernels, strategy_names, layout_names):
         node = (node_size or max(ring_size // 2, 1)) if strategies.STRATEGIES[name].two_level else 1
-        yield Setting(ring_size, tensor, order, name, node, kernel)
+        yield Setting(ring_size, tensor, layout, name, node, kernel)
 
 
-def refusal(config, length, dtype, setting):
+def refusal(config: llama.LlamaConfig, length: int, dtype: str, setting: Setting) -> str:
     """Why a setting cannot run on these devices, '' if it can.
 
-    A ring of one keeps one layout and one strategy: the others are the same program.
+    A ring of one runs with one layout and one strategy, since all others are the same program.
     """
     ring_size, heads, kv_heads = (
         setting.ring_size, config.num_heads // setting.tensor, config.num_kv_heads // setting.tensor)
@@ -77,7 +91,7 @@ def refusal(config, length, dtype, setting):
         sharding.make_mesh((1, 1, ring_size, setting.tensor))
         llama.check_mesh(config, (1, 1, ring_size, setting.tensor))
         strategies.check(setting.attention, ring_size, heads, kv_heads)
-        layout.permutation(setting.layout, length, ring_size)
+        layouts.permutation(setting.layout, length, ring_size)
     except ValueError as error:
         return ' '.join(str(error).split())
     return _kernel_refusal(config, dtype, setting.kernel)
@@ -85,7 +99,7 @@ def refusal(config, length, dtype, setting):
 
 @functools.cache
 def _kernel_refusal(config, dtype, kernel):
-    """Why a kernel does not take the heads of a model in this dtype, '' if it does."""
+    """Why a kernel does not support the heads of a model in this dtype, '' if it does."""
     q, k = (jax.ShapeDtypeStruct((1, ORACLE_LENGTH, n, config.head_dim), dtype)
             for n in (config.num_heads, config.num_kv_heads))
     tokens = jax.ShapeDtypeStruct((1, ORACLE_LENGTH), jnp.int32)
@@ -96,40 +110,48 @@ def _kernel_refusal(config, dtype, kernel):
     return ''
 
 
-def make_batch(vocab_size, length, packed, seed=0):
-    """Random tokens as a dict of arrays [1, T]: one document, or eight of uneven length and some padding.
+def make_batch(vocab_size: int, length: int, packed: bool, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random tokens as arrays [1, T]: one document, or eight documents of different lengths and some padding.
 
     Raises:
-      ValueError: for a length too short to be cut.
+      ValueError: if length is below 32.
     """
     if length < 32:
-        raise ValueError(f'length {length} must be at least 32 for a batch that tells settings apart')
+        raise ValueError(f'length {length} must be at least 32 for a batch that distinguishes settings')
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, vocab_size, length)
     if packed:
         cuts = np.sort(rng.choice(np.arange(2, length - 1), size=8, replace=False))
-        documents = np.split(ids, cuts)[:-1]  # the last stretch is left to padding
+        documents = np.split(ids, cuts)[:-1]  # the last one is left to padding
     else:
         documents = [ids]
     row = packing.pack([packing.segment(document) for document in documents], length)
     return {name: x[None] for name, x in row.items()}
 
 
-def run(params, config, batch, dtype, setting=None):
-    """The Outcome of host params (float32) and batch, computed in dtype; setting None is one device without a mesh."""
+def run(
+    params: llama.Params, config: llama.LlamaConfig, batch: dict, dtype: str, setting: Setting | None = None,
+) -> Outcome:
+    """The Outcome of a batch, computed in dtype.
+
+    Args:
+      params: float32 on the host.
+      setting: None for one device without a mesh.
+    """
     length = batch['tokens'].shape[1]
-    mesh, order, how = contextlib.nullcontext(), np.arange(length), Attention()
+    mesh, order, attention = contextlib.nullcontext(), np.arange(length), Attention()
     if setting is not None:
         mesh = jax.set_mesh(sharding.make_mesh((1, 1, setting.ring_size, setting.tensor)))
-        order, how = layout.permutation(setting.layout, length, setting.ring_size), setting.attention
+        order, attention = layouts.permutation(setting.layout, length, setting.ring_size), setting.attention
     with mesh:
         params = jax.tree.map(lambda x, to: jax.device_put(x, to.sharding), params, llama.abstract(config))
-        batch = {name: sharding.put(x, sharding.spec('BT')) for name, x in layout.permute(batch, order).items()}
+        batch = {name: sharding.put(x, sharding.spec('BT'))
+                 for name, x in layouts.permute(batch, order).items()}
         tables = rope.make_tables(config.rope, config.head_dim, length)
-        memory = llama.Memory(attention=how, dtype=dtype)
+        memory = llama.Memory(attention=attention, dtype=dtype)
         logits, loss, grads = jax.device_get(_outcome(params, config.architecture(), batch, tables, memory))
     named = jax.tree_util.tree_leaves_with_path(grads)
-    return Outcome(logits[:, layout.inverse(order)], loss,
+    return Outcome(logits[:, layouts.inverse(order)], loss,
                    {jax.tree_util.keystr(path, simple=True, separator='.'): grad for path, grad in named})
 
 
@@ -143,32 +165,34 @@ def _outcome(params, config, batch, tables, memory):
     return logits, loss, grads
 
 
-def relative_error(ours, theirs):
-    """|ours - theirs| / |theirs| in the Euclidean norm, in float64."""
-    ours, theirs = (np.asarray(x, np.float64).ravel() for x in (ours, theirs))
-    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """|actual - expected| / |expected| in the Euclidean norm, in float64."""
+    actual, expected = (np.asarray(x, np.float64).ravel() for x in (actual, expected))
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
-def errors(ours, theirs):
-    """Relative errors of an Outcome: {'logits', 'loss', 'gradient norm', 'gradient', and of every parameter kind}.
+def errors(actual: Outcome, expected: Outcome) -> dict[str, float]:
+    """Relative errors of 'logits', 'loss', 'gradient norm', 'gradient' and the gradient of every parameter
+    kind.
 
-    A kind's is that of its gradient, which bounds that of the gradient's norm.
+    The error of a kind's gradient bounds the error of its norm.
     """
-    size = lambda x: float(np.linalg.norm(np.asarray(x, np.float64)))
-    kinds = {kind: relative_error(ours.grads[kind], grad) for kind, grad in theirs.grads.items()}
-    norms = {kind: size(grad) for kind, grad in theirs.grads.items()}
-    whole = size([*norms.values()])
+    norm = lambda x: float(np.linalg.norm(np.asarray(x, np.float64)))
+    kinds = {kind: relative_error(actual.grads[kind], grad) for kind, grad in expected.grads.items()}
+    norms = {kind: norm(grad) for kind, grad in expected.grads.items()}
+    total_norm = norm([*norms.values()])
     return {
-        'logits': relative_error(ours.logits, theirs.logits),
-        'loss': relative_error(ours.loss, theirs.loss),
-        'gradient norm': relative_error(size([size(grad) for grad in ours.grads.values()]), whole),
-        'gradient': size([kinds[kind] * norms[kind] for kind in kinds]) / whole,
+        'logits': relative_error(actual.logits, expected.logits),
+        'loss': relative_error(actual.loss, expected.loss),
+        'gradient norm': relative_error(norm([norm(grad) for grad in actual.grads.values()]), total_norm),
+        'gradient': norm([kinds[kind] * norms[kind] for kind in kinds]) / total_norm,
         **kinds,
     }
 
 
-def limits(dtype, one_device):
-    """What errors may be: fixed in float32, in bfloat16 set by the errors of one_device against float32."""
+def limits(dtype: str, one_device: dict[str, float]) -> dict[str, float]:
+    """The limits of errors: fixed in float32; in bfloat16 multiples of the errors of one device against
+    float32."""
     if dtype == 'float32':
         return {name: FLOAT32_LOGITS if name == 'logits' else FLOAT32_LIMIT for name in one_device}
     factors = {'logits': BFLOAT16_MODEL, 'gradient': BFLOAT16_MODEL}
@@ -176,23 +200,25 @@ def limits(dtype, one_device):
     return allowed | dict.fromkeys(('loss', 'gradient norm'), BFLOAT16_ROUNDING)
 
 
-def within(found, allowed):
-    """Whether every error is within its limit; not a number never is."""
-    return all(found[name] <= limit for name, limit in allowed.items())
+def within(measured: dict[str, float], allowed: dict[str, float]) -> bool:
+    """Whether every error is within its limit; NaN never is."""
+    return all(measured[name] <= limit for name, limit in allowed.items())
 
 
 # ---------------------------------------------------------------------------------------------------
-# The reference's own attention
+# Attention of the reference
 # ---------------------------------------------------------------------------------------------------
 
 
-def attention_errors(params, config, batch, dtype, kernel):
-    """One device's attention against the dense oracle in float64, on q, k, v of the model's first layer.
+def attention_errors(
+    params: llama.Params, config: llama.LlamaConfig, batch: dict, dtype: str, kernel: str,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Attention on one device against the dense oracle in float64, on q, k, v of the model's first layer.
 
-    At most the first ORACLE_LENGTH tokens of the batch are seen.
+    It uses the first ORACLE_LENGTH tokens of the batch at most.
 
     Returns:
-      relative errors {'out', 'dq', 'dk', 'dv'} and their limits.
+      relative errors of 'out', 'dq', 'dk', 'dv', and their limits.
     """
     tokens, positions, segments = (
         batch[name][:, :ORACLE_LENGTH] for name in ('tokens', 'positions', 'segment_ids'))
@@ -201,7 +227,7 @@ def attention_errors(params, config, batch, dtype, kernel):
     embedded = jnp.asarray(params.embed[tokens], dtype)
     q, k, v = llama.project_qkv(embedded, layer, rope.angles(tables, positions), config)
     cotangent = jax.random.normal(jax.random.key(0), q.shape, q.dtype)
-    ours = _op(_one_device(kernel))(q, k, v, cotangent, positions, segments)
+    actual = _op(_one_device(kernel))(q, k, v, cotangent, positions, segments)
     with jax.enable_x64(True), jax.default_device(_cpu()):
         inputs = [np.asarray(x, np.float64) for x in (q, k, v, cotangent)]
         exact = jax.device_get(_op(_dense)(*inputs, positions, segments))
@@ -209,7 +235,7 @@ def attention_errors(params, config, batch, dtype, kernel):
     allowed = dict.fromkeys(names, FLOAT32_LIMIT)
     if dtype != 'float32':
         allowed = {name: BFLOAT16_OP * relative_error(x.astype(dtype), x) for name, x in zip(names, exact)}
-    return {name: relative_error(a, b) for name, a, b in zip(names, ours, exact)}, allowed
+    return {name: relative_error(a, b) for name, a, b in zip(names, actual, exact)}, allowed
 
 
 def _one_device(kernel):
@@ -232,7 +258,7 @@ def _op(attend):
 
 
 def _cpu():
-    """Where float64 is native; None, the default device, in a process that was denied its CPU."""
+    """The CPU, where float64 is native; None, the default device, in a process without a CPU backend."""
     try:
         return jax.devices('cpu')[0]
     except RuntimeError:
