@@ -1,15 +1,15 @@
-"""Folders that we export, read by others: transformers (any version), mlx-lm and CTranslate2, each installed
-in a virtual environment of its own, which needs nothing of this package.
+"""Read exported folders with other libraries: transformers (any version), mlx-lm and CTranslate2, each
+installed in a virtual environment of its own, without this package.
 
-    python experiments/checks/check_readers.py write DIR             SmolLM2 with four RoPE scalings and our logits
-    python experiments/checks/check_readers.py transformers DIR      pip install torch transformers
-    python experiments/checks/check_readers.py mlx DIR               pip install 'mlx[cpu]' mlx-lm
-    python experiments/checks/check_readers.py ctranslate2 DIR       pip install ctranslate2 transformers torch
+    python experiments/checks/check_readers.py write DIR           SmolLM2 with four RoPE scalings, our logits
+    python experiments/checks/check_readers.py transformers DIR    pip install torch transformers
+    python experiments/checks/check_readers.py mlx DIR             pip install 'mlx[cpu]' mlx-lm
+    python experiments/checks/check_readers.py ctranslate2 DIR     pip install ctranslate2 transformers torch
 
-DIR takes 1.1 GB. Printed are max |logit difference| over the last positions of a page, absolute and relative
-to the largest logit, and the mean and largest difference of a next-token log-probability over the page. The
-bar is on the relative one and on the mean: in the worst position float32 is itself uncertain by 1e-4 after
-thirty layers.
+DIR takes 1.1 GB. The output is max |logit difference| over the last positions of a page, absolute and
+relative to the largest logit, and the mean and largest difference of a next-token log-probability over the
+page. The limit applies to the relative difference and to the mean: at the worst position float32 itself is
+uncertain by 1e-4 after thirty layers.
 """
 
 import argparse
@@ -21,8 +21,8 @@ import sys
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BAR = 1e-4
-LAST = 16  # positions whose logits are kept whole
+LIMIT = 1e-4
+LAST = 16  # positions whose logits are saved
 SCALINGS = {  # fields of RopeConfig; the page is longer than the original lengths
     'default': {},
     'linear': {'type': 'linear', 'factor': 2.0},
@@ -79,8 +79,8 @@ def with_ctranslate2(path, tokens):
 
     import ctranslate2
     if json.loads((path / 'config.json').read_text())['rope_parameters']['rope_type'] == 'llama3':
-        # 4.8.5 converts the fields of llama3 and then computes as if there were no scaling: to 1.4e-4 its logits
-        # are those that transformers gives for the same folder with rope_type 'default'.
+        # 4.8.5 converts the fields of llama3 and then computes without scaling: to 1.4e-4 its logits equal
+        # those of transformers for the same folder with rope_type 'default'.
         raise NotImplementedError('it reads llama3 and computes default')
     with tempfile.TemporaryDirectory() as target:
         converter = ctranslate2.converters.TransformersConverter(str(path))
@@ -93,7 +93,7 @@ READERS = {'transformers': with_transformers, 'mlx': with_mlx, 'ctranslate2': wi
 
 
 def log_probs(logits, tokens):
-    """[T - 1]: of each next token."""
+    """[T - 1]: log-probability of each next token."""
     logits = logits[:-1].astype(np.float64)
     top = logits.max(-1)
     total = top + np.log(np.exp(logits - top[:, None]).sum(-1))
@@ -101,22 +101,22 @@ def log_probs(logits, tokens):
 
 
 def check(reader, folder):
-    good = True
+    passed = True
     for path in sorted(path.parent for path in folder.glob('*/expected.npz')):
         expected = np.load(path / 'expected.npz')
         tokens = expected['tokens'].astype(np.int64)
         try:
             logits = READERS[reader](path, tokens)
         except NotImplementedError as error:
-            print(f'{path.name}: {reader} does not have it ({str(error).splitlines()[0][:80]})')
+            print(f'{path.name}: {reader} does not support it ({str(error).splitlines()[0][:80]})')
             continue
         absolute = np.abs(logits[-LAST:] - expected['logits']).max()
         relative = absolute / np.abs(expected['logits']).max()
         probs = np.abs(log_probs(logits, tokens) - expected['log_probs'])
-        good &= bool(max(relative, probs.mean()) <= BAR)
+        passed &= bool(max(relative, probs.mean()) <= LIMIT)
         print(f'{path.name}: logits {absolute:.1e} absolute, {relative:.1e} relative; log-probabilities '
               f'{probs.mean():.1e} mean, {probs.max():.1e} max')
-    return good
+    return passed
 
 
 def main():
@@ -128,7 +128,7 @@ def main():
     if args.action == 'write':
         write(args.folder)
     elif not check(args.action, args.folder):
-        sys.exit(f'above the bar {BAR}')
+        sys.exit(f'above the limit {LIMIT}')
 
 
 if __name__ == '__main__':

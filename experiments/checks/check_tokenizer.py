@@ -27,28 +27,28 @@ CODE = ('def f(x):', '\treturn x ** 2  # square', 'for(int i=0;i<n;++i){', '}', 
         '0x1F', '!!??', "'''", '@@ -1,2 +3 @@')
 SPACES = (' ', ' ', ' ', '  ', '   ', '\t', '\n', '\r\n', '\n\n', ' \n ', '\u00a0', '\u3000', '\u2003',
           '\x0b', '\x0c', '\u2028', '', '\x00', '\x85', '                        ')
-# Named alike in all releases of Llama-3; the last two are special nowhere.
+# Special tokens of every release of Llama-3; the last two are not special.
 SPECIAL = ('<|begin_of_text|>', '<|end_of_text|>', '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>',
            '<|reserved_special_token_0|>', '<|begin_of_text', '<|nothing|>')
 
 
 def lines(count, seed=0):
-    """count lines, each of up to 40 pieces of all kinds."""
-    draw = random.Random(seed)
+    """count lines, each of up to 40 fragments of all kinds."""
+    rng = random.Random(seed)
 
     def any_character():
         while True:
-            point = draw.choice((draw.randrange(0x250), draw.randrange(0x3000), draw.randrange(0x110000)))
-            if not 0xD800 <= point < 0xE000:  # surrogates are no characters
+            point = rng.choice((rng.randrange(0x250), rng.randrange(0x3000), rng.randrange(0x110000)))
+            if not 0xD800 <= point < 0xE000:  # surrogates are not characters
                 return chr(point)
 
-    kinds = (lambda: draw.choice(WORDS), lambda: draw.choice(CODE), lambda: draw.choice(SPECIAL),
-             lambda: str(draw.randrange(10**draw.randrange(1, 12))),
-             lambda: ''.join(any_character() for _ in range(draw.randrange(1, 6))))
+    kinds = (lambda: rng.choice(WORDS), lambda: rng.choice(CODE), lambda: rng.choice(SPECIAL),
+             lambda: str(rng.randrange(10**rng.randrange(1, 12))),
+             lambda: ''.join(any_character() for _ in range(rng.randrange(1, 6))))
     weights = (8, 3, 1, 2, 2)
     for _ in range(count):
-        pieces = draw.choices(kinds, weights, k=draw.randrange(41))
-        yield ''.join(piece() + draw.choice(SPACES) for piece in pieces)
+        makers = rng.choices(kinds, weights, k=rng.randrange(41))
+        yield ''.join(make() + rng.choice(SPACES) for make in makers)
 
 
 def main():
@@ -64,16 +64,16 @@ def main():
     meta = Meta.get_instance()
 
     with tempfile.TemporaryDirectory() as folder:
-        made = tokenizer_json.from_tiktoken(tokenizer.installed_llama3_path())
+        converted = tokenizer_json.from_tiktoken(tokenizer.installed_llama3_path())
         path = pathlib.Path(folder, 'tokenizer.json')
-        path.write_text(json.dumps(made))
-        made_here = tokenizer.load(path)
+        path.write_text(json.dumps(converted))
+        read_converted = tokenizer.load(path)
         checks = {
             "encode == Meta's encode": lambda x: ours.encode(x) == meta.encode(x, bos=False, eos=False),
             "encode_special == Meta's with allowed_special='all'": lambda x: (
                 ours.encode_special(x) == meta.encode(x, bos=False, eos=False, allowed_special='all')),
             'decode(encode(x)) == x': lambda x: ours.decode(ours.encode(x)) == x,
-            'the tokenizer.json made of it == encode': lambda x: made_here.encode(x) == ours.encode(x),
+            'the converted tokenizer.json == encode': lambda x: read_converted.encode(x) == ours.encode(x),
         }
         if args.json:
             library, read = tokenizers.Tokenizer.from_file(str(args.json)), tokenizer.load(args.json)
@@ -89,15 +89,15 @@ def main():
         failed = {name: [x for x in text if not check(x)] for name, check in checks.items()}
     tokens = sum(len(ours.encode(x)) for x in text)
     print(f'{len(text)} lines, {sum(map(len, text))} characters, {tokens} tokens')
-    for name, bad in failed.items():
-        print(f'{name}: {len(text) - len(bad)} of {len(text)}', f'first: {bad[0]!r}' if bad else '')
+    for name, wrong in failed.items():
+        print(f'{name}: {len(text) - len(wrong)} of {len(text)}', f'first: {wrong[0]!r}' if wrong else '')
     good = not any(failed.values())
     if args.json:
-        theirs = json.loads(args.json.read_text())['model']
+        given = json.loads(args.json.read_text())['model']
         for key in ('vocab', 'merges'):
-            same = theirs[key] == made['model'][key]
+            same = given[key] == converted['model'][key]
             good &= same
-            print(f'{len(theirs[key])} {key} of the one made of it: {"equal" if same else "OTHER"}')
+            print(f'{len(given[key])} {key}, converted and given: {"equal" if same else "DIFFERENT"}')
     sys.exit(0 if good else 'not the same')
 
 
