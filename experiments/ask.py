@@ -134,8 +134,8 @@ class Reader:
         room = min(self.length, self.session.seq_len)
         limit = min(self.args.max_new_tokens, room - len(ids))
         if limit < 1:
-            raise ValueError(f'the question takes the prompt to {len(ids):,} tokens, which leaves no room for '
-                             f'an answer within {room:,}; ask a shorter one')
+            raise ValueError(f'the question takes the prompt to {len(ids):,} tokens, which leaves no room '
+                             f'for an answer within {room:,}; ask a shorter one')
         shared = len(os.path.commonprefix([self.prefix, ids]))
         if shared < len(self.prefix):  # the tokenizer merges this question with the text before it
             self.prefix = self.prefix[:shared]

@@ -5,8 +5,8 @@
     python experiments/run_lm_eval.py --model smollm2 --suite ruler,needle --lengths 2048,4096 --samples 5
 
 Tasks of your own are YAML files in --include-path, as the harness reads them. --suite names our suites, of
-which every task and length becomes a task of the harness, scored 0..1. The table is printed; --output keeps all
-results of the harness.
+which every task and length becomes a task of the harness, scored 0..1. The table is printed; --output keeps
+all results of the harness.
 """
 
 import argparse

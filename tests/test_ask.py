@@ -1,4 +1,4 @@
-"""experiments/ask.py on the base model that the project ships: right answers, honest sizes, one-sentence refusals."""
+"""experiments/ask.py on the base model of the project: right answers, reported sizes, short errors."""
 
 import argparse
 import pathlib
@@ -32,8 +32,8 @@ def repo(tmp_path_factory):
 def run(repo, **changes):
     flags = {
         'model': 'base', 'mesh': '1,1,1,1', 'dtype': None, 'plain': False, 'batch_tokens': 65536, 'piece': 32,
-        'files': [str(repo)], 'question': QUESTIONS, 'length': None, 'max_new_tokens': 8, 'temperature': 0.0, 'top_p': 1.0,
-        'stop': [], 'seed': 0, **changes}
+        'files': [str(repo)], 'question': QUESTIONS, 'length': None, 'max_new_tokens': 8, 'temperature': 0.0,
+        'top_p': 1.0, 'stop': [], 'seed': 0, **changes}
     return ask.ask(argparse.Namespace(**flags))
 
 
@@ -44,10 +44,12 @@ def answers(repo):
 
 def test_files_stand_under_their_paths_in_order(repo):
     text = bundle.text(bundle.read([str(repo)]))
-    assert text.startswith('======== a.py ========\ndef double') and 'value)\n======== b.py ========\ndef add' in text
+    assert text.startswith('======== a.py ========\ndef double')
+    assert 'value)\n======== b.py ========\ndef add' in text
     assert text.endswith('======== notes/c.md ========\nNothing of note.\n')
     assert bundle.text(bundle.read([f'{repo}/*.py', f'{repo}/notes'])).count('========\n') == 3
-    with pytest.raises(ValueError, match="1 of 2 files have a name that another file has too, the first is 'a.py'"):
+    message = "1 of 2 files have a name that another file has too, the first is 'a.py'"
+    with pytest.raises(ValueError, match=message):
         bundle.read([f'{repo}/a.py', f'{repo}/*a.py'])
 
 
@@ -56,7 +58,8 @@ def test_every_answer_equals_that_to_its_prompt_alone(repo, answers):
     config, params = llama_hf.load(HERE / 'base', 'float32')
     for question, answer in zip(QUESTIONS, answers, strict=True):
         text = f'{bundle.text(bundle.read([str(repo)]))}\nQuestion: {question}\nAnswer:'
-        new = decode.generate(params, config, [[tokenizer.bos_id, *tokenizer.encode(text)]], 8, stop_id=tokenizer.eos_id)[0]
+        ids = [tokenizer.bos_id, *tokenizer.encode(text)]
+        new = decode.generate(params, config, [ids], 8, stop_id=tokenizer.eos_id)[0]
         assert answer == tokenizer.decode(new)
 
 
@@ -70,7 +73,8 @@ def test_it_reports_how_much_it_read(repo, answers, capsys):
     assert run(repo, question=QUESTIONS[:1], mesh='1,1,2,1') == answers[:1]
     out, status = capsys.readouterr()
     assert QUESTIONS[0] in out and '3, ' in status and 'of 512: it fits' in status
-    assert 'tokens of question read in' in status and 'without the cache' in status and '8 tokens answered' in status
+    for phrase in ('tokens of question read in', 'without the cache', '8 tokens answered'):
+        assert phrase in status
 
 
 def test_an_answer_ends_at_a_stop_string(repo, answers):
@@ -79,7 +83,8 @@ def test_an_answer_ends_at_a_stop_string(repo, answers):
 
 
 def test_sampled_answers_follow_their_seed(repo):
-    sampled = [run(repo, question=QUESTIONS[:1], temperature=1.5, top_p=0.9, seed=seed)[0] for seed in (1, 1, 2)]
+    sampled = [run(repo, question=QUESTIONS[:1], temperature=1.5, top_p=0.9, seed=seed)[0]
+               for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
 
 
@@ -91,8 +96,9 @@ def test_questions_are_typed_until_an_empty_line(repo, answers, monkeypatch, cap
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
-    ({'length': 64}, r'3 files with question and answer take \d+ tokens, \d+ more than the 64 that the model may read; '
-                     r'the largest are b.py \(\d+\), a.py \(\d+\), notes/c.md \(\d+\): leave some out'),
+    ({'length': 64}, r'3 files with question and answer take \d+ tokens, \d+ more than the 64 that the model '
+                     r'may read; the largest are b.py \(\d+\), a.py \(\d+\), notes/c.md \(\d+\): leave '
+                     'some out'),
     ({'length': 513}, '--length 513 is not within the 512 positions of the model; use 512'),
     ({'max_new_tokens': 0}, '--max-new-tokens 0 must be at least 1'),
     ({'temperature': -1.0}, 'temperature -1.0 must be above 0'),
@@ -110,4 +116,5 @@ def test_files_that_do_not_exist(repo):
 
 
 def test_a_file_without_a_last_line_end_gets_one():
-    assert bundle.section(Document('x', 'a')) == '======== x ========\na\n' == bundle.section(Document('x', 'a\n'))
+    section = '======== x ========\na\n'
+    assert bundle.section(Document('x', 'a')) == section == bundle.section(Document('x', 'a\n'))

@@ -21,8 +21,9 @@ HERE = pathlib.Path(__file__).parents[1] / 'experiments'
 
 def run(workdir, **changes):
     flags = {
-        'model': 'base', 'suite': 'ruler,needle', 'lengths': '512', 'samples': '1', 'tasks': 'niah_single_1,vt,needle',
-        'workdir': workdir, 'mesh': '1,1,1,1', 'dtype': None, 'plain': False,
+        'model': 'base', 'suite': 'ruler,needle', 'lengths': '512', 'samples': '1',
+        'tasks': 'niah_single_1,vt,needle', 'workdir': workdir, 'mesh': '1,1,1,1', 'dtype': None,
+        'plain': False,
         'haystack': str(pathlib.Path(__file__).parent / 'golden' / 'page.txt'), 'trained': None, 'seed': 42,
         'batch_tokens': 65536, 'piece': None, 'base': None, 'data': None, **changes,
     }
@@ -50,7 +51,8 @@ def test_results_are_written(finished):
     assert len(report['results']['needle']['scores']) == 11
     forced = report['results']['needle']['forced']
     assert 0 <= forced['right'] <= 1 and forced['nats'] > 0
-    assert {'weights_sha256', 'tokenizer_sha256', 'template', 'seed', 'mesh', 'versions'} <= set(report['about'])
+    about = report['about']
+    assert {'weights_sha256', 'tokenizer_sha256', 'template', 'seed', 'mesh', 'versions'} <= set(about)
     lines = (finished / 'results.csv').read_text().splitlines()
     assert lines[0] == 'suite,task,at,score,low,high,count' and len(lines) == 1 + 2 + 11
     page = (finished / 'report.html').read_text()
@@ -85,12 +87,14 @@ def test_other_suites_run_on_a_mesh_and_share_their_texts(tmp_path, monkeypatch)
     several = [group for batch in read for group in batch.groups if group[0].task == 'several']
     assert [len(group) for group in several] == [4]  # a text for four questions
     curve = report['icl']['tasks']['lookup']['curve']
-    assert list(curve) == [str(2**i) for i in range(len(curve))] and all(x['count'] == 4 for x in curve.values())
+    assert list(curve) == [str(2**i) for i in range(len(curve))]
+    assert all(x['count'] == 4 for x in curve.values())
     assert {x['interval'] for x in curve.values()} == {None}  # all of one set
     page = (tmp_path / 'report.html').read_text()
     assert 'model, no band of one rule' in page and 'more samples ask of more rules' in page
     assert re.search(r'^icl,lookup,1,[01.]+,,,4$', (tmp_path / 'results.csv').read_text(), re.MULTILINE)
-    by_length = {item.length: group for batch in read for group in batch.groups for item in group if item.task == 'lookup'}
+    by_length = {item.length: group for batch in read for group in batch.groups for item in group
+                 if item.task == 'lookup'}
     assert len(by_length) == len(curve) and all(len(group) == 4 for group in by_length.values())
     assert report['icl']['tasks']['lookup']['references']['table'] == dict.fromkeys(curve, 1.0)
     before = len(read)
@@ -138,15 +142,19 @@ def test_losses_of_a_repository_beside_a_base_model(tmp_path):
 def test_a_base_model_with_another_tokenizer_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, 'weights_hash', lambda folder: '')
     load = tokenizers.load
-    monkeypatch.setattr(tokenizers, 'load', lambda folder: load('bytes' if str(folder) == str(tmp_path) else folder))
-    with pytest.raises(ValueError, match='--base .* has another tokenizer than base, so their losses do not compare'):
+    monkeypatch.setattr(
+        tokenizers, 'load', lambda folder: load('bytes' if str(folder) == str(tmp_path) else folder))
+    message = '--base .* has another tokenizer than base, so their losses do not compare'
+    with pytest.raises(ValueError, match=message):
         run(tmp_path / 'work', suite='loss', tasks=None, base=str(tmp_path))
 
 
 @pytest.mark.parametrize('changes, message', [
     ({'suite': 'repository', 'tasks': None}, 'the documents hold no Python file; give a repository, such as'),
-    ({'suite': 'rulers'}, "unknown suite 'rulers'; the suites are ruler, needle, adversarial, icl, repository, loss"),
-    ({'tasks': 'niah_single_9'}, "unknown task 'niah_single_9'; the tasks of ruler, needle are niah_single_1"),
+    ({'suite': 'rulers'},
+     "unknown suite 'rulers'; the suites are ruler, needle, adversarial, icl, repository, loss"),
+    ({'tasks': 'niah_single_9'},
+     "unknown task 'niah_single_9'; the tasks of ruler, needle are niah_single_1"),
     ({'suite': 'loss', 'tasks': 'vt'}, 'the suite loss has no tasks such as vt; leave --tasks out'),
     ({'tasks': 'needle'}, 'suite ruler has none of the tasks needle; leave it out'),
     ({'lengths': '1024'}, 'length 1024 is more than the 512 positions of the model; use'),
@@ -170,7 +178,8 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, monkeypatch):
 
 
 def test_answers_of_other_models_are_not_mixed(finished):
-    with pytest.raises(ValueError, match='holds answers made with other samples_from, seed .*use another --workdir'):
+    message = 'holds answers made with other samples_from, seed .*use another --workdir'
+    with pytest.raises(ValueError, match=message):
         run(finished, seed=7)
 
 
@@ -181,7 +190,8 @@ def test_answers_about_other_documents_are_not_mixed(finished, tmp_path):
     about['samples_from']['haystack'] = str(haystack)
     (tmp_path / 'about.json').write_text(json.dumps(about))
     (tmp_path / 'ruler.jsonl').write_bytes((finished / 'ruler.jsonl').read_bytes())
-    with pytest.raises(ValueError, match='holds answers made with other documents_sha256 .*use another --workdir'):
+    message = 'holds answers made with other documents_sha256 .*use another --workdir'
+    with pytest.raises(ValueError, match=message):
         run(tmp_path, haystack=str(haystack))
 
 
@@ -194,18 +204,22 @@ def test_data_files_of_ruler_are_answered(tmp_path, capsys):
     for name in ('task', 'budget', 'max_new_tokens', 'meta'):  # fields that RULER does not have
         del first[name]
     (tmp_path / 'vt').mkdir()
-    (tmp_path / 'vt' / 'validation.jsonl').write_text('\n'.join([json.dumps(first), '{"cut', *lines[1:]]) + '\n')
+    lines = [json.dumps(first), '{"cut', *lines[1:]]
+    (tmp_path / 'vt' / 'validation.jsonl').write_text('\n'.join(lines) + '\n')
     flags = {'suite': 'ruler', 'tasks': None, 'samples': '2', 'data': tmp_path}
     run(tmp_path / 'work', **flags)
     assert 'line 2 is not valid JSON' in capsys.readouterr().err
     rows = [json.loads(line) for line in (tmp_path / 'work' / 'ruler.jsonl').open()]
     assert [(row['task'], row['length'], row['index'], row['outputs']) for row in rows] == [
         ('vt', 512, i, made[i].outputs) for i in range(2)]
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     assert [row['prompt'] for row in rows] == [
-        answers.digest(([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(one.text)) for one in made[:2]]
-    with pytest.raises(ValueError, match='has no TASK/.*.jsonl of RULER.s tasks fwe; give the folder that holds theirs'):
+        answers.digest(bos + tokenizer.encode(one.text)) for one in made[:2]]
+    message = 'has no TASK/.*.jsonl of RULER.s tasks fwe; give the folder that holds theirs'
+    with pytest.raises(ValueError, match=message):
         run(tmp_path / 'other', **{**flags, 'tasks': 'fwe'})
-    with pytest.raises(ValueError, match='of RULER of one length; use --suite ruler and one of --lengths, not ruler,needle'):
+    message = 'of RULER of one length; use --suite ruler and one of --lengths, not ruler,needle'
+    with pytest.raises(ValueError, match=message):
         run(tmp_path / 'other', **{**flags, 'suite': 'ruler,needle'})
     with pytest.raises(ValueError, match='holds answers made with other data'):
         run(tmp_path / 'work', **{**flags, 'data': None})
@@ -227,16 +241,19 @@ def test_suites_of_one_workdir_share_its_results_and_a_base_may_come_later(tmp_p
     run(tmp_path, suite='loss', tasks=None, base='base')
     report = json.loads((tmp_path / 'results.json').read_text())
     assert set(report['results']) == {'needle', 'loss'} and report['about']['base'] == 'base'
-    assert {line.split(',')[0] for line in (tmp_path / 'results.csv').read_text().splitlines()[1:]} == {'needle', 'loss'}
+    lines = (tmp_path / 'results.csv').read_text().splitlines()
+    assert {line.split(',')[0] for line in lines[1:]} == {'needle', 'loss'}
 
 
 def test_losses_without_their_documents_are_not_kept(tmp_path, capsys):
     path, loss = tmp_path / 'results.json', REPORT['results']['loss']
     path.write_text(json.dumps({'samples': {}, 'results': {'icl': {}, 'loss': loss}}))
-    assert evaluate.earlier_results(path)['results'] == {'icl': {}, 'loss': loss} and not capsys.readouterr().err
+    assert evaluate.earlier_results(path)['results'] == {'icl': {}, 'loss': loss}
+    assert not capsys.readouterr().err
     old = {name: value for name, value in loss.items() if name != 'documents'}
     path.write_text(json.dumps({'samples': {}, 'results': {'icl': {}, 'loss': old}}))
-    assert evaluate.earlier_results(path)['results'] == {'icl': {}} and 'run the suite loss again' in capsys.readouterr().err
+    assert evaluate.earlier_results(path)['results'] == {'icl': {}}
+    assert 'run the suite loss again' in capsys.readouterr().err
 
 
 def test_a_small_python_file_among_texts_leaves_identifiers_out(tmp_path, capsys):
@@ -247,8 +264,8 @@ def test_a_small_python_file_among_texts_leaves_identifiers_out(tmp_path, capsys
     run(tmp_path / 'work', suite='loss', tasks=None, samples='1', haystack=str(tmp_path / 'mixed'))
     loss = json.loads((tmp_path / 'work' / 'results.json').read_text())['results']['loss']
     assert loss['num_windows'] == 1 and 'identifiers' not in loss
-    assert ('no loss on identifiers: the Python files of the haystack do not fill a window of 512 tokens; give a larger '
-            'repository (--haystack) or shorter lengths') in capsys.readouterr().err
+    assert ('no loss on identifiers: the Python files of the haystack do not fill a window of 512 tokens; '
+            'give a larger repository (--haystack) or shorter lengths') in capsys.readouterr().err
 
 
 def test_the_page_is_sound_html(finished):

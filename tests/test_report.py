@@ -35,7 +35,8 @@ def curves():
     edges = (0, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
     before = np.array([4.1, 3.8, 3.6, 3.5, 5.5, 7.0, 7.8, 8.1])
     after = np.array([4.1, 3.8, 3.6, 3.5, 3.42, 3.38, 3.35, 3.33])
-    return {'base': LossBins(edges, before, np.full(8, 0.1), 16, 4), 'extended': LossBins(edges, after, np.full(8, 0.1), 16, 4)}
+    return {name: LossBins(edges, losses, np.full(8, 0.1), 16, 4)
+            for name, losses in (('base', before), ('extended', after))}
 
 
 def test_figures_are_written(results, curves, tmp_path):

@@ -80,7 +80,8 @@ def test_the_most_likely_of_the_choices_is_chosen(model, tmp_path):
         made = item(i, group=i // 4).make()
         return dataclasses.replace(made, meta={'choices': choices[i]})
 
-    items = [dataclasses.replace(item(i, group=i // 4), make=lambda i=i: chosen_of(i)) for i in range(len(choices))]
+    items = [dataclasses.replace(item(i, group=i // 4), make=lambda i=i: chosen_of(i))
+             for i in range(len(choices))]
     rows, _ = runner.run(model, items, tmp_path / 'a.jsonl')
     for one, row, names in zip(items, rows, choices, strict=True):
         context = model.prompt_ids(one.make())
@@ -127,7 +128,8 @@ def test_a_corrupt_line_is_reported_and_its_sample_made_again(model, tmp_path):
     lines = good.splitlines()
     fields = json.loads(lines[5])
     del fields['text']
-    path.write_bytes(b'\n'.join([lines[0][:20], *lines[1:5], json.dumps(fields).encode(), *lines[6:]]) + b'\n{"ta')
+    lines = [lines[0][:20], *lines[1:5], json.dumps(fields).encode(), *lines[6:]]
+    path.write_bytes(b'\n'.join(lines) + b'\n{"ta')
     problems = runner.run(model, ITEMS, path)[1]
     assert [problem.split(' line ')[1].split(' ')[0] for problem in problems] == ['1', '9', '6']
     assert 'has no text' in problems[2] and path.read_bytes() == good
@@ -136,7 +138,8 @@ def test_a_corrupt_line_is_reported_and_its_sample_made_again(model, tmp_path):
 def test_a_batch_is_of_one_task(model):
     items = [runner.Item(task, 100, i, None) for i in range(5) for task in ('short', 'long')]
     batches = [[(one.task, one.index) for one in batch.items] for batch in runner.make_batches(model, items)]
-    assert batches[:2] == [[('long', 0), ('long', 1)], [('short', 0), ('short', 1)]]  # two rows of 256 a batch
+    # Two rows of 256 slots make a batch.
+    assert batches[:2] == [[('long', 0), ('long', 1)], [('short', 0), ('short', 1)]]
     assert sorted(key for batch in batches for key in batch) == sorted((one.task, one.index) for one in items)
 
 
@@ -165,7 +168,8 @@ def test_straddling_needles_lie_on_two_devices(model):
     template = chat_template.ChatTemplate("{% for m in messages %}<user>{{ m.content }}{% endfor %}"
                                  "{% if add_generation_prompt %}</user>!{% endif %}")
     framed = runner.Model(model.params, CONFIG, model.tokenizer, template)
-    material = Material(model.tokenizer, TEXT, overhead=ChatOverhead(framed.overhead(), framed.overhead_before()))
+    overhead = ChatOverhead(framed.overhead(), framed.overhead_before())
+    material = Material(model.tokenizer, TEXT, overhead=overhead)
     with jax.set_mesh(sharding.make_mesh((1, 1, 8, 1))):
         plan = suites.Plan(material, (3000,), {3000: 10}, ('straddling',))
         share = runner.cache_slots(3000) // 8

@@ -314,8 +314,8 @@ def _answer_likelihoods(model, session, queries):
 
 
 def _choice_ids(model, queries, targets):
-    """Answers of all rows, as many as the most choices of one. A row with fewer choices repeats one of them, a row
-    without any its target; both are discarded."""
+    """Answers of all rows, as many as the most choices of one. A row with fewer choices repeats one of them,
+    a row without any its target; both are discarded."""
     labels = [[model.answer_ids(query.sample, f' {name}\n') for name in query.choices] for query in queries]
     return [[own[i % len(own)] if own else target for own, target in zip(labels, targets, strict=True)]
             for i in range(max(map(len, labels)))]
