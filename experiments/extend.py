@@ -43,6 +43,7 @@ from lct.weights import llama_hf
 from lct.weights.tensors import check_dtype
 
 SHORT_WINDOWS = 32  # of the native length, for the gates of stages
+CARRIES_OVER = 0.2  # of the needle prompts; below it a closing line says that recall is bound to its wording
 
 
 class Job(NamedTuple):
@@ -160,7 +161,8 @@ def check_evaluation(config, run_stages, base, tokenizer, held_out):
     if gated:
         short = by_position.evaluation_windows(held_out, native, SHORT_WINDOWS, config.seed, tokenizer.bos_id)
     decoding = recall_probe.Decoding(last.layout, last.memory)
-    return before_after.Evaluation(tokenizer, haystack, grid, windows, short, decoding, log=log)
+    needle = before_after.make_needle_plan(tokenizer, haystack, last.seq_len, config.seed)
+    return before_after.Evaluation(tokenizer, haystack, grid, windows, short, needle, decoding, log=log)
 
 
 def extend(job, stop_requested):
@@ -197,6 +199,7 @@ def report_of(job, base, extended, summary, seconds):
             **{name: recall_probe.summary(one.recall, job.native) for name, one in measured.items()},
         },
         'needle': {name: json.loads(one.recall.to_json()) for name, one in measured.items()},
+        'needle_suite': {name: one.needle for name, one in measured.items()},
         'loss_by_position': {name: one.loss.to_dict() for name, one in measured.items()},
         'config': as_plain(job.config), 'command': 'python ' + ' '.join(map(shlex.quote, sys.argv)),
         'versions': {'jax': jax.__version__, 'python': platform.python_version()},
@@ -207,15 +210,17 @@ def report_of(job, base, extended, summary, seconds):
 
 def write_report(job, base, extended, report):
     """Write results.json and the figures."""
-    recall = {f'recall probe ({recall_probe.DESCRIPTION})': (base.recall, extended.recall)}
-    figures.recall_figure(recall, job.native, job.workdir / 'needle.png')
+    tests = {f'recall probe ({recall_probe.DESCRIPTION})': (base.recall, extended.recall)}
+    if base.needle:
+        tests[f'needle ({before_after.NEEDLE_DESCRIPTION})'] = (base.needle_grid, extended.needle_grid)
+    figures.recall_figure(tests, job.native, job.workdir / 'needle.png')
     figures.loss_figure({'base': base.loss, 'extended': extended.loss}, job.native, job.workdir / 'loss.png')
     write_atomically(job.workdir / 'results.json', json.dumps(report, indent=1))
 
 
 def export(job, base, extended, report, model, params):
     """Write the extended model as a Hugging Face folder with its card."""
-    config = job.config
+    config, measured = job.config, {'base': base, 'extended': extended}
     kinds = sorted({kind for stage in job.settings.stages for kind, share in stage.mixture if share})
     card = model_card.model_card(
         model_card.Extension(
@@ -227,7 +232,9 @@ def export(job, base, extended, report, model, params):
             command=report['command'], license=config.license or None,
             trained='low-rank adapters, merged' if job.settings.adapter else 'full training',
         ),
-        {'base': base.recall, 'extended': extended.recall}, {'base': base.loss, 'extended': extended.loss})
+        recall={name: one.recall for name, one in measured.items()},
+        needle={name: one.needle_grid for name, one in measured.items()} if base.needle else None,
+        losses={name: one.loss for name, one in measured.items()})
     llama_hf.save(job.workdir / 'model', model, params, dtype=config.get('save_dtype', 'bfloat16'),
                   tokenizer_from=job.folder, card=card, overwrite=True)
 
@@ -243,6 +250,21 @@ def log_results(job, report, exported):
             f'{scores["beyond"][0]}/{scores["beyond"][1]} beyond {2 * job.native:,}; worst length '
             f'{scores["worst_length"]:,} with {scores["worst_mean"]:.0%}'
         )
+    needle = report['needle_suite']
+    if needle['base']:
+        log(f'needle ({before_after.NEEDLE_DESCRIPTION}):')
+        for name, result in needle.items():
+            log(f'{name}: {describe_needle(result, job.native)}')
+
+
+def describe_needle(result, native):
+    """The result of the suite 'needle' in one line: prompts right up to the native length and beyond it."""
+    inside = [record['correct'] for record in result['records'] if record['length'] <= native]
+    beyond = [record['correct'] for record in result['records'] if record['length'] > native]
+    text = f'prompts right {sum(inside)}/{len(inside)} up to {native:,}, {sum(beyond)}/{len(beyond)} beyond'
+    if result['mean'] < CARRIES_OVER:
+        text += '; what the recall probe shows does not carry over to this wording'
+    return text
 
 
 def describe_theta(stage):

@@ -5,6 +5,8 @@ Every measurement is kept in a file once it is done, so that a run that was stop
 """
 
 import dataclasses
+import json
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,26 +16,54 @@ import jax
 import numpy as np
 
 from lct import files, processes
+from lct.data.corpus.documents import Document
 from lct.data.tokenizer import Tokenizer
-from lct.eval import recall_probe
+from lct.eval import recall_probe, runner
 from lct.eval.loss import by_position
 from lct.eval.loss.by_position import EvaluationWindows, LossBins
 from lct.eval.recall_probe import Decoding, RecallGrid, RecallResult
 from lct.eval.report.text import recall_table
+from lct.eval.suites.needle import NEEDLE, NeedleSuite
+from lct.eval.suites.suite import Plan
+from lct.eval.tasks.material import Material
 from lct.models.llama import LlamaConfig, Memory, Params
 from lct.text import clock
 
 SHORT_BATCH = 8  # windows of the native length that are computed at a time
+NEEDLE_DESCRIPTION = "suite 'needle' of evaluate.py: a wording that no training row has"
+# The grid of the suite 'needle' is small: it is a check of the recall probe, and both models answer it.
+NEEDLE_LENGTHS, NEEDLE_DEPTHS, NEEDLE_SAMPLES = (512, 2048, 8192), (0.0, 0.5, 1.0), 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurements:
-    """Of one model. short_loss: the mean loss over windows of the native length, in one bin; None without
-    gates."""
+    """Of one model.
+
+    short_loss: the mean loss over windows of the native length, in one bin; None without gates.
+    needle: the result of the suite 'needle', as evaluate.py reports it; None where no prompt of it fits.
+    """
 
     recall: RecallResult
     loss: LossBins
     short_loss: LossBins | None = None
+    needle: dict | None = None
+
+    @property
+    def needle_grid(self) -> RecallResult | None:
+        """The scores of the suite 'needle' as a grid like that of the recall probe."""
+        if self.needle is None:
+            return None
+        lengths, depths, scores, records = (
+            self.needle[name] for name in ('lengths', 'depths', 'scores', 'records'))
+        return RecallResult(tuple(lengths), tuple(depths), np.asarray(scores), tuple(records))
+
+
+class QuickNeedles(NeedleSuite):
+    """The suite 'needle' without the likelihoods of its right answers, whose programs take longest to
+    compile."""
+
+    def items(self, plan: Plan) -> list[runner.Item]:
+        return [dataclasses.replace(item, teacher_forced=False) for item in super().items(plan)]
 
 
 class GatedStage(Protocol):
@@ -51,6 +81,7 @@ class Evaluation:
 
     haystack: int [n], token ids of held-out text, in which the recall probe hides its facts.
     windows: for the loss by position. short_windows: windows of the native length, for gates.
+    needle_plan: of the suite 'needle', see make_needle_plan.
     decoding: layout and memory policy, of the losses too. batch_size: windows of a loss computed at a time.
     check_stop: called between batches; raises to stop. log: takes a line of progress.
     """
@@ -60,6 +91,7 @@ class Evaluation:
     grid: RecallGrid
     windows: EvaluationWindows
     short_windows: EvaluationWindows | None = None
+    needle_plan: Plan | None = None
     decoding: Decoding = Decoding()
     batch_size: int = 1
     check_stop: Callable[[], None] = lambda: None
@@ -101,6 +133,20 @@ class Evaluation:
             params, config, windows.tokens, layout=self.decoding.layout, memory=self.decoding.memory,
             batch_size=batch_size, progress=progress)
 
+    def needle(self, name: str, config: LlamaConfig, params: Params) -> dict:
+        """The result of the suite 'needle' on the current mesh, as plain values."""
+        def progress(done, total, left):
+            self.log(f'needle suite, {name} | {done}/{total} prompts | {clock(left)} left')
+            self.check_stop()
+
+        # the runner refuses prompts beyond the positions that a model declares; here they are the question
+        positions = max(config.max_position_embeddings, *self.needle_plan.lengths)
+        config = dataclasses.replace(config, max_position_embeddings=positions)
+        model = runner.Model(params, config, self.tokenizer,
+                             memory=self.decoding.memory)
+        with tempfile.TemporaryDirectory() as folder:
+            return QuickNeedles().run(model, self.needle_plan, Path(folder) / 'needle.jsonl', progress).result
+
     def gate_scores(self, stage: GatedStage, config: LlamaConfig, params: Params,
                     base_short: LossBins) -> dict[str, float]:
         """The scores of a gate (train.gates); its prompts are not those of the reported grid.
@@ -123,20 +169,42 @@ def measure(evaluation: Evaluation, name: str, config: LlamaConfig, load_params:
     """
     params = None
 
-    def keep(kind, compute, read):
+    def keep(kind, compute, to_json, from_json):
         nonlocal params
         path = folder / f'{kind}_{name}.json'
         if processes.from_first(path.exists()):
-            return read(path.read_text())
+            return from_json(path.read_text())
         params = load_params() if params is None else params
-        text = compute(name, config, params).to_json()
+        text = to_json(compute(name, config, params))
         if processes.is_first():
             files.write_atomically(path, text)
-        return read(text)
+        return from_json(text)
 
+    loss_json = (LossBins.to_json, LossBins.from_json)
     with jax.set_mesh(mesh):
-        return Measurements(
-            keep('needle', evaluation.recall, RecallResult.from_json),
-            keep('loss', evaluation.loss, LossBins.from_json),
-            keep('short', evaluation.short_loss, LossBins.from_json) if evaluation.short_windows else None,
-        )
+        recall = keep('needle', evaluation.recall, RecallResult.to_json, RecallResult.from_json)
+        loss, short, needle = keep('loss', evaluation.loss, *loss_json), None, None
+        if evaluation.short_windows:
+            short = keep('short', evaluation.short_loss, *loss_json)
+        if evaluation.needle_plan:
+            needle = keep('needle_suite', evaluation.needle, json.dumps, json.loads)
+    return Measurements(recall, loss, short, needle)
+
+
+def make_needle_plan(tokenizer: Tokenizer, haystack: np.ndarray, longest: int, seed: int) -> Plan | None:
+    """Prompts of the suite 'needle' over held-out text, up to `longest` tokens; None if no length fits.
+
+    Their wording occurs in no training row, so they show whether what a model recalls carries over.
+    """
+    text = tokenizer.decode(haystack[:4 * max(NEEDLE_LENGTHS)].tolist())
+    material = Material(tokenizer, [Document('held out', text)], text_source='held-out documents', seed=seed)
+
+    def fits(length):
+        try:
+            return length <= longest and material.sample(NEEDLE, length, 0) is not None
+        except ValueError:  # a tokenizer that makes many tokens of a short text
+            return False
+
+    lengths = tuple(filter(fits, NEEDLE_LENGTHS))
+    counts = dict.fromkeys(lengths, NEEDLE_SAMPLES)
+    return Plan(material, lengths, counts, depths=NEEDLE_DEPTHS) if lengths else None

@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
+from lct.eval.before_after import NEEDLE_DESCRIPTION
 from lct.eval.loss.by_position import LossBins
-from lct.eval.recall_probe import DESCRIPTION, RecallResult
+from lct.eval.recall_probe import DESCRIPTION as RECALL
+from lct.eval.recall_probe import RecallResult
 from lct.eval.report.text import compare_counts, describe_windows
 from lct.text import markdown_table, short_length
 
@@ -30,12 +32,16 @@ class Extension:
     license: str | None = None
 
 
-def model_card(extension: Extension, recall: Mapping[str, RecallResult] | None = None,
-               losses: Mapping[str, LossBins] | None = None, figures: Iterable[tuple[str, str]] = ()) -> str:
+def model_card(
+    extension: Extension, recall: Mapping[str, RecallResult] | None = None,
+    losses: Mapping[str, LossBins] | None = None, figures: Iterable[tuple[str, str]] = (),
+    needle: Mapping[str, RecallResult] | None = None,
+) -> str:
     """The card in markdown.
 
     Args:
-      recall: {name: result of the recall probe}, and losses: {name: loss by position}; the base model first.
+      recall: {name: result of the recall probe}; losses: {name: loss by position}; needle: {name: scores of
+        the suite 'needle'}. The base model first.
       figures: (file name in the folder, caption) pairs.
     """
     stages, native = extension.stages, short_length(extension.native)
@@ -52,7 +58,13 @@ def model_card(extension: Extension, recall: Mapping[str, RecallResult] | None =
         '## Data', extension.data,
     ]
     if recall:
-        sections += ['## Recall probe', _recall_section(recall)]
+        intro = 'Percent of six-digit numbers repeated exactly, greedy, mean over {cells}: ' + RECALL
+        sections += ['## Recall probe', _grid_section(recall, intro + ' (`lct.data.synthetic.recall`).')]
+    if needle:
+        intro = 'Percent of seven-digit numbers found, greedy, mean over {cells}: ' + NEEDLE_DESCRIPTION
+        sections += ['## Needle', _grid_section(needle, intro + '. A low score here beside a high one above '
+                                                'means that the model recalls in the wording it was trained '
+                                                'on.')]
     if losses:
         sections += ['## Loss by position', _loss_section(losses)]
     sections += [f'![{caption}]({file})' for file, caption in figures]
@@ -67,17 +79,17 @@ def _front_matter(extension):
     return '---\n' + '\n'.join(f'{key}: {value}' for key, value in fields.items() if value) + '\n---'
 
 
-def _recall_section(recall):
-    lengths = sorted({length for result in recall.values() for length in result.lengths})
-    depths = compare_counts(len(result.depths) for result in recall.values())
-    samples = compare_counts(result.samples for result in recall.values())
+def _grid_section(results, intro):
+    """A table of means over depths; intro: with {cells} for the numbers of depths and prompts."""
+    lengths = sorted({length for result in results.values() for length in result.lengths})
+    depths = compare_counts(len(result.depths) for result in results.values())
+    samples = compare_counts(result.samples for result in results.values())
     rows = []
-    for name, result in recall.items():
+    for name, result in results.items():
         means = dict(zip(result.lengths, result.scores.mean(0), strict=True))
         rows.append([name, *(f'{100 * means[x]:.0f}' if x in means else 'not run' for x in lengths)])
-    return (f'Percent of six-digit numbers repeated exactly, greedy, mean over {depths} depths with '
-            f'{samples} prompts each: {DESCRIPTION} (`lct.data.synthetic.recall`).\n\n'
-            + markdown_table(['model', *(short_length(x) for x in lengths)], rows))
+    intro = intro.format(cells=f'{depths} depths (prompts per cell: {samples})')
+    return intro + '\n\n' + markdown_table(['model', *(short_length(x) for x in lengths)], rows)
 
 
 def _loss_section(losses):
