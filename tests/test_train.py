@@ -227,6 +227,8 @@ def test_flops_count_the_visible_pairs_of_packed_documents():
     expected = 6 * matmul_params(tiny.CONFIG) * tokens + 12 * 2 * 4 * 8 * pairs
     counts = Loader.counts(None, {'segment_ids': segments, 'positions': positions})
     assert train_flops(tiny.CONFIG, *counts) == expected
+    windowed = Loader.counts(None, {'segment_ids': segments, 'positions': positions}, window=2)
+    assert windowed == (5, 1 + 2 + 2 + 1 + 2)
     assert matmul_params(tiny.CONFIG) == llama.num_params(tiny.CONFIG) - 5 * 32
     assert matmul_params(tiny.UNTIED) == matmul_params(tiny.CONFIG)
 

@@ -26,7 +26,14 @@ class Sequence(NamedTuple):
     continues: np.ndarray
     ids: np.ndarray = np.zeros(0, np.int32)
 
-    def counts(self) -> tuple[int, int]:
-        """(tokens, query-key pairs under the causal mask)"""
+    def counts(self, window: int | None = None) -> tuple[int, int]:
+        """(tokens, query-key pairs under the causal mask, each query with at most window keys)"""
         n = self.stop - self.start
-        return int(n.sum()), int((n * self.position + n * (n + 1) // 2).sum())
+        pairs = causal_pairs(self.position + n, window) - causal_pairs(self.position, window)
+        return int(n.sum()), int(pairs.sum())
+
+
+def causal_pairs(length: np.ndarray, window: int | None = None) -> np.ndarray:
+    """Query-key pairs of the first `length` tokens of a document, each query with at most window keys."""
+    full = length if window is None else np.minimum(length, window)
+    return full * (full + 1) // 2 + (length - full) * full

@@ -98,10 +98,11 @@ class Loader(PrefetchingLoader):
         self._vocab_size = source.tokenizer.vocab_size if vocab_size is None else vocab_size
         self._indices = permutation(layout, seq_len, ring_size)
 
-    def counts(self, batch: dict[str, np.ndarray]) -> tuple[int, int]:
-        """(tokens, query-key pairs under the causal mask) of a batch"""
+    def counts(self, batch: dict[str, np.ndarray], window: int | None = None) -> tuple[int, int]:
+        """(tokens, query-key pairs under the causal mask, each query with at most window keys) of a batch"""
         inside = batch['segment_ids'] > 0
-        return int(inside.sum()), int((batch['positions'].astype(np.int64) + 1)[inside].sum())
+        keys = (batch['positions'].astype(np.int64) + 1)[inside]
+        return int(inside.sum()), int((keys if window is None else np.minimum(keys, window)).sum())
 
     def _make(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         rows = [self._source.next_row(self._seq_len) for _ in range(self._batch_size)]

@@ -108,11 +108,11 @@ class ShardedArray:
 
 
 class ShardedBatch(dict):
-    """{name: ShardedArray}. counts: (tokens, query-key pairs under the causal mask) of all processes."""
+    """{name: ShardedArray}. sequences: of the whole batch, which all processes read together."""
 
-    def __init__(self, counts: tuple[int, int]):
+    def __init__(self, sequences: list[Sequence]):
         super().__init__()
-        self.counts = counts
+        self.sequences = sequences
 
 
 class ShardedLoader(PrefetchingLoader):
@@ -137,14 +137,15 @@ class ShardedLoader(PrefetchingLoader):
         plans = {one: read_plan(permuted, one) for one in {frozenset(one) for one in slices.values()}}
         self._read_plans = {row: plans[frozenset(one)] for row, one in slices.items()}
 
-    def counts(self, batch: ShardedBatch) -> tuple[int, int]:
-        """(tokens, query-key pairs under the causal mask) of the batch of all processes"""
-        return batch.counts
+    def counts(self, batch: ShardedBatch, window: int | None = None) -> tuple[int, int]:
+        """(tokens, query-key pairs under the causal mask, each query with at most window keys) of the batch of
+        all processes"""
+        tokens, pairs = zip(*(sequence.counts(window) for sequence in batch.sequences), strict=True)
+        return sum(tokens), sum(pairs)
 
     def _make(self) -> tuple[ShardedBatch, dict[str, Any]]:
         sequences = [self._source.next_sequence(self._seq_len) for _ in range(self._batch_size)]
-        tokens, pairs = zip(*(sequence.counts() for sequence in sequences), strict=True)
-        batch = ShardedBatch((sum(tokens), sum(pairs)))
+        batch = ShardedBatch(sequences)
         for row, plan in self._read_plans.items():
             arrays = read(sequences[row], self._source.documents, plan.runs)
             self._check(arrays['tokens'])
