@@ -1,14 +1,16 @@
-"""How a script starts and ends: missing packages, bad flags and interrupts in one sentence."""
+"""The frame of a script: missing packages, invalid flags and interrupts end in one sentence."""
 
+import argparse
 import contextlib
 import os
 import sys
 import traceback
+from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def needs(packages):
-    """Around imports: a missing package is named, with what pip should install."""
+def needs(packages: str) -> Iterator[None]:
+    """Around imports: the error for a missing package states what to install with pip."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -16,7 +18,7 @@ def needs(packages):
         raise ValueError(f'this script needs the package {missing}; pip install {packages}') from error
 
 
-def check_positive(args, *names):
+def check_positive(args: argparse.Namespace, *names: str) -> None:
     """Refuse flags that are given and not above 0."""
     for name in names:
         value = getattr(args, name)
@@ -25,9 +27,11 @@ def check_positive(args, *names):
                 raise ValueError(f'--{name.replace("_", "-")} {number} must be a whole number above 0')
 
 
-def run_script(function, resumes=False):
-    """Run a script; what the user can mend ends in one sentence, LCT_TRACEBACK=1 shows where it came from.
-    resumes: the same command continues a run that was stopped."""
+def run_script(function: Callable[[], object], resumes: bool = False) -> None:
+    """Run a script. An error that its user can fix ends in one sentence; LCT_TRACEBACK=1 shows the traceback.
+
+    resumes: whether the same command continues an interrupted run.
+    """
     from lct import processes
 
     try:
@@ -36,11 +40,12 @@ def run_script(function, resumes=False):
         print('stopped' + '; the same command continues from the last checkpoint' * resumes, file=sys.stderr)
         processes.leave(130)
     except Exception as error:
-        mendable = isinstance(error, (ValueError, FloatingPointError, OSError))
-        if mendable and not os.environ.get('LCT_TRACEBACK'):
+        fixable = isinstance(error, (ValueError, FloatingPointError, OSError))
+        if fixable and not os.environ.get('LCT_TRACEBACK'):
             text = str(error)
             if isinstance(error, OSError) and error.filename is not None:
-                text = f'{error.filename} can be neither read nor written ({error.strerror}); name another file or folder'
+                text = (f'{error.filename} can be neither read nor written ({error.strerror}); name another '
+                        'file or folder')
             print('error:', ' '.join(text.split()), file=sys.stderr)
         else:
             traceback.print_exc()

@@ -1,19 +1,19 @@
-"""Where the files that a checkout has and an installed package has not lie."""
+"""Paths of files that are part of a checkout but not of an installed package."""
 
-import pathlib
 import sys
+from pathlib import Path
 
 
-def experiments_folder() -> pathlib.Path:
-    """experiments/ of the checkout that the running script, the working directory or this file lies in.
+def experiments_folder() -> Path:
+    """experiments/ of the checkout that contains the running script, the working directory or this file.
 
     Raises:
-      ValueError: if there is no checkout around any of them.
+      ValueError: if none of them is in a checkout.
     """
-    starts = (pathlib.Path(sys.argv[0]).resolve(), pathlib.Path.cwd() / 'script', pathlib.Path(__file__).resolve())
+    starts = Path(sys.argv[0]).resolve(), Path.cwd() / 'script', Path(__file__).resolve()
     for start in starts:
         for parent in start.parents:
             if (parent / 'experiments' / 'base' / 'config.json').is_file():
                 return parent / 'experiments'
-    raise ValueError(f'experiments/ of the lct checkout is neither above {starts[0]} nor above {pathlib.Path.cwd()}; '
+    raise ValueError(f'experiments/ of the lct checkout is neither above {starts[0]} nor above {Path.cwd()}; '
                      'run the script from a clone of the repository')
