@@ -191,8 +191,8 @@ class _Training:
             self.state, device_metrics = train_step(
                 self.state, batch, tables, architecture, stage.memory, self.tx, self.schedule)
             self.step += 1
-            progress.add(device_metrics, self.step,
-                         train_flops(self.config, *loader.counts(host_batch, self.config.window), run.adapter))
+            tokens, pairs = loader.counts(host_batch, self.config.window)
+            progress.add(device_metrics, self.step, train_flops(self.config, tokens, pairs, run.adapter))
             self.tokens += stage.tokens_per_step
             stop = bool(stop)  # read once: a signal between two reads would stop unsaved
             at_checkpoint = self.step % run.checkpoint_every == 0 or self.step == planned.end

@@ -138,8 +138,8 @@ class ShardedLoader(PrefetchingLoader):
         self._read_plans = {row: plans[frozenset(one)] for row, one in slices.items()}
 
     def counts(self, batch: ShardedBatch, window: int | None = None) -> tuple[int, int]:
-        """(tokens, query-key pairs under the causal mask, each query with at most window keys) of the batch of
-        all processes"""
+        """(tokens, query-key pairs under the causal mask, each query with at most window keys) of the whole
+        batch"""
         tokens, pairs = zip(*(sequence.counts(window) for sequence in batch.sequences), strict=True)
         return sum(tokens), sum(pairs)
 
