@@ -158,7 +158,8 @@ def test_the_package_that_reads_parquet_is_named(tmp_path, monkeypatch):
 
 # -- the same corpus in every form, read into memory and into a store ----------------------------------------------
 
-DOCUMENTS = ['Naïve café.\r\nTwo lines, 東京\n', '\n \ttabs\n\nand blank lines ', 'x' * 300 + '\n', 'one\rtwo \u2028three']
+DOCUMENTS = ['Naïve café.\r\nTwo lines, 東京\n', '\n \ttabs\n\nand blank lines ', 'x' * 300 + '\n', 'one\rtwo '
+                                                                                                  '\u2028three']
 
 
 def text_files(folder):

@@ -59,8 +59,8 @@ def test_split_is_by_name_alone():
     documents = [Document(f'{i}.txt', str(i)) for i in range(2000)]
     training, held = split(documents, 0.1)
     assert sorted(training + held) == sorted(documents) and 150 < len(held) < 250
-    part = documents[::-2]
-    assert set(split(part)[1]) == set(held) & set(part)
+    subset = documents[::-2]
+    assert set(split(subset)[1]) == set(held) & set(subset)
     assert split(documents, 0) == (documents, [])
 
 

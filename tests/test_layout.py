@@ -29,7 +29,7 @@ def test_known_layouts():
 
 @pytest.mark.parametrize('ring_size', [2, 4, 8])
 def test_zigzag_balances_causal_work(ring_size):
-    def work(name):  # a token at position p sees p + 1 tokens
+    def work(name):  # a token at position p attends to p + 1 tokens
         return (permutation(name, 64, ring_size) + 1).reshape(ring_size, -1).sum(axis=1)
     assert np.ptp(work('zigzag')) == 0 < np.ptp(work('striped')) < np.ptp(work('contiguous'))
 

@@ -34,18 +34,18 @@ def test_every_epoch_has_every_token_once_and_orders_differ(seq_len):
     stream = np.concatenate([row['tokens'] for row in rows])[:3 * source.num_tokens]
     orders = []
     for epoch in stream.reshape(3, -1):
-        parts = np.split(epoch, np.flatnonzero(epoch == TOKENIZER.bos_id))[1:]
-        parts = [tuple(part[1:].tolist()) for part in parts]
-        assert epoch[0] == TOKENIZER.bos_id and set(parts) == full and len(parts) == len(documents)
-        orders.append(parts)
+        texts = np.split(epoch, np.flatnonzero(epoch == TOKENIZER.bos_id))[1:]
+        texts = [tuple(text[1:].tolist()) for text in texts]
+        assert epoch[0] == TOKENIZER.bos_id and set(texts) == full and len(texts) == len(documents)
+        orders.append(texts)
     assert orders[0] != orders[1] or orders[1] != orders[2]
     assert source.state['epoch'] >= 2
 
 
 def test_rows_are_well_formed_and_of_every_kind():
-    source, seen = make(ALL), set()
+    source, kinds = make(ALL), set()
     for r in range(60):
-        seen.add(source.kind(r))
+        kinds.add(source.kind(r))
         row = source.next_row(700)
         assert (row['segment_ids'] > 0).all() and row['loss_mask'].max() <= 4 and row['loss_mask'].min() >= 0
         starts = np.flatnonzero(np.diff(row['segment_ids'], prepend=0))
@@ -57,22 +57,22 @@ def test_rows_are_well_formed_and_of_every_kind():
         np.testing.assert_array_equal(row['targets'][:-1][same], row['tokens'][1:][same])
         ends = np.flatnonzero(~same)
         assert (row['loss_mask'][ends] == 0).all()
-    assert seen == set(ALL)
+    assert kinds == set(ALL)
 
 
 def test_long_rows_are_one_stretch_of_one_document_each():
     rng = np.random.default_rng(0)
     documents = [np.arange(n, dtype=np.int32) + 50 * i for i, n in enumerate((30, 90, 40, 64))]
     source = MemorySource([d % 250 for d in documents], TOKENIZER, {'long': 1.0}, seed=int(rng.integers(9)))
-    seen = set()
+    starts = set()
     for _ in range(200):
         row = source.next_row(65)
         assert row['tokens'][0] == TOKENIZER.bos_id and (row['segment_ids'] == 1).all()
         np.testing.assert_array_equal(row['positions'], np.arange(65))
         assert (np.diff(row['tokens'][1:]) % 250 == 1).all()
         np.testing.assert_array_equal(row['targets'][:-1], row['tokens'][1:])
-        seen.add(int(row['tokens'][1]))
-    assert seen == {*range(50, 50 + 27), 150}  # every stretch of the two documents that are long enough
+        starts.add(int(row['tokens'][1]))
+    assert starts == {*range(50, 50 + 27), 150}  # every stretch of the two documents that are long enough
     with pytest.raises(ValueError, match="needs a document of seq_len 92 tokens, but the longest has 90"):
         source.next_row(92)
 
@@ -100,7 +100,7 @@ def test_resume_at_every_row_across_epochs_and_stages():
             assert_same(resumed.next_row(seq_len), row)
 
 
-def test_text_goes_on_across_a_change_of_length_and_weights():
+def test_text_continues_across_a_change_of_length_and_weights():
     plain, staged = make(), make({'text': 1})
     expected = np.concatenate([plain.next_row(64)['tokens'] for _ in range(16)])
     found = [staged.next_row(64)['tokens'] for _ in range(4)]
@@ -116,7 +116,7 @@ def test_seeds_give_different_streams():
     assert_same(make(seed=1).next_row(500), make(seed=1).next_row(500))
 
 
-def test_empty_documents_are_no_rows_and_lists_will_do():
+def test_empty_documents_are_skipped_and_lists_are_accepted():
     source = make(documents=[[], [1, 2, 3], np.zeros(0, np.int32), [4, 5, 6, 7]])
     assert source.num_tokens == 9
     assert set(source.next_row(9)['tokens'].tolist()) == {1, 2, 3, 4, 5, 6, 7, 256}

@@ -7,7 +7,7 @@ BOS = 999
 
 
 def random_documents(rng, count=40):
-    """Documents whose tokens are all different: where one ends up is then never in doubt."""
+    """Documents whose tokens are all different: so the place of each is unambiguous."""
     lengths = rng.integers(0, 60, count)
     tokens = rng.permutation(998)[:min(998, lengths.sum())]
     return [d.astype(np.int32) for d in np.split(tokens, np.cumsum(lengths)[:-1])]
@@ -62,7 +62,7 @@ def test_weights_belong_to_the_token_that_is_predicted():
     np.testing.assert_array_equal(segment([1, 2, 3, 4], weights, None, 1, 3).weights, np.float32([.3, .4]))
 
 
-def test_nothing_and_too_much():
+def test_no_documents_and_too_many_tokens():
     assert list(pack_documents([], 4)) == [] == list(pack_documents([[]], 4, BOS))
     assert not pack([], 4)['segment_ids'].any()
     with pytest.raises(ValueError, match='segments of 3 tokens do not fit into a row of seq_len 2'):

@@ -14,15 +14,15 @@ EXACT = [mode for mode in MODES if mode is not packing_plan.truncated]
 
 def covered(plan, lengths, seq_len):
     """Checks a plan in itself; returns {document: [(start, stop)] in the order of the stream}."""
-    seen = {}
+    found = {}
     for r in range(plan.num_sequences):
-        pieces = slice(plan.first[r], plan.first[r + 1])
-        sizes = plan.stop[pieces] - plan.start[pieces]
+        fragments = slice(plan.first[r], plan.first[r + 1])
+        sizes = plan.stop[fragments] - plan.start[fragments]
         assert 0 < sizes.sum() <= seq_len and (sizes > 0).all()
-        for d, start, stop in zip(plan.document[pieces], plan.start[pieces], plan.stop[pieces], strict=True):
-            seen.setdefault(int(d), []).append((int(start), int(stop)))
+        for d, start, stop in zip(plan.document[fragments], plan.start[fragments], plan.stop[fragments], strict=True):
+            found.setdefault(int(d), []).append((int(start), int(stop)))
     assert plan.first[0] == 0 and plan.first[-1] == len(plan.document)
-    return seen
+    return found
 
 
 @pytest.mark.parametrize('mode', EXACT)
@@ -32,11 +32,11 @@ def test_every_token_is_planned_once_and_in_order(mode, seed):
     lengths = lognormal(rng, int(rng.integers(1, 400)), median=int(rng.integers(2, 200)))
     seq_len = int(rng.choice([1, 2, 7, 64, 500, 5000]))
     plan = mode(lengths, seq_len, rng)
-    seen = covered(plan, lengths, seq_len)
+    found = covered(plan, lengths, seq_len)
     for d, n in enumerate(lengths.tolist()):
-        parts = seen.pop(d, [])
-        assert [x for part in parts for x in range(*part)] == list(range(n))
-    assert not seen
+        ranges = found.pop(d, [])
+        assert [x for one in ranges for x in range(*one)] == list(range(n))
+    assert not found
 
 
 def test_modes_do_what_their_names_say():
@@ -57,7 +57,7 @@ def test_modes_do_what_their_names_say():
     assert packing_plan.stats(packed, 1000)['cut'] == ((lengths[lengths > 0] - 1) // 1000).sum()
 
 
-def test_documents_that_see_each_other_have_one_segment_and_no_target_between_them():
+def test_documents_that_attend_to_each_other_have_one_segment_and_no_target_between_them():
     plan = packing_plan.joined(np.array([3, 4]), 10, None)
     row = packing_plan.sequence_of(plan, 0, np.array([5, 8]), np.zeros(2, np.int64), np.array([3, 4]))
     assert row.segment.tolist() == [1, 1] and row.position.tolist() == [0, 3]
@@ -85,7 +85,7 @@ def test_best_fit_is_best_fit():
         assert filled.max() <= 100 and len(filled) <= 11 / 9 * np.ceil(lengths.sum() / 100) + 1
 
 
-def test_what_remains_of_a_plan_is_a_range_of_each_document():
+def test_the_rest_of_a_plan_is_a_range_of_each_document():
     rng = np.random.default_rng(3)
     lengths = lognormal(rng, 100)
     plan = packing_plan.packed(lengths, 64, rng)
@@ -123,21 +123,22 @@ def test_neighbours_in_a_shuffled_order_are_unrelated_and_coins_are_fair():
 
 def tokens_of(sequence):
     """{document: [place]} of one sequence, places with the bos as 0."""
-    seen = {}
+    found = {}
     for d, start, stop in zip(sequence.document, sequence.start, sequence.stop, strict=True):
-        seen.setdefault(int(d), []).extend(range(int(start), int(stop)))
-    return seen
+        found.setdefault(int(d), []).extend(range(int(start), int(stop)))
+    return found
 
 
-def epochs(stream, lengths, seq_lens):
-    """Sequences of each of seq_lens in turn, over and over, until some epoch ends exactly; the places seen."""
-    seen = {}
+def whole_epochs(stream, lengths, seq_lens):
+    """Sequences of each of seq_lens in turn, over and over, until some epoch ends exactly; the places
+    found."""
+    found = {}
     while True:
         for seq_len in seq_lens:
             for d, places in tokens_of(stream.next_sequence(seq_len)).items():
-                seen.setdefault(d, []).extend(places)
+                found.setdefault(d, []).extend(places)
             if not stream.state['windows'] and all(place == 0 for _, place in stream.state['cursors'].values()):
-                return seen
+                return found
 
 
 @pytest.mark.parametrize('mode', EXACT)
@@ -148,12 +149,12 @@ def test_every_token_of_every_document_comes_once_an_epoch(mode, seq_lens):
     lengths = store.lengths + (store.lengths > 0)
     first = None
     for epoch in range(3):
-        seen = epochs(stream, lengths, seq_lens)
+        found = whole_epochs(stream, lengths, seq_lens)
         assert stream.state['cursors'] == {'text': [epoch + 1, 0]}
         for d, n in enumerate(lengths.tolist()):
-            assert seen.get(d, []) == list(range(n))
-        assert list(seen) != first
-        first = list(seen)
+            assert found.get(d, []) == list(range(n))
+        assert list(found) != first
+        first = list(found)
 
 
 def test_windows_smaller_than_an_epoch_change_nothing(monkeypatch):
@@ -161,10 +162,10 @@ def test_windows_smaller_than_an_epoch_change_nothing(monkeypatch):
     monkeypatch.setattr('lct.data.batches.store_source.MIN_TOKENS', 1)
     store = make_store(count=100)
     stream = StoreSource(store, BYTES, seed=2)
-    seen = epochs(stream, None, [64, 64, 64, 256])
+    found = whole_epochs(stream, None, [64, 64, 64, 256])
     assert stream.state['cursors']['text'] == [1, 0] and stream.state['sequence'] > 50
     for d, n in enumerate(store.lengths.tolist()):
-        assert seen.get(d, []) == list(range(n + (n > 0)))
+        assert found.get(d, []) == list(range(n + (n > 0)))
 
 
 def test_resume_anywhere_across_lengths_weights_and_epochs(monkeypatch):
@@ -205,9 +206,9 @@ def test_held_out_documents_are_in_no_epoch_of_any_source_or_seed():
         unseen = [ids.tobytes() for ids in stream.held_out(10**9)]
         assert 20 < len(unseen) < 100 and texts in (None, unseen)
         texts = unseen
-        seen = {d for _ in range(100) for d in tokens_of(stream.next_sequence(2000))}
-        assert len(seen) > 50
-        assert not {store.documents[d].tobytes() for d in seen if store.lengths[d] > 8} & set(unseen)
+        found = {d for _ in range(100) for d in tokens_of(stream.next_sequence(2000))}
+        assert len(found) > 50
+        assert not {store.documents[d].tobytes() for d in found if store.lengths[d] > 8} & set(unseen)
     assert len(stream.held_out(1)) == 1
 
 
@@ -227,7 +228,8 @@ def test_documents_of_no_token_and_of_one():
 def test_bad_mixes_and_states():
     store = make_store()
     for weights, message in [
-        ({'news': 1}, "weight 'news' is neither text, long, chat, recall, copy nor a source of the store, which has books, code, web"),
+        ({'news': 1}, "weight 'news' is neither text, long, chat, recall, copy nor a source of the store, "
+                      "which has books, code, web"),
         ({'books': 0}, 'must be non-negative with a positive sum'),
         ({'books': -1, 'code': 3}, 'must be non-negative with a positive sum'),
         ({'books': float('nan')}, 'must be non-negative with a positive sum'),

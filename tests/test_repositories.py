@@ -33,7 +33,8 @@ def test_a_file_comes_after_what_it_imports():
 
 
 def test_cycles_broken_sources_and_a_source_folder():
-    files = {'src/lib/a.py': 'import lib.b', 'src/lib/b.py': 'import lib.a', 'src/lib/c.py': 'from lib import a',
+    files = {'src/lib/a.py': 'import lib.b', 'src/lib/b.py': 'import lib.a', 'src/lib/c.py': 'from lib '
+                                                                                             'import a',
              'bad.py': 'print "old"', 'nul.py': '\0', 'self.py': 'import self'}
     order = by_dependency(files)
     assert sorted(order) == sorted(files)

@@ -22,23 +22,23 @@ def whole_rows(store, mode, seq_len, count=20):
 
 
 def held(batch_size, seq_len, degrees, process, num_processes):
-    """What process number `process` holds of [batch_size, seq_len] on a mesh of (data * fsdp, sequence) degrees whose
-    devices are dealt out in order."""
+    """What process number `process` holds of [batch_size, seq_len] on a mesh of (data * fsdp, sequence)
+    degrees whose devices are dealt out in order."""
     replicas, ring = degrees
     devices = [(b, t) for b in range(replicas) for t in range(ring)]
     each = len(devices) // num_processes
-    rows, part = batch_size // replicas, seq_len // ring
-    return [(np.arange(b * rows, (b + 1) * rows), slice(t * part, (t + 1) * part))
+    rows, width = batch_size // replicas, seq_len // ring
+    return [(np.arange(b * rows, (b + 1) * rows), slice(t * width, (t + 1) * width))
             for b, t in devices[process * each:(process + 1) * each]]
 
 
 def batches(store, count, layout, degrees, num_processes, state=None, batch_size=4, seq_len=128, **options):
     """Global batches [B, T] in the order of the text, put together from what simulated processes read."""
     out, states = [], []
-    parts = [held(batch_size, seq_len, degrees, p, num_processes) for p in range(num_processes)]
-    streams = [StoreSource(store, BYTES, seed=5, **options) for _ in parts]
-    loaders = [ShardedLoader(stream, batch_size, seq_len, layout, degrees[1], held=part)
-               for stream, part in zip(streams, parts, strict=True)]
+    shards = [held(batch_size, seq_len, degrees, p, num_processes) for p in range(num_processes)]
+    streams = [StoreSource(store, BYTES, seed=5, **options) for _ in shards]
+    loaders = [ShardedLoader(stream, batch_size, seq_len, layout, degrees[1], held=shard)
+               for stream, shard in zip(streams, shards, strict=True)]
     indices = inverse(permutation(layout, seq_len, degrees[1]))
     for loader in loaders:
         if state:
@@ -49,8 +49,8 @@ def batches(store, count, layout, degrees, num_processes, state=None, batch_size
         assert set(counts) == {counts[0]}
         assert all(after == made[0][1] for _, after in made)
         whole = {name: np.full((batch_size, seq_len), -7, made[0][0][name].dtype) for name in NAMES}
-        for (batch, _), part in zip(made, parts, strict=True):
-            for rows, places in part:
+        for (batch, _), shard in zip(made, shards, strict=True):
+            for rows, places in shard:
                 for name in NAMES:
                     whole[name][rows, places] = batch[name][rows, places]
         out.append({name: values[:, indices] for name, values in whole.items()})
@@ -69,10 +69,10 @@ def digests(found):
 def test_a_row_is_what_packing_makes_of_the_whole_documents(seq_len):
     store = make_store()
     for row in whole_rows(store, packing_plan.packed, seq_len)[0]:
-        pieces = [packing.segment(store.documents[d], None, BYTES.bos_id, int(start), int(stop))
+        segments = [packing.segment(store.documents[d], None, BYTES.bos_id, int(start), int(stop))
                   for d, start, stop in zip(row.document, row.start, row.stop, strict=True)]
         found = read(row, StoreDocuments(store, BYTES.bos_id), [(0, seq_len)])
-        for name, expected in packing.pack(pieces, seq_len).items():
+        for name, expected in packing.pack(segments, seq_len).items():
             np.testing.assert_array_equal(found[name], expected, err_msg=name)
             assert found[name].dtype == expected.dtype
 
@@ -104,7 +104,7 @@ def test_targets_never_cross_a_document_and_positions_agree_with_offsets(mode):
 
 
 @pytest.mark.parametrize('mode', MODES)
-def test_any_parts_of_a_row_are_parts_of_the_whole(mode):
+def test_any_ranges_of_a_row_equal_those_of_the_complete_row(mode):
     rng = np.random.default_rng(0)
     rows, documents = whole_rows(make_store(), mode, 300)
     for row in rows:
@@ -116,7 +116,7 @@ def test_any_parts_of_a_row_are_parts_of_the_whole(mode):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_columns_are_read_in_runs_and_put_where_the_layout_wants_them(layout):
+def test_columns_are_read_in_runs_and_placed_as_the_layout_says(layout):
     indices = permutation(layout, 64, 4)
     for slices in [{(0, 16)}, {(16, 32), (48, 64)}, {(0, 64)}, {(3, 9)}]:
         plan = read_plan(indices, slices)
@@ -154,7 +154,8 @@ def test_resume_on_another_mesh_and_number_of_processes_hash_for_hash(options):
 
 @pytest.mark.parametrize('layout, most', [('contiguous', 1.05), ('zigzag', 1.05), ('striped', 2.05)])
 def test_a_process_reads_its_share(layout, most):
-    """16 hosts of one device; a striped device needs two tokens for each of its places: it and the one after it."""
+    """16 hosts of one device; a striped device needs two tokens for each of its places: it and the one after
+    it."""
     store = make_store(count=40, median=3000)
     seq_len, total = 2**14, 0
     for process in range(16):
@@ -166,12 +167,12 @@ def test_a_process_reads_its_share(layout, most):
     assert total >= 4 * (seq_len - 200)
 
 
-def test_what_several_devices_of_a_process_hold_is_read_once():
+def test_shards_of_several_devices_of_a_process_are_read_once():
     store = make_store(count=40, median=3000)
     stream = StoreSource(store, BYTES)
-    part = held(1, 4096, (1, 8), 0, 1)
-    batch, _ = ShardedLoader(stream, 1, 4096, 'striped', 8, held=part + part)._make()
-    assert stream.documents.bytes_read <= 4 * 4097 and batch['tokens'][part[3]].shape == (1, 512)
+    shard = held(1, 4096, (1, 8), 0, 1)
+    batch, _ = ShardedLoader(stream, 1, 4096, 'striped', 8, held=shard + shard)._make()
+    assert stream.documents.bytes_read <= 4 * 4097 and batch['tokens'][shard[3]].shape == (1, 512)
     assert batch['tokens'][np.array([[0]]), slice(0, 512)].shape == (1, 1, 512)
     assert batch['loss_mask'].dtype == np.float32 and batch['tokens'].dtype == np.int32
 
@@ -209,7 +210,7 @@ def test_recall_and_copy_rows_are_those_of_the_recall_module_over_text_of_the_st
 
 def test_long_rows_are_one_stretch_of_one_document():
     store = MemoryStore([np.arange(n) % 200 for n in (30, 90, 40, 64)])
-    stream, seen = StoreSource(store, BYTES, {'long': 1}), set()
+    stream, starts = StoreSource(store, BYTES, {'long': 1}), set()
     for _ in range(200):
         row = read(stream.next_sequence(65), stream.documents, [(0, 65)])
         assert row['tokens'][0] == BYTES.bos_id and (row['segment_ids'] == 1).all()
@@ -217,8 +218,8 @@ def test_long_rows_are_one_stretch_of_one_document():
         assert (np.diff(row['tokens'][1:]) == 1).all()
         np.testing.assert_array_equal(row['targets'][:-1], row['tokens'][1:])
         np.testing.assert_array_equal(row['loss_mask'], np.arange(65) < 64)
-        seen.add(int(row['tokens'][1]))
-    assert seen == set(range(27))  # every stretch of the two documents that are long enough
+        starts.add(int(row['tokens'][1]))
+    assert starts == set(range(27))  # every stretch of the two documents that are long enough
     with pytest.raises(ValueError, match="kind 'long' needs documents of seq_len 92 tokens"):
         stream.next_sequence(92)
 

@@ -21,7 +21,7 @@ def corpus(vocab_size=300, seed=0):
 
 
 def write(folder, documents, vocab_size=300, shard_tokens=60, tokenizer_hash='t', finish=True):
-    """The documents as a store, in parts of 17 tokens; goes on where a stopped one was."""
+    """The documents as a store, 17 tokens at a time; continues one that was stopped."""
     ids = np.concatenate([ids for _, _, ids in documents])
     ends = np.cumsum([len(ids) for _, _, ids in documents])
     writer = Writer(folder, tokenizer_hash, vocab_size, {'seed': 0})
@@ -37,7 +37,7 @@ def write(folder, documents, vocab_size=300, shard_tokens=60, tokenizer_hash='t'
                 writer.close_shard(int(at))
         return writer.finish(int(at)) if finish else None
     finally:
-        writer._lock.close()  # what the system does when a process ends; no more, so nothing is tidied up
+        writer._lock.close()  # as the system does when a process ends, without any cleanup
 
 
 def contents(folder):
@@ -45,7 +45,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize('vocab_size, dtype', [(2**16, '<u2'), (2**16 + 1, '<i4')])
-def test_documents_come_back_in_any_part(tmp_path, vocab_size, dtype):
+def test_documents_are_read_in_any_range(tmp_path, vocab_size, dtype):
     documents = corpus(vocab_size)
     store = write(tmp_path / 's', documents, vocab_size)
     full = [(name, source, ids) for name, source, ids in documents if len(ids)]
@@ -60,19 +60,19 @@ def test_documents_come_back_in_any_part(tmp_path, vocab_size, dtype):
             got = store.tokens(number, start, stop)
             assert got.dtype == np.int32
             np.testing.assert_array_equal(got, ids[start:stop])
-    # Any reader of .npy sees the same stream; the longest document lies in several shards.
+    # Any reader of .npy reads the same stream; the longest document lies in several shards.
     shards = [np.load(path) for path in sorted((tmp_path / 's').glob('shard-*.npy'))]
     assert len(shards) > 5 and {shard.dtype.str for shard in shards} == {dtype} and len(shards[0]) < 250
     np.testing.assert_array_equal(np.concatenate(shards), np.concatenate([ids for _, _, ids in full]))
     again = pickle.loads(pickle.dumps(store))
     assert again.fingerprint == store.fingerprint and list(again.names) == list(store.names)
-    seen = []
-    again.verify(lambda *bytes_done: seen.append(bytes_done))
-    assert seen[-1][0] == seen[-1][1] == sum(map(len, contents(tmp_path / 's').values())) - os.path.getsize(
+    calls = []
+    again.verify(lambda *bytes_done: calls.append(bytes_done))
+    assert calls[-1][0] == calls[-1][1] == sum(map(len, contents(tmp_path / 's').values())) - os.path.getsize(
         tmp_path / 's' / 'index.json')
 
 
-def test_stopped_at_any_rename_it_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+def test_stopped_at_any_rename_it_continues_to_the_same_bytes(tmp_path, monkeypatch):
     documents = corpus()
     whole = contents(write(tmp_path / 'whole', documents).folder)
     monkeypatch.setattr(store_writer.os, 'fsync', lambda file: None)  # there are thousands of them here

@@ -20,10 +20,10 @@ SCRIPT = ROOT / 'experiments' / 'tokenize_corpus.py'
 WORDS = 'the cat sat on a mat, didn\'t it? 1234 naïve 北京 "quoted" (x) {y: [z]}'.split()
 
 
-def text(rng, words):
+def text(rng, count):
     """Prose with lines, paragraphs and runs of blanks."""
-    seps = rng.choice(['\n', '\n\n', '  ', '\t', ' '], words, p=[.1, .02, .02, .01, .85])
-    return ''.join(word + sep for word, sep in zip(rng.choice(WORDS, words), seps, strict=True))
+    seps = rng.choice(['\n', '\n\n', '  ', '\t', ' '], count, p=[.1, .02, .02, .01, .85])
+    return ''.join(word + sep for word, sep in zip(rng.choice(WORDS, count), seps, strict=True))
 
 
 @pytest.fixture(scope='module')
@@ -144,15 +144,15 @@ def test_bad_documents_are_refused_or_counted(tmp_path):
     (tmp_path / 'in' / 'c.txt').write_text('three')
     with pytest.raises(ValueError, match='a.txt line 2 is not UTF-8 text.*or skip such documents'):
         tokenize_corpus([tmp_path / 'in'], 'bytes', tmp_path / 's', workers=1)
-    seen = []
+    skipped = []
     store = tokenize_corpus([tmp_path / 'in'], 'bytes', tmp_path / 's', workers=1, skip_bad=True,
-                            progress=lambda p: seen.extend(p.skipped))
+                            progress=lambda p: skipped.extend(p.skipped))
     assert list(store.names) == ['b.jsonl:1', 'b.jsonl:3', 'c.txt'] and store.lengths.tolist() == [3, 1, 5]
-    assert store.counts['bad'] == 2 and ['a.txt line 2' in seen[0], 'b.jsonl line 2' in seen[1]] == [True, True]
+    assert store.counts['bad'] == 2 and ['a.txt line 2' in skipped[0], 'b.jsonl line 2' in skipped[1]] == [True, True]
 
 
 def test_a_corpus_is_corrected(tmp_path):
-    """Before the first shard is closed nothing is begun; after it the refusal says what to remove."""
+    """Before the first shard is closed nothing is kept; after it the error names the folder to remove."""
     def write(name, text):
         (tmp_path / name).write_text(text)
         return tokenize_corpus([tmp_path / 'a.jsonl', tmp_path / 'b.jsonl'], 'bytes', tmp_path / 's', workers=1,
@@ -169,7 +169,7 @@ def test_a_corpus_is_corrected(tmp_path):
     assert write('b.jsonl', '{"text": "y"}\n').num_documents == 2
 
 
-def test_what_cannot_begin(tmp_path):
+def test_corpora_and_options_that_are_refused(tmp_path):
     (tmp_path / 'empty.txt').write_text('')
     for specs, options, message in [
             ([''], {}, 'the name of a corpus is empty; give a folder'),
@@ -183,8 +183,8 @@ def test_what_cannot_begin(tmp_path):
 
 
 def test_groups_do_not_depend_on_where_reading_begins(folder):
-    words = tokenizer.load('bytes')
-    groups = list(tokenize_module._groups([folder / 'files'], words, corpus_files.FIELDS, [0, 0]))
+    bytes_tokenizer = tokenizer.load('bytes')
+    groups = list(tokenize_module._groups([folder / 'files'], bytes_tokenizer, corpus_files.FIELDS, [0, 0]))
     assert len(groups) > 4 and groups[-1][1].bytes_done == sum(p.stat().st_size for p in (folder / 'files').rglob('*.*'))
     for number in range(len(groups) - 1):
-        assert list(tokenize_module._groups([folder / 'files'], words, corpus_files.FIELDS, groups[number][1].cursor)) == groups[number + 1:]
+        assert list(tokenize_module._groups([folder / 'files'], bytes_tokenizer, corpus_files.FIELDS, groups[number][1].cursor)) == groups[number + 1:]

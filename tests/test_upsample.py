@@ -26,8 +26,8 @@ def small_windows(monkeypatch):
     monkeypatch.setattr('lct.data.batches.store_source.MIN_TOKENS', 2**17)
 
 
-def seen(stream):
-    """(tokens int64 [n], document int64 [n]) of the pieces of twenty windows."""
+def drawn(stream):
+    """(tokens int64 [n], document int64 [n]) of the fragments of twenty windows."""
     rows, windows = [], 0
     while windows < 20:
         rows.append(stream.next_sequence(4096))
@@ -38,7 +38,7 @@ def seen(stream):
 
 def test_long_documents_rise_inside_each_source_and_the_mix_stays(store):
     before, long_before = profile(store.lengths, store.source_of, 3, 400)
-    sizes, document = seen(StoreSource(store, BYTES, upsample=RECIPE))
+    sizes, document = drawn(StoreSource(store, BYTES, upsample=RECIPE))
     source, length = store.source_of[document], store.lengths[document]
     tokens = np.bincount(source, sizes)
     np.testing.assert_allclose(tokens / tokens.sum(), before, atol=0.003)
@@ -54,7 +54,7 @@ def test_long_documents_rise_inside_each_source_and_the_mix_stays(store):
 
 def test_without_it_the_same_mix_has_the_lengths_of_the_store(store):
     before, long_before = profile(store.lengths, store.source_of, 3, 400)
-    sizes, document = seen(StoreSource(store, BYTES, token_shares(store)))
+    sizes, document = drawn(StoreSource(store, BYTES, token_shares(store)))
     tokens = np.bincount(store.source_of[document], sizes)
     np.testing.assert_allclose(tokens / tokens.sum(), before, atol=0.003)
     assert sizes[store.lengths[document] >= 400].sum() / sizes.sum() == pytest.approx(long_before, abs=0.02)
@@ -68,7 +68,7 @@ def test_a_long_document_comes_once_an_epoch_and_a_short_one_in_a_tenth_of_them(
     assert found[:, ::2].any(0).mean() > 0.98  # others in each epoch
 
 
-def test_what_is_no_recipe_is_refused(store):
+def test_impossible_recipes_are_refused(store):
     for recipe in (Upsample(0, 0.1), Upsample(4096, 1.5), Upsample(4096, -0.1)):
         with pytest.raises(ValueError, match='is not possible'):
             StoreSource(store, BYTES, upsample=recipe)

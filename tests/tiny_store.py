@@ -36,7 +36,7 @@ def lognormal(rng, count, median=60, sigma=1.2, longest=10**9):
 
 
 def make_store(seed=0, count=60, **options):
-    """Documents of random bytes; the number of a document can be told from its tokens in no way."""
+    """Documents of random bytes; the tokens do not reveal the number of their document."""
     rng = np.random.default_rng(seed)
     documents = [rng.integers(0, 256, n) for n in lognormal(rng, count, **options)]
     return MemoryStore(documents, ('books', 'code', 'web'), rng.integers(0, 3, count))
