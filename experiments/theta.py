@@ -27,11 +27,13 @@ similar: tokens up to which similar keys stand out (Base of RoPE bounds context 
 
 
 def run():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', required=True, help=f"a folder, 'smollm2', or one of {', '.join(SIZES)}")
     parser.add_argument('--target', required=True, help='tokens: 1048576, 1M, 64K')
     parser.add_argument('--theta', type=float, help='your choice, to be judged with the others')
-    parser.add_argument('--trained', type=int, help='tokens that it was trained on; default what its config says')
+    parser.add_argument('--trained', type=int,
+                        help='tokens that it was trained on; default what its config says')
     args = parser.parse_args()
     config = config_of(args.model)
     trained = args.trained or config.rope.original_max_position or config.max_position_embeddings
@@ -50,8 +52,8 @@ def config_of(name):
 def report(name, config, trained, target, chosen=None):
     """Lines: the model, the table, the legend, and a warning if there is reason for one."""
     if target <= trained:
-        raise ValueError(f'target {target} is within the {trained} tokens that the model was trained on and needs no '
-                         f'other theta; use a target above {trained}')
+        raise ValueError(f'target {target} is within the {trained} tokens that the model was trained on and '
+                         f'needs no other theta; use a target above {trained}')
     head_dim, base = config.head_dim, config.rope_theta
     turned = theta.critical_dimension(base, trained, head_dim)
     judged = RopeConfig(chosen) if chosen else config.rope
@@ -65,8 +67,8 @@ def report(name, config, trained, target, chosen=None):
     return [
         f'{name}: theta {base:,.0f}, trained to {trained:,} tokens, head_dim {head_dim}; target {target:,}, '
         f'{factor:g} times longer',
-        f'critical dimension {turned} of {head_dim}: so many made a full turn in training; similar keys stand out up '
-        f'to {own:,} tokens', '', *table(COLUMNS, rows).splitlines(), '',
+        f'critical dimension {turned} of {head_dim}: so many made a full turn in training; similar keys '
+        f'stand out up to {own:,} tokens', '', *table(COLUMNS, rows).splitlines(), '',
         *(f'{name:22}{promise}' for name, _, promise in ways), '', LEGEND,
         *warning(judged, base, trained, target, head_dim),
     ]
@@ -84,9 +86,11 @@ def choices(base, trained, target, head_dim):
         ('dynamic NTK, alpha 4', RopeConfig(dynamic), "Gradient's rule, there from stage to stage"),
         ('critical base', RopeConfig(critical), 'extrapolates once tuned at the target'),
         ("law's inverse", RopeConfig(inverse), "smallest theta whose bound is the target"),
-        ('lower bound', RopeConfig(theta.lower_bound(target, head_dim)), 'similar keys stand out up to the target'),
+        ('lower bound', RopeConfig(theta.lower_bound(target, head_dim)), 'similar keys stand out up to the '
+                                                                         'target'),
         ('PI', RopeConfig(base, 'linear', factor), 'every period longer by the factor; about 1,000 steps'),
-        ('YaRN', RopeConfig(base, 'yarn', **scaled), 'long periods as in PI, short ones kept; about 400 steps'),
+        ('YaRN', RopeConfig(base, 'yarn', **scaled), 'long periods as in PI, short ones kept; about 400 '
+                                                     'steps'),
         ('llama3', RopeConfig(base, 'llama3', **scaled), 'as YaRN, other blend, no attention factor'),
     ]
 
@@ -112,13 +116,15 @@ def law(inv_freq, turned):
 
 def warning(config, base, trained, target, head_dim):
     """One line if the scaling law's bound of a RopeConfig is below the target, else none."""
-    bound = law(rope.frequencies(config, head_dim, target)[0], theta.critical_dimension(base, trained, head_dim))
+    bound = law(rope.frequencies(config, head_dim, target)[0],
+                theta.critical_dimension(base, trained, head_dim))
     if reaches(bound, target):
         return []
-    return ['', f'WARNING: target {target:,} is beyond the {bound:,.0f} tokens that theta {config.theta:,.0f} '
+    return ['', f'WARNING: target {target:,} is beyond the {bound:,.0f} tokens that theta '
+                f'{config.theta:,.0f} '
             f'({config.type}) supports by the scaling law: it takes a theta of '
-            f'{theta.theta_for_bound(target, base, trained, head_dim):,.0f}, and to extrapolate further the critical '
-            f'base {rope.critical_base(base, trained, target):,.0f}']
+            f'{theta.theta_for_bound(target, base, trained, head_dim):,.0f}, and to extrapolate further the '
+            f'critical base {rope.critical_base(base, trained, target):,.0f}']
 
 
 def reaches(bound, target):

@@ -1,4 +1,5 @@
-"""The cost model against what others counted: published formulas and tables, compiled programs, brute force."""
+"""The cost model against what others counted: published formulas and tables, compiled programs, brute
+force."""
 
 import dataclasses
 import json
@@ -25,8 +26,10 @@ GiB, M = 2**30, 2**20
 WHOLE = Step(LLAMA3_8B, (1, 1, 512, 1), M, dtype='bfloat16')  # Llama-3-8B, a million tokens, one ring of 512
 
 
-def step(mesh=(1, 1, 64, 1), strategy='ring', node_size=1, remat='full', ffn_chunks=8, config=LLAMA3_8B, seq_len=M, **rest):
-    return Step(config, mesh, seq_len, memory=Memory(remat, Attention(strategy, node_size, Chunks(512, 512)), ffn_chunks, dtype='bfloat16'),
+def step(mesh=(1, 1, 64, 1), strategy='ring', node_size=1, remat='full', ffn_chunks=8, config=LLAMA3_8B,
+         seq_len=M, **rest):
+    return Step(config, mesh, seq_len, memory=Memory(remat, Attention(strategy, node_size, Chunks(512, 512)),
+                                                     ffn_chunks, dtype='bfloat16'),
                 **{'dtype': 'bfloat16', **rest})
 
 
@@ -42,7 +45,8 @@ def test_matmul_parameters_of_the_published_models():
 
 # causal model FLOPs of a token: 6 P + 6 L N H T
 @pytest.mark.parametrize(('config', 'seq_len', 'expected'), [
-    (LLAMA3_8B, 2**16, 9.66e10), (LLAMA3_8B, 2**18, 2.51e11), (LLAMA3_8B, 2**19, 4.57e11), (LLAMA3_8B, 2**20, 8.70e11),
+    (LLAMA3_8B, 2**16, 9.66e10), (LLAMA3_8B, 2**18, 2.51e11), (LLAMA3_8B, 2**19, 4.57e11),
+    (LLAMA3_8B, 2**20, 8.70e11),
     (LLAMA3_8B, 2**22, 3.34e12), (LLAMA3_70B, 2**16, 6.75e11), (LLAMA3_70B, 2**18, 1.45e12),
     (LLAMA3_70B, 2**19, 2.48e12), (LLAMA3_70B, 2**20, 4.54e12),
 ])
@@ -52,8 +56,8 @@ def test_model_flops_of_a_token(config, seq_len, expected):
 
 
 def test_flops_that_a_compiled_step_counts():
-    """5,181.8 TFLOP a device: Llama-3-8B, 1M tokens, 512 devices, no hop skipped, counted in HLO with trip counts.
-    That program ran the head's product once more in its backward."""
+    """5,181.8 TFLOP a device: Llama-3-8B, 1M tokens, 512 devices, no hop skipped, counted in HLO with trip
+    counts. That program ran the head's product once more in its backward."""
     again = 2 * LLAMA3_8B.vocab_size * LLAMA3_8B.embed_dim * WHOLE.local
     assert (cost.work(WHOLE, causal=False).total + again) / 1e12 == pytest.approx(5181.8, rel=1e-4)
 
@@ -61,21 +65,25 @@ def test_flops_that_a_compiled_step_counts():
 def brute_pairs(name, seq_len, ring):
     """The most pairs that any device sees, hop by hop, summed over the hops of a ring."""
     mine = layouts.permutation(name, seq_len, ring).reshape(ring, -1)
-    hops = [[int((mine[i][:, None] >= mine[(i - hop) % ring][None]).sum()) for i in range(ring)] for hop in range(ring)]
+    hops = [[int((mine[i][:, None] >= mine[(i - hop) % ring][None]).sum()) for i in range(ring)]
+            for hop in range(ring)]
     return sum(max(hop) for hop in hops)
 
 
 @pytest.mark.parametrize('name', ['contiguous', 'zigzag', 'striped'])
 def test_pairs_that_a_ring_waits_for(name):
-    small = Step(LLAMA3_8B, (1, 1, 8, 1), 256, memory=Memory(attention=Attention(chunks=Chunks(1, 1))), layout=name)
+    small = Step(LLAMA3_8B, (1, 1, 8, 1), 256, memory=Memory(attention=Attention(chunks=Chunks(1, 1))),
+                 layout=name)
     expected = brute_pairs(name, 256, 8)
     exact = name == 'contiguous'
     assert cost.busiest_pairs(small) == pytest.approx(expected, rel=0 if exact else 0.04)
 
 
 def test_causal_work_halves_with_a_balanced_layout():
-    balanced, left = (cost.busiest_pairs(dataclasses.replace(WHOLE, layout=name)) for name in ('zigzag', 'contiguous'))
-    assert left / balanced == pytest.approx(2, rel=0.01)  # Striped Attention, section 3: at most twice as fast
+    balanced, left = (cost.busiest_pairs(dataclasses.replace(WHOLE, layout=name))
+                      for name in ('zigzag', 'contiguous'))
+    # Striped Attention, section 3: at most twice as fast
+    assert left / balanced == pytest.approx(2, rel=0.01)
 
 
 def test_a_window_makes_work_linear():
@@ -103,7 +111,8 @@ def gib(one, axis, flow):
     (step(strategy='all_to_all_ring', node_size=8), 'sequence', 'ring', 73.67),
     (step(strategy='all_to_all_ring', node_size=8), 'sequence', 'collective', 26.42),
     (step(strategy='all_gather_ring', node_size=8), 'sequence', 'ring', 72.08),
-    (step(strategy='all_gather_ring', node_size=8), 'sequence', 'collective', 616.7 - 56.0),  # less the weights
+    # less the weights
+    (step(strategy='all_gather_ring', node_size=8), 'sequence', 'collective', 616.7 - 56.0),
     (step(strategy='all_gather'), 'sequence', 'collective', 560.3 - 56.0),
     (step((1, 8, 64, 1), batch_size=8), 'fsdp+sequence', 'collective', 56.78),
     (step((2, 1, 2, 2), seq_len=2**16, batch_size=2), 'data+fsdp+sequence', 'collective', 21.95),
@@ -125,7 +134,8 @@ def test_a_single_device_sends_nothing():
 
 # Ring Attention, table 2: (FLOP/s, link, thousands of tokens of the smallest block); printed to two digits
 @pytest.mark.parametrize(('flops', 'link', 'thousands'), [
-    (312e12, 300e9, 1.0), (312e12, 12.5e9, 24.5), (123e12, 112e9, 1.1), (275e12, 268e9, 1.0), (196e12, 186e9, 1.1),
+    (312e12, 300e9, 1.0), (312e12, 12.5e9, 24.5), (123e12, 112e9, 1.1), (275e12, 268e9, 1.0),
+    (196e12, 186e9, 1.1),
 ])
 def test_least_block_of_ring_attention(flops, link, thousands):
     assert timing.least_block(flops, link) / 1000 == pytest.approx(thousands, abs=0.06, rel=0.03)
@@ -198,7 +208,9 @@ def test_reading_is_a_forward():
 def test_what_stays_is_what_the_program_is_handed():
     """98,361,364 bytes of arguments in the compiled step, bf16; moments come in as bf16 too."""
     stays = buffers(WHOLE).stays
-    assert stays['weights'] + stays['moments of AdamW'] + stays['batch'] == pytest.approx(98_361_364, rel=0.03)  # rope tables
+    # rope tables
+    assert stays['weights'] + stays['moments of '
+                                    'AdamW'] + stays['batch'] == pytest.approx(98_361_364, rel=0.03)
 
 
 def test_layer_inputs_on_the_host_are_exact():
@@ -208,16 +220,19 @@ def test_layer_inputs_on_the_host_are_exact():
 @pytest.mark.parametrize(('more', 'less'), [
     ('none', 'dots'), ('dots', 'attention'), ('attention', 'full'), ('full', 'offload')])
 def test_each_policy_keeps_less(more, less):
-    needed = [buffers(step((1, 8, 64, 1), batch_size=8, remat=remat, ffn_chunks=1)).peak for remat in (more, less)]
+    needed = [buffers(step((1, 8, 64, 1), batch_size=8, remat=remat, ffn_chunks=1)).peak
+              for remat in (more, less)]
     assert needed[0] > needed[1]
 
 
 COMPILED = json.loads(check_plan_memory.RESULTS.read_text())
-POINTS = [p for p in check_plan_memory.CALIBRATION + check_plan_memory.HELD_OUT if check_plan_memory.key(p) in COMPILED]
+POINTS = [p for p in check_plan_memory.CALIBRATION + check_plan_memory.HELD_OUT
+          if check_plan_memory.key(p) in COMPILED]
 
 
-# Held out and missed: 1.28 of the compiled size. What a loop over micro-batches keeps of embedding and head was counted
-# where the layer inputs stay on the device; with offload the compiler keeps less. The error is on the safe side.
+# Held out and missed: 1.28 of the compiled size. What a loop over micro-batches keeps of embedding and head
+# was counted where the layer inputs stay on the device; with offload the compiler keeps less. The error is on
+# the safe side.
 MISSED = [p for p in POINTS if p[0] == 'l40s:128']
 
 

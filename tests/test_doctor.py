@@ -40,7 +40,8 @@ def test_a_healthy_machine(examine, tmp_path, monkeypatch):
     monkeypatch.setenv('XLA_FLAGS', '')  # whose check starts a process
     status, out = examine()
     assert status == 0 and 'FAIL' not in out, out
-    for line in ('ok    versions', 'ok    devices    8 x cpu', 'ok    links      a ring of 8 rotates', 'ok    disk',
+    for line in ('ok    versions', 'ok    devices    8 x cpu', 'ok    links      a ring of 8 rotates',
+                 'ok    disk',
                  'ok    training   two steps on 2x1x4x1'):
         assert line in out
     assert 'JAX_DISABLE_MOST_OPTIMIZATIONS=1 slows everything down' in out  # as these tests do
@@ -73,7 +74,8 @@ def test_accelerators_that_jax_does_not_see(examine, monkeypatch):
 
 
 def test_a_full_disk_and_one_that_cannot_be_written(examine, monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor.shutil, 'disk_usage', lambda path: doctor.shutil._ntuple_diskusage(10, 9, 10**8))
+    monkeypatch.setattr(doctor.shutil, 'disk_usage',
+                        lambda path: doctor.shutil._ntuple_diskusage(10, 9, 10**8))
     status, out = examine('disk')
     assert status == 1 and 'has 0.10 GB free; free some' in out
     (tmp_path / 'runs').rmdir()

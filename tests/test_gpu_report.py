@@ -19,7 +19,8 @@ def script(monkeypatch):
 
 
 def test_attention_is_timed_and_what_cannot_run_has_its_reason(script, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, 'argv', ['gpu', '--quick', '--parts', 'attention', '--json', str(tmp_path / 'r.json')])
+    monkeypatch.setattr(sys, 'argv', ['gpu', '--quick', '--parts', 'attention', '--json',
+                                      str(tmp_path / 'r.json')])
     script('__main__')
     rows = json.loads((tmp_path / 'r.json').read_text())['attention']
     timed = {(row['what'], row['direction']) for row in rows if 'seconds' in row}

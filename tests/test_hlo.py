@@ -1,5 +1,5 @@
-"""Reading compiled programs: what the parser says against what is known by hand, and what a compiler for GPUs that
-are not here makes of ring attention."""
+"""Reading compiled programs: what the parser says against what is known by hand, and what a compiler for GPUs
+that are not here makes of ring attention."""
 
 import functools
 import json
@@ -25,8 +25,8 @@ DEGREES = {'data': 1, 'fsdp': 2, 'sequence': 4, 'tensor': 1}
 
 @pytest.mark.parametrize('platform', ('cuda', 'tpu'))
 def test_golden_program_is_read_as_it_was_written(platform):
-    """experiments/golden/make_golden_hlo.py: f32 [8, 128] a device is 4096 bytes; a sum sends 2 * 1/2 of it around a ring
-    of two, a gather over eight devices the whole of it seven times."""
+    """experiments/golden/make_golden_hlo.py: f32 [8, 128] a device is 4096 bytes; a sum sends 2 * 1/2 of it
+    around a ring of two, a gather over eight devices the whole of it seven times."""
     program = hlo.Program((GOLDEN / f'hlo_{platform}.txt').read_text())
     found = {(t.kind, t.axes): t for t in program.transfers(DEGREES) if t.times == 1}
     assert {key: t.sent for key, t in found.items()} == {
@@ -46,7 +46,8 @@ def test_a_transfer_that_ends_before_the_loop_is_exposed(platform):
     """The same text with the hop's done moved up to its start."""
     lines = (GOLDEN / f'hlo_{platform}.txt').read_text().splitlines()
     start = next(i for i, line in enumerate(lines) if '%collective-permute-start = ' in line)
-    done = next(i for i, line in enumerate(lines) if 'collective-permute-done(%collective-permute-start)' in line)
+    done = next(i for i, line in enumerate(lines)
+                if 'collective-permute-done(%collective-permute-start)' in line)
     lines.insert(start + 1, lines.pop(done))
     transfers = hlo.Program('\n'.join(lines)).transfers(DEGREES)
     assert [t.hidden for t in transfers if t.times == 3] == [False]
@@ -65,7 +66,8 @@ def test_a_loop_of_unknown_length_makes_a_lower_bound():
     ('replica_groups=[1,8]<=[8]', [[0, 1, 2, 3, 4, 5, 6, 7]], ('fsdp', 'sequence')),
     ("replica_groups=mesh['x'=2,'y'=4] {'y'}, x", [[0, 1, 2, 3], [4, 5, 6, 7]], ('sequence',)),
     ("replica_groups=mesh['x'=2,'y'=4] {'x','y'}", [[0, 1, 2, 3, 4, 5, 6, 7]], ('fsdp', 'sequence')),
-    ("replica_groups=mesh['x'=4,'y'=2], device_ids=([2,4]T(1,0)) {'y'}", [[0, 4], [1, 5], [2, 6], [3, 7]], ('fsdp',)),
+    ("replica_groups=mesh['x'=4,'y'=2], device_ids=([2,4]T(1,0)) {'y'}", [[0, 4], [1, 5], [2, 6], [3, 7]],
+     ('fsdp',)),
     ('source_target_pairs={{0,4},{4,0}}', [[0, 4], [4, 0]], ('fsdp',)),
     ('replica_groups={}, use', [], ('fsdp', 'sequence')),
 ])
@@ -80,7 +82,8 @@ def test_device_groups_of_an_unknown_form_are_refused():
 
 
 @pytest.mark.parametrize(('shape', 'size'), [
-    (('f32', (2, 3)), 24), (('bf16', (5,)), 10), (('pred', (7,)), 7), (('s4', (3,)), 2), (('f8e4m3fn', (6,)), 6),
+    (('f32', (2, 3)), 24), (('bf16', (5,)), 10), (('pred', (7,)), 7), (('s4', (3,)), 2),
+    (('f8e4m3fn', (6,)), 6),
     (('c64', ()), 8), (('token', ()), 0),
 ])
 def test_bytes_of_a_shape(shape, size):
@@ -94,8 +97,8 @@ def test_text_that_is_not_scheduled_is_refused():
 
 
 def test_ring_attention_on_cpu_sends_what_it_should():
-    """Compiled here, for virtual devices: ring_size - 1 rotations of k and v, float32, and the largest tensor is no
-    mask and no matrix of scores."""
+    """Compiled here, for virtual devices: ring_size - 1 rotations of k and v, float32, and the largest tensor
+    is no mask and no matrix of scores."""
     ring, size = 4, {'B': 2, 'T': 256, 'N': 4, 'K': 2, 'H': 16}
     mesh = sharding.make_mesh((1, 2, ring, 1))
     with jax.set_mesh(mesh):
@@ -112,13 +115,16 @@ def test_ring_attention_on_cpu_sends_what_it_should():
 
 
 def test_the_backward_on_cpu_takes_no_memory_while_the_forward_runs():
-    """In arrays of a device's share of q: fewer than seven, and eight if nothing holds the backward's keys back."""
+    """In arrays of a device's share of q: fewer than seven, and eight if nothing holds the backward's keys
+    back."""
     ring, tokens, heads, head_dim = 4, 8192, 2, 16
     split = P(None, 'sequence')
-    attention = jax.shard_map(functools.partial(ring_attention, axis_name='sequence', options=AttentionOptions(Chunks(32, 32))),
+    attention = jax.shard_map(functools.partial(ring_attention, axis_name='sequence',
+                                                options=AttentionOptions(Chunks(32, 32))),
                               in_specs=(split,) * 5, out_specs=split)
     with jax.set_mesh(sharding.make_mesh((1, 1, ring, 1))):
-        place = functools.partial(jax.ShapeDtypeStruct, sharding=jax.NamedSharding(jax.sharding.get_mesh(), split))
+        place = functools.partial(jax.ShapeDtypeStruct,
+                                  sharding=jax.NamedSharding(jax.sharding.get_mesh(), split))
         x, where = place((1, tokens, heads, head_dim), jnp.float32), place((1, tokens), jnp.int32)
         gradients = lambda q, k, v, dout, *where: jax.vjp(lambda *x: attention(*x, *where), q, k, v)[1](dout)
         memory = hlo.memory_of(jax.jit(gradients).lower(x, x, x, x, where, where).compile())
@@ -133,7 +139,8 @@ def test_a_gather_and_a_scatter_on_cpu():
         return jax.lax.psum_scatter(whole * 2, 'fsdp', tiled=True)
 
     with jax.set_mesh(mesh):
-        x = jax.ShapeDtypeStruct((64, 128), jnp.float32, sharding=jax.NamedSharding(mesh, P(('fsdp', 'sequence'))))
+        x = jax.ShapeDtypeStruct((64, 128), jnp.float32,
+                                 sharding=jax.NamedSharding(mesh, P(('fsdp', 'sequence'))))
         function = jax.shard_map(shard, in_specs=P(('fsdp', 'sequence')), out_specs=P(('fsdp', 'sequence')))
         text = jax.jit(function).lower(x).compile().as_text()
     sent = {(t.kind, t.axes): t.sent for t in hlo.Program(text).transfers(DEGREES)}
@@ -145,7 +152,8 @@ def test_a_gather_and_a_scatter_on_cpu():
 
 @pytest.mark.parametrize(('text', 'message'), [
     ('rtx:8', 'is not one of l40s'), ('l40s', 'for example l40s:512'), ('l40s:0', 'for example l40s:512'),
-    ('h100:12', 'do not fill nodes of 8'), ('v5e:4', 'is not one of'), ('v5p:4x4', 'write for example v5p:4x4x4'),
+    ('h100:12', 'do not fill nodes of 8'), ('v5e:4', 'is not one of'),
+    ('v5p:4x4', 'write for example v5p:4x4x4'),
 ])
 def test_an_unknown_target_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
@@ -191,8 +199,10 @@ def test_a_step_of_llama3_8b_at_a_million_tokens_on_512_l40s(tmp_path):
     script = pathlib.Path(__file__).parent.parent / 'experiments' / 'compile_report.py'
     environment = {name: value for name, value in os.environ.items()
                    if name not in ('XLA_FLAGS', 'JAX_DISABLE_MOST_OPTIMIZATIONS')}
-    subprocess.run([sys.executable, script, '--target', 'l40s:512', '--stage', '3', '--results', tmp_path / 'new',
-                    '--step', script.parent / 'configs' / 'published' / 'gradient_llama3_8b.py'], check=True, env=environment)
+    subprocess.run([sys.executable, script, '--target', 'l40s:512', '--stage', '3', '--results',
+                    tmp_path / 'new',
+                    '--step', script.parent / 'configs' / 'published' / 'gradient_llama3_8b.py'], check=True,
+                   env=environment)
     record, = json.loads((tmp_path / 'new' / 'compile_l40s_512.json').read_text())['programs'].values()
     ring = [t for t in record['transfers'] if t['kind'] == 'collective-permute']
     assert ring and all(t['hidden'] and t['axes'] == ['sequence'] for t in ring)

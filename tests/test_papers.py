@@ -1,5 +1,5 @@
-"""The papers, reproduced: every script runs by its plain command, what is committed is what it writes, and the figures
-that have an oracle meet it."""
+"""The papers, reproduced: every script runs by its plain command, what is committed is what it writes, and
+the figures that have an oracle meet it."""
 
 import dataclasses
 import functools
@@ -28,7 +28,8 @@ from lct.plan.longest import longest_context
 PAPERS = pathlib.Path(__file__).parents[1] / 'experiments' / 'papers'
 
 
-SCRIPTS = ('ring_attention', 'blockwise_parallel', 'causal_imbalance', 'gradient', 'lwm', 'easycontext', 'two_level')
+SCRIPTS = ('ring_attention', 'blockwise_parallel', 'causal_imbalance', 'gradient', 'lwm', 'easycontext',
+           'two_level')
 
 
 @functools.cache
@@ -103,7 +104,8 @@ def test_pairs_by_step_are_those_of_the_mask(layout):
 @pytest.mark.parametrize('layout', ['contiguous', 'zigzag'])
 def test_the_cost_model_waits_for_the_busiest(layout):
     step = cost.Step(gradient.LLAMA3_8B, (1, 1, 8, 1), 2**13, layout=layout)
-    assert cost.busiest_pairs(step) == pytest.approx(balance.pairs_by_step(layout, 2**13, 8).max(0).sum(), rel=1e-3)
+    assert cost.busiest_pairs(step) == pytest.approx(balance.pairs_by_step(layout, 2**13, 8).max(0).sum(),
+                                                     rel=1e-3)
 
 
 def test_the_longest_context_fits_and_twice_as_much_does_not():
@@ -148,7 +150,8 @@ def test_what_is_measured_still_runs():
 
 
 def test_chunks_take_less_memory_than_scores():
-    sizes = [blockwise_parallel.layer_bytes('cpu', method, 2048) for method in ('vanilla', 'chunked attention and FFN')]
+    sizes = [blockwise_parallel.layer_bytes('cpu', method, 2048)
+             for method in ('vanilla', 'chunked attention and FFN')]
     assert sizes[0] > 2 * sizes[1]
 
 
@@ -167,7 +170,8 @@ def test_drawings_are_svg_and_the_same_every_time(tmp_path):
 
 
 def test_other_drawings():
-    for picture in (svg.lines({'a': ([1024, 2048], [1, 2]), 'a (published)': ([1024], [1])}, 'x', 'y', marks=[(1024, 'm')]),
+    for picture in (svg.lines({'a': ([1024, 2048], [1, 2]), 'a (published)': ([1024], [1])}, 'x', 'y',
+                              marks=[(1024, 'm')]),
                     svg.lines({'a': ([0, 1], [1, 2])}, 'x', 'y', lengths=False),
                     svg.bars(['p', 'q'], {'a': [1, None], 'b': [2, 3]}, 'y', log_y=True),
                     svg.stacked(['p', 'q'], {'a': [1, 2], 'b': [2, 3]}, 'y')):

@@ -87,8 +87,8 @@ def test_published_minutes_within_a_factor_of_two(name):
 
 @pytest.mark.parametrize('name', GRADIENT)
 def test_stages_in_the_published_order_but_for_one_pair(name):
-    """A ring of 32 GPUs took Gradient longer than anything of one network constant explains: the 8B model's 262K and
-    4194K change places, and the 70B model's 524K and 1048K."""
+    """A ring of 32 GPUs took Gradient longer than anything of one network constant explains: the 8B model's
+    262K and 4194K change places, and the 70B model's 524K and 1048K."""
     rows = minutes(name)
     pairs = [(a, b) for i, a in enumerate(rows) for b in rows[i + 1:]]
     assert sum((a[0] - b[0]) * (a[1] - b[1]) < 0 for a, b in pairs) <= 1
@@ -96,7 +96,8 @@ def test_stages_in_the_published_order_but_for_one_pair(name):
 
 @pytest.mark.parametrize('name', GRADIENT)
 def test_the_table_of_a_recipe(name, capsys):
-    planner.run(['--recipe', str(next((EXPERIMENTS / 'configs').rglob(f'{name}.py'))), '--price-per-hour', '2'])
+    planner.run(['--recipe', str(next((EXPERIMENTS / 'configs').rglob(f'{name}.py'))), '--price-per-hour',
+                 '2'])
     text = capsys.readouterr().out
     for predicted, published in minutes(name):
         assert re.search(rf' {predicted:.0f} +{published} +{predicted / published:.2f} ', text)
@@ -115,12 +116,14 @@ def test_a_plan_is_printed_and_its_config_trains_what_was_planned(tmp_path, caps
     path = tmp_path / 'planned.py'
     planner.run([*ONE, '--rows', '8', '--price-per-hour', '1.5', '--out', str(path)])
     text = capsys.readouterr().out
-    for word in ('PREDICTED', 'moments of AdamW', 'attention', 'tokens/s', 'utilisation', 'days', 'per device and hour'):
+    for word in ('PREDICTED', 'moments of AdamW', 'attention', 'tokens/s', 'utilisation', 'days',
+                 'per device and hour'):
         assert word in text
     best = search.best(search.Job(LLAMA3_8B, M, 8), L40S, 512).plans[0]
     run = make_run(load_config(path))
     (stage,) = run.stages
-    assert (run.param_dtype, stage.memory.dtype) == (best.step.dtype, best.step.memory.dtype) == ('float32', 'bfloat16')
+    assert (run.param_dtype, stage.memory.dtype) == (best.step.dtype,
+                                                     best.step.memory.dtype) == ('float32', 'bfloat16')
     assert (stage.mesh, stage.seq_len, stage.batch_size, stage.accumulation, stage.memory) == (
         best.step.mesh, M, best.step.batch_size, best.step.accumulation, best.step.memory)
     assert stage.num_steps * stage.tokens_per_step == pytest.approx(planner.DEFAULT_TOKENS, rel=0.02)
@@ -159,13 +162,17 @@ def changed(**flags):
     (changed(context='1X'), r"'1X' is not a number of tokens"),
     (changed(devices='0'), r'--devices 0 must be at least 1'),
     (changed(devices='100'), r'embed_dim 4096 is not a multiple .* remedies'),
-    (changed(theta='5e8'), r'context 1048576 is beyond the 359,277 tokens that theta 500,000,000 reaches .* --theta 3580165450'),
+    (changed(theta='5e8'), r'context 1048576 is beyond the 359,277 tokens that theta 500,000,000 reaches .* '
+                           r'--theta 3580165450'),
     (ONE[:6], r'--devices is needed'),
-    (changed(compile='h100:64'), r'--compile h100:64 is 64 x h100, the plan is for 512 x l40s; name the same machine'),
+    (changed(compile='h100:64'), r'--compile h100:64 is 64 x h100, the plan is for 512 x l40s; name the same '
+                                 r'machine'),
     (['--recipe', str(EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py'), '--context', '8M'],
      r'context 8M is beyond the 4194304 tokens .* theta 45,218,125,209'),
-    (['--recipe', str(EXPERIMENTS / 'configs' / 'laptop.py'), '--hardware', 'h100'], r"model 'laptop' is not in the table"),
-    (['--recipe', str(EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py'), '--rows', '3'], r'--rows is set by the recipe'),
+    (['--recipe', str(EXPERIMENTS / 'configs' / 'laptop.py'), '--hardware', 'h100'], r"model 'laptop' is not "
+                                                                                     r"in the table"),
+    (['--recipe', str(EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py'), '--rows', '3'],
+     r'--rows is set by the recipe'),
 ])
 def test_mistakes(argv, expected):
     with pytest.raises(ValueError, match=expected):

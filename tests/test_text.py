@@ -6,7 +6,8 @@ from lct.text import aligned, markdown_table, parse_length, short_length, table
 
 
 def test_columns_line_up_and_rules_set_header_and_totals_apart():
-    assert table(('case', 's', 'note'), [('one', 1.5, 'x'), ('eleven', 10, ''), ('total', 11.5, '')], left=(0, 2),
+    assert table(('case', 's', 'note'), [('one', 1.5, 'x'), ('eleven', 10, ''), ('total', 11.5, '')],
+                 left=(0, 2),
                  footer=1).splitlines() == [
         'case       s  note', '-' * 18, 'one      1.5  x', 'eleven    10', '-' * 18, 'total   11.5']
     assert aligned(('a', 1), (3, 4)) == 'a       1'

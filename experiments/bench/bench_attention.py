@@ -3,8 +3,8 @@
     python experiments/bench/bench_attention.py --devices 8 --lengths 8192 16384 --rounds 5 \\
         --contestants lct:ring bair:256 bair:128 dense torch
 
-Contestants take turns within every round, so a ratio compares runs that are seconds apart; the table gives the
-median ratio against the first contestant and its spread over the rounds. On a CPU the steady figure is
+Contestants take turns within every round, so a ratio compares runs that are seconds apart; the table gives
+the median ratio against the first contestant and its spread over the rounds. On a CPU the steady figure is
 CPU seconds; with one core per virtual device wall time also shows the balance of the work.
 
     lct:STRATEGY[:QUERY_CHUNK,KEY_CHUNK]   ring, all_gather, all_to_all, ... (see lct/ops/strategies.py), zigzag
@@ -38,9 +38,11 @@ def arguments():
     parser.add_argument('--heads', type=int, default=8)
     parser.add_argument('--kv-heads', type=int, default=8)
     parser.add_argument('--head-dim', type=int, default=64)
-    parser.add_argument('--documents', type=int, default=1, help='documents packed into the sequence (lct only)')
+    parser.add_argument('--documents', type=int, default=1,
+                        help='documents packed into the sequence (lct only)')
     parser.add_argument('--layout', default='zigzag', choices=['contiguous', 'zigzag', 'striped'])
-    parser.add_argument('--node-size', type=int, default=1, help='devices of a node, for two-level strategies')
+    parser.add_argument('--node-size', type=int, default=1,
+                        help='devices of a node, for two-level strategies')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--compile-only', action='store_true', help='memory figures alone')
     parser.add_argument('--json', type=pathlib.Path, help='append one line per measurement to this file')
@@ -90,7 +92,8 @@ def lct(case, direction, strategy='ring', chunks=None):
 
     order = permutation(ARGS.layout, case.q.shape[1], ARGS.devices)
     mesh = make_mesh((1, 1, ARGS.devices, 1))
-    how = strategies.Attention(strategy, ARGS.node_size, Chunks(*map(int, chunks.split(','))) if chunks else Chunks())
+    how = strategies.Attention(strategy, ARGS.node_size, Chunks(*map(int, chunks.split(','))) if chunks
+                               else Chunks())
     heads, tokens = spec('BTNH'), spec('BT')
 
     def attention(q, k, v, positions, segments):
@@ -116,8 +119,10 @@ def bair(case, direction, chunks='256'):
 
     chunks = [int(c) for c in chunks.split(',')]
     settings = {
-        'causal_block_size': 1, 'query_chunk_size': chunks[0], 'key_chunk_size': chunks[-1], 'dtype': jnp.float32,
-        'deterministic': True, 'dropout_rng': None, 'attn_pdrop': 0.0, 'precision': None, 'prevent_cse': False,
+        'causal_block_size': 1, 'query_chunk_size': chunks[0], 'key_chunk_size': chunks[-1],
+        'dtype': jnp.float32,
+        'deterministic': True, 'dropout_rng': None, 'attn_pdrop': 0.0, 'precision': None,
+        'prevent_cse': False,
         'policy': jax.checkpoint_policies.nothing_saveable,
     }
     mesh = jax.make_mesh((ARGS.devices,), ('sp',), axis_types=(AxisType.Auto,))
@@ -174,7 +179,8 @@ def timed(program, args):
 
 
 def matmul_peak():
-    """A program of 2 * 2048^3 FLOPs a call: what float32 matmuls reach on this machine, between the rounds."""
+    """A program of 2 * 2048^3 FLOPs a call: what float32 matmuls reach on this machine, between the
+    rounds."""
     x = jnp.ones((2048, 2048), jnp.float32)
     return jax.jit(lambda x: x @ x).lower(x).compile(), [x], 2 * 2048**3
 
@@ -230,13 +236,15 @@ def show(length, direction, built, times, flops, peaks):
     for name, (program, _) in built.items():
         memory = temporaries(program)
         row = {'contestant': name, 'length': length, 'direction': direction, 'temp_mib': memory,
-               **{k: v for k, v in vars(ARGS).items() if k not in ('json', 'lengths', 'directions', 'contestants')}}
+               **{k: v for k, v in vars(ARGS).items() if k not in ('json', 'lengths', 'directions',
+                                                                   'contestants')}}
         if times[name]:
             ratios = [[a[i] / b[i] for a, b in zip(first, times[name])] for i in (0, 1)]
             cpu, wall = (statistics.median(t[i] for t in times[name]) for i in (0, 1))
             peak = statistics.median(peaks)
             row |= {'cpu_s': cpu, 'wall_s': wall, 'cpu_ratio': statistics.median(ratios[0]),
-                    'wall_ratio': statistics.median(ratios[1]), 'cpu_ratios': ratios[0], 'wall_ratios': ratios[1],
+                    'wall_ratio': statistics.median(ratios[1]), 'cpu_ratios': ratios[0],
+                    'wall_ratios': ratios[1],
                     'percent_of_peak': 100 * flops / cpu / peak, 'peak_gflops_per_core': peak / 1e9,
                     'machine': platform.processor() or platform.machine(), 'jax': jax.__version__}
             spread = lambda r: f'{statistics.median(r):.2f} ({min(r):.2f}-{max(r):.2f})'

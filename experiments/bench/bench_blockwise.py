@@ -13,10 +13,10 @@ FFN (SwiGLU with residual, --layers of them), with the gradients of input and we
     bair:CHUNK         blockwise_feedforward of PyPI ringattention 0.1.2 around a rematerialised linen module. It
                        asks jax.lib.xla_bridge for the backend on import, which newer jax lacks: one line puts it back
 
-One device, float32. Contestants take turns within every round, so a ratio compares runs that are seconds apart;
-the table gives the median of this / first contestant and its spread over the rounds: below 1 is better. CPU
-seconds are the steady figure on a busy machine. Temporaries are the compiler's account; 'error' is the
-largest relative difference of loss or gradient (norm) from the first contestant's.
+One device, float32. Contestants take turns within every round, so a ratio compares runs that are seconds
+apart; the table gives the median of this / first contestant and its spread over the rounds: below 1 is
+better. CPU seconds are the steady figure on a busy machine. Temporaries are the compiler's account; 'error'
+is the largest relative difference of loss or gradient (norm) from the first contestant's.
 """
 
 import argparse
@@ -55,7 +55,8 @@ def arguments():
     parser.add_argument('--layers', type=int, default=4)
     parser.add_argument('--vocab-size', type=int, default=128256)
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--json', type=pathlib.Path, help='file that gets the table, under the name of the part')
+    parser.add_argument('--json', type=pathlib.Path,
+                        help='file that gets the table, under the name of the part')
     return parser.parse_args()
 
 
@@ -127,7 +128,8 @@ def inputs(tokens):
     if ARGS.part == 'loss':
         targets = jax.random.randint(next(keys), (1, tokens), 0, ARGS.vocab_size)
         return draw(1, tokens, size), draw(size, ARGS.vocab_size), targets, jnp.ones((1, tokens))
-    layer = lambda: {'gate': draw(size, ARGS.mlp_dim), 'up': draw(size, ARGS.mlp_dim), 'down': draw(ARGS.mlp_dim, size)}
+    layer = lambda: {'gate': draw(size, ARGS.mlp_dim), 'up': draw(size, ARGS.mlp_dim),
+                     'down': draw(ARGS.mlp_dim, size)}
     return draw(1, tokens, size), {f'layer_{i}': layer() for i in range(ARGS.layers)}
 
 
@@ -173,7 +175,8 @@ def summary(values):
 
 
 def rows(names, small, large):
-    """One row per contestant; the programs for the timed and for the other length are built one after the other."""
+    """One row per contestant; the programs for the timed and for the other length are built one after the
+    other."""
     temporaries = lambda program: program.memory_analysis().temp_size_in_bytes / 2**20
     table = {name: {'contestant': name} for name in names}
     for length, args in (('memory_tokens', large), ('tokens', small)):
@@ -194,7 +197,8 @@ def rows(names, small, large):
 
 def show(table):
     kinds = ('memory_tokens', 'tokens')
-    print(f'{"contestant":16} ' + ''.join(f'{f"temp MiB, T {getattr(ARGS, kind)}":>20} {"ratio":>6}' for kind in kinds)
+    print(f'{"contestant":16} ' + ''.join(f'{f"temp MiB, T {getattr(ARGS, kind)}":>20} {"ratio":>6}'
+                                          for kind in kinds)
           + f'{"CPU s":>8} {"ratio (min-max)":>19} {"wall s":>8} {"ratio (min-max)":>19} {"error":>8}')
     first = table[0]
     for row in table:
@@ -215,7 +219,8 @@ def show(table):
 def machine():
     """Name of the processor and number of cores."""
     info = pathlib.Path('/proc/cpuinfo')
-    names = [line.split(':')[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')
+    names = [line.split(':')[1].strip() for line in info.read_text().splitlines()
+             if line.startswith('model name')
              ] if info.exists() else []
     return f'{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}'
 
@@ -225,7 +230,8 @@ def main():
     names = ARGS.contestants or CONTESTANTS[ARGS.part]
     for name in names:
         kind, *chunk = name.split(':')
-        if kind not in CONTESTANT[ARGS.part] or len(chunk) != (kind != 'whole') or not all(map(str.isdigit, chunk)):
+        if kind not in CONTESTANT[ARGS.part] or len(chunk) != (kind != 'whole') or not all(map(str.isdigit,
+                                                                                               chunk)):
             raise ValueError(f'contestant {name!r} of --part {ARGS.part} must be as one of '
                              f'{", ".join(CONTESTANTS[ARGS.part])}')
     table = rows(names, inputs(ARGS.tokens), inputs(ARGS.memory_tokens))

@@ -4,14 +4,14 @@
     python experiments/bench/bench_decode.py             a token at 32K on 8 devices next to one at 4K on one, interleaved
     ... --out experiments/results/decode.json      keeps the figures of either
 
-What is compared: a ring of 8 holds 4K of the 32K tokens on each device and reads all weights there, which is what one
-device does at 4K. Virtual devices share the cores of the machine, so that the eight take eight times as long even if
-nothing is lost; the ratio that says what the split costs is per device, the time of the ring over 8 times that of the
-one. Beside it stands the ring over 8 devices that decode a 4K text each, apart: the same work and the same crowd on the
-same cores and caches, and nothing to merge.
+What is compared: a ring of 8 holds 4K of the 32K tokens on each device and reads all weights there, which is
+what one device does at 4K. Virtual devices share the cores of the machine, so that the eight take eight times
+as long even if nothing is lost; the ratio that says what the split costs is per device, the time of the ring
+over 8 times that of the one. Beside it stands the ring over 8 devices that decode a 4K text each, apart: the
+same work and the same crowd on the same cores and caches, and nothing to merge.
 
-A token's price is the difference between long and short answers, over the tokens between them. What an answer costs
-once, above all bringing together the weights that are split over the ring, is given apart.
+A token's price is the difference between long and short answers, over the tokens between them. What an answer
+costs once, above all bringing together the weights that are split over the ring, is given apart.
 """
 
 import argparse
@@ -44,7 +44,8 @@ from lct.ops.strategies import Attention  # noqa: E402
 MESHES = [(1, 1, 1, 1), (1, 1, 8, 1), (2, 1, 4, 1), (1, 1, 4, 2)]
 SMALL = llama.LlamaConfig(vocab_size=64, embed_dim=32, mlp_dim=64, num_layers=2, num_heads=4, num_kv_heads=2,
                           head_dim=8, rope=rope.RopeConfig(theta=10000.0))
-BENCH = llama.LlamaConfig(vocab_size=1024, embed_dim=256, mlp_dim=768, num_layers=4, num_heads=8, num_kv_heads=4,
+BENCH = llama.LlamaConfig(vocab_size=1024, embed_dim=256, mlp_dim=768, num_layers=4, num_heads=8,
+                          num_kv_heads=4,
                           head_dim=64, tie_embeddings=True, rope=rope.RopeConfig(theta=1e6))
 MEMORY = llama.Memory(remat='none', attention=Attention(chunks=Chunks(32, 32)), ffn_chunks=2)
 LENGTHS, NEW, SEQ_LEN = (50, 3, 17, 200), 1000, 1280
@@ -52,7 +53,8 @@ STEPS = 33  # tokens of a long answer
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--check', action='store_true')
     parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--out', type=pathlib.Path, help='JSON, of which this run replaces its half')
@@ -84,7 +86,8 @@ def check():
                 indices = layout.permutation('striped', SEQ_LEN, degrees[2])
                 session = Session(placed, SMALL, len(LENGTHS), SEQ_LEN, indices, MEMORY)
                 session.read([row[:n].tolist() for row, n in zip(whole, LENGTHS)], piece)
-                got = follow(placed, session.cache, session.slot_of, sharding.put(forced, sharding.spec('BD')),
+                got = follow(placed, session.cache, session.slot_of,
+                             sharding.put(forced, sharding.spec('BD')),
                              sharding.put(session.lengths, sharding.spec('B')), session.tables)
                 first = np.abs(np.asarray(session.logits) - expected[:, 0]).max()
                 later = np.abs(np.asarray(got).swapaxes(0, 1) - expected[:, 1:]).max()
@@ -118,8 +121,8 @@ def bench(rounds):
             measured[name].append(run())
     tokens, once = ({name: [pair[i] for pair in pairs] for name, pairs in measured.items()} for i in (0, 1))
     for name, values in tokens.items():
-        print(f'{name:18s} {statistics.median(values):6.2f} ms a token ({min(values):.2f} to {max(values):.2f}), '
-              f'{statistics.median(once[name]):.1f} ms once for an answer')
+        print(f'{name:18s} {statistics.median(values):6.2f} ms a token ({min(values):.2f} to '
+              f'{max(values):.2f}), {statistics.median(once[name]):.1f} ms once for an answer')
     one, ring, apart = (np.array(values) for values in tokens.values())
     ratios = {'per_device': ring / one / 8, 'to_eight_apart': ring / apart}
     for name, values in ratios.items():
@@ -129,8 +132,8 @@ def bench(rounds):
 
 
 def side(degrees, length):
-    """A function that answers behind full caches, a row of `length` tokens for every replica -> milliseconds of a token
-    and of what comes once."""
+    """A function that answers behind full caches, a row of `length` tokens for every replica -> milliseconds
+    of a token and of what comes once."""
     rows = degrees[0]
     with on(degrees):
         params = llama.init(BENCH, jax.random.key(0))

@@ -2,9 +2,9 @@
 
     python experiments/bench/bench_layouts.py --length 16384 --rounds 5 --json experiments/results/layouts.json
 
-Ring attention on virtual devices, forward and forward+backward, CPU seconds over the tiles that are not skipped
-(counted as bench_balance.py counts them), as ratios within a round against one causal document in zigzag. Masks are built
-only in tiles that need one: a layout with many such tiles pays for them here.
+Ring attention on virtual devices, forward and forward+backward, CPU seconds over the tiles that are not
+skipped (counted as bench_balance.py counts them), as ratios within a round against one causal document in
+zigzag. Masks are built only in tiles that need one: a layout with many such tiles pays for them here.
 """
 
 import argparse
@@ -53,7 +53,8 @@ def arguments(layout, positions, segments):
     order = permutation(layout, ARGS.length, ARGS.devices)
     draw = np.random.default_rng(0).standard_normal((4, 1, ARGS.length, ARGS.heads, HEAD_DIM), np.float32)
     rows = [x[None, order].astype(np.int32) for x in (positions, segments)]
-    return [jax.device_put(x[:, order], spec('BTNH')) for x in draw] + [jax.device_put(x, spec('BT')) for x in rows]
+    return [jax.device_put(x[:, order], spec('BTNH')) for x in draw] + [jax.device_put(x, spec('BT'))
+                                                                        for x in rows]
 
 
 def programs(*args):
@@ -98,7 +99,8 @@ def main():
                 print(f'{name:20} {count[name]:>7} {statistics.median(values) * 1e3:>21.3f} '
                       f'{statistics.median(ratios):>6.3f} ({min(ratios):.3f}-{max(ratios):.3f})', flush=True)
                 rows.append({'direction': direction, 'case': name, 'tiles': count[name], 'ms_a_tile':
-                             statistics.median(values) * 1e3, 'ratio': statistics.median(ratios), 'ratios': ratios})
+                             statistics.median(values) * 1e3, 'ratio': statistics.median(ratios),
+                             'ratios': ratios})
     if ARGS.json:
         settings = {name: value for name, value in vars(ARGS).items() if name != 'json'}
         about = {'settings': settings, 'machine': platform.machine(), 'jax': jax.__version__}

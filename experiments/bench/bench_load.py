@@ -52,7 +52,8 @@ def write_folder(folder, config, random):
             file.truncate(8 + len(text) + at)
         weight_map |= dict.fromkeys(names, file_name)
     if len(plan) > 1:
-        json_files.write_json(folder / 'model.safetensors.index.json', {'metadata': {}, 'weight_map': weight_map})
+        json_files.write_json(folder / 'model.safetensors.index.json',
+                              {'metadata': {}, 'weight_map': weight_map})
 
 
 def peak():
@@ -101,8 +102,9 @@ def peak_child(folder):
 
 
 def speed_child(folder):
-    """Seconds of loading and of copying by one and by several threads, in turns; the first round warms the page
-    cache. One process for all: a fresh one first gets memory from its host, which takes longer than either."""
+    """Seconds of loading and of copying by one and by several threads, in turns; the first round warms the
+    page cache. One process for all: a fresh one first gets memory from its host, which takes longer than
+    either."""
     eight_devices()
     threads = min(8, os.cpu_count())
     tasks = {'load': lambda: load(folder), 'copy, 1 thread': lambda: copy(folder, 1),
@@ -159,8 +161,9 @@ def measure_1b(folder):
     seconds = speed['seconds']
     for name, some in seconds.items():
         rates = [speed['bytes'] / x / 1e9 for x in some]
-        print(f'{name:16} {statistics.median(rates):.2f} GB/s (median of {", ".join(f"{x:.2f}" for x in rates)}), '
-              f'{statistics.median(speed["cpu_seconds"][name]):.2f} s of CPU')
+        print(f'{name:16} {statistics.median(rates):.2f} GB/s (median of '
+              f'{", ".join(f"{x:.2f}" for x in rates)}), {statistics.median(speed["cpu_seconds"][name]):.2f} '
+              's of CPU')
     load, *copies = seconds.values()
     ratios = {name: statistics.median(y / x for x, y in zip(load, some))
               for name, some in zip(list(seconds)[1:], copies)}
@@ -180,8 +183,8 @@ def measure_quarters(folder):
         process.stdin.write('go\n')
         process.stdin.flush()
         found.append(result(process))
-        print(f'process {i}: {found[-1]["bytes"] / 1e9:.2f} GB of parameters in {found[-1]["seconds"]:.1f} s, '
-              f'peak / parameters {found[-1]["peak"] / found[-1]["bytes"]:.3f} (bar 1.25)')
+        print(f'process {i}: {found[-1]["bytes"] / 1e9:.2f} GB of parameters in {found[-1]["seconds"]:.1f} '
+              f's, peak / parameters {found[-1]["peak"] / found[-1]["bytes"]:.3f} (bar 1.25)')
     for process in processes:  # all, before any: they leave together
         process.stdin.write('end\n')
         process.stdin.flush()
@@ -191,7 +194,8 @@ def measure_quarters(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', type=pathlib.Path)
     parser.add_argument('--json', type=pathlib.Path, help='write the figures there too')
     parser.add_argument('--child', nargs='+', help=argparse.SUPPRESS)

@@ -1,5 +1,5 @@
-"""The main job by one, two and four processes of this machine on the same meshes, and one that is killed and goes on
-with another number of them: do they find the same losses?
+"""The main job by one, two and four processes of this machine on the same meshes, and one that is killed and
+goes on with another number of them: do they find the same losses?
 
     python experiments/checks/check_processes.py --workdir runs/processes
 
@@ -30,32 +30,37 @@ KILL_AFTER = 13  # in the second stage
 
 def start(nprocs, workdir):
     """The main job by nprocs processes, as a Popen of the launcher, or of the job itself for one."""
-    command = [experiments_folder() / 'extend.py', '--config', experiments_folder() / 'configs' / 'smoke.py', '--workdir', workdir,
+    command = [experiments_folder() / 'extend.py', '--config', experiments_folder() / 'configs' / 'smoke.py',
+               '--workdir', workdir,
                '--set', 'checkpoint_every=4', '--set', 'stages.1.batch_size=2']
     for i, mesh in enumerate(MESHES):
         command += ['--set', f'stages.{i}.mesh={mesh}', '--set', f'stages.{i}.num_steps={STEPS}']
     if nprocs > 1:
         command = [experiments_folder() / 'launch.py', '--nprocs', nprocs, *command]
-    return subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    return subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT,
                             text=True)
 
 
 def losses(workdir):
     """{step: loss} that a run has written so far."""
     path = workdir / 'metrics' / 'metrics.jsonl'
-    rows = re.findall(r'^\{.*\}$', path.read_text() if path.exists() else '', re.M)  # the last may be half written
+    # the last may be half written
+    rows = re.findall(r'^\{.*\}$', path.read_text() if path.exists() else '', re.M)
     return {row['step']: row['loss'] for row in map(json.loads, rows)}
 
 
 def kill_one(process, workdir):
-    """Kill the last of a launcher's processes once step KILL_AFTER was written. Returns what the launcher said."""
+    """Kill the last of a launcher's processes once step KILL_AFTER was written. Returns what the launcher
+    said."""
     while process.poll() is None and max(losses(workdir), default=0) < KILL_AFTER:
         time.sleep(0.1)
     children = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     said, _ = process.communicate()
     if process.returncode != 128 + signal.SIGKILL:
-        raise ValueError(f'a process was killed but the launcher ended with {process.returncode}: {said[-2000:]}')
+        raise ValueError(f'a process was killed but the launcher ended with {process.returncode}: '
+                         f'{said[-2000:]}')
     return said.strip().splitlines()[-20:]
 
 
@@ -63,7 +68,8 @@ def perform(counts, workdir):
     """Run a case to its end. Returns its row of the table."""
     row = {}
     if len(counts) > 1 and not workdir.exists():
-        row['launcher'] = next(line for line in kill_one(start(counts[0], workdir), workdir) if 'launch:' in line)
+        row['launcher'] = next(line for line in kill_one(start(counts[0], workdir), workdir)
+                               if 'launch:' in line)
     if not (workdir / 'results.json').exists():
         process = start(counts[-1], workdir)
         said, _ = process.communicate()
@@ -83,7 +89,8 @@ def outcome(workdir):
 
 
 def run():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--workdir', default='runs/processes')
     parser.add_argument('--only', choices=CASES, help='one case now, the others another time')
     args = parser.parse_args()
@@ -110,7 +117,8 @@ def run():
             **{key: value for key, value in notes.get(name, {}).items() if value},
         })
         print(json.dumps(rows[-1]))
-    result = {'meshes': MESHES, 'steps': 2 * STEPS, 'losses': [one['losses'][s] for s in sorted(one['losses'])],
+    result = {'meshes': MESHES, 'steps': 2 * STEPS, 'losses': [one['losses'][s]
+                                                               for s in sorted(one['losses'])],
               'rows': rows, 'bar': 1e-5, 'holds': max(row['loss_difference'] for row in rows) <= 1e-5,
               'cpu': platform.processor() or platform.machine(), 'cores': os.cpu_count()}
     (experiments_folder() / 'results' / 'processes.json').write_text(json.dumps(result, indent=1))

@@ -1,13 +1,15 @@
-"""Blockwise Parallel Transformer (Liu & Abbeel 2023, arXiv 2305.19370): memory of a layer by method, by the compiler.
+"""Blockwise Parallel Transformer (Liu & Abbeel 2023, arXiv 2305.19370): memory of a layer by method,
+compiled.
 
-    python experiments/papers/blockwise_parallel.py                    prints what was compiled before
-    python experiments/papers/blockwise_parallel.py --compile cpu      a minute
-    python experiments/papers/blockwise_parallel.py --compile a100     (extra 'aot-cuda')
+    python experiments/papers/blockwise_parallel.py                   prints the earlier results
+    python experiments/papers/blockwise_parallel.py --compile cpu     a minute
+    python experiments/papers/blockwise_parallel.py --compile a100    (extra 'aot-cuda')
 
-One layer of LLaMA 7B in float32, forward and backward from its checkpointed input, with attention that builds its
-scores, attention in chunks, the FFN in chunks as well, and a ring of eight that holds the same tokens on each device.
-What the compiler allots, less the input and its gradient, is counted in arrays of [tokens, width]: the unit of
-table 1 of Ring Attention (arXiv 2310.01889), which has the figures that the first paper gives in words.
+One layer of LLaMA 7B in float32, forward and backward from its checkpointed input, with attention that builds
+its scores, attention in chunks, the FFN in chunks as well, and a ring of eight with the same tokens per
+device. The memory that the compiler allots, less the input and its gradient, is counted in arrays of [tokens,
+width]: the unit of table 1 of Ring Attention (arXiv 2310.01889), which has the figures that the first paper
+gives in prose.
 """
 
 import functools
@@ -23,14 +25,53 @@ from lct.plan import buffers
 K = 2**10
 METHODS = ('vanilla', 'chunked attention', 'chunked attention and FFN', 'ring')
 RING, FFN_CHUNKS, LENGTHS = 8, 16, (4 * K, 8 * K, 16 * K)
-# arrays of [tokens, width] by table 1, of two bytes an element; vanilla: its scores alone, heads * tokens / width
+# arrays of [tokens, width] by table 1, two bytes per element; vanilla: its scores alone, heads * tokens /
+# width
 TABLE_1 = {'chunked attention': 4, 'chunked attention and FFN': 1, 'ring': 3}
 
 
 def layer_bytes(target, method, tokens):
-    """Bytes that the compiler allots for the backward of one layer on a device that holds so many tokens."""
+    """Bytes that the compiler allots for the backward of one layer on a device with so many tokens."""
     import jax
     import jax.numpy as jnp
+
+    from lct import sharding
+    from lct.models import llama
+    from lct.ops import rope
+    from lct.plan import hlo, targets
+
+    config = SIZES['7B']
+    ring = RING if method == 'ring' else 1
+    degrees = (1, 1, ring, 1)
+    machine = None if target == 'cpu' else targets.parse(f'{target}:{ring}')
+    mesh = targets.mesh(machine, degrees) if machine else sharding.make_mesh(degrees)
+
+    def array(letters, shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, sharding.spec(letters)))
+
+    def weight(leaf, entry):
+        placed = jax.NamedSharding(mesh, sharding.weight_spec(entry.letters[1:]))
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=placed)
+
+    layer = layer_program(config, method)
+
+    def backward(x, dout, *rest):
+        return jax.vjp(lambda x: jax.checkpoint(layer)(x, *rest), x)[1](dout)
+
+    length = tokens * ring
+    with jax.set_mesh(mesh):
+        x = array('BTD', (1, length, config.embed_dim))
+        index = array('BT', (1, length), jnp.int32)  # positions, and segments
+        weights = jax.tree.map(weight, llama.abstract(config).layers, llama.param_table(config).layers)
+        tables = jax.eval_shape(lambda: rope.make_tables(config.rope, config.head_dim, length))
+        lowered = jax.jit(backward).lower(x, x, weights, tables, index, index)
+        compiled = lowered.compile(compiler_options=targets.options(machine) if machine else {})
+        return hlo.memory_of(compiled)['temporaries']
+
+
+def layer_program(config, method):
+    """One layer: (x, weights, tables, positions, segments) -> x, on the current mesh."""
+    import jax
 
     from lct import sharding
     from lct.models import llama
@@ -38,48 +79,29 @@ def layer_bytes(target, method, tokens):
     from lct.ops.blockwise_attention import Chunks
     from lct.ops.masks import Tokens
     from lct.ops.strategies import Attention
-    from lct.plan import hlo, targets
-
-    config = SIZES['7B']
-    ring = RING if method == 'ring' else 1
-    degrees = (1, 1, ring, 1)
-    mesh = sharding.make_mesh(degrees) if target == 'cpu' else targets.mesh(targets.parse(f'{target}:{ring}'), degrees)
 
     def dense(q, k, v, positions, segments):
         def local(q, k, v, *tokens):
             return attention.attention(q, k, v, Tokens(*tokens), Tokens(*tokens))[0]
 
-        heads, where = sharding.spec('BTNH'), sharding.spec('BT')
-        return jax.shard_map(local, in_specs=(heads,) * 3 + (where,) * 2, out_specs=heads)(q, k, v, positions, segments)
+        heads, tokens = sharding.spec('BTNH'), sharding.spec('BT')
+        sharded = jax.shard_map(local, in_specs=(heads,) * 3 + (tokens,) * 2, out_specs=heads)
+        return sharded(q, k, v, positions, segments)
+
+    chunked = functools.partial(llama.attention, split=Attention('ring', 1, Chunks(512, 512)))
+    attend = dense if method == 'vanilla' else chunked
+    ffn_chunks = 1 if method in METHODS[:2] else FFN_CHUNKS
 
     def layer(x, weights, tables, positions, segments):
-        angles = rope.angles(tables, positions)
-        q, k, v = llama.project_qkv(x, weights, angles, config)
-        how = dense if method == 'vanilla' else functools.partial(llama.attention, split=Attention('ring', 1, Chunks(512, 512)))
-        x = x + sharding.einsum('BTNH,NHD->BTD', how(q, k, v, positions, segments), weights.wo)
-        return x + llama.ffn(x, weights, config, 1 if method in METHODS[:2] else FFN_CHUNKS)
+        q, k, v = llama.project_qkv(x, weights, rope.angles(tables, positions), config)
+        x = x + sharding.einsum('BTNH,NHD->BTD', attend(q, k, v, positions, segments), weights.wo)
+        return x + llama.ffn(x, weights, config, ffn_chunks)
 
-    def backward(x, dout, *rest):
-        return jax.vjp(lambda x: jax.checkpoint(layer)(x, *rest), x)[1](dout)
-
-    def array(letters, shape, dtype=jnp.float32):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, sharding.spec(letters)))
-
-    length = tokens * ring
-    with jax.set_mesh(mesh):
-        x = array('BTD', (1, length, config.embed_dim))
-        where = array('BT', (1, length), jnp.int32)
-        layers = llama.abstract(config).layers
-        weights = jax.tree.map(lambda leaf, entry: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=jax.NamedSharding(
-            mesh, sharding.weight_spec(entry.letters[1:]))), layers, llama.param_table(config).layers)
-        tables = jax.eval_shape(lambda: rope.make_tables(config.rope, config.head_dim, length))
-        lowered = jax.jit(backward).lower(x, x, weights, tables, where, where)
-        options = {} if target == 'cpu' else targets.options(targets.parse(f'{target}:{ring}'))
-        return hlo.memory_of(lowered.compile(compiler_options=options))['temporaries']
+    return layer
 
 
 def compile_rows(target, known):
-    """Adds to known what is missing, yielding after every row."""
+    """Compile the rows that known lacks: adds each to known and yields."""
     for method in METHODS:
         for tokens in LENGTHS:
             key = {'compiler': target, 'method': method, 'tokens of a device': tokens}
@@ -94,7 +116,7 @@ def arrays(row):
 
 
 def predicted(method):
-    """Arrays of a layer's backward that lct.plan.buffers counts; scores are not in it."""
+    """Arrays of a layer's backward by lct.plan.buffers, scores excluded."""
     config = SIZES['7B']
     chunks = 1 if method in METHODS[:2] else FFN_CHUNKS
     return buffers.WORK + buffers.WORK_FFN / 2 * config.mlp_dim / config.embed_dim / chunks
@@ -112,30 +134,40 @@ def claims_of(rows):
         linear = max(growth[method] for method in METHODS[1:])
         found += [
             claims.Claim(
-                f'memory of a layer grows with the square of its tokens, in chunks with their number (compiled for {target})',
-                'compiled', '16x and 4x for four times the tokens', f'{growth["vanilla"]:.1f}x and at most {linear:.1f}x',
+                'memory of a layer grows with the square of its tokens, in chunks with their number '
+                f'(compiled for {target})',
+                'compiled', '16x and 4x for four times the tokens', f'{growth["vanilla"]:.1f}x and at most '
+                                                                    f'{linear:.1f}x',
                 'yes' if growth['vanilla'] > 13 and linear < 4.5 else 'in part',
                 'Scores of 32 heads alone are 32 GiB at 16K.'),
             claims.Claim(
-                f'chunks of the FFN take 4 arrays of [tokens, width] down to 1 (compiled for {target})', 'compiled',
+                f'chunks of the FFN take 4 arrays of [tokens, width] down to 1 (compiled for {target})',
+                'compiled',
                 '4 and 1, a ring 3', ', '.join(f'{method} {size[method]:.0f}' for method in METHODS[1:]),
-                'in part', 'The order is theirs and the FFN falls as they say. The rest of a layer, the residual stream, '
-                'q, k, v, out and their gradients at once, is more than the one array that they count; buffers.py has '
-                f'{buffers.WORK}. A ring adds the block that arrives, as theirs does, and the weights of the layer, gathered.'),
+                'in part', 'The order is theirs and the FFN falls as they say. The rest of a layer, the '
+                           'residual stream, '
+                'q, k, v, out and their gradients at once, is more than the one array that they count; '
+                f'buffers.py has {buffers.WORK}. A ring adds the block that arrives, as theirs does, and the '
+                'weights of the layer, gathered.'),
             claims.Claim(
-                f'sequences 32 times longer than vanilla, up to 4 times longer than chunked attention (compiled for {target})',
-                'compiled', '32x, 4x', f'a layer of 16K tokens takes {size["vanilla"] / size[METHODS[2]]:.0f} and '
+                'sequences 32 times longer than vanilla, up to 4 times longer than chunked attention '
+                f'(compiled for {target})',
+                'compiled', '32x, 4x', 'a layer of 16K tokens takes '
+                                       f'{size["vanilla"] / size[METHODS[2]]:.0f} and '
                 f'{size[METHODS[1]] / size[METHODS[2]]:.1f} times as much', 'in part',
-                'Lengths that train follow from whole models: table 3 of Ring Attention in ring_attention.py.')]
+                'Lengths that train follow from whole models: table 3 of Ring Attention in '
+                'ring_attention.py.')]
     return found
 
 
 def run(argv=None):
-    args = claims.flags(__doc__, argv, compile={'choices': ('cpu', 'a100'), 'help': 'compile what is not there yet for this'})
+    args = claims.flags(__doc__, argv, compile={
+        'choices': ('cpu', 'a100'), 'help': 'compile the missing rows for this'})
     known = [{key: row[key] for key in ('compiler', 'method', 'tokens of a device', 'GiB')}
              for row in claims.earlier(args.out, 'blockwise_parallel', 'memory of a layer')]
     if args.compile == 'cpu':
-        os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + f' --xla_force_host_platform_device_count={RING}'
+        flags = os.environ.get('XLA_FLAGS', '')
+        os.environ['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count={RING}'
     for _ in compile_rows(args.compile, known) if args.compile else ():
         write(args.out, known)
     write(args.out, known)
@@ -150,8 +182,8 @@ def write(out, known):
             xs, ys = series.setdefault(row['method'], ([], []))
             xs.append(row['tokens of a device'])
             ys.append(row['GiB'])
-    drawing = {'memory': svg.lines(series, 'tokens of a device', 'GiB', 'one layer of LLaMA 7B, float32, compiled for '
-                                       + rows[0]['compiler'], log_y=True)} if rows else {}
+    title = f'one layer of LLaMA 7B, float32, compiled for {rows[0]["compiler"]}' if rows else ''
+    drawing = {'memory': svg.lines(series, 'tokens of a device', 'GiB', title, log_y=True)} if rows else {}
     claims.report(out, 'blockwise_parallel', 'Blockwise Parallel Transformer, arXiv 2305.19370',
                   {'memory of a layer': rows} if rows else {}, claims_of(rows), **drawing)
 

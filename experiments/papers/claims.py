@@ -1,4 +1,5 @@
-"""What the scripts of this folder share: a paper's claim beside what came out here, and the files that say so."""
+"""Shared by the scripts of this folder: claims of a paper beside the results here, and the files that record
+them."""
 
 import argparse
 import dataclasses
@@ -8,7 +9,8 @@ import pathlib
 
 from lct.text import table
 
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing here needs an accelerator, and a plan must not wait for one
+# predictions need no accelerator
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 RESULTS = pathlib.Path(__file__).resolve().parents[1] / 'results' / 'papers'
 KINDS = ('counted', 'predicted', 'compiled', 'measured')
@@ -17,8 +19,11 @@ AGREES = ('yes', 'in part', 'no', 'not published')
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """text: what a paper says. kind: how it was tried here: counted from the program, predicted by lct.plan, compiled or
-    measured. published and found: the figures, as text. agrees: one of AGREES. why: what explains it."""
+    """A statement of a paper and its reproduction.
+
+    text: the statement. kind: the way of the reproduction: counted from the program, predicted by lct.plan,
+    compiled or measured. published, found: the figures, as text. agrees: one of AGREES. why: the explanation.
+    """
 
     text: str
     kind: str
@@ -29,14 +34,15 @@ class Claim:
 
     def __post_init__(self):
         if self.kind not in KINDS or self.agrees not in AGREES:
-            raise ValueError(f'claim {self.text!r}: kind {self.kind!r} must be one of {KINDS} and agrees {self.agrees!r} '
-                             f'one of {AGREES}')
+            raise ValueError(f'claim {self.text!r}: kind {self.kind!r} must be one of {KINDS} and agrees '
+                             f'{self.agrees!r} one of {AGREES}')
 
 
 def flags(doc, argv, **more):
     """The flags of a script: --out and those in more, {name: keywords of add_argument}."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=pathlib.Path, default=RESULTS, help='folder of the JSON and the figures')
+    parser.add_argument('--out', type=pathlib.Path, default=RESULTS,
+                        help='folder of the JSON and the figures')
     for name, keywords in more.items():
         parser.add_argument('--' + name, **keywords)
     return parser.parse_args(argv)
@@ -48,13 +54,14 @@ def within(pairs, factor):
 
 
 def ordered(pairs):
-    """(pairs of rows in the published order, pairs of rows) of [(found, published)]; rows published as equal count not."""
+    """(pairs of rows in the published order, pairs of rows) of [(found, published)]; rows published as equal
+    count not."""
     both = [(a, b) for i, a in enumerate(pairs) for b in pairs[i + 1:] if a[1] != b[1]]
     return sum((a[0] - b[0]) * (a[1] - b[1]) > 0 for a, b in both), len(both)
 
 
 def earlier(out, name, table):
-    """A table of the results that are there already, [] if there is none: what takes long is not made again."""
+    """A table of the existing results, [] if there is none: slow measurements are not repeated."""
     path = out / f'{name}.json'
     return json.loads(path.read_text())['tables'].get(table, []) if path.exists() else []
 
@@ -62,7 +69,7 @@ def earlier(out, name, table):
 def report(out, name, paper, tables, claims, **pictures):
     """Print tables and claims, and write OUT/NAME.json and OUT/NAME_PICTURE.svg.
 
-    tables: {title: [row as a dict]}; pictures: lct.eval.figures.Picture by name.
+    tables: {title: [row as a dict]}; pictures: svg.Picture by name.
     """
     for title, rows in tables.items():
         header = list(dict.fromkeys(key for row in rows for key in row))
@@ -84,7 +91,7 @@ def _text(value):
 
 
 def _plain(value):
-    """value with floats of five digits, so that another machine's last bits change no file."""
+    """value with floats of five digits, so that the last bits of another machine change no file."""
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):

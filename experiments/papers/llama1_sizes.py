@@ -9,7 +9,8 @@ from lct.ops.rope import RopeConfig
 
 
 def _llama(embed_dim, mlp_dim, num_layers, num_heads):
-    return LlamaConfig(vocab_size=32000, embed_dim=embed_dim, mlp_dim=mlp_dim, num_layers=num_layers, num_heads=num_heads,
+    return LlamaConfig(vocab_size=32000, embed_dim=embed_dim, mlp_dim=mlp_dim, num_layers=num_layers,
+                       num_heads=num_heads,
                        num_kv_heads=num_heads, head_dim=embed_dim // num_heads, max_position_embeddings=2048,
                        rope=RopeConfig(theta=10000.0))
 
