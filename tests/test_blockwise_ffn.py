@@ -26,7 +26,8 @@ def gradients(mesh, num_chunks):
         return jnp.cos(llama.ffn(x, layer, tiny.CONFIG, num_chunks)).sum()
 
     with jax.set_mesh(sharding.make_mesh(mesh)):
-        weights = {name: sharding.put(draw(letters), sharding.weight_spec(letters)) for name, letters in LAYER.items()}
+        weights = {name: sharding.put(draw(letters), sharding.weight_spec(letters))
+                   for name, letters in LAYER.items()}
         layer = llama.Layers(**{name: None for name in ('attn_norm', 'wq', 'wk', 'wv', 'wo')}, **weights)
         x = sharding.put(rng.normal(size=(8, 16, size['D'])).astype(np.float32), sharding.spec('BTD'))
         step = jax.jit(jax.grad(total, (0, 1))).lower(layer, x).compile()
@@ -38,7 +39,8 @@ def reference():
     return gradients((1, 1, 1, 1), 1)[0]
 
 
-@pytest.mark.parametrize(('mesh', 'num_chunks'), [((1, 4, 2, 1), 4), ((2, 1, 2, 2), 2), ((1, 1, 8, 1), 2)], ids=str)
+@pytest.mark.parametrize(
+    ('mesh', 'num_chunks'), [((1, 4, 2, 1), 4), ((2, 1, 2, 2), 2), ((1, 1, 8, 1), 2)], ids=str)
 def test_gradients_are_equal_and_weights_cross_the_mesh_once(mesh, num_chunks, reference):
     ours, text = gradients(mesh, num_chunks)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference)):

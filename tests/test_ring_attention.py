@@ -47,7 +47,8 @@ def test_zigzag_balances_the_chunks_that_are_computed_and_skips_half(ring_size):
     order = permutation('zigzag', 64 * ring_size, ring_size).astype(np.int32)
     ones = np.ones((1, 64), np.int32)
     shards = [Tokens(positions, ones) for positions in order.reshape(ring_size, 1, 64)]
-    work = [sum(int((chunk_classes(queries, keys, chunk, chunk) > 0).sum()) for keys in shards) for queries in shards]
+    work = [sum(int((chunk_classes(queries, keys, chunk, chunk) > 0).sum()) for keys in shards)
+            for queries in shards]
     assert max(work) == min(work)
     assert sum(work) == ring_size * (2 * ring_size + 1)  # of the 4 * ring_size^2 pairs of half blocks
 

@@ -17,7 +17,8 @@ from lct.weights.llama_config import config_from_json
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 MILLION = 1 << 20
-SCALINGS = json.loads((GOLDEN / 'rope_scalings.json').read_text())['cases']  # experiments/golden/make_golden_rope.py
+# written by experiments/golden/make_golden_rope.py
+SCALINGS = json.loads((GOLDEN / 'rope_scalings.json').read_text())['cases']
 
 
 @pytest.mark.parametrize('name', tiny_hf.ROPE_CASES)
@@ -34,9 +35,10 @@ def test_frequencies_match_transformers(name):
 @pytest.mark.parametrize('i', range(len(SCALINGS)))
 def test_scalings_match_transformers(i):
     case = SCALINGS[i]
-    plain = {name: value for name, value in tiny_hf.BASE.items() if name not in ('rope_theta', 'rope_scaling')}
-    asked = {name: case[name] for name in ('rope_parameters', 'max_position_embeddings', 'head_dim')}
-    config = config_from_json(plain | asked)
+    rope_fields = 'rope_theta', 'rope_scaling'
+    plain = {name: value for name, value in tiny_hf.BASE.items() if name not in rope_fields}
+    settings = {name: case[name] for name in ('rope_parameters', 'max_position_embeddings', 'head_dim')}
+    config = config_from_json(plain | settings)
     inv_freq, attention_factor = rope.inverse_frequencies(config, case['seq_len'])
     np.testing.assert_allclose(inv_freq, case['inv_freq'], rtol=1e-6)
     assert math.isclose(attention_factor, case['attention_factor'], rel_tol=1e-6)
@@ -46,8 +48,9 @@ def test_every_scaling_is_compared_in_ten_settings_and_more():
     counts = collections.Counter(case['rope_parameters']['rope_type'] for case in SCALINGS)
     assert set(counts) == set(rope.TYPES) - {'default'}
     assert min(counts.values()) > 10
-    asked = {json.dumps([case[x] for x in case if x not in ('inv_freq', 'attention_factor')]) for case in SCALINGS}
-    assert len(asked) == len(SCALINGS)
+    results = 'inv_freq', 'attention_factor'
+    settings = {json.dumps([case[x] for x in case if x not in results]) for case in SCALINGS}
+    assert len(settings) == len(SCALINGS)
 
 
 @pytest.mark.parametrize('head_dim', [64, 128])

@@ -15,7 +15,8 @@ K, M = 1 << 10, 1 << 20
 # Rules
 # ---------------------------------------------------------------------------------------------------
 
-GRADIENT = [  # theta before, lengths before and after, theta after: the cards of Gradient's Llama-3 8B and 70B
+# theta before, lengths before and after, theta after: the cards of Gradient's Llama-3 8B and 70B
+GRADIENT = [
     (500_000, 8 * K, 64 * K, 15_296_098),
     (15_296_098, 64 * K, 256 * K, 207_112_184),
     (207_112_184, 256 * K, 512 * K, 1_062_356_830),
@@ -28,10 +29,12 @@ CRITICAL = [  # theta, trained length, target, critical base, relative precision
     (10_000, 4 * K, 256 * K, 3_691_950, 1e-6),
     (10_000, 4 * K, 16 * K, 71_738, 1e-5),  # arXiv 2310.05209 with Llama-2 tuned at 16K
 ]
-GIVEN = [  # thetas that their authors chose by trial, from Llama-2 (1e4, 4K): length, theta, above the lower bound
+# thetas that their authors chose by trial, from Llama-2 (1e4, 4K): length, theta, above the lower bound
+GIVEN = [
     ('LWM-Text', 32 * K, 1e6, True), ('LWM-Text', 128 * K, 1e7, True), ('LWM-Text', 256 * K, 1e7, False),
     ('LWM-Text', 512 * K, 25e6, False), ('LWM-Text', M, 50e6, False),
-    ('EasyContext', 32 * K, 1e6, True), ('EasyContext', 64 * K, 5e6, True), ('EasyContext', 256_000, 50e6, True),
+    ('EasyContext', 32 * K, 1e6, True), ('EasyContext', 64 * K, 5e6, True),
+    ('EasyContext', 256_000, 50e6, True),
     ('EasyContext', 512_000, 250e6, True),
 ]
 
@@ -48,7 +51,8 @@ def test_critical_base(base, trained, target, printed, precision):
 
 def test_ntk_is_dynamic_ntk_with_alpha_1_and_stretches_the_longest_period_by_the_scale():
     assert rope.ntk_theta(5e5, 8.0, head_dim=128) == rope.dynamic_ntk_theta(5e5, 1, 8, alpha=1, head_dim=128)
-    before, after = (rope.frequencies(RopeConfig(x), 128)[0] for x in (5e5, rope.ntk_theta(5e5, 8.0, head_dim=128)))
+    thetas = 5e5, rope.ntk_theta(5e5, 8.0, head_dim=128)
+    before, after = (rope.frequencies(RopeConfig(x), 128)[0] for x in thetas)
     assert math.isclose(before[-1] / after[-1], 8.0)
     for target, printed in ((64 * K, 4.13e6), (256 * K, 16.9e6), (512 * K, 34.2e6), (M, 69.1e6)):
         assert math.isclose(rope.ntk_theta(5e5, target / (8 * K), head_dim=128), printed, rel_tol=3e-3)
@@ -57,7 +61,8 @@ def test_ntk_is_dynamic_ntk_with_alpha_1_and_stretches_the_longest_period_by_the
 def test_dynamic_scaling_is_the_rule_at_the_length_that_is_read():
     dynamic = RopeConfig(5e5, 'dynamic', 4.0, max_position=8 * K)
     by_rule = RopeConfig(rope.dynamic_ntk_theta(5e5, 8 * K, 64 * K, alpha=4, head_dim=128))
-    np.testing.assert_array_equal(rope.frequencies(dynamic, 128, 64 * K)[0], rope.frequencies(by_rule, 128)[0])
+    inv_freq, expected = rope.frequencies(dynamic, 128, 64 * K)[0], rope.frequencies(by_rule, 128)[0]
+    np.testing.assert_array_equal(inv_freq, expected)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -70,11 +75,13 @@ BOUNDS = [  # tuned theta, base theta, trained length, H, tokens (arXiv 2310.052
     (1_062_356_830, 5e5, 8 * K, 128, 542.5e3), (2_804_339_835, 5e5, 8 * K, 128, 921.7e3),
     (3_580_165_449, 5e5, 8 * K, 128, 1.054e6), (45.2e9, 5e5, 8 * K, 128, 4.22e6),
 ]
-INVERSE = [(64 * K, 22.27e6), (256 * K, 281.0e6), (512 * K, 998e6), (M, 3.545e9), (4 * M, 44.7e9)]  # of Llama-3
+# of Llama-3
+INVERSE = [(64 * K, 22.27e6), (256 * K, 281.0e6), (512 * K, 998e6), (M, 3.545e9), (4 * M, 44.7e9)]
 
 
 def test_critical_dimension():
-    assert theta.critical_dimension(1e4, 4 * K, 128) == 92  # Llama-2, arXiv 2310.05209: the last 36 dims are the cause
+    # Llama-2, arXiv 2310.05209: the last 36 dims are the cause
+    assert theta.critical_dimension(1e4, 4 * K, 128) == 92
     assert theta.critical_dimension(5e5, 8 * K, 128) == 70  # Llama-3
     assert theta.critical_dimension(100, 8 * K, 128) == 128  # a base so small that every dim has turned
     with pytest.raises(ValueError, match='6 tokens'):
@@ -109,7 +116,8 @@ def test_small_bases_of_4096():
 # ---------------------------------------------------------------------------------------------------
 
 LOWER = [  # thousands of tokens, table 2 of arXiv 2405.14591, ours where it differs; heads of 128 dims
-    (1, 4.3e3, None), (2, 1.6e4, None), (4, 2.7e4, None), (8, 8.4e4, None), (16, 3.1e5, 3.2e5), (32, 6.4e5, 6.3e5),
+    (1, 4.3e3, None), (2, 1.6e4, None), (4, 2.7e4, None), (8, 8.4e4, None), (16, 3.1e5, 3.2e5),
+    (32, 6.4e5, 6.3e5),
     (64, 2.1e6, None), (128, 7.8e6, None), (256, 3.6e7, 3.3e7), (512, 6.4e7, 6.5e7), (1000, 5.1e8, 3.5e8),
 ]
 
@@ -136,7 +144,8 @@ def test_similarity_is_its_sum():
     np.testing.assert_allclose(theta.similarity(inv_freq, 9_990, 10_000)[-1], direct[-1], atol=1e-9)
 
 
-@pytest.mark.parametrize(('base', 'head_dim', 'tokens'), [(1e4, 128, 1706), (5e5, 128, 18437), (1e5, 64, 3615)])
+@pytest.mark.parametrize(
+    ('base', 'head_dim', 'tokens'), [(1e4, 128, 1706), (5e5, 128, 18437), (1e5, 64, 3615)])
 def test_similar_len_ends_before_the_first_negative_similarity(base, head_dim, tokens):
     inv_freq = rope.frequencies(RopeConfig(base), head_dim)[0]
     assert theta.similar_len(inv_freq, M) == tokens

@@ -1,9 +1,9 @@
-"""Every way to split a sequence against one float64 oracle, over layouts, masks, head groupings and sizes.
+"""Every strategy against one float64 oracle, over layouts, masks, head groupings and sizes.
 
-The matrix is generated: strategies x sizes 1, 2, 4, 8 x layouts x masks x heads. Left out, because the strategy
-refuses it (asserted below): a node that does not divide the axis, heads that do not divide over all_to_all.
-A two-level strategy at size 2 has nodes of 2: then it is its inner half alone. head_dim 64, 128 and 256 run at
-one size, in test_head_dims.
+The matrix is generated: strategies x sizes 1, 2, 4, 8 x layouts x masks x heads. Left out, because the
+strategy refuses it (asserted below): a node that does not divide the axis, heads that do not divide over
+all_to_all. A two-level strategy at size 2 has a single node of 2, without a ring of nodes. head_dim 64, 128
+and 256 run at one size, in test_head_dims.
 """
 
 import functools
@@ -41,12 +41,12 @@ def oracle(heads, mask, dtype=jnp.float32, head_dim=HEAD_DIM):
     q, k, v, g = (np.asarray(x[0], np.float64) for x in (q, k, v, g))
     group = q.shape[1] // k.shape[1]
     distance = positions[0][:, None] - positions[0][None, :]
-    seen = (distance >= 0) & (segments[0][:, None] == segments[0][None, :])
-    seen &= distance < (window or LENGTH)
+    visible = (distance >= 0) & (segments[0][:, None] == segments[0][None, :])
+    visible &= distance < (window or LENGTH)
     out, dq, dk, dv = (np.zeros_like(x) for x in (q, q, k, v))
     for n in range(q.shape[1]):
         m, scale = n // group, q.shape[-1] ** -0.5
-        scores = np.where(seen, q[:, n] @ k[:, m].T * scale, -np.inf)
+        scores = np.where(visible, q[:, n] @ k[:, m].T * scale, -np.inf)
         weights = np.exp(scores - scores.max(1, keepdims=True))
         weights /= weights.sum(1, keepdims=True)
         out[:, n] = weights @ v[:, m]
@@ -79,7 +79,8 @@ def errors(attention, size, layout, heads, mask, dtype=jnp.float32, head_dim=HEA
     host = [x[:, order] for x in case(heads, MASKS[mask][0], dtype, head_dim)]
     with jax.set_mesh(mesh):
         args = [jax.device_put(x, jax.NamedSharding(mesh, spec('BTNH'[:x.ndim]))) for x in host]
-        ours = [np.asarray(x.astype(jnp.float32))[0, inverse(order)] for x in program(attention, size, MASKS[mask][1])(*args)]
+        results = program(attention, size, MASKS[mask][1])(*args)
+        ours = [np.asarray(x.astype(jnp.float32))[0, inverse(order)] for x in results]
     return [relative_error(a, b) for a, b in zip(ours, oracle(heads, mask, dtype, head_dim))]
 
 
@@ -102,7 +103,8 @@ def test_strategy_equals_the_oracle_for_every_layout_mask_and_head_grouping(stra
         assert attention is not None  # with 8 heads all of them divide
         for mask in MASKS:
             for layout in LAYOUTS:
-                for name, error in zip(('out', 'dq', 'dk', 'dv'), errors(attention, size, layout, heads, mask)):
+                found = errors(attention, size, layout, heads, mask)
+                for name, error in zip(('out', 'dq', 'dk', 'dv'), found):
                     assert error < 1e-5, f'{name} {heads} {mask} {layout}: {error:.1e}'
 
 
@@ -120,11 +122,13 @@ def test_one_device_needs_no_axis(mask, heads):
 
 @pytest.mark.parametrize('strategy', strategies.STRATEGIES)
 def test_bf16_is_as_good_on_eight_devices_as_on_one_and_as_dense_attention(strategy):
-    """Dense attention accumulated in float32 on the same rounded inputs, its results rounded: the best there is."""
-    how = 'zigzag', 'gqa', 'causal', jnp.bfloat16, 64  # a head_dim of real models: at 8, rounded out weighs most
-    one = errors(Attention(chunks=CHUNKS), 1, *how)
-    eight = errors(supported(strategy, 8, 'gqa'), 8, *how)
-    rounded = [relative_error(jnp.asarray(x, jnp.bfloat16).astype(jnp.float32), x) for x in oracle(*how[1:])]
+    """The bound is dense attention accumulated in float32 on the same rounded inputs, its results rounded."""
+    # head_dim 64 as in real models: at 8 the rounding of out dominates
+    setting = 'zigzag', 'gqa', 'causal', jnp.bfloat16, 64
+    one = errors(Attention(chunks=CHUNKS), 1, *setting)
+    eight = errors(supported(strategy, 8, 'gqa'), 8, *setting)
+    rounded = [relative_error(jnp.asarray(x, jnp.bfloat16).astype(jnp.float32), x)
+               for x in oracle(*setting[1:])]
     for name, a, b, dense in zip(('out', 'dq', 'dk', 'dv'), one, eight, rounded):
         assert b <= 1.1 * a, f'{name}: {b:.2e} on eight devices, {a:.2e} on one'
         assert b <= 1.2 * dense, f'{name}: {b:.2e}, of rounding alone {dense:.2e}'
@@ -147,7 +151,7 @@ def test_odd_shards_work():
         assert relative_error(a, b) < 1e-5
 
 
-def test_what_does_not_work_is_refused_with_its_reason():
+def test_unsupported_settings_are_refused_with_their_reason():
     with pytest.raises(ValueError, match="strategy 'rings' is not one of ring"):
         Attention('rings')
     with pytest.raises(ValueError, match='double_ring needs node_size > 1'):

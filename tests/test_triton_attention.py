@@ -1,5 +1,5 @@
-"""The fused GPU kernels: their numbers as plain XLA on this machine, their code by a compiler for GPUs that are not
-here. Positions and segments are data, so one program serves every layout and every packing."""
+"""The fused GPU kernels: their numbers interpreted as plain XLA on this machine, their code compiled ahead of
+time for GPUs. Positions and segments are data, so one program serves every layout and every packing."""
 
 import functools
 
@@ -38,7 +38,8 @@ def interpreted(monkeypatch):
 
 def case(heads, packed, dtype=jnp.float32):
     """q, k, v, dout as an inner block takes them, and their Tokens."""
-    q, k, v, positions, segments, g = inputs(np.random.default_rng(3), 1, LENGTH, *HEADS[heads], HEAD_DIM, packed, dtype)
+    rng = np.random.default_rng(3)
+    q, k, v, positions, segments, g = inputs(rng, 1, LENGTH, *HEADS[heads], HEAD_DIM, packed, dtype)
     grouped = lambda x: x.reshape(1, LENGTH, HEADS[heads][1], -1, HEAD_DIM)
     return (grouped(q), k.swapaxes(1, 2), v.swapaxes(1, 2), grouped(g)), Tokens(positions, segments)
 
@@ -59,7 +60,7 @@ triton = functools.partial(run, triton_attention, None, CHUNKS)
 
 
 def compare(args, queries, keys, total=None, window=None, chunks=CHUNKS):
-    """Relative errors of the kernels against blockwise_attention, both continuing from total or from no keys."""
+    """Relative errors of the kernels against blockwise_attention, both starting from total or no keys."""
     start = total or init_accumulator(args[0]), init_grads(*args[:3])
     ours, theirs = (run(module, window, chunks, args, queries, keys, *start)
                     for module in (triton_attention, blockwise_attention))
@@ -92,7 +93,7 @@ def test_kernels_equal_dense_attention(interpreted):
 
 
 def test_a_zigzag_ring_step_continues_from_the_steps_before(interpreted):
-    """Device 1 of 3: its own block, then one that only its late half attends to, and one that all of it attends to."""
+    """Device 1 of 3: its own block, one that its second half attends to, one that both halves attend to."""
     order = permutation('zigzag', 3 * LENGTH, 3).astype(np.int32).reshape(3, 1, LENGTH)
     args, (_, ones) = case('gqa', False)
     others, _ = case('gqa', True)
@@ -146,7 +147,8 @@ def test_lengths_that_tiles_do_not_divide(interpreted):
 
 
 def test_gathered_zigzag_shards(interpreted):
-    """Keys out of order, values and gradients, by the switch in Attention. Interpreted kernels do not pass shard_map's check of varying axes; compiled ones do, below."""
+    """Keys out of order, values and gradients, by the switch in Attention. Interpreted kernels do not pass
+    shard_map's check of varying axes; compiled ones do, below."""
     q, k, v, positions, segments, g = inputs(np.random.default_rng(4), 1, 64, 2, 1, HEAD_DIM, True)
     order = permutation('zigzag', 64, 2)
     heads, tokens = spec('BTNH'), spec('BT')
@@ -193,7 +195,8 @@ def test_a_ring_compiles_for_gpus_within_their_shared_memory(target, head_dim):
         op = lambda *x, axis_name: strategies.attend(*x, axis_name, config)
         lowered = {direction: jax.jit(function).lower(*args) for direction, (function, args)
                    in programs.attention(op, mesh, size, jnp.bfloat16).items()}
-    for direction, kernels in (('forward', ['attend']), ('backward', ['attend_backward_q', 'attend_backward_kv'])):
+    kernels_of = {'forward': ['attend'], 'backward': ['attend_backward_q', 'attend_backward_kv']}
+    for direction, kernels in kernels_of.items():
         text = lowered[direction].compile(compiler_options=targets.options(target)).as_text()
         assert all(f'name = "{name}"' in lowered[direction].as_text() for name in kernels)
         transfers = hlo.Program(text).transfers(dict(mesh.shape))

@@ -45,8 +45,7 @@ def _exchange(x, axis, split_dim, join_dim):
 
 
 def _to_heads(x, axis):
-    """x [B, T, K, G, ...]: all heads of a sequence shard -> some heads of the node's tokens, grouped
-    likewise."""
+    """x [B, T, K, G, ...]: all heads of a sequence shard -> this device's heads of all tokens of the node."""
     batch, length, kv_heads, group, *rest = x.shape
     x = _exchange(x.reshape(batch, length, kv_heads * group, *rest), axis, 2, 1)
     return x.reshape(*x.shape[:2], max(kv_heads // axis.node_size, 1), -1, *rest)
@@ -76,8 +75,7 @@ def _node_block(block, axis):
 
 
 def _own_grad(x, axis, kv_heads):
-    """dk or dv of the node's tokens -> of the device's shard [B, K, S, H], summed over the copies of a
-    head."""
+    """dk or dv of the node's tokens -> of the device's shard [B, K, S, H], summed over copies of a head."""
     x = _exchange(x, axis, 2, 1)
     batch, heads, *rest = x.shape
     return x.reshape(batch, kv_heads, heads // kv_heads, *rest).sum(2)

@@ -1,9 +1,9 @@
 """Blockwise attention on one device (Rabe & Staats 2021; Liu & Abbeel 2023; Dao 2023 for the backward).
 
 The contract of every inner block: queries and one key/value block -> (out, lse), float32 and un-rounded, lse
-the natural log-sum-exp. attend continues the online softmax over earlier blocks; attend_backward adds to the
-gradients of earlier blocks, dq in a layout of the block's own between init_dq and finalize_dq. No array is
-larger than the scores of one chunk pair. EMPTY chunk pairs are skipped and FULL ones build no mask.
+the natural log-sum-exp. attend continues the online softmax of earlier blocks. attend_backward adds to the
+gradients of earlier blocks, with dq in an internal layout between init_dq and finalize_dq. No array is larger
+than the scores of one chunk pair. EMPTY chunk pairs are skipped and FULL ones build no mask.
 
 A tile holds one key/value head: the G query heads that share it lie in the rows, so that one chunk of
 keys serves G * query_chunk rows and the scores stay in the cache of a core.

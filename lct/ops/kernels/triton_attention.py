@@ -39,8 +39,8 @@ class Tile:
 # Chosen by arithmetic and by compiler reports, not by measurement. Per block of threads an Ada SM has 99 KiB
 # of shared memory, a Hopper SM 227 KiB; a thread has at most 255 registers of 4 bytes.
 #   forward, H = 128: acc 128 x 128 and scores 128 x 64 in float32 over 256 threads are 64 + 32 registers, q
-#   32 more; k and v tiles of 16 KiB, two of each in flight, are 64 KiB. H = 64 needs half the threads. H =
-#   256 takes half the rows and half the keys: again 64 registers of acc and 64 KiB in flight.
+#   32 more; k and v tiles of 16 KiB, two of each in flight, are 64 KiB. H = 64 needs half the threads.
+#   H = 256 takes half the rows and half the keys: again 64 registers of acc and 64 KiB in flight.
 #   backward, H = 128: dk and dv 64 x 128 each are 64 registers, scores and ds 64 x 64 another 32; q and dout
 #   tiles of 16 KiB two deep are 64 KiB. H = 256 again takes half of both. The dq kernel holds less in the
 #   same tiles.
