@@ -5,6 +5,8 @@ import sys
 import time
 from typing import IO
 
+from lct.text import clock
+
 INTERVAL = 30  # seconds between two lines of progress outside a terminal
 BAR_WIDTH = 30  # characters
 
@@ -42,9 +44,8 @@ class Progress:
         self.last = now
         if seconds_left is None:
             seconds_left = (now - self.start) / done * (total - done)
-        left = f'{seconds_left / 60:.0f} min' if seconds_left > 90 else f'{seconds_left:.0f} s'
         bar = f"{'█' * (BAR_WIDTH * done // total):░<{BAR_WIDTH}} " if in_terminal else ''
-        status(self.name, f'{bar}{done:,} of {total:,} {self.unit}, {left} left', transient=True)
+        status(self.name, f'{bar}{done:,} of {total:,} {self.unit}, {clock(seconds_left)} left', transient=True)
 
     def end(self) -> None:
         """Keep the last line."""
