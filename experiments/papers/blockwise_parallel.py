@@ -90,12 +90,12 @@ def layer_program(config, method):
 
     chunked = functools.partial(llama.attention, split=Attention('ring', 1, Chunks(512, 512)))
     attend = dense if method == 'vanilla' else chunked
-    ffn_chunks = 1 if method in METHODS[:2] else FFN_CHUNKS
+    feed_forward = functools.partial(llama.ffn, num_chunks=1 if method in METHODS[:2] else FFN_CHUNKS)
 
     def layer(x, weights, tables, positions, segments):
-        q, k, v = llama.project_qkv(x, weights, rope.angles(tables, positions), config)
-        x = x + sharding.einsum('BTNH,NHD->BTD', attend(q, k, v, positions, segments), weights.wo)
-        return x + llama.ffn(x, weights, config, ffn_chunks)
+        angles = rope.angles(tables, positions)
+        return llama.block(x, weights, angles, config, lambda q, k, v: attend(q, k, v, positions, segments),
+                           feed_forward=feed_forward)[0]
 
     return layer
 
