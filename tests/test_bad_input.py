@@ -138,7 +138,7 @@ def test_no_model_folder_and_unknown_fields(refused):
     ('optimizer.weight_decay=-0.1', 'optimizer weight_decay -0.1 must be 0 or a positive number'),
     ('optimizer.clip_norm=0', 'optimizer clip_norm 0.0 must be positive'),
     ('stages.0.alpha=-1', 'stage 512: alpha -1.0 must be a positive number'),
-    ('fit_ring=maybe', "fit_ring is True, and 'maybe' is nothing of that kind"),
+    ('fit_ring=maybe', "fit_ring is True, and 'maybe' is not true or false"),
 ])
 def test_a_wrong_value_claims_no_work_directory(refused, tmp_path, setting, sentence):
     assert sentence in refused('--set', setting)
@@ -153,9 +153,14 @@ def test_true_and_false_can_be_set():
     assert config.fit_ring is True
 
 
+def test_a_config_that_does_not_exist_is_answered_with_those_that_do():
+    with pytest.raises(ValueError, match=r'nowhere.py does not exist; .* laptop.py, .*published/lwm_text_7b.py, smoke.py'):
+        load_config('nowhere.py')
+
+
 @pytest.mark.parametrize('name', ['README.md', 'lct/ops/theta.py'])
-def test_a_file_that_is_no_config(name):
-    with pytest.raises(ValueError, match='is no config; give a Python file with get_config'):
+def test_a_file_that_is_not_a_config(name):
+    with pytest.raises(ValueError, match='is not a config; give a Python file with get_config'):
         load_config(EXPERIMENTS.parent / name)
 
 

@@ -11,6 +11,8 @@ dims past one full turn at 512 tokens is 500000^(ln(512 / 2 pi) / ln(8192 / 2 pi
 
 from ml_collections import ConfigDict
 
+from lct.cli.stage_config import stage
+
 
 def get_config():
     config = ConfigDict()
@@ -19,8 +21,9 @@ def get_config():
     config.corpus_bytes = 12_000_000
     config.held_out = 0.1
     config.model = ConfigDict({
-        'vocab_size': 1024, 'embed_dim': 128, 'mlp_dim': 320, 'num_layers': 3, 'num_heads': 4, 'num_kv_heads': 2,
-        'head_dim': 32, 'max_position_embeddings': 512, 'rope_theta': 3134.0, 'tie_embeddings': True,
+        'vocab_size': 1024, 'embed_dim': 128, 'mlp_dim': 320, 'num_layers': 3, 'num_heads': 4,
+       
+        'num_kv_heads': 2, 'head_dim': 32, 'max_position_embeddings': 512, 'rope_theta': 3134.0, 'tie_embeddings': True,
     })
     config.optimizer = ConfigDict({'b1': 0.9, 'b2': 0.98, 'weight_decay': 0.01, 'clip_norm': 1.0})
     config.checkpoint_every = 250
@@ -28,17 +31,16 @@ def get_config():
     config.max_skips_in_row = 5  # non-finite steps in a row after which the run gives up
     config.param_dtype = 'float32'
 
-    def stage(name, seq_len, batch_size, num_steps, learning_rate, final_fraction, **mixture):
-        return ConfigDict({
-            'name': name, 'seq_len': seq_len, 'batch_size': batch_size, 'num_steps': num_steps,
-            'learning_rate': learning_rate, 'warmup_steps': 50, 'final_fraction': final_fraction,
-            'theta': 'keep', 'mesh': (2, 1, 1, 1), 'mixture': mixture,
-            'memory': {'remat': 'none', 'query_chunk': 128, 'key_chunk': 128, 'loss_chunk': 512},
-        })
-
+    common = {
+        'warmup_steps': 50, 'theta': 'keep', 'mesh': (2, 1, 1, 1),
+        'memory': {'remat': 'none', 'query_chunk': 128, 'key_chunk': 128, 'loss_chunk': 512},
+    }
     config.stages = (
-        stage('read back 128', 128, 16, 1800, 2e-3, 1.0, text=0.15, recall=0.4, copy=0.45),
-        stage('read back 256', 256, 10, 800, 2e-3, 0.8, text=0.25, recall=0.5, copy=0.25),
-        stage('native 512', 512, 8, 1800, 1.6e-3, 0.05, text=0.45, recall=0.5, copy=0.05),
+        stage(name='read back 128', seq_len=128, batch_size=16, num_steps=1800, learning_rate=2e-3,
+              final_fraction=1.0, mixture={'text': 0.15, 'recall': 0.4, 'copy': 0.45}, **common),
+        stage(name='read back 256', seq_len=256, batch_size=10, num_steps=800, learning_rate=2e-3,
+              final_fraction=0.8, mixture={'text': 0.25, 'recall': 0.5, 'copy': 0.25}, **common),
+        stage(name='native 512', seq_len=512, batch_size=8, num_steps=1800, learning_rate=1.6e-3,
+              final_fraction=0.05, mixture={'text': 0.45, 'recall': 0.5, 'copy': 0.05}, **common),
     )
     return config

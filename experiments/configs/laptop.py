@@ -9,6 +9,8 @@ own theta and length.
 
 from ml_collections import ConfigDict
 
+from lct.cli.stage_config import stage
+
 
 def get_config():
     config = ConfigDict()
@@ -27,20 +29,20 @@ def get_config():
     config.max_skips_in_row = 5  # non-finite steps in a row after which the run gives up
     config.param_dtype = 'float32'
 
-    def stage(name, seq_len, batch_size, num_steps, learning_rate, theta, **mixture):
-        return ConfigDict({
-            'name': name, 'seq_len': seq_len, 'batch_size': batch_size, 'accumulation': 1, 'num_steps': num_steps,
-            'learning_rate': learning_rate, 'warmup_steps': 5, 'final_fraction': 0.1, 'theta': theta, 'alpha': 4.0,
-            'mesh': (1, 1, 8, 1), 'layout': 'zigzag', 'mixture': mixture,
-            'memory': {'remat': 'none', 'query_chunk': 128, 'key_chunk': 256, 'ffn_chunks': 4, 'loss_chunk': 256},
-        })
-
+    common = {
+        'learning_rate': 1e-3, 'warmup_steps': 5, 'final_fraction': 0.1, 'accumulation': 1, 'alpha': 4.0,
+        'mesh': (1, 1, 8, 1), 'layout': 'zigzag',
+        'memory': {'remat': 'none', 'query_chunk': 128, 'key_chunk': 256, 'ffn_chunks': 4, 'loss_chunk': 256},
+    }
     config.stages = (
-        stage('2K', 2048, 4, 70, 1e-3, 'dynamic_ntk', text=0.5, long=0.2, recall=0.3),
-        stage('8K', 8192, 1, 90, 1e-3, 'critical_base', text=0.2, long=0.5, recall=0.3),
+        stage(name='2K', seq_len=2048, batch_size=4, num_steps=70, theta='dynamic_ntk',
+              mixture={'text': 0.5, 'long': 0.2, 'recall': 0.3}, **common),
+        stage(name='8K', seq_len=8192, batch_size=1, num_steps=90, theta='critical_base',
+              mixture={'text': 0.2, 'long': 0.5, 'recall': 0.3}, **common),
     )
     config.needle = ConfigDict({
-        'lengths': (128, 256, 384, 512, 1024, 2048, 4096, 8192), 'depths': (0.0, 0.25, 0.5, 0.75, 1.0), 'samples': 2,
+        'lengths': (128, 256, 384, 512, 1024, 2048, 4096, 8192), 'depths': (0.0, 0.25, 0.5, 0.75, 1.0),
+        'samples': 2,
     })
     config.loss = ConfigDict({'seq_len': 8192, 'windows': 64, 'rotations': 16})
     return config

@@ -2,9 +2,9 @@
 
     python experiments/extend.py --config experiments/configs/laptop_gated.py --workdir runs/laptop_gated
 
-The rule of the Llama-3 report: go on to the next length when the short evaluations have recovered and the needles at
-this length are found. The numbers of steps of laptop.py are now the most that a stage may take; each look costs ten
-needles and 32 windows of 512 tokens.
+The rule of the Llama-3 report: go on to the next length when the short evaluations have recovered and the
+needles at this length are found. The numbers of steps of laptop.py are now the most that a stage may take;
+each look costs ten needles and 32 windows of 512 tokens.
 """
 
 import pathlib

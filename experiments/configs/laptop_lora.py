@@ -2,8 +2,8 @@
 
     python experiments/extend.py --config experiments/configs/laptop_lora.py --workdir runs/laptop_lora
 
-Rank 4 on the attention projections and the norms whole, as LongLoRA without its embedding: that is a fifth of this
-small model. Adapters want a larger learning rate than weights do.
+Rank 4 on the attention projections and the norms whole, as LongLoRA without its embedding: that is a fifth of
+this small model. Adapters want a larger learning rate than weights do.
 """
 
 import pathlib

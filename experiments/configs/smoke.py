@@ -3,16 +3,13 @@
     python experiments/extend.py --config experiments/configs/smoke.py --workdir runs/smoke
 """
 
-import importlib.util
 import pathlib
+
+from lct.cli.config import load_config
 
 
 def get_config():
-    path = pathlib.Path(__file__).with_name('laptop.py')
-    spec = importlib.util.spec_from_file_location('laptop', path)
-    laptop = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(laptop)
-    config = laptop.get_config()
+    config = load_config(pathlib.Path(__file__).with_name('laptop.py'))
     config.corpus_bytes = 2_000_000
     for stage, seq_len in zip(config.stages, (512, 1024)):
         stage.name, stage.seq_len, stage.batch_size, stage.num_steps = f'{seq_len}', seq_len, 1, 3

@@ -1,12 +1,15 @@
 """Which theta for 4,096 tokens: short runs of the base model over a grid, the unchanged theta among them.
 
-    python experiments/studies/theta_search.py --config experiments/configs/theta_4k.py --workdir runs/theta_4k
+    python experiments/studies/theta_search.py --config experiments/configs/theta_4k.py --workdir
+    runs/theta_4k
 
 The base model has theta 3,134, 512 tokens and heads of 32 dims. Besides 'keep', the control, the grid holds
 T / (2 pi), the scaling law's other regime; NTK-aware interpolation; the critical base; and two far above it.
 """
 
 from ml_collections import ConfigDict
+
+from lct.cli.stage_config import stage
 
 
 def get_config():
@@ -23,12 +26,12 @@ def get_config():
     config.checkpoint_every = 12
     config.keep_checkpoints = 1
     config.param_dtype = 'float32'
-    config.stages = (ConfigDict({
-        'name': '4K', 'seq_len': 4096, 'batch_size': 2, 'num_steps': 24, 'learning_rate': 1e-3, 'warmup_steps': 4,
-        'final_fraction': 0.1, 'theta': 'keep', 'mesh': (1, 1, 1, 1), 'layout': 'contiguous',
-        'mixture': {'text': 0.4, 'long': 0.3, 'recall': 0.3},
-        'memory': {'remat': 'none', 'query_chunk': 128, 'key_chunk': 256, 'ffn_chunks': 1, 'loss_chunk': 512},
-    }),)
+    config.stages = (stage(
+        name='4K', seq_len=4096, batch_size=2, num_steps=24, learning_rate=1e-3, warmup_steps=4,
+        final_fraction=0.1, theta='keep', mesh=(1, 1, 1, 1), layout='contiguous',
+        mixture={'text': 0.4, 'long': 0.3, 'recall': 0.3},
+        memory={'remat': 'none', 'query_chunk': 128, 'key_chunk': 256, 'ffn_chunks': 1, 'loss_chunk': 512},
+    ),)
     config.search = ConfigDict({
         'thetas': ('keep', 652.0, 28_800.0, 'critical_base', 1_000_000.0, 20_000_000.0),
         'seeds': (1, 2, 3),  # of the training data and their order

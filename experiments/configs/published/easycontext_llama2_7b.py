@@ -5,7 +5,8 @@
 
 Source: github.com/jzhang38/EasyContext, train_scripts/EasyContext-1M-Llama-2-7B.sh, for lengths, thetas,
 steps, learning rates and accumulation; AdamW and the eight A100 from the same repository. `published` repeats
-what is no input to the run. No rule explains these thetas; they are numbers. After training they wrote
+figures that are not inputs of the run. No rule explains these thetas; they are numbers. After training they
+wrote
 rope_theta 1,000,000,000 into config.json by hand, which no stage does here: do the same to the folder that
 the run writes.
 
@@ -18,7 +19,11 @@ and the weights that the optimizer moves and its moments are float32 on the eigh
 SlimPajama upsampled by length; gradients are clipped here to norm 1.
 """
 
+import functools
+
 from ml_collections import ConfigDict
+
+from lct.cli.stage_config import published_stage
 
 
 def get_config():
@@ -34,31 +39,29 @@ def get_config():
     config.optimizer = ConfigDict({'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1})
     config.checkpoint_every = 50
 
-    def stage(name, seq_len, mesh, batch_size, accumulation, num_steps, learning_rate, theta, remat,
-              ffn_chunks):
-        return ConfigDict({
-            'name': name, 'seq_len': seq_len, 'batch_size': batch_size, 'accumulation': accumulation,
-            'num_steps': num_steps, 'learning_rate': learning_rate, 'warmup_steps': 0, 'final_fraction': 1.0,
-            'theta': theta, 'mesh': mesh, 'layout': 'zigzag', 'mixture': {'text': 1.0},
-            'memory': {'remat': remat, 'query_chunk': 512, 'key_chunk': 512, 'ffn_chunks': ffn_chunks,
-                       'loss_chunk': 512, 'dtype': 'bfloat16'},
-            'published': {'device': 'NVIDIA A100', 'devices': 8, 'tokens_per_batch': '~1M'},
-        })
-
     rows, ring = (1, 8, 1, 1), (1, 1, 8, 1)
-    # name, seq_len, mesh, batch_size, accumulation, num_steps, learning_rate, theta, remat, ffn_chunks
+    stage = functools.partial(published_stage, published={
+        'device': 'NVIDIA A100', 'devices': 8, 'tokens_per_batch': '~1M'})
     config.stages = (
-        stage('32K', 32768, rows, 8, 4, 1000, 2e-5, 1_000_000, 'full', 4),
-        stage('64K', 65536, rows, 8, 2, 1000, 2e-5, 5_000_000, 'offload', 8),
-        stage('256K theta 10M', 256_000, ring, 1, 4, 500, 2e-5, 10_000_000, 'offload', 8),
-        stage('256K theta 25M', 256_000, ring, 1, 4, 500, 2e-5, 25_000_000, 'offload', 8),
-        stage('256K theta 50M', 256_000, ring, 1, 4, 150, 2e-5, 50_000_000, 'offload', 8),
-        stage('512K theta 100M', 512_000, ring, 1, 2, 300, 2e-5, 100_000_000, 'offload', 8),
-        stage('512K theta 250M', 512_000, ring, 1, 2, 90, 1e-5, 250_000_000, 'offload', 8),
+        stage(name='32K', seq_len=32768, mesh=rows, batch_size=8, accumulation=4, num_steps=1000,
+              learning_rate=2e-5, theta=1_000_000, remat='full', ffn_chunks=4),
+        stage(name='64K', seq_len=65536, mesh=rows, batch_size=8, accumulation=2, num_steps=1000,
+              learning_rate=2e-5, theta=5_000_000, remat='offload', ffn_chunks=8),
+        stage(name='256K theta 10M', seq_len=256_000, mesh=ring, batch_size=1, accumulation=4, num_steps=500,
+              learning_rate=2e-5, theta=10_000_000, remat='offload', ffn_chunks=8),
+        stage(name='256K theta 25M', seq_len=256_000, mesh=ring, batch_size=1, accumulation=4, num_steps=500,
+              learning_rate=2e-5, theta=25_000_000, remat='offload', ffn_chunks=8),
+        stage(name='256K theta 50M', seq_len=256_000, mesh=ring, batch_size=1, accumulation=4, num_steps=150,
+              learning_rate=2e-5, theta=50_000_000, remat='offload', ffn_chunks=8),
+        stage(name='512K theta 100M', seq_len=512_000, mesh=ring, batch_size=1, accumulation=2, num_steps=300,
+              learning_rate=2e-5, theta=100_000_000, remat='offload', ffn_chunks=8),
+        stage(name='512K theta 250M', seq_len=512_000, mesh=ring, batch_size=1, accumulation=2, num_steps=90,
+              learning_rate=1e-5, theta=250_000_000, remat='offload', ffn_chunks=8),
     )
     config.needle = ConfigDict({  # their grid: every 50,000 tokens, every tenth of the depth, two samples
         'lengths': tuple(range(50_000, 1_000_001, 50_000)), 'depths': tuple(i / 10 for i in range(11)),
         'samples': 2,
     })
-    config.loss = ConfigDict({'seq_len': 2**17, 'windows': 16, 'rotations': 4})  # single documents must be as long as this
+    # each window is one document, so some must be as long as this
+    config.loss = ConfigDict({'seq_len': 2**17, 'windows': 16, 'rotations': 4})
     return config

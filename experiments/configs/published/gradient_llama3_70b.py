@@ -4,7 +4,7 @@
         --workdir runs/gradient_70b --set model_folder=/models/llama3-70b --set corpus=/data/long_documents
 
 Source: the table of gradientai/Llama-3-70B-Instruct-Gradient-1048k on Hugging Face: lengths, thetas, steps,
-batches, learning rate, GPUs and minutes. `published` repeats what it prints and is no input to the run.
+batches, learning rate, GPUs and minutes. `published` repeats what it prints and is not an input of the run.
 
 Thetas: dynamic NTK with alpha 4, from stage to stage, and the critical base of (500,000; 8,192) at 1048K.
 The card names neither rule; the rules are inferred from the figures, which they meet to the integer.
@@ -16,10 +16,14 @@ which splits rows as data does, and weights besides. `--mesh` puts all stages on
 What differs: the card gives no optimizer beyond the learning rate, so it is EasyContext's, which they built
 on, without warm-up; they trained in bfloat16, here what is computed is bfloat16, and the weights that the
 optimizer moves and its moments are float32 (16 bytes a parameter over 128 GPUs or more: 9 GB each); their
-text is SlimPajama, augmented to long documents; their chat fine-tuning is no part of this.
+text is SlimPajama, augmented to long documents; their chat fine-tuning is left out.
 """
 
+import functools
+
 from ml_collections import ConfigDict
+
+from lct.cli.stage_config import published_stage
 
 
 def get_config():
@@ -35,31 +39,28 @@ def get_config():
     config.optimizer = ConfigDict({'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1})
     config.checkpoint_every = 5
 
-    def stage(name, seq_len, ring, rings, batch_size, accumulation, num_steps, theta, ffn_chunks, /,
-              **published):
-        return ConfigDict({
-            'name': name, 'seq_len': seq_len, 'batch_size': batch_size, 'accumulation': accumulation,
-            'num_steps': num_steps, 'learning_rate': 2e-5, 'warmup_steps': 0, 'final_fraction': 1.0,
-            'theta': theta, 'alpha': 4.0, 'mesh': (1, rings, ring, 1), 'layout': 'zigzag',
-            'mixture': {'text': 1.0},
-            'memory': {'remat': 'offload', 'query_chunk': 512, 'key_chunk': 512, 'ffn_chunks': ffn_chunks,
-                       'loss_chunk': 512, 'dtype': 'bfloat16'},
-            'published': {'device': 'NVIDIA L40S', **published},
-        })
-
-    # name, seq_len, ring, rings, batch_size, accumulation, num_steps, theta, ffn_chunks
+    stage = functools.partial(published_stage, learning_rate=2e-5, alpha=4.0)
     config.stages = (
-        stage('65K', 2**16, 8, 64, 64, 1, 20, 'dynamic_ntk', 4,
-              rope_theta='15,296,098', devices=512, rings=64, minutes=100, total_tokens=83_886_080),
-        stage('262K', 2**18, 32, 16, 16, 1, 25, 'dynamic_ntk', 8,
-              rope_theta='207,112,184', devices=512, rings=16, minutes=170, total_tokens=104_857_600),
-        stage('524K', 2**19, 64, 8, 8, 2, 25, 'dynamic_ntk', 8,
-              rope_theta='1,062,356,830', devices=512, rings=8, minutes=284, total_tokens=209_715_200),
-        stage('1048K', 2**20, 128, 1, 1, 4, 8, 'critical_base', 8,
-              rope_theta='3,580,165,449', devices=128, rings=1, minutes=516, total_tokens=33_554_432),
+        stage(name='65K', seq_len=2**16, mesh=(1, 64, 8, 1), batch_size=64, accumulation=1, num_steps=20,
+              theta='dynamic_ntk', remat='offload', ffn_chunks=4, published={
+                  'device': 'NVIDIA L40S', 'rope_theta': '15,296,098', 'devices': 512, 'rings': 64,
+                  'minutes': 100, 'total_tokens': 83_886_080}),
+        stage(name='262K', seq_len=2**18, mesh=(1, 16, 32, 1), batch_size=16, accumulation=1, num_steps=25,
+              theta='dynamic_ntk', remat='offload', ffn_chunks=8, published={
+                  'device': 'NVIDIA L40S', 'rope_theta': '207,112,184', 'devices': 512, 'rings': 16,
+                  'minutes': 170, 'total_tokens': 104_857_600}),
+        stage(name='524K', seq_len=2**19, mesh=(1, 8, 64, 1), batch_size=8, accumulation=2, num_steps=25,
+              theta='dynamic_ntk', remat='offload', ffn_chunks=8, published={
+                  'device': 'NVIDIA L40S', 'rope_theta': '1,062,356,830', 'devices': 512, 'rings': 8,
+                  'minutes': 284, 'total_tokens': 209_715_200}),
+        stage(name='1048K', seq_len=2**20, mesh=(1, 1, 128, 1), batch_size=1, accumulation=4, num_steps=8,
+              theta='critical_base', remat='offload', ffn_chunks=8, published={
+                  'device': 'NVIDIA L40S', 'rope_theta': '3,580,165,449', 'devices': 128, 'rings': 1,
+                  'minutes': 516, 'total_tokens': 33_554_432}),
     )
     config.needle = ConfigDict({
         'lengths': tuple(2**n for n in range(13, 21)), 'depths': (0.0, 0.25, 0.5, 0.75, 1.0), 'samples': 2,
     })
-    config.loss = ConfigDict({'seq_len': 2**17, 'windows': 16, 'rotations': 4})  # single documents must be as long as this
+    # each window is one document, so some must be as long as this
+    config.loss = ConfigDict({'seq_len': 2**17, 'windows': 16, 'rotations': 4})
     return config

@@ -4,8 +4,8 @@
         --workdir runs/lwm --set model_folder=/models/llama2-7b --set corpus=/data/books
 
 Source: Table 11 of the paper: lengths, thetas, tokens, steps, learning rate, warm-up, meshes. `published`
-repeats what it prints and is no input to the run. No rule from length to length explains these thetas; they
-are numbers.
+repeats what it prints and is not an input of the run. No rule from length to length explains these thetas;
+they are numbers.
 
 Mesh: theirs, (dp, fsdp, tp, sp) written in our order and with fsdp's -1 filled in for a TPU v4-512. That
 name counts the two cores of a chip, so 256 devices: then every shard of dp * fsdp has one row or two, while
@@ -13,13 +13,17 @@ name counts the two cores of a chip, so 256 devices: then every shard of dp * fs
 parallelism first, and rings of 2 and 4 in the last two stages.
 
 What differs: a batch of "4M tokens" is 4,194,304 in whole rows, where their totals count 4.0M a step, so a
-stage sees up to 5% more than its printed total; the table has no betas and no weight decay, so they are
-EasyContext's; they trained in float32, which a TPU multiplies in one pass of bfloat16 unless told otherwise,
-here what is computed is bfloat16 and the weights that the optimizer moves are float32; their data is Books3;
-their chat and vision stages are no part of this.
+stage takes up to 5% more than its printed total; the table has no betas and no weight decay, so they are
+EasyContext's; they trained in float32, which a TPU multiplies in one pass of bfloat16 unless configured
+otherwise, here what is computed is bfloat16 and the weights that the optimizer moves are float32; their data
+is Books3; their chat and vision stages are left out.
 """
 
+import functools
+
 from ml_collections import ConfigDict
+
+from lct.cli.stage_config import published_stage
 
 
 def get_config():
@@ -35,31 +39,28 @@ def get_config():
     config.optimizer = ConfigDict({'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1})
     config.checkpoint_every = 50
 
-    def stage(name, seq_len, mesh, num_steps, warmup_steps, theta, remat, ffn_chunks, /, **published):
-        return ConfigDict({
-            'name': name, 'seq_len': seq_len, 'batch_size': 2**22 // seq_len, 'accumulation': 1,
-            'num_steps': num_steps, 'learning_rate': 4e-5, 'warmup_steps': warmup_steps,
-            'final_fraction': 1.0, 'theta': theta, 'mesh': mesh, 'layout': 'zigzag', 'mixture': {'text': 1.0},
-            'memory': {'remat': remat, 'query_chunk': 512, 'key_chunk': 512, 'ffn_chunks': ffn_chunks,
-                       'loss_chunk': 512, 'dtype': 'bfloat16'},
-            'published': {'device': 'TPU v4-512', 'tokens_per_batch': '4M', **published},
-        })
-
-    # name, seq_len, mesh, num_steps, warmup_steps, theta, remat, ffn_chunks
+    table = {'device': 'TPU v4-512', 'tokens_per_batch': '4M'}
+    stage = functools.partial(published_stage, learning_rate=4e-5)
     config.stages = (
-        stage('32K', 2**15, (1, 64, 1, 4), 1200, 100, 1_000_000, 'full', 4,
-              mesh_dim='1,-1,4,1', total_tokens=4.8e9),
-        stage('128K', 2**17, (1, 32, 1, 8), 3000, 200, 10_000_000, 'offload', 16,
-              mesh_dim='1,-1,8,1', total_tokens=12e9),
-        stage('256K', 2**18, (1, 16, 1, 16), 3000, 200, 10_000_000, 'offload', 32,
-              mesh_dim='1,-1,16,1', total_tokens=12e9),
-        stage('512K', 2**19, (1, 8, 2, 16), 720, 50, 25_000_000, 'offload', 32,
-              mesh_dim='1,-1,16,2', total_tokens=3e9),
-        stage('1M', 2**20, (1, 4, 4, 16), 450, 25, 50_000_000, 'offload', 32,
-              mesh_dim='1,-1,16,4', total_tokens=1.8e9),
+        stage(name='32K', seq_len=2**15, mesh=(1, 64, 1, 4), batch_size=2**22 // 2**15, num_steps=1200,
+              warmup_steps=100, theta=1_000_000, remat='full', ffn_chunks=4,
+              published={**table, 'mesh_dim': '1,-1,4,1', 'total_tokens': 4.8e9}),
+        stage(name='128K', seq_len=2**17, mesh=(1, 32, 1, 8), batch_size=2**22 // 2**17, num_steps=3000,
+              warmup_steps=200, theta=10_000_000, remat='offload', ffn_chunks=16,
+              published={**table, 'mesh_dim': '1,-1,8,1', 'total_tokens': 12e9}),
+        stage(name='256K', seq_len=2**18, mesh=(1, 16, 1, 16), batch_size=2**22 // 2**18, num_steps=3000,
+              warmup_steps=200, theta=10_000_000, remat='offload', ffn_chunks=32,
+              published={**table, 'mesh_dim': '1,-1,16,1', 'total_tokens': 12e9}),
+        stage(name='512K', seq_len=2**19, mesh=(1, 8, 2, 16), batch_size=2**22 // 2**19, num_steps=720,
+              warmup_steps=50, theta=25_000_000, remat='offload', ffn_chunks=32,
+              published={**table, 'mesh_dim': '1,-1,16,2', 'total_tokens': 3e9}),
+        stage(name='1M', seq_len=2**20, mesh=(1, 4, 4, 16), batch_size=2**22 // 2**20, num_steps=450,
+              warmup_steps=25, theta=50_000_000, remat='offload', ffn_chunks=32,
+              published={**table, 'mesh_dim': '1,-1,16,4', 'total_tokens': 1.8e9}),
     )
     config.needle = ConfigDict({
         'lengths': tuple(2**n for n in range(12, 21)), 'depths': (0.0, 0.25, 0.5, 0.75, 1.0), 'samples': 2,
     })
-    config.loss = ConfigDict({'seq_len': 2**17, 'windows': 16, 'rotations': 4})  # single documents must be as long as this
+    # each window is one document, so some must be as long as this
+    config.loss = ConfigDict({'seq_len': 2**17, 'windows': 16, 'rotations': 4})
     return config
