@@ -22,8 +22,8 @@ def get_config():
     config.held_out = 0.1
     config.model = ConfigDict({
         'vocab_size': 1024, 'embed_dim': 128, 'mlp_dim': 320, 'num_layers': 3, 'num_heads': 4,
-       
-        'num_kv_heads': 2, 'head_dim': 32, 'max_position_embeddings': 512, 'rope_theta': 3134.0, 'tie_embeddings': True,
+        'num_kv_heads': 2, 'head_dim': 32, 'max_position_embeddings': 512, 'rope_theta': 3134.0,
+        'tie_embeddings': True,
     })
     config.optimizer = ConfigDict({'b1': 0.9, 'b2': 0.98, 'weight_decay': 0.01, 'clip_norm': 1.0})
     config.checkpoint_every = 250

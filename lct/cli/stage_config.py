@@ -13,14 +13,14 @@ def stage(
 ) -> ConfigDict:
     """An entry of config.stages. Fields of Stage and Memory that are left out have their defaults there."""
     return ConfigDict({
-        'name': name, 'seq_len': seq_len, 'num_steps': num_steps, 'learning_rate': learning_rate, 'theta': theta,
-        'mesh': tuple(mesh), 'memory': dict(memory), **optional,
+        'name': name, 'seq_len': seq_len, 'num_steps': num_steps, 'learning_rate': learning_rate,
+        'theta': theta, 'mesh': tuple(mesh), 'memory': dict(memory), **optional,
     })
 
 
 def published_stage(
-    *, name: str, seq_len: int, num_steps: int, theta: str | float, mesh: Sequence[int], remat: str, ffn_chunks: int,
-    published: Mapping[str, Any], **optional: Any,
+    *, name: str, seq_len: int, num_steps: int, theta: str | float, mesh: Sequence[int], remat: str,
+    ffn_chunks: int, published: Mapping[str, Any], **optional: Any,
 ) -> ConfigDict:
     """A stage of a published recipe: text alone, a constant learning rate, zigzag layout, computed in
     bfloat16.
@@ -29,7 +29,7 @@ def published_stage(
     """
     memory = {'remat': remat, 'query_chunk': 512, 'key_chunk': 512, 'ffn_chunks': ffn_chunks,
               'loss_chunk': 512, 'dtype': 'bfloat16'}
-    common = {'batch_size': 1, 'accumulation': 1, 'warmup_steps': 0, 'final_fraction': 1.0, 'layout': 'zigzag',
-              'mixture': {'text': 1.0}}
+    common = {'batch_size': 1, 'accumulation': 1, 'warmup_steps': 0, 'final_fraction': 1.0,
+              'layout': 'zigzag', 'mixture': {'text': 1.0}}
     return stage(name=name, seq_len=seq_len, num_steps=num_steps, theta=theta, mesh=mesh, memory=memory,
                  published=dict(published), **{**common, **optional})
