@@ -55,23 +55,23 @@ class Params(struct.PyTreeNode):
 
 def param_table(config: LlamaConfig) -> Params:
     """Params of ParamInfo: shapes, shardings, initial values and checkpoint targets derive from it."""
-    wide = config.embed_dim**-0.5
-    residual = (2 * config.num_layers) ** -0.5  # GPT-2: keep the residual stream's variance with depth
+    scale = config.embed_dim**-0.5
+    residual = (2 * config.num_layers) ** -0.5  # GPT-2: the residual stream keeps its variance with depth
     return Params(
-        embed=ParamInfo('VD', wide),
+        embed=ParamInfo('VD', scale),
         layers=Layers(
             attn_norm=ParamInfo('LD', 0.0),
-            wq=ParamInfo('LDNH', wide),
-            wk=ParamInfo('LDKH', wide),
-            wv=ParamInfo('LDKH', wide),
+            wq=ParamInfo('LDNH', scale),
+            wk=ParamInfo('LDKH', scale),
+            wv=ParamInfo('LDKH', scale),
             wo=ParamInfo('LNHD', residual * (config.num_heads * config.head_dim) ** -0.5),
             mlp_norm=ParamInfo('LD', 0.0),
-            w_gate=ParamInfo('LDF', wide),
-            w_up=ParamInfo('LDF', wide),
+            w_gate=ParamInfo('LDF', scale),
+            w_up=ParamInfo('LDF', scale),
             w_down=ParamInfo('LFD', residual * config.mlp_dim**-0.5),
         ),
         final_norm=ParamInfo('D', 0.0),
-        lm_head=None if config.tie_embeddings else ParamInfo('DV', wide),
+        lm_head=None if config.tie_embeddings else ParamInfo('DV', scale),
     )
 
 
@@ -167,13 +167,13 @@ def init(config: LlamaConfig, key: jax.Array, dtype: Any = jnp.float32) -> Param
 def embed_tokens(embed: jax.Array, tokens: jax.Array) -> jax.Array:
     """tokens [B, T] int32 -> [B, T, D] in the dtype of embed [V, D]; its gradient is summed in float32: a sum
     in bfloat16 stops growing at 256 times its terms, and tokens occur more often."""
-    wide = embed.astype(jnp.float32)
+    table = embed.astype(jnp.float32)
     if sharding.current_mesh() is None:
-        return wide[tokens].astype(embed.dtype)
+        return table[tokens].astype(embed.dtype)
     # An explicit gather, or XLA falls back to 'involuntary full rematerialization'. The table is small next
     # to the activations that it fills.
-    wide = jax.reshard(wide, P(None, None))
-    return wide.at[tokens].get(out_sharding=sharding.spec('BTD')).astype(embed.dtype)
+    table = jax.reshard(table, P(None, None))
+    return table.at[tokens].get(out_sharding=sharding.spec('BTD')).astype(embed.dtype)
 
 
 def _einsum(equation, x, w):
