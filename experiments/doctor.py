@@ -1,7 +1,7 @@
 """Check whether a machine can train: versions, flags, devices, links, disk, and two steps of a tiny model.
 
     python experiments/doctor.py --workdir runs    # this machine
-    srun ... python experiments/doctor.py          # a cluster, or experiments/launch.py: all processes together
+    srun ... python experiments/doctor.py          # a cluster, all processes together; also launch.py
 
 One line per check: ok, warn (it works, but may not be what you want) or FAIL, with the remedy. The exit
 status is 1 if any check failed in any process.

@@ -20,10 +20,10 @@ from lct.text import parse_length, table
 COLUMNS = ('choice', 'theta', 'attention', 'longest period', 'full turns', 'law', 'similar', 'supports')
 LEGEND = '''attention: factor on cos and sin. longest period: tokens of one turn of the slowest dim.
 full turns: dims that turn at least once within the target.
-law: period of the first dim that made no full turn in training; beyond it that dim meets angles it never saw (scaling
-  laws of RoPE-based extrapolation, arXiv 2310.05209). supports: whether the law reaches the target.
-similar: tokens up to which similar keys stand out (Base of RoPE bounds context length, arXiv 2405.14591). Models are
-  trained well beyond it: compare it with what the present theta has.'''
+law: period of the first dim that made no full turn in training; beyond it that dim has untrained angles
+  (scaling laws of RoPE-based extrapolation, arXiv 2310.05209). supports: whether the law reaches the target.
+similar: tokens up to which similar keys stand out (Base of RoPE bounds context length, arXiv 2405.14591).
+  Models are trained well beyond it: compare it with the value of the present theta.'''
 
 
 def run():
@@ -31,7 +31,7 @@ def run():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', required=True, help=f"a folder, 'smollm2', or one of {', '.join(SIZES)}")
     parser.add_argument('--target', required=True, help='tokens: 1048576, 1M, 64K')
-    parser.add_argument('--theta', type=float, help='your choice, to be judged with the others')
+    parser.add_argument('--theta', type=float, help='a choice to compare with the others')
     parser.add_argument('--trained', type=int,
                         help='tokens that it was trained on; default what its config says')
     args = parser.parse_args()
@@ -56,8 +56,8 @@ def report(name, config, trained, target, chosen=None):
                          f'needs no other theta; use a target above {trained}')
     head_dim, base = config.head_dim, config.rope_theta
     turned = theta.critical_dimension(base, trained, head_dim)
-    judged = RopeConfig(chosen) if chosen else config.rope
-    ways = [('given' if chosen else 'present', judged, 'to be judged' if chosen else 'what the model has')]
+    given = RopeConfig(chosen) if chosen else config.rope
+    ways = [('given' if chosen else 'present', given, 'the choice of --theta' if chosen else 'of the model')]
     ways += choices(base, trained, target, head_dim)
     rows = [row_of(name, rope_config, turned, target, head_dim) for name, rope_config, _ in ways]
     factor = target / trained
@@ -70,7 +70,7 @@ def report(name, config, trained, target, chosen=None):
         f'critical dimension {turned} of {head_dim}: so many made a full turn in training; similar keys '
         f'stand out up to {own:,} tokens', '', *table(COLUMNS, rows).splitlines(), '',
         *(f'{name:22}{promise}' for name, _, promise in ways), '', LEGEND,
-        *warning(judged, base, trained, target, head_dim),
+        *warning(given, base, trained, target, head_dim),
     ]
 
 
@@ -86,11 +86,11 @@ def choices(base, trained, target, head_dim):
         ('dynamic NTK, alpha 4', RopeConfig(dynamic), "Gradient's rule, there from stage to stage"),
         ('critical base', RopeConfig(critical), 'extrapolates once tuned at the target'),
         ("law's inverse", RopeConfig(inverse), "smallest theta whose bound is the target"),
-        ('lower bound', RopeConfig(theta.lower_bound(target, head_dim)), 'similar keys stand out up to the '
-                                                                         'target'),
+        ('lower bound', RopeConfig(theta.lower_bound(target, head_dim)),
+         'similar keys stand out up to the target'),
         ('PI', RopeConfig(base, 'linear', factor), 'every period longer by the factor; about 1,000 steps'),
-        ('YaRN', RopeConfig(base, 'yarn', **scaled), 'long periods as in PI, short ones kept; about 400 '
-                                                     'steps'),
+        ('YaRN', RopeConfig(base, 'yarn', **scaled),
+         'long periods as in PI, short ones kept; about 400 steps'),
         ('llama3', RopeConfig(base, 'llama3', **scaled), 'as YaRN, other blend, no attention factor'),
     ]
 

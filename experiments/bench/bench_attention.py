@@ -7,7 +7,7 @@ Contestants take turns within every round, so a ratio compares runs that are sec
 the median ratio against the first contestant and its spread over the rounds. On a CPU the steady figure is
 CPU seconds; with one core per virtual device wall time also shows the balance of the work.
 
-    lct:STRATEGY[:QUERY_CHUNK,KEY_CHUNK]   ring, all_gather, all_to_all, ... (see lct/ops/strategies.py), zigzag
+    lct:STRATEGY[:QUERY_CHUNK,KEY_CHUNK]   ring, all_gather, ... (lct/ops/strategies.py), zigzag
     bair:QUERY_CHUNK[,KEY_CHUNK]           PyPI ringattention 0.1.2, contiguous, float32 logits, K/V repeated
                                            to all heads because it has no GQA. It asks jax.lib.xla_bridge for
                                            the backend on import, which newer jax lacks: one line puts it back
@@ -61,10 +61,13 @@ from lct.cli.main import check_positive, run_script  # noqa: E402
 from lct.data.layout import permutation  # noqa: E402
 from lct.ops.blockwise_attention import Chunks  # noqa: E402
 from lct.sharding import make_mesh, spec  # noqa: E402
+from lct.text import table  # noqa: E402
+
+HEADER = ('contestant', 'CPU s', 'wall s', 'first/this CPU', 'first/this wall', '% peak', 'temp MiB')
 
 
 class Case:
-    """One problem: host arrays in order, and who may see whom."""
+    """One problem: host arrays in the order of the text, with positions and segments for the mask."""
 
     def __init__(self, length):
         rng = np.random.default_rng(0)
@@ -92,12 +95,12 @@ def lct(case, direction, strategy='ring', chunks=None):
 
     order = permutation(ARGS.layout, case.q.shape[1], ARGS.devices)
     mesh = make_mesh((1, 1, ARGS.devices, 1))
-    how = strategies.Attention(strategy, ARGS.node_size, Chunks(*map(int, chunks.split(','))) if chunks
-                               else Chunks())
+    chunks = Chunks(*map(int, chunks.split(','))) if chunks else Chunks()
+    split = strategies.Attention(strategy, ARGS.node_size, chunks)
     heads, tokens = spec('BTNH'), spec('BT')
 
     def attention(q, k, v, positions, segments):
-        local = lambda *x: strategies.attend(*x, 'sequence', how)
+        local = lambda *x: strategies.attend(*x, 'sequence', split)
         return jax.shard_map(local, in_specs=(heads,) * 3 + (tokens,) * 2, out_specs=heads)(
             q, k, v, positions, segments)
 
@@ -193,7 +196,8 @@ def temporaries(program):
     return None if stats is None else round(stats.temp_size_in_bytes / 2**20, 2)
 
 
-def main():
+def check_args():
+    """Refuse flags that fit no contestant."""
     check_positive(ARGS, 'lengths', 'devices', 'heads', 'kv_heads', 'head_dim', 'documents', 'rounds')
     if unknown := [name for name in ARGS.contestants if name.split(':')[0] not in BUILDERS]:
         raise ValueError(f'contestant {unknown[0]!r} must begin with one of {", ".join(BUILDERS)}')
@@ -203,8 +207,12 @@ def main():
         if length % ARGS.documents:
             raise ValueError(f'--lengths {length} must be a multiple of --documents {ARGS.documents}')
         permutation(ARGS.layout, length, ARGS.devices)
-    peak, peak_args, peak_flops = matmul_peak()
-    timed(peak, peak_args)
+
+
+def main():
+    check_args()
+    peak = matmul_peak()
+    timed(*peak[:2])
     for length in ARGS.lengths:
         case = Case(length)
         for direction in ARGS.directions:
@@ -212,49 +220,64 @@ def main():
             for name in ARGS.contestants:
                 kind, *options = name.split(':')
                 built[name] = BUILDERS[kind](case, direction, *options)
-            times = {name: [] for name in built}
-            peaks = []
-            if not ARGS.compile_only:
-                for name in built:
-                    timed(*built[name])
-                for number in range(ARGS.rounds):
-                    order = list(built)
-                    for name in order[number % len(order):] + order[:number % len(order)]:
-                        times[name].append(timed(*built[name]))
-                    peaks.append(peak_flops / timed(peak, peak_args)[0])
+            times, peaks = ({name: [] for name in built}, []) if ARGS.compile_only else measure(built, peak)
             flops = case.flops * (1.0 if direction == 'forward' else 3.5)
             show(length, direction, built, times, flops, peaks)
 
 
+def measure(built, peak):
+    """({name: (CPU, wall) seconds in every round}, FLOP/s of the matmul peak in every round), after a warm-up
+    call."""
+    program, args, flops = peak
+    times, peaks = {name: [] for name in built}, []
+    for name in built:
+        timed(*built[name])
+    for number in range(ARGS.rounds):
+        order = list(built)
+        for name in order[number % len(order):] + order[:number % len(order)]:
+            times[name].append(timed(*built[name]))
+        peaks.append(flops / timed(program, args)[0])
+    return times, peaks
+
+
+def summary(times, first, flops, peak):
+    """The figures of a contestant in a row of the JSON; first: times of the first contestant. peak: FLOP/s of
+    a core."""
+    ratios = [[a[i] / b[i] for a, b in zip(first, times)] for i in (0, 1)]
+    cpu, wall = (statistics.median(t[i] for t in times) for i in (0, 1))
+    return {'cpu_s': cpu, 'wall_s': wall, 'cpu_ratio': statistics.median(ratios[0]),
+            'wall_ratio': statistics.median(ratios[1]), 'cpu_ratios': ratios[0], 'wall_ratios': ratios[1],
+            'percent_of_peak': 100 * flops / cpu / peak, 'peak_gflops_per_core': peak / 1e9,
+            'machine': platform.processor() or platform.machine(), 'jax': jax.__version__}
+
+
+def cells(row):
+    """A row of the JSON as a line of the table."""
+    memory = '-' if row['temp_mib'] is None else row['temp_mib']
+    if 'cpu_s' not in row:
+        return row['contestant'], *5 * ('-',), memory
+    spread = lambda r: f'{statistics.median(r):.2f} ({min(r):.2f}-{max(r):.2f})'
+    return (row['contestant'], f'{row["cpu_s"]:.2f}', f'{row["wall_s"]:.2f}', spread(row['cpu_ratios']),
+            spread(row['wall_ratios']), f'{row["percent_of_peak"]:.0f}%', memory)
+
+
 def show(length, direction, built, times, flops, peaks):
-    """One table: ratios against the first contestant."""
+    """Print one table, with ratios against the first contestant, and append its rows to the JSON."""
     print(f'\nS {length}, {direction}, {ARGS.dtype}, heads {ARGS.heads}/{ARGS.kv_heads} x {ARGS.head_dim}, '
-          f'{ARGS.devices} devices, {ARGS.layout}, {ARGS.documents} document(s)', flush=True)
-    print(f'{"contestant":28} {"CPU s":>8} {"wall s":>8} {"first/this CPU":>22} {"first/this wall":>22} '
-          f'{"% peak":>7} {"temp MiB":>9}')
-    first = times[next(iter(built))]
+          f'{ARGS.devices} devices, {ARGS.layout}, {ARGS.documents} document(s)')
+    settings = {key: value for key, value in vars(ARGS).items()
+                if key not in ('json', 'lengths', 'directions', 'contestants')}
+    rows = []
     for name, (program, _) in built.items():
-        memory = temporaries(program)
-        row = {'contestant': name, 'length': length, 'direction': direction, 'temp_mib': memory,
-               **{k: v for k, v in vars(ARGS).items() if k not in ('json', 'lengths', 'directions',
-                                                                   'contestants')}}
+        row = {'contestant': name, 'length': length, 'direction': direction, 'temp_mib': temporaries(program),
+               **settings}
         if times[name]:
-            ratios = [[a[i] / b[i] for a, b in zip(first, times[name])] for i in (0, 1)]
-            cpu, wall = (statistics.median(t[i] for t in times[name]) for i in (0, 1))
-            peak = statistics.median(peaks)
-            row |= {'cpu_s': cpu, 'wall_s': wall, 'cpu_ratio': statistics.median(ratios[0]),
-                    'wall_ratio': statistics.median(ratios[1]), 'cpu_ratios': ratios[0],
-                    'wall_ratios': ratios[1],
-                    'percent_of_peak': 100 * flops / cpu / peak, 'peak_gflops_per_core': peak / 1e9,
-                    'machine': platform.processor() or platform.machine(), 'jax': jax.__version__}
-            spread = lambda r: f'{statistics.median(r):.2f} ({min(r):.2f}-{max(r):.2f})'
-            print(f'{name:28} {cpu:8.2f} {wall:8.2f} {spread(ratios[0]):>22} {spread(ratios[1]):>22} '
-                  f'{row["percent_of_peak"]:6.0f}% {memory if memory is not None else "-":>9}', flush=True)
-        else:
-            print(f'{name:28} {memory:>70}')
-        if ARGS.json:
-            with ARGS.json.open('a') as file:
-                file.write(json.dumps(row) + '\n')
+            row |= summary(times[name], times[next(iter(built))], flops, statistics.median(peaks))
+        rows.append(row)
+    print(table(HEADER, map(cells, rows)), flush=True)
+    if ARGS.json:
+        with ARGS.json.open('a') as file:
+            file.writelines(json.dumps(row) + '\n' for row in rows)
 
 
 if __name__ == '__main__':

@@ -10,8 +10,8 @@ Value of the loss of x [1, T, D] and head [D, V], with both gradients:
 FFN (SwiGLU with residual, --layers of them), with the gradients of input and weights:
     whole              all tokens at once
     lct:CHUNK          lct.ops.blockwise_ffn
-    bair:CHUNK         blockwise_feedforward of PyPI ringattention 0.1.2 around a rematerialised linen module. It
-                       asks jax.lib.xla_bridge for the backend on import, which newer jax lacks: one line puts it back
+    bair:CHUNK         blockwise_feedforward of PyPI ringattention 0.1.2 around a rematerialised linen module.
+                       On import it needs jax.lib.xla_bridge, which newer jax lacks: one line restores it
 
 One device, float32. Contestants take turns within every round, so a ratio compares runs that are seconds
 apart; the table gives the median of this / first contestant and its spread over the rounds: below 1 is
@@ -37,6 +37,7 @@ from jax import lax
 from lct.cli.main import check_positive, run_script
 from lct.ops.blockwise_ffn import blockwise_ffn
 from lct.ops.cross_entropy import cross_entropy_sum
+from lct.text import table
 
 CONTESTANTS = {
     'loss': ['whole', 'lct:256', 'lct:512', 'checkpoint:512'],
@@ -71,8 +72,8 @@ def whole_loss(x, head, targets, mask):
 
 def checkpointed_loss(x, head, targets, mask, chunk):
     loss = jax.checkpoint(whole_loss)
-    pieces = [a.reshape(-1, chunk, *a.shape[2:]) for a in (x, targets, mask)]
-    return lax.scan(lambda sum, piece: (sum + loss(piece[0], head, *piece[1:]), None), 0.0, pieces)[0]
+    chunks = [a.reshape(-1, chunk, *a.shape[2:]) for a in (x, targets, mask)]
+    return lax.scan(lambda total, one: (total + loss(one[0], head, *one[1:]), None), 0.0, chunks)[0]
 
 
 def swiglu(x, weights):
@@ -174,46 +175,50 @@ def summary(values):
     return {'median': statistics.median(values), 'min': min(values), 'max': max(values)}
 
 
-def rows(names, small, large):
+def measured_rows(names, small, large):
     """One row per contestant; the programs for the timed and for the other length are built one after the
     other."""
     temporaries = lambda program: program.memory_analysis().temp_size_in_bytes / 2**20
-    table = {name: {'contestant': name} for name in names}
+    found = {name: {'contestant': name} for name in names}
     for length, args in (('memory_tokens', large), ('tokens', small)):
         programs = {name: compiled(name, args) for name in names}
         for name in [name for name, program in programs.items() if isinstance(program, str)]:
-            table[name]['skipped'] = programs.pop(name)
+            found[name]['skipped'] = programs.pop(name)
         for name, program in programs.items():
-            table[name][f'temp_mib_at_{length}'] = temporaries(program)
+            found[name][f'temp_mib_at_{length}'] = temporaries(program)
     errors, times = measure(programs, small) if ARGS.rounds else ({}, {})
     for name in times:
         first = times[next(iter(times))]
-        table[name] |= {'error': errors[name]}
+        found[name] |= {'error': errors[name]}
         for i, kind in enumerate(('cpu', 'wall')):
-            table[name][f'{kind}_s'] = summary([t[i] for t in times[name]])
-            table[name][f'{kind}_ratio'] = summary([a[i] / b[i] for a, b in zip(times[name], first)])
-    return list(table.values())
+            found[name][f'{kind}_s'] = summary([t[i] for t in times[name]])
+            found[name][f'{kind}_ratio'] = summary([a[i] / b[i] for a, b in zip(times[name], first)])
+    return list(found.values())
 
 
-def show(table):
-    kinds = ('memory_tokens', 'tokens')
-    print(f'{"contestant":16} ' + ''.join(f'{f"temp MiB, T {getattr(ARGS, kind)}":>20} {"ratio":>6}'
-                                          for kind in kinds)
-          + f'{"CPU s":>8} {"ratio (min-max)":>19} {"wall s":>8} {"ratio (min-max)":>19} {"error":>8}')
-    first = table[0]
-    for row in table:
+def show(rows):
+    lengths = ('memory_tokens', 'tokens')
+    temporaries = [name for kind in lengths for name in (f'temp MiB, T {getattr(ARGS, kind)}', 'ratio')]
+    header = ('contestant', *temporaries, 'CPU s', 'ratio (min-max)', 'wall s', 'ratio (min-max)', 'error')
+    print(table(header, [cells(row, rows[0], lengths) for row in rows if 'skipped' not in row]))
+    for row in rows:
         if 'skipped' in row:
-            print(f'{row["contestant"]:16} {row["skipped"]}')
-            continue
-        line = f'{row["contestant"]:16} '
-        for kind in kinds:
-            memory, whole = (r[f'temp_mib_at_{kind}'] for r in (row, first))
-            line += f'{memory:20.1f} {memory / whole:6.3f}'
-        for kind in ('cpu', 'wall') if 'error' in row else ():
-            ratio = row[f'{kind}_ratio']
-            spread = f'{ratio["median"]:.3f} ({ratio["min"]:.3f}-{ratio["max"]:.3f})'
-            line += f'{row[f"{kind}_s"]["median"]:8.2f} {spread:>19} '
-        print(line + (f'{row["error"]:8.1e}' if 'error' in row else ''))
+            print(f'{row["contestant"]} {row["skipped"]}')
+
+
+def cells(row, first, lengths):
+    """A row of the JSON as a line of the table."""
+    line = [row['contestant']]
+    for kind in lengths:
+        memory, reference = (one[f'temp_mib_at_{kind}'] for one in (row, first))
+        line += [f'{memory:.1f}', f'{memory / reference:.3f}']
+    if 'error' not in row:
+        return [*line, *5 * ('-',)]
+    for kind in ('cpu', 'wall'):
+        ratio = row[f'{kind}_ratio']
+        line += [f'{row[f"{kind}_s"]["median"]:.2f}',
+                 f'{ratio["median"]:.3f} ({ratio["min"]:.3f}-{ratio["max"]:.3f})']
+    return [*line, f'{row["error"]:.1e}']
 
 
 def machine():
@@ -234,14 +239,14 @@ def main():
                                                                                                chunk)):
             raise ValueError(f'contestant {name!r} of --part {ARGS.part} must be as one of '
                              f'{", ".join(CONTESTANTS[ARGS.part])}')
-    table = rows(names, inputs(ARGS.tokens), inputs(ARGS.memory_tokens))
-    show(table)
+    rows = measured_rows(names, inputs(ARGS.tokens), inputs(ARGS.memory_tokens))
+    show(rows)
     if ARGS.json:
         kept = json.loads(ARGS.json.read_text()) if ARGS.json.exists() else {}
         settings = {name: value for name, value in vars(ARGS).items() if name not in ('json', 'contestants')}
         kept[ARGS.part] = {
             'command': ' '.join(['python', *sys.argv]), 'machine': machine(), 'settings': settings,
-            'versions': {'jax': jax.__version__, 'python': platform.python_version()}, 'table': table,
+            'versions': {'jax': jax.__version__, 'python': platform.python_version()}, 'table': rows,
         }
         ARGS.json.parent.mkdir(parents=True, exist_ok=True)
         ARGS.json.write_text(json.dumps(kept, indent=1) + '\n')

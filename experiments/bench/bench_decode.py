@@ -1,17 +1,17 @@
-"""Decoding on a ring: is it the forward pass to the last digit, and what does a token cost?
+"""Decoding on a ring: its equality with the forward pass, and the cost of a token.
 
-    python experiments/bench/bench_decode.py --check     1,000 decoded tokens against a plain forward, on every mesh
-    python experiments/bench/bench_decode.py             a token at 32K on 8 devices next to one at 4K on one, interleaved
-    ... --out experiments/results/decode.json      keeps the figures of either
+    python experiments/bench/bench_decode.py --check     1,000 decoded tokens against a forward, on every mesh
+    python experiments/bench/bench_decode.py             32K on 8 devices beside 4K on one, interleaved
+    ... --out experiments/results/decode.json            keeps the figures of either
 
-What is compared: a ring of 8 holds 4K of the 32K tokens on each device and reads all weights there, which is
-what one device does at 4K. Virtual devices share the cores of the machine, so that the eight take eight times
-as long even if nothing is lost; the ratio that says what the split costs is per device, the time of the ring
-over 8 times that of the one. Beside it stands the ring over 8 devices that decode a 4K text each, apart: the
-same work and the same crowd on the same cores and caches, and nothing to merge.
+A ring of 8 holds 4K of the 32K tokens on each device and reads all weights there, as one device does at 4K.
+Virtual devices share the cores of the machine, so eight take eight times as long even if nothing is lost. The
+cost of the split is therefore the ratio per device: the time of the ring over 8 times the time of one device.
+A second reference is 8 devices that decode a 4K text each: the same work and load on the same cores and
+caches, and nothing to merge.
 
-A token's price is the difference between long and short answers, over the tokens between them. What an answer
-costs once, above all bringing together the weights that are split over the ring, is given apart.
+The cost of a token is the difference between long and short answers, over the tokens between them. What an
+answer costs once, above all gathering the weights that are split over the ring, is reported apart.
 """
 
 import argparse
@@ -80,18 +80,18 @@ def check():
     forced = np.take_along_axis(whole, at[:, 1:], 1)
     errors = {}
     for degrees in MESHES:
-        for piece in (None, 64):
+        for chunk in (None, 64):
             with on(degrees):
                 placed = jax.tree.map(sharding.put, params, llama.specs(SMALL))
                 indices = layout.permutation('striped', SEQ_LEN, degrees[2])
                 session = Session(placed, SMALL, len(LENGTHS), SEQ_LEN, indices, MEMORY)
-                session.read([row[:n].tolist() for row, n in zip(whole, LENGTHS)], piece)
+                session.read([row[:n].tolist() for row, n in zip(whole, LENGTHS)], chunk)
                 got = follow(placed, session.cache, session.slot_of,
                              sharding.put(forced, sharding.spec('BD')),
                              sharding.put(session.lengths, sharding.spec('B')), session.tables)
                 first = np.abs(np.asarray(session.logits) - expected[:, 0]).max()
                 later = np.abs(np.asarray(got).swapaxes(0, 1) - expected[:, 1:]).max()
-            name = f"{','.join(map(str, degrees))} " + ('whole' if piece is None else f'pieces of {piece}')
+            name = f"{','.join(map(str, degrees))} " + ('whole' if chunk is None else f'pieces of {chunk}')
             errors[name] = {'first': float(first), f'{NEW} decoded': float(later)}
             print(f'{name:24s} prefill {first:.1e}   {NEW} decoded tokens {later:.1e}', flush=True)
     return errors
@@ -112,7 +112,7 @@ def follow(params, cache, slot_of, forced, lengths, tables):
 
 
 def bench(rounds):
-    """Milliseconds of a token and of an answer's beginning, rounds interleaved, ratios within a round."""
+    """Milliseconds per token and once per answer, rounds interleaved, ratios within a round."""
     sides = {'1 device, 4K': side((1, 1, 1, 1), 4096), '8 devices, 32K': side((1, 1, 8, 1), 32768),
              '8 devices, 4K each': side((8, 1, 1, 1), 4096)}
     measured = {name: [] for name in sides}
@@ -121,8 +121,8 @@ def bench(rounds):
             measured[name].append(run())
     tokens, once = ({name: [pair[i] for pair in pairs] for name, pairs in measured.items()} for i in (0, 1))
     for name, values in tokens.items():
-        print(f'{name:18s} {statistics.median(values):6.2f} ms a token ({min(values):.2f} to '
-              f'{max(values):.2f}), {statistics.median(once[name]):.1f} ms once for an answer')
+        print(f'{name:18s} {statistics.median(values):6.2f} ms per token ({min(values):.2f} to '
+              f'{max(values):.2f}), {statistics.median(once[name]):.1f} ms once per answer')
     one, ring, apart = (np.array(values) for values in tokens.values())
     ratios = {'per_device': ring / one / 8, 'to_eight_apart': ring / apart}
     for name, values in ratios.items():

@@ -1,6 +1,6 @@
-"""What a computed tile costs under each layout and with packed documents, side by side in one process.
+"""Cost of an attention tile under each layout and with packed documents, side by side in one process.
 
-    python experiments/bench/bench_layouts.py --length 16384 --rounds 5 --json experiments/results/layouts.json
+    python experiments/bench/bench_layouts.py --length 16384 --json experiments/results/layouts.json
 
 Ring attention on virtual devices, forward and forward+backward, CPU seconds over the tiles that are not
 skipped (counted as bench_balance.py counts them), as ratios within a round against one causal document in
@@ -36,12 +36,13 @@ from lct.ops.context_parallel import AttentionOptions  # noqa: E402
 from lct.ops.ring_attention import ring_attention  # noqa: E402
 from lct.plan.balance import one_document, packed_documents, tiles  # noqa: E402
 from lct.sharding import make_mesh, spec  # noqa: E402
+from lct.text import table  # noqa: E402
 
 HEAD_DIM = 64
 
 
 def cases():
-    """{name: (layout, positions, segments)}; the first is what the others are measured by."""
+    """{name: (layout, positions, segments)}; the others are measured against the first."""
     one, packed = one_document(ARGS.length), packed_documents(ARGS.length, ARGS.length / 16, 0)
     return {'zigzag': ('zigzag', *one), 'contiguous': ('contiguous', *one), 'striped': ('striped', *one),
             'zigzag, packed': ('zigzag', *packed), 'contiguous, packed': ('contiguous', *packed),
@@ -59,15 +60,15 @@ def arguments(layout, positions, segments):
 
 def programs(*args):
     """{direction: compiled program}: one serves all cases, which differ in their positions alone."""
-    heads, tokens = spec('BTNH'), spec('BT')
+    heads, index = spec('BTNH'), spec('BT')
     attention = jax.shard_map(
         lambda *x: ring_attention(*x, 'sequence', AttentionOptions(Chunks(ARGS.chunk, ARGS.chunk))),
-        in_specs=(heads,) * 3 + (tokens,) * 2, out_specs=heads)
+        in_specs=(heads,) * 3 + (index,) * 2, out_specs=heads)
 
-    def both(q, k, v, cotangent, *where):
-        return jax.vjp(lambda *x: attention(*x, *where), q, k, v)[1](cotangent)
+    def both(q, k, v, cotangent, *tokens):
+        return jax.vjp(lambda *x: attention(*x, *tokens), q, k, v)[1](cotangent)
 
-    forward = lambda q, k, v, cotangent, *where: attention(q, k, v, *where)
+    forward = lambda q, k, v, cotangent, *tokens: attention(q, k, v, *tokens)
     return {name: jax.jit(f).lower(*args).compile() for name, f in (('forward', forward), ('both', both))}
 
 
@@ -76,6 +77,21 @@ def cpu_seconds(program, args):
     begin = used()
     jax.block_until_ready(program(*args))
     return used() - begin
+
+
+def show(direction, count, spent):
+    """Print the table of a direction; returns its rows of the JSON. spent: CPU seconds per tile, by case."""
+    rows = []
+    for name, values in spent.items():
+        ratios = [a / b for a, b in zip(values, spent['zigzag'], strict=True)]
+        rows.append({'direction': direction, 'case': name, 'tiles': count[name],
+                     'ms_a_tile': statistics.median(values) * 1e3, 'ratio': statistics.median(ratios),
+                     'ratios': ratios})
+    print(f'\n{direction}, S {ARGS.length}, {ARGS.heads} heads of {HEAD_DIM}, {ARGS.devices} devices')
+    print(table(('case', 'tiles', 'ms per tile, all heads', 'to zigzag', 'range'), [
+        (row['case'], row['tiles'], f'{row["ms_a_tile"]:.3f}', f'{row["ratio"]:.3f}',
+         f'{min(row["ratios"]):.3f}-{max(row["ratios"]):.3f}') for row in rows]), flush=True)
+    return rows
 
 
 def main():
@@ -92,15 +108,7 @@ def main():
             for _ in range(ARGS.rounds):
                 for name, args in made.items():
                     spent[name].append(cpu_seconds(program, args) / count[name])
-            print(f'\n{direction}, S {ARGS.length}, {ARGS.heads} heads of {HEAD_DIM}, {ARGS.devices} devices')
-            print(f'{"case":20} {"tiles":>7} {"ms a tile, all heads":>21} {"to zigzag":>20}')
-            for name, values in spent.items():
-                ratios = [a / b for a, b in zip(values, spent['zigzag'], strict=True)]
-                print(f'{name:20} {count[name]:>7} {statistics.median(values) * 1e3:>21.3f} '
-                      f'{statistics.median(ratios):>6.3f} ({min(ratios):.3f}-{max(ratios):.3f})', flush=True)
-                rows.append({'direction': direction, 'case': name, 'tiles': count[name], 'ms_a_tile':
-                             statistics.median(values) * 1e3, 'ratio': statistics.median(ratios),
-                             'ratios': ratios})
+            rows += show(direction, count, spent)
     if ARGS.json:
         settings = {name: value for name, value in vars(ARGS).items() if name != 'json'}
         about = {'settings': settings, 'machine': platform.machine(), 'jax': jax.__version__}

@@ -1,11 +1,11 @@
-"""How fast and how lean a Hugging Face folder is loaded, against reading and copying the same files.
+"""Speed and memory of loading a Hugging Face folder, against reading and copying the same files.
 
     python experiments/bench/bench_load.py FOLDER [--json FILE]
 
-writes into FOLDER, an empty or new one with 5 GB of room, a random Llama-3.2-1B (2.5 GB) and an empty, sparse
-Llama-3-8B (16 GB that take no room), then measures, each in a process of its own:
-  1. seconds and peak resident memory of loading the 1B onto a mesh of eight devices, in turns with copying the
-     same bytes from the same memory-mapped files, by one thread and by as many as the loader uses;
+FOLDER is empty or new, on a disk with 5 GB free. The script writes two models into it, a random Llama-3.2-1B
+(2.5 GB) and a sparse Llama-3-8B (16 GB of holes), then measures, each in a process of its own:
+  1. seconds and peak resident memory of loading the 1B onto a mesh of eight devices, interleaved with copying
+     the same bytes from the same memory-mapped files, by one thread and by as many as the loader uses;
   2. the peak of each of four processes that hold a quarter of the 8B (jax.distributed, loading in turns).
 """
 
@@ -22,11 +22,11 @@ import time
 
 HERE = pathlib.Path(__file__).resolve()
 ROUNDS = 5
-QUARTER_MESH = (1, 4, 1, 2)  # a process holds both parts of one fsdp rank
+QUARTER_MESH = (1, 4, 1, 2)  # a process holds both tensor shards of one fsdp rank
 
 
 def write_folder(folder, config, random):
-    """A bf16 folder of a config, its numbers random or holes."""
+    """A bf16 folder of a config, with random numbers or with holes."""
     import numpy as np
 
     from lct.weights import json_files, llama_hf, safetensors_files

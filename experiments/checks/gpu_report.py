@@ -137,8 +137,8 @@ def compile_contestants(report, direction, inputs, length):
             programs[name] = program
         except Exception as error:
             title = f'{name}, {direction}, S {length}'
-            report.add('attention', {'what': title, 'error': error_text(error)}, f'none  {title}: '
-                                                                                 f'{error_text(error)}')
+            report.add('attention', {'what': title, 'error': error_text(error)},
+                       f'none  {title}: {error_text(error)}')
     return programs, slow
 
 
