@@ -1,5 +1,5 @@
-"""Adversarial needles: readers that go by position get the rates that follow from the design, readers of the question
-are right."""
+"""Adversarial needles: readers that go by position get the rates that follow from the design, readers of the
+question are right."""
 
 import re
 
@@ -13,8 +13,12 @@ from lct.eval.tasks import adversarial_needles as adversarial
 from lct.eval.tasks import adversarial_outcomes, reference_readers, ruler
 from lct.eval.tasks.material import Material
 
-TEXT = [Document('a', '\n'.join(f'Line {i} of the text holds {i * 7} words, or so it says.' for i in range(500)))]
-CONFLICTS = [adversarial.Conflict(f'{rule}_{wrong}', rule, wrong) for rule in adversarial.RULES for wrong in (0, 1, 4)]
+TEXT = [
+    Document('a', '\n'.join(f'Line {i} of the text holds {i * 7} words, or so it says.' for i in range(500)))
+]
+CONFLICTS = [
+    adversarial.Conflict(f'{rule}_{wrong}', rule, wrong) for rule in adversarial.RULES for wrong in (0, 1, 4)
+]
 LENGTH = 4096
 
 
@@ -49,9 +53,17 @@ def rule_reader(prompt):
     return statements[-1][1]
 
 
-@pytest.mark.parametrize('config', [*CONFLICTS, adversarial.NearNames('near'), adversarial.Straddling('cut', 8),
-                                    adversarial.Absent('absent'), adversarial.Absent('present', True)],
-                         ids=lambda config: config.task)
+@pytest.mark.parametrize(
+    'config',
+    [
+        *CONFLICTS,
+        adversarial.NearNames('near'),
+        adversarial.Straddling('cut', 8),
+        adversarial.Absent('absent'),
+        adversarial.Absent('present', True),
+    ],
+    ids=lambda config: config.task,
+)
 def test_readers_by_position_get_the_rates_of_the_design(material, config):
     for name, read in (('first', reference_readers.first_value), ('last', reference_readers.last_value)):
         got = rates(material, config, read, 20)
@@ -63,13 +75,19 @@ def test_readers_by_position_get_the_rates_of_the_design(material, config):
 
 def test_a_missing_name_differs_from_its_control_in_one_needle(material):
     for i in range(10):
-        absent, present = (material.sample(adversarial.DEFAULTS[name], LENGTH, i) for name in ('absent', 'present'))
+        absent, present = (
+            material.sample(adversarial.DEFAULTS[name], LENGTH, i) for name in ('absent', 'present')
+        )
         name = reference_readers.NEEDLE_QUESTION.search(absent.prompt)[1]
         assert name == reference_readers.NEEDLE_QUESTION.search(present.prompt)[1]
         few, all_needles = (reference_readers.NEEDLE.findall(one.prompt) for one in (absent, present))
         assert len(few) == 4 and [pair for pair in all_needles if pair[0] != name] == few
         assert all_needles[i % 5] == (name, present.outputs[0]) and absent.outputs == ['unknown']
-        assert adversarial_outcomes.outcome(present, 'unknown') == adversarial_outcomes.outcome(absent, few[0][1]) == 'stale'
+        assert (
+            adversarial_outcomes.outcome(present, 'unknown')
+            == adversarial_outcomes.outcome(absent, few[0][1])
+            == 'stale'
+        )
         assert len(present.meta['depths']) == 1 and absent.meta['depths'] == []
         first = [one.prompt.split('\n')[2] for one in (absent, present)]
         assert first[0] == first[1]  # they begin with the same line
@@ -83,7 +101,8 @@ def test_questions_about_one_text_count_less_than_alone(material):
     # All questions about a text are right or wrong together: ten texts count as ten needles.
     got = adversarial_outcomes.rates((one, one.outputs[0] if one.meta['group'] % 2 else '') for one in made)
     low, high = scoring.wilson(0.5, 10)
-    assert got['interval'][0] == pytest.approx(low, abs=0.02) and got['interval'][1] == pytest.approx(high, abs=0.02)
+    assert got['interval'][0] == pytest.approx(low, abs=0.02)
+    assert got['interval'][1] == pytest.approx(high, abs=0.02)
     for count in (1, 4):
         assert adversarial_outcomes.rates((one, '') for one in made[:count])['interval'] is None
 
@@ -93,7 +112,10 @@ def test_position_bias_tells_habit_from_reading(material):
     assert rates(material, config, reference_readers.first_value, 20)['position_bias'] == 1
     assert rates(material, config, reference_readers.last_value, 20)['position_bias'] == -1
     assert rates(material, config, rule_reader, 20)['position_bias'] == 0
-    assert rates(material, adversarial.DEFAULTS['latest'], reference_readers.last_value, 20)['position_bias'] is None
+    assert (
+        rates(material, adversarial.DEFAULTS['latest'], reference_readers.last_value, 20)['position_bias']
+        is None
+    )
 
 
 def test_an_answer_with_every_value_is_mixed(material):
@@ -120,7 +142,9 @@ def test_prompts_keep_their_budget(material, config):
 def test_right_first_and_right_last_walk_the_same_depths(material):
     config = adversarial.Conflict('dated', 'dated', 1, spread=0.4)
     made = [material.sample(config, LENGTH, i) for i in range(20)]
-    first, last = ([s.meta['depths'][0] for s in made if s.meta['right_is'] == side] for side in ('first', 'last'))
+    first, last = (
+        [s.meta['depths'][0] for s in made if s.meta['right_is'] == side] for side in ('first', 'last')
+    )
     np.testing.assert_allclose(np.array(last) - first, 0.4, atol=0.05)
     assert max(first) - min(first) > 0.4
 

@@ -51,7 +51,9 @@ def test_a_right_split_is_within_its_limits(params, reference):
     flat = lambda grads: np.concatenate([np.ravel(x) for x in grads.values()])
     doubled = reference._replace(grads={kind: 2 * x for kind, x in reference.grads.items()})
     wrong = numerics.errors(doubled, reference)
-    assert wrong['gradient'] == pytest.approx(numerics.relative_error(flat(doubled.grads), flat(reference.grads)))
+    assert wrong['gradient'] == pytest.approx(
+        numerics.relative_error(flat(doubled.grads), flat(reference.grads))
+    )
     assert wrong['gradient norm'] == pytest.approx(1) and wrong['logits'] == wrong['loss'] == 0
 
 
@@ -81,7 +83,9 @@ def test_what_cannot_run_has_its_reason():
     assert '= 16 devices but this process has 8' in reason(16, 1, 'striped', 'ring', 1)
     assert 'an equal share of heads' in reason(8, 1, 'striped', 'all_to_all', 1)
     assert 'needs node_size > 1' in reason(2, 1, 'striped', 'double_ring', 1)
-    assert 'num_kv_heads 2 is not a multiple of the mesh degree tensor = 4' in reason(2, 4, 'striped', 'ring', 1)
+    assert 'num_kv_heads 2 is not a multiple of the mesh degree tensor = 4' in reason(
+        2, 4, 'striped', 'ring', 1
+    )
     assert 'triton' in reason(2, 1, 'striped', 'ring', 1, kernel='triton')
     assert '64 is not a multiple of 2 * ring_size = 12' in numerics.refusal(
         dataclasses.replace(tiny.CONFIG, embed_dim=48), 64, 'float32',
@@ -98,7 +102,9 @@ def test_the_attention_of_one_device_is_that_of_the_oracle(params, dtype):
 def script(monkeypatch, path, *flags):
     """The exit status of the script, and its JSON."""
     monkeypatch.syspath_prepend(SCRIPT.parent)
-    monkeypatch.setattr(sys, 'argv', ['check', '--length', '64', '--layouts', 'zigzag', '--json', str(path), *flags])
+    monkeypatch.setattr(
+        sys, 'argv', ['check', '--length', '64', '--layouts', 'zigzag', '--json', str(path), *flags]
+    )
     try:
         runpy.run_path(str(SCRIPT), run_name='__main__')
         status = 0
@@ -108,7 +114,9 @@ def script(monkeypatch, path, *flags):
 
 
 def test_the_script_passes_then_fails_when_strategies_break(monkeypatch, tmp_path, capsys, forget):
-    status, written = script(monkeypatch, tmp_path / 'good.json', '--ring-sizes', '2', '--strategies', 'all_gather')
+    status, written = script(
+        monkeypatch, tmp_path / 'good.json', '--ring-sizes', '2', '--strategies', 'all_gather'
+    )
     assert status == 0 and [x['passed'] for x in written['settings']] == [True]
     assert [x['kernel'] for x in written['not_run']] == ['triton']
     assert '1 settings and 1 attention ops: 0 failed; 1 not run' in capsys.readouterr().out
@@ -116,7 +124,9 @@ def test_the_script_passes_then_fails_when_strategies_break(monkeypatch, tmp_pat
     ring_pass = ring_attention.ring_pass  # without its last step
     monkeypatch.setattr(ring_attention, 'ring_pass', lambda *x: ring_pass(*x[:-1], max(x[-1] - 1, 1)))
     monkeypatch.setattr(all_to_all_attention, '_to_heads', lambda *x: 1 / 0)  # as a compiler that gives up
-    status, written = script(monkeypatch, tmp_path / 'bad.json', '--ring-sizes', '4', '--strategies', 'ring', 'all_to_all')
+    status, written = script(
+        monkeypatch, tmp_path / 'bad.json', '--ring-sizes', '4', '--strategies', 'ring', 'all_to_all'
+    )
     assert status == 1 and [x['passed'] for x in written['settings']] == [False, False]
     assert written['settings'][0]['errors']['logits'] > 100 * written['limits']['logits']
     text = capsys.readouterr().out

@@ -39,21 +39,30 @@ async def later(a, b):
 
 @pytest.fixture(scope='module')
 def material():
-    files = [Document(f'lct/{path.parent.name}/{path.name}', path.read_text())
-             for folder in ('ops', 'data') for path in sorted((ROOT / 'lct' / folder).glob('*.py')) if path.stat().st_size]
+    files = [
+        Document(f'lct/{path.parent.name}/{path.name}', path.read_text())
+        for folder in ('ops', 'data')
+        for path in sorted((ROOT / 'lct' / folder).glob('*.py'))
+        if path.stat().st_size
+    ]
     return Material(BASE, [*files, Document('README.md', 'no Python'), Document('old.py', 'print "2"')])
 
 
 def test_names_of_the_syntax_tree():
-    assert code_questions.functions(SOURCE) == [code_questions.Function('area', '(width, height=2.0) -> float:')]
+    assert code_questions.functions(SOURCE) == [
+        code_questions.Function('area', '(width, height=2.0) -> float:')
+    ]
     assert set(code_questions.defined_names(SOURCE)) == {'area', 'Box', 'area_of', 'long_one', 'later'}
     found = code_questions.identifiers(SOURCE)
     names = [name for _, name in found]
-    assert names == ['width', 'height', 'float', 'size', 'width', 'height', 'size', 'self', 'a', 'b', 'a', 'self', 'café',
-                     'wide', 'area', 'b', 'a', 'b', 'a', 'a', 'b']
+    assert names == ('width height float size width height size self a b a self café wide area b a b a a '
+                     'b').split()
     assert all(SOURCE.startswith(name, start) for start, name in found)
     twice = Document('twice.py', f"{SOURCE}\nclass Other:\n    def area(self, x):\n        pass\n")
-    assert len(code_questions._question_subjects([Document('once.py', SOURCE)])) == 1 and code_questions._question_subjects([twice]) == []
+    assert (
+        len(code_questions._question_subjects([Document('once.py', SOURCE)])) == 1
+        and code_questions._question_subjects([twice]) == []
+    )
     assert code_questions.functions('print "2"') == [] and code_questions.identifiers('def (') == []
 
 
@@ -86,8 +95,17 @@ def test_questions_about_one_text_share_it(material):
         texts.setdefault(item.group, set()).add(item.make().prompt.rpartition('Question:')[0])
     assert [len(found) for found in texts.values()] == [1, 1] and len(set.union(*texts.values())) == 2
     assert len({item.make().meta['function'] for item in items if item.task == 'defines'}) >= 5
-    rows = [{'task': item.task, 'length': item.length, 'index': item.index, 'text': item.make().outputs[0] * (i % 2),
-             'outputs': item.make().outputs, 'meta': {}} for i, item in enumerate(items)]
+    rows = [
+        {
+            'task': item.task,
+            'length': item.length,
+            'index': item.index,
+            'text': item.make().outputs[0] * (i % 2),
+            'outputs': item.make().outputs,
+            'meta': {},
+        }
+        for i, item in enumerate(items)
+    ]
     scores = suites.SUITES['repository'].scores(plan, rows)['tasks']
     assert {task: one[8192]['count'] for task, one in scores.items()} == {'defines': 8, 'signature': 8}
     assert sum(one[8192]['mean'] for one in scores.values()) == 100
@@ -102,14 +120,17 @@ def test_bad_input(material):
 
 
 def test_distances_to_the_first_use_cross_files():
-    files = [Document('a.py', 'first = 1\nsecond = first\n'), Document('b.py', 'third = "é"\nfirst += third + second\n')]
+    files = [
+        Document('a.py', 'first = 1\nsecond = first\n'),
+        Document('b.py', 'third = "é"\nfirst += third + second\n'),
+    ]
     for tokenizer in (BASE, tokenizers.load('bytes')):
         ids, found = code_questions.identifier_distances(files, tokenizer)
         assert ids == tokenizer.encode(bundle.text(files))
         names = [tokenizer.decode(ids[first:last + 1]).strip() for first, last, _ in found]
         assert names == ['first', 'first', 'third', 'second']
         assert all(first > distance > 0 for first, _, distance in found)
-    # Bytes: the header of a.py is 22 of them, then 'first' begins; again it begins after 'first = 1\nsecond = '.
+    # In bytes 'first' begins after the header of a.py, and again after 'first = 1\nsecond = '.
     assert [distance for _, _, distance in found][0] == 19
     losses = np.zeros(len(ids))
     for first, last, _ in found[:3]:
@@ -124,4 +145,7 @@ def test_oversized_bundles(material):
     files = code_questions.oversized_bundle(material, 6000, 0)
     size = len(BASE.encode(bundle.text(files)))
     assert size >= 6000 and files == sorted(files, key=lambda one: one.name)
-    assert files != code_questions.oversized_bundle(material, 6000, 1) and code_questions.oversized_bundle(material, 10**7, 0) == []
+    assert (
+        files != code_questions.oversized_bundle(material, 6000, 1)
+        and code_questions.oversized_bundle(material, 10**7, 0) == []
+    )

@@ -32,8 +32,12 @@ def test_episodes_are_nested_and_samples_pure(config):
     assert {icl.score(f' {output}\nInput: 3', few.outputs) for output in few.outputs} == {1.0}
     assert icl.score('', few.outputs) == icl.score('x', few.outputs) == 0.0
     labels = {example.label for number in (0, 3) for example in icl.episode(config, 0, number, 64)[0]}
-    choices = {choice for number in (0, 3) for choice in icl.sample(config, 4, 4 * number, 0, BYTES).meta['choices']}
-    assert choices == (set() if config.task in ('cipher', 'lookup', 'regression', 'parity_running') else labels)
+    choices = {
+        choice for number in (0, 3) for choice in icl.sample(config, 4, 4 * number, 0, BYTES).meta['choices']
+    }
+    assert choices == (
+        set() if config.task in ('cipher', 'lookup', 'regression', 'parity_running') else labels
+    )
 
 
 # Measured independently with other code, 12 rules x 300 queries each.
@@ -56,7 +60,9 @@ def test_learners_go_from_ignorance_to_certainty(task, shots, low, high):
 
 
 def test_labels_alone_do_not_tell_the_class():
-    labels = [[example.label for example in icl.episode(icl.task('topics'), 0, number, 64)[0]] for number in (0, 1)]
+    labels = [
+        [example.label for example in icl.episode(icl.task('topics'), 0, number, 64)[0]] for number in (0, 1)
+    ]
     assert not set(labels[0]) & set(labels[1])
     shots, _ = icl.episode(icl.task('sentiment_flipped'), 0, 0, 64)
     assert {example.label for example in shots if 'awful' in example.text} == {'positive'}
@@ -92,7 +98,10 @@ def test_curves():
     assert list(got) == [1, 4]
     assert got[4]['accuracy'] == got[4]['macro'] == 1.0 and got[4]['count'] == 64
     labels = {(one.meta['set'], one.meta['label']) for one, _ in pairs}
-    assert got[1]['macro'] == np.mean([label == 'positive' for _, label in labels]) and 0.3 < got[1]['accuracy'] < 0.7
+    assert (
+        got[1]['macro'] == np.mean([label == 'positive' for _, label in labels])
+        and 0.3 < got[1]['accuracy'] < 0.7
+    )
     assert got[1]['interval'][0] < got[1]['accuracy'] < got[1]['interval'][1]
     assert got[4]['interval'] == list(scoring.wilson(1.0, 16)) and got[4]['sets'] == 16
     assert got[4]['tokens'] > 3 * got[1]['tokens'] / 2
@@ -101,7 +110,9 @@ def test_curves():
 
 def test_gains_begin_where_the_shots_have_every_label():
     answers = {2: 'none', 8: 'none', 16: 'some', 32: 'all'}
-    made = [(shots, icl.sample(icl.task('topics'), shots, i, 0, BYTES)) for shots in answers for i in range(16)]
+    made = [
+        (shots, icl.sample(icl.task('topics'), shots, i, 0, BYTES)) for shots in answers for i in range(16)
+    ]
     right = {'none': lambda i: False, 'some': lambda i: i % 4 == 0, 'all': lambda i: True}
     got = icl.curve((one, one.answer if right[answers[shots]](one.index) else '') for shots, one in made)
     assert [cell['gain'] for cell in got.values()] == [None, None, 0.25, 1]
@@ -117,7 +128,8 @@ def test_intervals_have_their_coverage(shots):
         got = icl_learners.parity([e.x for e in chosen], [e.label for e in chosen], [q.x for q in queries])
         sets.append([float(answer == query.label) for answer, query in zip(got, queries, strict=True)])
     truth, rng = np.mean(sets), np.random.default_rng(0)
-    runs = [[sets[i] for i in rng.integers(0, len(sets), 20 // icl.QUERIES)] for _ in range(1000)]  # of 20 samples
+    of_20_samples = lambda: rng.integers(0, len(sets), 20 // icl.QUERIES)
+    runs = [[sets[i] for i in of_20_samples()] for _ in range(1000)]
     covered = [low <= truth <= high for low, high in map(scoring.clustered_interval, runs)]
     assert 0.93 <= np.mean(covered) <= 0.98
 
@@ -137,7 +149,8 @@ def test_learners_answer_the_queries_of_the_model():
 @pytest.mark.parametrize('config', icl.TASKS.values(), ids=lambda config: config.task)
 def test_lengths_hold_every_episode_and_are_known_without_it(config, monkeypatch):
     shots = 64
-    known = [icl.length(config, shots, 0, BASE), icl.length(config, 10**6, 0, BASE)]  # no prompt of a million is made
+    # No prompt of a million shots is made.
+    known = [icl.length(config, shots, 0, BASE), icl.length(config, 10**6, 0, BASE)]
     for index in range(0, 24 * icl.QUERIES, 3):
         sample = icl.sample(config, shots, index, 0, BASE, overhead=7)
         used = 7 + (BASE.bos_id is not None) + len(BASE.encode(sample.text)) + sample.max_new_tokens
@@ -169,7 +182,9 @@ def test_elimination_agrees_with_all_rules_tried():
     labels = [str(x @ hidden % 2) for x in xs]
     queries = rng.integers(0, 2, (30, 6))
     rules = [np.array([i >> j & 1 for j in range(6)]) for i in range(64)]
-    agreeing = [rule for rule in rules if all(str(x @ rule % 2) == y for x, y in zip(xs, labels, strict=True))]
+    agreeing = [
+        rule for rule in rules if all(str(x @ rule % 2) == y for x, y in zip(xs, labels, strict=True))
+    ]
     got = icl_learners.parity(list(xs), labels, list(queries))
     assert got in [[str(query @ rule % 2) for query in queries] for rule in agreeing]
 

@@ -1,7 +1,8 @@
-"""Log-likelihoods and texts equal those of the lm-evaluation-harness over transformers with the same weights in
-float64.
+"""Log-likelihoods and texts equal those of the lm-evaluation-harness over transformers with the same weights
+in float64.
 
-The golden file is made by experiments/checks/check_lm_eval.py --golden; what needs the harness itself is skipped without it.
+The golden file is made by experiments/checks/check_lm_eval.py --golden; what needs the harness itself is
+skipped without it.
 """
 
 import contextlib
@@ -42,7 +43,9 @@ def test_likelihoods_equal_those_of_transformers(degrees):
         pairs = [(one['context'], one['continuation']) for one in GOLDEN['pairs']]
         progress = []
         got = loglikelihood.score(base(), pairs, lambda *at: progress.append(at))
-    np.testing.assert_allclose([value for value, _ in got], [one['value'] for one in GOLDEN['pairs']], atol=BAR)
+    np.testing.assert_allclose(
+        [value for value, _ in got], [one['value'] for one in GOLDEN['pairs']], atol=BAR
+    )
     assert [greedy for _, greedy in got] == [one['greedy'] for one in GOLDEN['pairs']]
     assert progress[-1] == (len(pairs), len(pairs))
 
@@ -54,8 +57,8 @@ def test_texts_equal_those_of_transformers():
 
 
 def test_windows_of_a_page_add_up_to_its_likelihood():
-    """Windows of the harness's rolling likelihood, written down again: max_length targets a window, the last one
-    with as much context as fits."""
+    """Windows of the harness's rolling likelihood, written down again: max_length targets a window, the last
+    one with as much context as fits."""
     model, size = base(), GOLDEN['max_length']
     for one in GOLDEN['rolling']:
         ids, pairs = [model.tokenizer.bos_id, *model.tokenizer.encode(one['text'])], []
@@ -71,13 +74,17 @@ def test_likelihoods_agree_with_generation():
     ids = model.tokenizer.encode('def main():\n    parser = ')
     text = loglikelihood.generate(model, [ids], 6)[0]
     new = model.tokenizer.encode(text)
-    (value, greedy), (other, wrong) = loglikelihood.score(model, [(ids, new), (ids, [*new[:-1], (new[-1] + 1) % 1000])])
+    (value, greedy), (other, wrong) = loglikelihood.score(
+        model, [(ids, new), (ids, [*new[:-1], (new[-1] + 1) % 1000])]
+    )
     assert greedy and not wrong and other < value < 0
 
 
 def test_bad_input():
     model = base()
-    with pytest.raises(ValueError, match='1 of 2 pairs have an empty context or continuation; begin with the BOS'):
+    with pytest.raises(
+        ValueError, match='1 of 2 pairs have an empty context or continuation; begin with the BOS'
+    ):
         loglikelihood.score(model, [([1], [2]), ([], [3])])
     with pytest.raises(ValueError, match='token id 1024 in row 1'):
         loglikelihood.score(model, [([1], [1024])])
@@ -122,14 +129,20 @@ def test_our_tasks_under_the_harness(adapter):
     from lct.eval.tasks import reference_readers
     from lct.eval.tasks.material import Material
     model = base()
-    material = Material(model.tokenizer, [Document('page', (ROOT / 'tests' / 'golden' / 'page.txt').read_text())])
+    material = Material(
+        model.tokenizer, [Document('page', (ROOT / 'tests' / 'golden' / 'page.txt').read_text())]
+    )
     plan = suites.Plan(material, (512,), {512: 2}, ('niah_single_1', 'vt'))
 
     class Oracle(adapter.ShardedLM):
         def generate_until(self, requests, disable_tqdm=False):
             return [reference_readers.oracle(one.args[0]) for one in requests]
 
-    found = simple_evaluate(model=Oracle(model), tasks=adapter.tasks(suites.SUITES['ruler'].items(plan)), bootstrap_iters=0,
-                            task_manager=TaskManager(include_defaults=False))
+    found = simple_evaluate(
+        model=Oracle(model),
+        tasks=adapter.tasks(suites.SUITES['ruler'].items(plan)),
+        bootstrap_iters=0,
+        task_manager=TaskManager(include_defaults=False),
+    )
     assert {name: one['score,none'] for name, one in found['results'].items()} == {
         'lct_niah_single_1_512': 1.0, 'lct_vt_512': 1.0}

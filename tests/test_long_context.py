@@ -18,7 +18,7 @@ REACH = 40  # tokens of context that the reader below uses
 
 
 def reader(windows):
-    """Losses of a reader that copies: 0.5 nats for a token that occurs among the REACH tokens before it, else 5."""
+    """Losses of a reader that copies: 0.5 nats for a token that is among the REACH tokens before it, else 5."""
     out = np.full((len(windows), windows.shape[1] - 1), 5.0, np.float32)
     for row, ids in zip(out, windows, strict=True):
         for p in range(len(row)):
@@ -84,10 +84,14 @@ def test_a_regression_is_paired():
     assert got['difference'] == pytest.approx(0.1) and got['stderr'] == pytest.approx(0, abs=1e-12)
     assert got['base'] == pytest.approx(2.9) and got['num_windows'] == 3 and got['documents'] == 3
     assert np.isnan(long_context.regression([2.0, 3.0], [1.0, 1.5], [0, 0])['stderr'])
-    rows = [{'length': 8, 'window': name, 'document': i, 'meta': {'mean': 2.0}} for i, name in enumerate('abc')]
+    rows = [
+        {'length': 8, 'window': name, 'document': i, 'meta': {'mean': 2.0}} for i, name in enumerate('abc')
+    ]
     assert measure.regression(rows, rows)['difference'] == 0
     for others in (rows[::-1], rows[:2], [*rows[:2], {**rows[2], 'window': 'd'}]):
-        with pytest.raises(ValueError, match='the model was read on 3 windows and the base model on [23], of which'):
+        with pytest.raises(
+            ValueError, match='the model was read on 3 windows and the base model on [23], of which'
+        ):
             measure.regression(rows, others)
 
 
@@ -114,7 +118,9 @@ def test_windows_are_measured_once_and_others_again(tmp_path, monkeypatch):
     assert count == 5 and 'short.jsonl holds 5 lines of the task short about other windows' in problem
     assert measured(5, 1) == (0, [])
     rows = answers.read(path)[0]
-    answers.write(path, {key: {name: row[name] for name in row if name != 'window'} for key, row in rows.items()})
+    answers.write(
+        path, {key: {name: row[name] for name in row if name != 'window'} for key, row in rows.items()}
+    )
     assert measured(5, 1)[0] == 5  # a line without a window is from an earlier version
 
 
@@ -128,7 +134,9 @@ def test_the_suite_measures_the_same_on_a_mesh(tmp_path):
     for degrees in (None, (1, 1, 2, 1)):
         with contextlib.nullcontext() if degrees is None else jax.set_mesh(sharding.make_mesh(degrees)):
             placed = jax.tree.map(sharding.put, params, llama.specs(CONFIG))
-            model = types.SimpleNamespace(params=placed, config=CONFIG, memory=llama.Memory(remat='none'), tokenizer=tokenizer)
+            model = types.SimpleNamespace(
+                params=placed, config=CONFIG, memory=llama.Memory(remat='none'), tokenizer=tokenizer
+            )
             path = tmp_path / f'{degrees}.jsonl'
             rows, problems = measure.run(model, plan, documents, path)
             assert problems == []
@@ -144,7 +152,9 @@ def test_the_suite_measures_the_same_on_a_mesh(tmp_path):
     for name in ('mean', 'stderr'):
         np.testing.assert_allclose(one[name], two[name], rtol=1e-4)
         np.testing.assert_allclose(one['growing'][name], two['growing'][name], rtol=1e-4)
-    losses = by_position.loss_by_position(params, CONFIG, by_position.evaluation_windows(documents, 256, 2, 0)[0], layout='zigzag')
+    losses = by_position.loss_by_position(
+        params, CONFIG, by_position.evaluation_windows(documents, 256, 2, 0)[0], layout='zigzag'
+    )
     np.testing.assert_allclose(one['growing']['mean'][-1], losses[:, 240:].mean(), rtol=1e-5)
 
 

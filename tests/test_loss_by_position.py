@@ -30,7 +30,8 @@ def test_windows_lie_within_one_document():
         first, size = (100, 40) if row[0] < 200 else (300, 20)
         np.testing.assert_array_equal(row - first, (row[0] - first + np.arange(16)) % size)
     early, late = made[:, 0][made[:, 0] < 200], made[:, 15][made[:, 15] < 200]
-    assert {100, 139} <= set(early.tolist()) and {100, 139} <= set(late.tolist())  # any token, at any position
+    # Any token comes at any position.
+    assert {100, 139} <= set(early.tolist()) and {100, 139} <= set(late.tolist())
     with_bos, _ = by_position.evaluation_windows(documents, 20, 50, seed=3, bos_id=7)
     assert (with_bos[:, 0] == 7).all()
     np.testing.assert_array_equal(with_bos[:, 2:] % 20, (with_bos[:, 1:-1] + 1) % 20)
@@ -51,7 +52,9 @@ def test_a_window_depends_on_the_seed_and_its_number_alone(rotations):
     documents = [1000 * i + np.arange(100 + i) for i in range(7)]
     many, sources = by_position.evaluation_windows(documents, 50, 30, seed=5, bos_id=1, rotations=rotations)
     for count in (3, 9, 21, 24):
-        few, first = by_position.evaluation_windows(documents, 50, count, seed=5, bos_id=1, rotations=rotations)
+        few, first = by_position.evaluation_windows(
+            documents, 50, count, seed=5, bos_id=1, rotations=rotations
+        )
         np.testing.assert_array_equal(few, many[:count])
         np.testing.assert_array_equal(first, sources[:count])
     other, others = by_position.evaluation_windows(documents, 50, 30, seed=6, bos_id=1, rotations=rotations)
@@ -80,7 +83,11 @@ def test_losses_equal_those_of_the_plain_forward(degrees):
     with contextlib.nullcontext() if degrees is None else jax.set_mesh(sharding.make_mesh(degrees)):
         placed = jax.tree.map(sharding.put, params, llama.specs(CONFIG))
         got = by_position.loss_by_position(
-            placed, CONFIG, windows, memory=llama.Memory(attention=Attention(chunks=Chunks(8, 8)), loss_chunk=8), batch_size=2,
+            placed,
+            CONFIG,
+            windows,
+            memory=llama.Memory(attention=Attention(chunks=Chunks(8, 8)), loss_chunk=8),
+            batch_size=2,
             progress=lambda *args: progress.append(args),
         )
     np.testing.assert_allclose(got, expected, atol=2e-5)

@@ -1,4 +1,4 @@
-"""Prompts keep their budget with a tokenizer that joins line ends at the end of a text but not before a word."""
+"""Prompts keep their budget with a tokenizer that joins line ends at the end of a text, but not elsewhere."""
 
 import pytest
 import tokenizers
@@ -30,7 +30,10 @@ def test_a_head_is_counted_as_it_stands(tokenizer):
     counter = prompt_fitting.TokenCounter(tokenizer)
     assert counter.count('above.\n\n') + 1 == counter.count_head('above.\n\n')
     for fragment in ('Word', '42 is so.\n', '"quoted"\n'):
-        assert counter.count('above.\n\n' + fragment) == counter.count_head('above.\n\n') + counter.count_each([fragment])[0]
+        assert (
+            counter.count('above.\n\n' + fragment)
+            == counter.count_head('above.\n\n') + counter.count_each([fragment])[0]
+        )
 
 
 @pytest.mark.parametrize('long', [False, True])

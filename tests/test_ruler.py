@@ -1,4 +1,4 @@
-"""RULER's tasks: solvable from the prompt alone, within the budget, pure, even; its files and fixed shuffles."""
+"""RULER's tasks: solvable from the prompt alone, within the budget, pure, even; its files and shuffles."""
 
 import dataclasses
 import json
@@ -38,7 +38,9 @@ def used(material, sample):
 
 
 @pytest.mark.parametrize('task', ruler.TASKS)
-@pytest.mark.parametrize(('name', 'length'), [('base', 1024), ('base', 4096), ('bytes', 4096), ('bytes', 16384)])
+@pytest.mark.parametrize(
+    ('name', 'length'), [('base', 1024), ('base', 4096), ('bytes', 4096), ('bytes', 16384)]
+)
 def test_an_oracle_is_right_and_the_budget_is_full_and_kept(materials, name, length, task):
     material, config = materials[name], ruler.task(task)
     made = [material.sample(config, length, i) for i in range(8)]
@@ -72,9 +74,13 @@ def test_a_sample_is_a_function_of_its_own_arguments(materials):
         assert again.prompt != Material(TOKENIZERS['base'], TEXT, seed=1).sample(config, 2048, 5).prompt
 
 
-@pytest.mark.parametrize('task', ['niah_single_1', 'niah_single_2', 'niah_multikey_3', 'niah_multivalue', 'qa_1'])
+@pytest.mark.parametrize(
+    'task', ['niah_single_1', 'niah_single_2', 'niah_multikey_3', 'niah_multivalue', 'qa_1']
+)
 def test_targets_are_spread_evenly_over_depths(materials, task):
-    depths = [d for i in range(60) for d in materials['bytes'].sample(ruler.task(task), 8192, i).meta['depths']]
+    depths = [
+        d for i in range(60) for d in materials['bytes'].sample(ruler.task(task), 8192, i).meta['depths']
+    ]
     counts, _ = np.histogram(depths, bins=5, range=(0, 1))
     assert counts.min() >= 0.12 * len(depths) and counts.max() <= 0.28 * len(depths)
     for number in (8, 13, 21):  # any first few samples already cover the text
@@ -109,10 +115,13 @@ def test_every_parameter_has_its_effect(materials):
         assert scoring.score(config.task, reference_readers.oracle(sample.text), sample.outputs) == 1
         return sample
 
-    assert len(right(ruler.task('niah_single_2', keys=6, values=2, queries=3, value_kind='words')).outputs) == 6
+    assert (
+        len(right(ruler.task('niah_single_2', keys=6, values=2, queries=3, value_kind='words')).outputs) == 6
+    )
     sample = right(ruler.task('vt', chains=3, hops=6, haystack='text', example=False))
     assert len(sample.outputs) == 7 and sample.prompt.count('SET ') == 21
-    assert right(ruler.task('cwe', common=5, example=False, levels=((0, 20, 2, 0, 0, 0),))).meta['repeats'] == [20, 2]
+    sample = right(ruler.task('cwe', common=5, example=False, levels=((0, 20, 2, 0, 0, 0),)))
+    assert sample.meta['repeats'] == [20, 2]
     sample = right(ruler.task('fwe', alpha=1.5, word_len=4, vocab_size=100, top_words=5))
     assert len(sample.outputs) == 5 and all(len(word) == 4 for word in sample.outputs)
     assert right(ruler.task('qa_2', documents=7)).meta['documents'] == 7
@@ -144,7 +153,9 @@ def test_fixed_shuffles_are_rulers(materials):
     for i in range(3):  # a word of the list has the place of its rank
         sample = material.sample(ruler.task('cwe'), 8192, i)
         items = reference_readers.LIST_ITEM.findall(sample.prompt.rpartition('Keep count')[2])
-        patterns.add(tuple(sample.outputs.index(item) if item in sample.outputs else -1 for item in items[:200]))
+        patterns.add(
+            tuple(sample.outputs.index(item) if item in sample.outputs else -1 for item in items[:200])
+        )
     assert len(patterns) == 1
 
 
@@ -192,7 +203,9 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="unknown task 'niah'.*niah_single_1, .*qa_2"):
         ruler.task('niah')
     for task in ruler.TASKS:
-        with pytest.raises(ValueError, match=f'length 300 is too small for {task}: .* take [0-9]+ tokens or more'):
+        with pytest.raises(
+            ValueError, match=f'length 300 is too small for {task}: .* take [0-9]+ tokens or more'
+        ):
             material.sample(ruler.task(task), 300, 0)
     needed = int(re.search(r'take (\d+)', str(pytest.raises(
         ValueError, material.sample, ruler.task('niah_single_1'), 300, 0).value))[1])
@@ -202,7 +215,9 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match='alpha 1.0 must be above 1'):
         material.sample(ruler.task('fwe', alpha=1.0), 4096, 0)
     for kinds in ({'value_kind': 'hex'}, {'name_kind': 'hex'}):
-        with pytest.raises(ValueError, match="unknown kind 'hex' of names or values; use one of numbers, words"):
+        with pytest.raises(
+            ValueError, match="unknown kind 'hex' of names or values; use one of numbers, words"
+        ):
             material.sample(ruler.task('niah_single_2', **kinds), 4096, 0)
     fixed = Material(TOKENIZERS['bytes'], TEXT, placement=needle_placement.RulerFixed())
     with pytest.raises(ValueError, match='41 needles in text are more than the 40 depths'):
@@ -246,7 +261,9 @@ def test_questions_of_squad(squad):
     given = qa_documents.read_squad(squad)
     assert len(given.texts) == 90 and len(given.questions) == 60  # the impossible ones are left out
     first = given.question(0, 90)
-    assert first.answers == ['x0y0', 'says x0y0'] and first.targets == (0,) and first.hard_distractors == (1, 2)
+    assert (
+        first.answers == ['x0y0', 'says x0y0'] and first.targets == (0,) and first.hard_distractors == (1, 2)
+    )
     material = Material(TOKENIZERS['bytes'], TEXT, sources={'one_hop': given})
     sample = material.sample(ruler.task('qa_1'), 2048, 3)
     assert sample.outputs == ['x1y1', 'says x1y1'] and sample.meta['source'] == 'SQuAD (dev.json)'
@@ -258,9 +275,18 @@ def test_questions_of_squad(squad):
 
 def test_questions_of_hotpotqa(tmp_path):
     path = tmp_path / 'hotpot.json'
-    path.write_text(json.dumps([
-        {'question': f'Who {i}?', 'answer': f'person {i}',
-         'context': [[f'Title {i} {j}', ['One. ', f'It was person {i}.']] for j in range(10)]} for i in range(20)]))
+    path.write_text(
+        json.dumps(
+            [
+                {
+                    'question': f'Who {i}?',
+                    'answer': f'person {i}',
+                    'context': [[f'Title {i} {j}', ['One. ', f'It was person {i}.']] for j in range(10)],
+                }
+                for i in range(20)
+            ]
+        )
+    )
     given = qa_documents.read_hotpotqa(path)
     assert len(given.texts) == 200 and given.question(21, 200).answers == ['person 1']
     assert given.question(1, 200).targets == tuple(range(10, 20))
@@ -285,12 +311,22 @@ def test_files_of_ruler_come_back(tmp_path, materials):
 def test_old_files_of_ruler_and_broken_lines(tmp_path):
     path = tmp_path / 'niah_single_1' / 'validation.jsonl'
     path.parent.mkdir()
-    path.write_bytes(b'\n'.join([
-        b'{"index": 777, "input": "old", "outputs": ["1"], "length": 50}',  # no prefix; the index is an offset
-        b'{"index": 777, "input": "new", "outputs": ["2"], "length": 50, "answer_prefix": " It is",'
-        b' "token_position_answer": 3}',
-        b'{"index": 1, "input": "cut', b'[1]', b'{"index": 2, "outputs": ["2"]}', b'\xff\xfe',
-        b'{"index": 3, "input": "single", "output": "4", "length": 9}', b'']))
+    path.write_bytes(
+        b'\n'.join(
+            [
+                # Without a prefix; the index is an offset.
+                b'{"index": 777, "input": "old", "outputs": ["1"], "length": 50}',
+                b'{"index": 777, "input": "new", "outputs": ["2"], "length": 50, "answer_prefix": " It is",'
+                b' "token_position_answer": 3}',
+                b'{"index": 1, "input": "cut',
+                b'[1]',
+                b'{"index": 2, "outputs": ["2"]}',
+                b'\xff\xfe',
+                b'{"index": 3, "input": "single", "output": "4", "length": 9}',
+                b'',
+            ]
+        )
+    )
     got, problems = samples.read_ruler(path, 128)
     assert [(s.index, s.text, s.outputs) for s in got] == [
         (0, 'old', ['1']), (1, 'new It is', ['2']), (6, 'single', ['4'])]

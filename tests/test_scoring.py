@@ -1,4 +1,4 @@
-"""Scores against RULER's published rows and rule of effective length, statistics against their definitions."""
+"""Scores against RULER's published rows and effective lengths, statistics against their definitions."""
 
 import json
 import math
@@ -62,8 +62,11 @@ def test_wilson_interval():
 
 
 def test_clustered_interval():
-    # Clusters that are all right or all wrong count as one score each; clusters as mixed as the total, as their scores.
-    assert scoring.clustered_interval([[1.0] * 4, [0.0] * 4] * 50) == pytest.approx(scoring.wilson(0.5, 100), abs=0.002)
+    # Clusters that are all right or all wrong count as one score each, clusters as mixed as the total as all
+    # their scores.
+    assert scoring.clustered_interval([[1.0] * 4, [0.0] * 4] * 50) == pytest.approx(
+        scoring.wilson(0.5, 100), abs=0.002
+    )
     assert scoring.clustered_interval([[1.0, 0.0]] * 100) == pytest.approx(scoring.wilson(0.5, 200))
     one_each = [[float(i % 3 > 0)] for i in range(60)]
     assert scoring.clustered_interval(one_each) == pytest.approx(scoring.wilson(2 / 3, 60), abs=0.002)
@@ -76,7 +79,8 @@ def test_task_score_and_its_error():
     assert (score.mean, score.count, score.nulls) == (85.0, 500, 1)
     assert score.stderr == pytest.approx(1.6, abs=0.01)  # the known noise of 500 samples near 85%
     assert score.interval[0] < 85 < score.interval[1]
-    assert scoring.task_score([1.0, 0.0]).stderr == pytest.approx(50)  # the sample's deviation, not the population's
+    # The deviation of the sample, not of the population.
+    assert scoring.task_score([1.0, 0.0]).stderr == pytest.approx(50)
     assert math.isnan(scoring.task_score([1.0]).stderr)
     with pytest.raises(ValueError, match='no scores'):
         scoring.task_score([])
@@ -127,6 +131,7 @@ def test_prediction_files_are_as_rulers_evaluation_reads_them(tmp_path):
 
 
 def test_a_value_within_a_longer_one_does_not_count():
-    assert scoring.contains_value('It is 1234567.', '1234567') and scoring.contains_value('BRAVE-OWL', 'brave-owl')
+    assert (scoring.contains_value('It is 1234567.', '1234567')
+            and scoring.contains_value('BRAVE-OWL', 'brave-owl'))
     for text in ('91234567', '12345678', '', 'no'):
         assert not scoring.contains_value(text, '1234567')

@@ -73,7 +73,9 @@ def settings(
 
     node_size: of the two-level strategies, None for two nodes.
     """
-    for ring_size, kernel, name, layout in itertools.product(ring_sizes, kernels, strategy_names, layout_names):
+    for ring_size, kernel, name, layout in itertools.product(
+        ring_sizes, kernels, strategy_names, layout_names
+    ):
         node = (node_size or max(ring_size // 2, 1)) if strategies.STRATEGIES[name].two_level else 1
         yield Setting(ring_size, tensor, layout, name, node, kernel)
 
