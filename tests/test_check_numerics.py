@@ -1,4 +1,4 @@
-"""The numeric check passes where the model is right, and fails where it was broken on purpose."""
+"""The numeric check passes for a correct model, and fails for one that is broken on purpose."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ def found(params, reference, setting):
     return ours, numerics.limits('float32', ours)
 
 
-def test_a_right_split_is_within_its_limits(params, reference):
+def test_a_correct_split_is_within_its_limits(params, reference):
     ours, allowed = found(params, reference, Setting(4, 2, 'zigzag', 'ring', 1, 'xla'))
     assert numerics.within(ours, allowed)
     assert {'logits', 'loss', 'gradient norm', 'gradient', 'embed', 'layers.wq', 'final_norm'} <= set(ours)
@@ -57,7 +57,7 @@ def test_a_right_split_is_within_its_limits(params, reference):
     assert wrong['gradient norm'] == pytest.approx(1) and wrong['logits'] == wrong['loss'] == 0
 
 
-def test_bf16_is_judged_by_the_error_of_one_device():
+def test_bf16_limits_follow_the_error_of_one_device():
     one = {'logits': 0.01, 'loss': 1e-7, 'gradient norm': 0.0, 'gradient': 0.02, 'embed': 0.03}
     assert numerics.limits('bfloat16', one) == pytest.approx(
         {'logits': 0.011, 'loss': 2**-8, 'gradient norm': 2**-8, 'gradient': 0.022, 'embed': 0.045})
@@ -71,12 +71,12 @@ def test_a_wrong_backward_alone_is_found_and_named(params, reference, monkeypatc
     assert ours['logits'] <= allowed['logits'] and ours['loss'] <= allowed['loss']
 
 
-def test_not_a_number_never_passes():
+def test_nan_never_passes():
     assert not numerics.within({'loss': np.nan}, {'loss': 1.0})
     assert not numerics.within({'loss': 0.0}, {'loss': np.nan})
 
 
-def test_what_cannot_run_has_its_reason():
+def test_settings_that_cannot_run_have_a_reason():
     reason = lambda *x, kernel='xla': numerics.refusal(tiny.CONFIG, 64, 'float32', Setting(*x, kernel))
     assert reason(4, 1, 'zigzag', 'ring', 1) == '' == reason(1, 1, 'contiguous', 'ring', 1)
     assert 'every strategy is ring' in reason(1, 1, 'contiguous', 'all_gather', 1)
@@ -93,7 +93,7 @@ def test_what_cannot_run_has_its_reason():
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_the_attention_of_one_device_is_that_of_the_oracle(params, dtype):
+def test_attention_on_one_device_matches_the_oracle(params, dtype):
     ours, allowed = numerics.attention_errors(params, tiny.CONFIG, BATCH, dtype, 'xla')
     assert list(ours) == ['out', 'dq', 'dk', 'dv'] and numerics.within(ours, allowed)
     assert max(ours.values()) < (1e-6 if dtype == 'float32' else 8e-3)

@@ -18,7 +18,7 @@ REACH = 40  # tokens of context that the reader below uses
 
 
 def reader(windows):
-    """Losses of a reader that copies: 0.5 nats for a token that is among the REACH tokens before it, else 5."""
+    """Losses of a reader that copies: 0.5 nats for a token among the REACH tokens before it, else 5."""
     out = np.full((len(windows), windows.shape[1] - 1), 5.0, np.float32)
     for row, ids in zip(out, windows, strict=True):
         for p in range(len(row)):

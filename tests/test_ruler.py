@@ -342,7 +342,8 @@ def test_overhead_of_a_chat_template_is_kept_free(materials):
 
 def test_a_partial_line_fills_the_room_that_complete_lines_leave():
     counter = prompt_fitting.TokenCounter(TOKENIZERS['bytes'])
-    lines, tokens = prompt_fitting.append_partial_line(counter, ['ab\n'], np.array([3]), 'one two three\n', 12)
+    lines, tokens = prompt_fitting.append_partial_line(
+        counter, ['ab\n'], np.array([3]), 'one two three\n', 12)
     assert lines == ['ab\n', 'one two\n'] and tokens.tolist() == [3, 8]
     assert prompt_fitting.append_partial_line(counter, [], np.zeros(0, int), 'one\n', 3)[0] == []
 

@@ -119,7 +119,7 @@ class ShardedLM(TemplateLM):
         return out
 
     def _fit(self, prompts, limit):
-        """The prompts without what does not fit before limit new tokens."""
+        """The last tokens of each prompt, as many as leave room for limit new ones."""
         room = self.max_length - limit
         if room < 1:
             raise ValueError(f'max_gen_toks {limit} leaves no room for a prompt within {self.max_length} '
@@ -133,8 +133,8 @@ class ShardedLM(TemplateLM):
 def tasks(items: list[Item]) -> list[ConfigurableTask]:
     """Tasks named lct_TASK_LENGTH of runner items of the suites ruler and needle.
 
-    Scores are RULER's, 0..1. The plain prompt has one space before the answer prefix, whatever the sample
-    has.
+    Scores are RULER's, 0..1. The plain prompt has one space before the answer prefix, unlike in the
+    sample.
     """
     cells = collections.defaultdict(list)
     for item in items:

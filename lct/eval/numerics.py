@@ -36,8 +36,7 @@ ORACLE_LENGTH = 1024  # tokens of the dense oracle, which builds [T, S] for ever
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """How a run is split: degrees of sequence and tensor parallelism, layout of the tokens, attention
-    strategy.
+    """How a run is split: degrees of sequence and tensor parallelism, layout and attention strategy.
 
     node_size: of two-level strategies. kernel: a key of strategies.KERNELS.
     """
@@ -174,8 +173,7 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def errors(actual: Outcome, expected: Outcome) -> dict[str, float]:
-    """Relative errors of 'logits', 'loss', 'gradient norm', 'gradient' and the gradient of every parameter
-    kind.
+    """Relative errors of 'logits', 'loss', 'gradient norm', 'gradient' and each parameter kind's gradient.
 
     The error of a kind's gradient bounds the error of its norm.
     """
@@ -193,8 +191,7 @@ def errors(actual: Outcome, expected: Outcome) -> dict[str, float]:
 
 
 def limits(dtype: str, one_device: dict[str, float]) -> dict[str, float]:
-    """The limits of errors: fixed in float32; in bfloat16 multiples of the errors of one device against
-    float32."""
+    """The limits of errors: fixed in float32; in bfloat16 multiples of the errors of one device."""
     if dtype == 'float32':
         return {name: FLOAT32_LOGITS if name == 'logits' else FLOAT32_LIMIT for name in one_device}
     factors = {'logits': BFLOAT16_MODEL, 'gradient': BFLOAT16_MODEL}

@@ -51,8 +51,7 @@ def rng(*key: Any) -> random.Random:
 
 
 def to_ruler(sample: Sample) -> dict:
-    """A line of RULER's data files; task, budget, max_new_tokens and meta are our own, and RULER
-    ignores them."""
+    """A line of RULER's data files; RULER ignores our own fields task, budget, max_new_tokens and meta."""
     tokens = sample.meta.get('tokens', sample.length)
     return {
         'index': sample.index, 'input': sample.prompt, 'outputs': list(sample.outputs), 'length': tokens,
@@ -67,8 +66,7 @@ def from_ruler(fields: dict, number: int, task: str, max_new_tokens: int) -> Sam
     Files from before 2025 have no answer_prefix: there it is the end of the input.
 
     Args:
-      number: of the line, which becomes the index: the index of niah files is a character offset and may
-        repeat.
+      number: of the line; it becomes the index, since niah files have character offsets there.
       task, max_new_tokens: for lines without them.
     """
     missing = [name for name in ('input', 'outputs') if name not in fields]

@@ -134,8 +134,7 @@ class NearNames:
 
 @dataclasses.dataclass(frozen=True)
 class Absent:
-    """A name that is not in the text, among `others` that are: the right answer is UNKNOWN, and every value
-    in the text is wrong.
+    """A name that is not in the text, among `others` that are: UNKNOWN is right, every value in the text wrong.
 
     present: the control, in which the name is in the text, sample by sample as the first, the second, ... Its
     value is right and UNKNOWN wrong. Both draw the same names, values and depths.
@@ -179,7 +178,7 @@ class Absent:
 @dataclasses.dataclass(frozen=True)
 class Several:
     """`needles` needles and questions about `queries` of them, one a sample: samples queries * i to
-    queries * (i + 1) - 1 share one text, and so its key/value cache, up to meta['shared'] characters of the
+    queries * (i + 1) - 1 share one text, and so its key/value cache, up to character meta['shared'] of the
     prompt."""
 
     task: str

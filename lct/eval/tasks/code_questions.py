@@ -234,8 +234,7 @@ def _question_subjects(files):
 
 
 def oversized_bundle(material: Material, length: int, number: int) -> list[Document]:
-    """Files, drawn by (length, number), of at least length tokens with their paths; [] if all are
-    fewer."""
+    """Files of at least length tokens with their paths, drawn by (length, number); [] if all have fewer."""
     files, sizes = _sized_files(material)
     order = samples.rng(material.seed, 'identifiers', length, number).sample(range(len(files)), len(files))
     count = int(np.searchsorted(np.cumsum([sizes[i] for i in order]), length)) + 1

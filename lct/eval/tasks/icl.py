@@ -166,11 +166,10 @@ def score(text: str, outputs: list[str]) -> float:
 
 
 def curve(pairs: Iterable[tuple[samples.Sample, str]]) -> dict[int, dict]:
-    """{shots: {'accuracy', 'interval', 'macro', 'gain', 'count', 'sets', 'tokens'}} of the (Sample, text)
-    pairs of one task.
+    """{shots: {'accuracy', 'interval', 'macro', 'gain', 'count', 'sets', 'tokens'}} of (Sample, text) pairs
+    of one task.
 
-    interval: 95%, over rules as well as queries; None for one episode. macro: mean over labels of their
-      accuracies.
+    interval: 95%, over rules as well as queries; None for one episode. macro: mean accuracy over labels.
     gain: accuracy beyond the accuracy at the fewest shots that can show every label once; None up to there,
     and for answers that are not chosen from a few. sets: number of episodes. tokens: mean of a prompt with
     its answer.

@@ -1,5 +1,7 @@
-"""Reference learners, which show what the shots of a task determine: (inputs, labels, queries) -> labels of
-the queries."""
+"""Reference learners, which show what the shots of a task determine.
+
+Each is a function (inputs, labels, queries) -> labels of the queries.
+"""
 
 import collections
 from collections.abc import Sequence

@@ -1,5 +1,4 @@
-"""Tasks of in-context learning: hidden rules, each with the reference learners that show what its shots
-determine.
+"""Tasks of in-context learning: hidden rules with reference learners, which show what the shots determine.
 
 A new task is one class here, or one file, and one row of icl.TASKS.
 """
@@ -188,8 +187,7 @@ class Lookup(Task):
 
 @dataclasses.dataclass(frozen=True)
 class Chain(Task):
-    """A possible next symbol of a random walk, whose every step follows one of two random rings of all
-    symbols."""
+    """A possible next symbol of a random walk; each step follows one of two random rings of all symbols."""
 
     task: str = 'chain'
     symbols: int = 12

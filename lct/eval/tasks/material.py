@@ -1,5 +1,4 @@
-"""What all tasks make their samples from: a tokenizer, a haystack, names and values, documents with
-questions."""
+"""The material of all tasks: a tokenizer, a haystack, names and values, documents with questions."""
 
 import copy
 import dataclasses
@@ -39,8 +38,7 @@ class Material:
       documents: list of data.corpus.documents.Document, the text of the haystacks.
       text_source: the name of the documents in results.
       lexicon: names, values and word lists; generated ones by default.
-      sources: {'one_hop' or 'two_hop': qa_documents.FileQuestions}; questions about generated people by
-        default.
+      sources: {'one_hop' or 'two_hop': qa_documents.FileQuestions}; generated people by default.
       placement: needle_placement.Stratified(seed) by default, or RulerFixed() for RULER's own fixed shuffles.
       overhead: of the chat template that the prompts will be put into.
     """
@@ -159,8 +157,7 @@ class Material:
         return self.cached('list', make).at_least(length)
 
     def number_tokens(self, length: int) -> np.ndarray:
-        """int [n + 1]: tokens of the numbers '1.' to 'i.' together, for more items than length tokens can
-        hold."""
+        """int [n + 1]: tokens of the numbers '1.' to 'i.' together, for a list of length tokens or more."""
         return self.cached(('numbers', length), lambda: np.concatenate([[0], np.cumsum(
             self.counter.count_each([f'{i}.' for i in range(1, length // 3 + 1)]))]))
 

@@ -79,8 +79,7 @@ class RulerFixed:
     def needle_depths(
         self, rng: random.Random, first_depth: float, is_target: list[bool], in_text: bool,
     ) -> list[float]:
-        """In text some of 40 depths from the top in the shuffled order, between needles random depths from
-        the bottom."""
+        """In text some of 40 depths from the top in shuffled order, otherwise random ones from the bottom."""
         count = len(is_target)
         order = list(range(count))
         self.shuffle(rng, order)

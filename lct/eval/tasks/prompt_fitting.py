@@ -53,8 +53,7 @@ class TokenCounter:
         self.is_additive &= bool(together == self.count_each(fragments).sum())
 
     def trusts_sums(self, length: int) -> bool:
-        """Whether prompts of length tokens may rely on sums of fragments, without being counted as a
-        whole."""
+        """Whether a prompt of length tokens may rely on the sum of its fragments without another count."""
         return length >= LONG and self.is_additive and self._is_additive_when_long
 
     def margin(self, length: int) -> int:
@@ -136,8 +135,7 @@ def count_fitting(tokens: np.ndarray, room: int) -> int:
 def append_partial_line(
     counter: TokenCounter, lines: list[str], tokens: np.ndarray, following: str, room: int,
 ) -> tuple[list[str], np.ndarray]:
-    """(lines, tokens) with as many words of the line `following` appended as fit into room tokens in
-    total."""
+    """(lines, tokens) with the words of the line `following` appended that fit into room tokens in total."""
     words = following.rstrip('\n').split(' ')
     left = room - int(tokens.sum())
     # Search for the largest number of words that fits; the complete line does not.

@@ -108,8 +108,7 @@ class FileQuestions:
 
 
 def read_squad(path: pathlib.Path) -> FileQuestions:
-    """The answerable questions of SQuAD 1.1 or 2.0; hard distractors are the paragraphs of the same
-    article."""
+    """The answerable questions of SQuAD 1.1 or 2.0; hard distractors are of the same article."""
     def parse(content, indices, questions):
         for article in content['data']:
             in_article = [indices.setdefault(_strip_lines(paragraph['context']), len(indices))

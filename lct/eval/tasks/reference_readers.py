@@ -1,7 +1,6 @@
 """Reference readers stand in for a model to check a suite: functions from a prompt to an answer.
 
-The oracle reads nothing but the prompt. If it scores 100, every answer can be found in its prompt and is
-scored right.
+The oracle reads nothing but the prompt. If it scores 100, every answer is in its prompt and scored right.
 """
 
 import collections

@@ -58,8 +58,7 @@ def _distractors(rng, question, count):
 
 
 def _fill(candidates, sizes, room, most):
-    """([document], tokens left): the first candidates [n], of sizes [n], that fit into room tokens, `most` at
-    most."""
+    """([document], tokens left): candidates [n], of sizes [n], that fit into room tokens, `most` of them."""
     chosen, left = [], room
     while len(candidates) and len(chosen) < most:
         count = max(min(prompt_fitting.count_fitting(sizes, left), most - len(chosen)), 0)

@@ -21,8 +21,7 @@ SENTENCE_END = re.compile(r'(?<=[.!?])\s+(?=["\'(]?[A-Z])')
 def text_lines(documents: Iterable) -> list[str]:
     """The lines of documents without the blank ones, each ending in a line end.
 
-    Paragraphs on one line are split into sentences, one a line; source code and wrapped prose keep their
-    lines.
+    Paragraphs on one line are split into one sentence a line; code and wrapped prose keep their lines.
     """
     lines = []
     for document in documents:
@@ -81,8 +80,7 @@ class Lexicon:
         return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
     def distinct(self, rng: random.Random, kind: str, count: int, taken: Collection[str] = ()) -> list[str]:
-        """Values none of which is within another or equal to one of `taken`, so that a match identifies
-        one."""
+        """Values none of which is within another or one of `taken`, so that a match identifies one."""
         values = []
         for _ in range(MAX_TRIES * count):
             value = self.value(rng, kind)
@@ -129,8 +127,7 @@ def near_names(
 
 
 class InventedWords:
-    """All words of the form 'talobi', in an order that the seed determines; iteration starts over each
-    time."""
+    """All words of the form 'talobi', in an order of the seed; each iteration starts over."""
 
     def __init__(self, seed: int):
         self.seed = seed
