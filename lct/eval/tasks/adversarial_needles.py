@@ -134,7 +134,7 @@ class NearNames:
 
 @dataclasses.dataclass(frozen=True)
 class Absent:
-    """A name that is not in the text, among `others` that are: UNKNOWN is right, every value in the text wrong.
+    """A name that is not in the text, among `others` that are. UNKNOWN is right, and all values are wrong.
 
     present: the control, in which the name is in the text, sample by sample as the first, the second, ... Its
     value is right and UNKNOWN wrong. Both draw the same names, values and depths.
