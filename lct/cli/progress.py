@@ -45,7 +45,8 @@ class Progress:
         if seconds_left is None:
             seconds_left = (now - self.start) / done * (total - done)
         bar = f"{'█' * (BAR_WIDTH * done // total):░<{BAR_WIDTH}} " if in_terminal else ''
-        status(self.name, f'{bar}{done:,} of {total:,} {self.unit}, {clock(seconds_left)} left', transient=True)
+        left = clock(seconds_left)
+        status(self.name, f'{bar}{done:,} of {total:,} {self.unit}, {left} left', transient=True)
 
     def end(self) -> None:
         """Keep the last line."""
