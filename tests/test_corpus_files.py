@@ -39,13 +39,15 @@ def folder(tmp_path):
     (tmp_path / '.hidden.txt').write_text('no')
     (tmp_path / 'weights.bin').write_bytes(b'\xff')
     lines = [json.dumps({'text': f'line {i}', 'meta': {'set': 'xy'[i % 2]}}) for i in range(3)]
-    (tmp_path / 'web' / 'b.jsonl.gz').write_bytes(gzip.compress(f'{lines[0]}\n\n{lines[1]}\n{lines[2]}'.encode()))
+    content = f'{lines[0]}\n\n{lines[1]}\n{lines[2]}'.encode()
+    (tmp_path / 'web' / 'b.jsonl.gz').write_bytes(gzip.compress(content))
     return tmp_path
 
 
 def test_folders_globs_and_names(folder):
     expected = [('web/b.jsonl.gz:1', 'web', 'line 0'), ('web/b.jsonl.gz:3', 'web', 'line 1'),
-                ('web/b.jsonl.gz:4', 'web', 'line 2'), ('web/deep/a.md', 'web', 'a\r\nb'), ('web/empty.txt', 'web', ''),
+                ('web/b.jsonl.gz:4', 'web', 'line 2'), ('web/deep/a.md', 'web', 'a\r\nb'),
+                ('web/empty.txt', 'web', ''),
                 ('web.txt', folder.name, 'top')]
     assert [text[:3] for text in read(folder)] == expected
     assert [text[:3] for text in read(f'{folder}/**/*.md')] == [('web/deep/a.md', 'web', 'a\r\nb')]
@@ -62,7 +64,8 @@ def test_blocks_hold_whole_lines_and_characters(tmp_path, monkeypatch):
     text = ''.join(f'{i}é中🙂 ' + 'x' * (i % 90) + '\n' for i in range(200))
     lines = text.split('\n')[:-1]
     (tmp_path / 'a.txt').write_text(text)
-    (tmp_path / 'b.jsonl').write_text(''.join(json.dumps({'text': line}, ensure_ascii=False) + '\n' for line in lines))
+    records = [json.dumps({'text': line}, ensure_ascii=False) + '\n' for line in lines]
+    (tmp_path / 'b.jsonl').write_text(''.join(records))
     segments = read(tmp_path / 'a.txt', split=small)
     assert ''.join(segment.text for segment in segments) == text
     assert [segment.ends_document for segment in segments] == [False] * (len(segments) - 1) + [True]
@@ -98,7 +101,8 @@ def test_a_byte_that_is_not_utf8_is_found_wherever_it_is(tmp_path, monkeypatch, 
     (tmp_path / 'a.txt').write_bytes(content)
     bad, = read(tmp_path / 'a.txt', split=small)
     line = content[:at].count(b'\n') + 1
-    assert f'a.txt line {line} is not UTF-8 text (byte {at} of the file)' in bad.error and bad.text == '' and bad.ends_document
+    assert f'a.txt line {line} is not UTF-8 text (byte {at} of the file)' in bad.error
+    assert bad.text == '' and bad.ends_document
 
 
 def test_a_character_cut_by_the_end_of_the_file_is_found(tmp_path):
@@ -131,9 +135,12 @@ def test_parquet(tmp_path):
     pa = pytest.importorskip('pyarrow')
     import pyarrow.parquet as parquet
     values = [f'row {i} é' for i in range(200)]
-    broken = pa.array([v.encode() for v in values[:150]] + [b'\xff'] + [v.encode() for v in values[151:]]).cast(pa.string(), safe=False)
+    broken = [value.encode() for value in values]
+    broken[150] = b'\xff'
+    broken = pa.array(broken).cast(pa.string(), safe=False)
     meta = pa.array([{'set': 'ab'[i % 2], 'n': i} for i in range(200)])
-    table = pa.table({'id': range(200), 'text': values, 'broken': broken, 'gaps': [None, *values[1:]], 'meta': meta})
+    table = pa.table({'id': range(200), 'text': values, 'broken': broken, 'gaps': [None, *values[1:]],
+                      'meta': meta})
     parquet.write_table(table, tmp_path / 'a.parquet', row_group_size=90)
     rows = read(tmp_path, files.Fields('text', 'meta.set'))
     assert [(t.name, t.source, t.text) for t in rows] == [
@@ -141,7 +148,8 @@ def test_parquet(tmp_path):
     rows = read(tmp_path, files.Fields('broken'))
     assert [t.text for t in rows] == values[:150] + [''] + values[151:]
     assert 'a.parquet row 150 is not UTF-8 text' in rows[150].error
-    assert "row 0 is not an object with a string field 'gaps'" in read(tmp_path, files.Fields('gaps'))[0].error
+    first = read(tmp_path, files.Fields('gaps'))[0]
+    assert "row 0 is not an object with a string field 'gaps'" in first.error
     with pytest.raises(ValueError, match="a.parquet has no column 'body', only id, text, broken, gaps, meta"):
         read(tmp_path, files.Fields('body'))
     (tmp_path / 'a.parquet').write_bytes((tmp_path / 'a.parquet').read_bytes()[:-20])
@@ -156,10 +164,10 @@ def test_the_package_that_reads_parquet_is_named(tmp_path, monkeypatch):
         read(tmp_path)
 
 
-# -- the same corpus in every form, read into memory and into a store ----------------------------------------------
+# -- the same corpus in every form, read into memory and into a store ----------------------------------------
 
-DOCUMENTS = ['Naïve café.\r\nTwo lines, 東京\n', '\n \ttabs\n\nand blank lines ', 'x' * 300 + '\n', 'one\rtwo '
-                                                                                                  '\u2028three']
+DOCUMENTS = ['Naïve café.\r\nTwo lines, 東京\n', '\n \ttabs\n\nand blank lines ', 'x' * 300 + '\n',
+             'one\rtwo \u2028three']
 
 
 def text_files(folder):
@@ -234,7 +242,8 @@ def test_one_corpus_in_every_form_gives_the_same_texts_in_memory_and_in_a_store(
 
 def test_the_standard_library_is_a_corpus_of_both(tmp_path, monkeypatch):
     library = tmp_path / 'lib'
-    for name in ('os.py', 'json/encoder.py', 'json.py', 'test/test_os.py', 'site-packages/x.py', 'config-3/y.py', 'z.txt'):
+    for name in ('os.py', 'json/encoder.py', 'json.py', 'test/test_os.py', 'site-packages/x.py',
+                 'config-3/y.py', 'z.txt'):
         (library / name).parent.mkdir(parents=True, exist_ok=True)
         (library / name).write_text(f'# {name}\n')
     monkeypatch.setattr('sysconfig.get_paths', lambda: {'stdlib': str(library)})

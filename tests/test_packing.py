@@ -57,7 +57,8 @@ def test_a_cut_document_keeps_the_target_at_the_cut():
 
 def test_weights_belong_to_the_token_that_is_predicted():
     weights = np.array([.1, .2, .3, .4], np.float32)
-    np.testing.assert_array_equal(segment([1, 2, 3, 4], weights, BOS).weights, np.float32([.1, .2, .3, .4, 0]))
+    with_bos = segment([1, 2, 3, 4], weights, BOS)
+    np.testing.assert_array_equal(with_bos.weights, np.float32([.1, .2, .3, .4, 0]))
     np.testing.assert_array_equal(segment([1, 2, 3, 4], weights).weights, np.float32([.2, .3, .4, 0]))
     np.testing.assert_array_equal(segment([1, 2, 3, 4], weights, None, 1, 3).weights, np.float32([.3, .4]))
 

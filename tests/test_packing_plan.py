@@ -19,7 +19,8 @@ def covered(plan, lengths, seq_len):
         fragments = slice(plan.first[r], plan.first[r + 1])
         sizes = plan.stop[fragments] - plan.start[fragments]
         assert 0 < sizes.sum() <= seq_len and (sizes > 0).all()
-        for d, start, stop in zip(plan.document[fragments], plan.start[fragments], plan.stop[fragments], strict=True):
+        columns = (plan.document[fragments], plan.start[fragments], plan.stop[fragments])
+        for d, start, stop in zip(*columns, strict=True):
             found.setdefault(int(d), []).append((int(start), int(stop)))
     assert plan.first[0] == 0 and plan.first[-1] == len(plan.document)
     return found
@@ -48,7 +49,8 @@ def test_modes_do_what_their_names_say():
     for r in range(alone.num_sequences):
         sizes = (alone.stop - alone.start)[alone.first[r]:alone.first[r + 1]]
         assert len(sizes) == 1 or sizes.max() < 500
-    joined, concatenated = (mode(lengths, 1000, rng) for mode in (packing_plan.joined, packing_plan.concatenated))
+    joined = packing_plan.joined(lengths, 1000, rng)
+    concatenated = packing_plan.concatenated(lengths, 1000, rng)
     assert joined.joined and not concatenated.joined
     np.testing.assert_array_equal(joined.document, concatenated.document)
     assert packing_plan.stats(concatenated, 1000)['padding'] < 1000
@@ -137,7 +139,8 @@ def whole_epochs(stream, lengths, seq_lens):
         for seq_len in seq_lens:
             for d, places in tokens_of(stream.next_sequence(seq_len)).items():
                 found.setdefault(d, []).extend(places)
-            if not stream.state['windows'] and all(place == 0 for _, place in stream.state['cursors'].values()):
+            state = stream.state
+            if not state['windows'] and all(place == 0 for _, place in state['cursors'].values()):
                 return found
 
 

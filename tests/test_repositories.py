@@ -38,7 +38,8 @@ def test_cycles_broken_sources_and_a_source_folder():
              'bad.py': 'print "old"', 'nul.py': '\0', 'self.py': 'import self'}
     order = by_dependency(files)
     assert sorted(order) == sorted(files)
-    assert before(order, 'src/lib/a.py', 'src/lib/b.py', 'src/lib/c.py') and before(order, 'bad.py', 'src/lib/a.py')
+    assert before(order, 'src/lib/a.py', 'src/lib/b.py', 'src/lib/c.py')
+    assert before(order, 'bad.py', 'src/lib/a.py')
 
 
 def test_the_order_of_this_package_has_no_import_before_its_module():
@@ -46,7 +47,8 @@ def test_the_order_of_this_package_has_no_import_before_its_module():
     import pathlib
 
     root = pathlib.Path(__file__).parents[1]
-    files = {path.relative_to(root).as_posix(): path.read_text() for path in (root / 'lct' / 'data').rglob('*.py')}
+    files = {path.relative_to(root).as_posix(): path.read_text()
+             for path in (root / 'lct' / 'data').rglob('*.py')}
     order = by_dependency(files)
     for path in order:
         for node in ast.walk(ast.parse(files[path])):
@@ -58,12 +60,14 @@ def test_the_order_of_this_package_has_no_import_before_its_module():
 
 
 def test_documents_have_paths_above_their_files(tmp_path):
-    for name, text in {'one/b.py': 'import a\n', 'one/a.py': 'x = 1\n\n\n', 'two/t.md': 'hello', 'top.py': 'y'}.items():
+    files = {'one/b.py': 'import a\n', 'one/a.py': 'x = 1\n\n\n', 'two/t.md': 'hello', 'top.py': 'y'}
+    for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     found = {one.name: one.text for one in repositories(tmp_path)}
     assert list(found) == ['.', 'one', 'two']
     assert found['one'] == '======== a.py ========\nx = 1\n\n\n======== b.py ========\nimport a\n'
-    assert next(one.text for one in repositories(tmp_path, by_path) if one.name == 'two') == '======== t.md ========\nhello\n'
+    two = next(one.text for one in repositories(tmp_path, by_path) if one.name == 'two')
+    assert two == '======== t.md ========\nhello\n'
     with pytest.raises(ValueError, match='repository none has no files'):
         document('none', {})

@@ -61,8 +61,8 @@ def batches(store, count, layout, degrees, num_processes, state=None, batch_size
 
 
 def digests(found):
-    return [hashlib.sha256(b''.join(np.ascontiguousarray(batch[name]).tobytes() for name in NAMES)).hexdigest()
-            for batch in found]
+    contents = (b''.join(np.ascontiguousarray(batch[name]).tobytes() for name in NAMES) for batch in found)
+    return [hashlib.sha256(content).hexdigest() for content in contents]
 
 
 @pytest.mark.parametrize('seq_len', [16, 200, 3000])
@@ -141,13 +141,16 @@ def test_the_stream_of_batches_is_the_same_on_any_mesh_layout_and_number_of_proc
                     assert digests(batches(store, 6, layout, degrees, num_processes)[0]) == expected
 
 
-@pytest.mark.parametrize('options', [{}, {'mode': packing_plan.joined}, {'weights': {'books': 3, 'chat': 1, 'recall': 1, 'copy': 1, 'long': 1}}])
+@pytest.mark.parametrize('options', [
+    {}, {'mode': packing_plan.joined},
+    {'weights': {'books': 3, 'chat': 1, 'recall': 1, 'copy': 1, 'long': 1}}])
 def test_resume_on_another_mesh_and_number_of_processes_hash_for_hash(options):
     store = MemoryStore(make_store(count=80, median=400).documents, ('books', 'code'), np.arange(80) % 2)
     options |= {'seq_len': 2048}
     found, states = batches(store, 8, 'zigzag', (2, 2), 2, **options)
     for k in (0, 5):
-        for degrees, num_processes, layout in (((1, 8), 4, 'zigzag'), ((4, 1), 1, 'contiguous'), ((2, 4), 8, 'striped')):
+        for degrees, num_processes, layout in (
+                ((1, 8), 4, 'zigzag'), ((4, 1), 1, 'contiguous'), ((2, 4), 8, 'striped')):
             again, _ = batches(store, 7 - k, layout, degrees, num_processes, states[k], **options)
             assert digests(again) == digests(found[k + 1:])
 
@@ -235,7 +238,8 @@ def test_the_loop_places_what_the_loader_read(mesh):
     stage = Stage('x', 128, 1, batch_size=2, accumulation=2, mesh=mesh)
     reference = StoreSource(make_store(), BYTES)
     with jax.set_mesh(sharding.make_mesh(mesh)):
-        loader = StoreSource(make_store(), BYTES).loader(4, 128, 'zigzag', mesh[2], 258, placement.held_rows(stage))
+        source = StoreSource(make_store(), BYTES)
+        loader = source.loader(4, 128, 'zigzag', mesh[2], 258, placement.held_rows(stage))
         batch, _ = loader.next()
         placed = jax.device_get(placement.place_batch(batch, stage))
         loader.close()

@@ -104,7 +104,7 @@ def test_stopped_at_any_rename_it_continues_to_the_same_bytes(tmp_path, monkeypa
 def test_another_tokenizer_plan_or_process_is_refused(tmp_path):
     folder = tmp_path / 's'
     write(folder, corpus(), finish=False)
-    with pytest.raises(ValueError, match="begun with tokenizer 't', and this run has 'other'; a store has one"):
+    with pytest.raises(ValueError, match="with tokenizer 't', and this run has 'other'; a store has one"):
         write(folder, corpus(), tokenizer_hash='other')
     with pytest.raises(ValueError, match='begun with vocab_size 300, and this run has 301'):
         write(folder, corpus(), vocab_size=301)
@@ -143,7 +143,8 @@ def flip(path):
     (lambda s: (s / 'lengths.npy').write_bytes(b''), 'lengths.npy has 0 bytes'),
     (lambda s: change_index(s, version=2), 'is a token store of version 2, and this release reads version 1'),
     (lambda s: change_index(s, format='other'), 'is not the index of a token store'),
-    (lambda s: (s / 'index.json').write_text((s / 'index.json').read_text().replace('"vocab_size": 300', '"vocab_size": 301')),
+    (lambda s: (s / 'index.json').write_text(
+        (s / 'index.json').read_text().replace('"vocab_size": 300', '"vocab_size": 301')),
      'index.json differs from what was written'),
     (lambda s: (s / 'index.json').write_text('{'), 'is not valid JSON'),
     (lambda s: (s / 'index.json').unlink(), 'is not a token store: it has no index.json'),
@@ -166,7 +167,8 @@ def test_verify_names_the_altered_file(tmp_path, name):
 
 def test_a_shard_of_another_type_and_tokens_that_are_not_there(tmp_path):
     store = write(tmp_path / 's', corpus())
-    for document, start, stop in [(-1, 0, 1), (store.num_documents, 0, 0), (1, 0, 251), (1, 3, 2), (1, -1, 2)]:
+    for document, start, stop in [
+            (-1, 0, 1), (store.num_documents, 0, 0), (1, 0, 251), (1, 3, 2), (1, -1, 2)]:
         with pytest.raises(ValueError, match=f'tokens {start} to {stop} of document {document}: '):
             store.tokens(document, start, stop)
     path = tmp_path / 's' / 'shard-00000.npy'

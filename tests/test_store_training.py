@@ -27,7 +27,8 @@ def test_the_loop_trains_on_a_store_and_keeps_its_state(tmp_path):
     assert np.isfinite([row['loss'] for row in rows]).all()
     for _ in range(6):
         expected.next_sequence(128)
-    assert json.loads((tmp_path / 'checkpoints' / '3' / 'record' / 'metadata').read_text())['cursor'] == expected.state
+    record = json.loads((tmp_path / 'checkpoints' / '3' / 'record' / 'metadata').read_text())
+    assert record['cursor'] == expected.state
     assert stream.state == expected.state
 
 
@@ -37,7 +38,8 @@ def write_store(folder, memory):
     with Writer(folder, BYTES.fingerprint, BYTES.vocab_size, {}) as writer:
         for some in np.array_split(np.arange(memory.num_documents), 2):
             ends = np.cumsum(memory.lengths[some])
-            documents = [(names[i], memory.sources[memory.source_of[i]], int(end)) for i, end in zip(some, ends)]
+            documents = [(names[i], memory.sources[memory.source_of[i]], int(end))
+                         for i, end in zip(some, ends)]
             writer.append(np.concatenate([memory.documents[i] for i in some]), documents)
             writer.close_shard(int(some[-1]))
         return writer.finish(memory.num_documents)
@@ -47,8 +49,9 @@ def test_a_corpus_is_a_store_or_is_tokenized_on_the_spot(tmp_path):
     memory = make_store(count=60, median=200)
     write_store(tmp_path / 'store', memory)
     config = ConfigDict({
-        'corpus': str(tmp_path / 'store'), 'corpus_bytes': 10**6, 'held_out': 0.2, 'seed': 3, 'sequences': 'joined',
-        'upsample': {'at_least': 100, 'keep': 0.5}, 'loss': {'seq_len': 64, 'windows': 8}, 'needle': {'lengths': (64, 128)}})
+        'corpus': str(tmp_path / 'store'), 'corpus_bytes': 10**6, 'held_out': 0.2, 'seed': 3,
+        'sequences': 'joined', 'upsample': {'at_least': 100, 'keep': 0.5},
+        'loss': {'seq_len': 64, 'windows': 8}, 'needle': {'lengths': (64, 128)}})
     rows, held_out = open_corpus(config, BYTES)
     assert isinstance(rows, StoreSource) and sum(map(len, held_out)) >= 2 * 8 * 64
     row = rows.next_sequence(512)
@@ -56,7 +59,8 @@ def test_a_corpus_is_a_store_or_is_tokenized_on_the_spot(tmp_path):
     texts = {ids.tobytes() for ids in memory.documents}
     assert all(ids.tobytes() in texts for ids in held_out)
     config.sequences = 'shuffled'
-    with pytest.raises(ValueError, match="config.sequences 'shuffled' is not one of packed, alone, concatenated, joined"):
+    message = "config.sequences 'shuffled' is not one of packed, alone, concatenated, joined"
+    with pytest.raises(ValueError, match=message):
         open_corpus(config, BYTES)
     for i in range(30):
         (tmp_path / f'{i}.txt').write_text(f'document {i} ' * (i + 1))
@@ -80,7 +84,8 @@ def test_a_store_on_the_disk_streams_like_one_in_memory(tmp_path):
         text = [np.concatenate([[256], memory.documents[kept[d]]])[a:b]
                 for d, a, b in zip(row.document, row.start, row.stop, strict=True)]
         found = np.sort(batch['tokens'][np.array([r]), slice(None)][0])
-        np.testing.assert_array_equal(found, np.sort(np.concatenate([*text, np.zeros(256 - row.counts()[0], int)])))
+        padding = np.zeros(256 - row.counts()[0], int)
+        np.testing.assert_array_equal(found, np.sort(np.concatenate([*text, padding])))
     with pytest.raises(ValueError, match='the store was made with the tokenizer'):
         other = type('Other', (), {'fingerprint': 'x' * 64, 'bos_id': None, 'vocab_size': 258})()
         StoreSource(store, other)

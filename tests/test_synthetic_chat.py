@@ -10,7 +10,8 @@ from lct.data.synthetic import chat as chats
 from lct.data.synthetic.recall import is_held_out
 
 TEMPLATE = ChatTemplate(
-    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>\n{{ m.content | trim }}</s>{% endfor %}", {'bos_token': '<b>'})
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>\n{{ m.content | trim }}</s>{% endfor %}",
+    {'bos_token': '<b>'})
 
 
 def make(count=30, seed=0):
@@ -30,7 +31,8 @@ def answers(found):
     """[(text of the answer, its weights)] of a row: the targets with a weight, in runs."""
     places = np.flatnonzero(found['loss_mask'])
     runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
-    return [(bytes(found['targets'][run].astype(np.uint8).tolist()).decode(), found['loss_mask'][run]) for run in runs]
+    return [(bytes(found['targets'][run].astype(np.uint8).tolist()).decode(), found['loss_mask'][run])
+            for run in runs]
 
 
 @pytest.mark.parametrize('seq_len', [1500, 20_000, 60_000])

@@ -94,7 +94,8 @@ def progress(p):
     calls.append(p)
     if len(calls) == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-tokenize.tokenize_corpus([sys.argv[1]], sys.argv[2], sys.argv[3], workers=3, shard_tokens=80_000, progress=progress)
+tokenize.tokenize_corpus([sys.argv[1]], sys.argv[2], sys.argv[3], workers=3, shard_tokens=80_000,
+                         progress=progress)
 """
 
 
@@ -103,13 +104,16 @@ def test_killed_it_continues_to_the_same_bytes_with_other_workers(folder, store,
     # The workers hold the other ends of the pipes: this returns when they too have ended.
     killed = subprocess.run([sys.executable, '-c', KILLED, *args], cwd=ROOT, capture_output=True, timeout=60)
     assert killed.returncode == -signal.SIGKILL and not (tmp_path / 's').exists()
-    closed = {path: path.stat().st_mtime_ns for path in (tmp_path / 's.partial' / 'store').glob('shard-*.npy')}
+    shards = (tmp_path / 's.partial' / 'store').glob('shard-*.npy')
+    closed = {path: path.stat().st_mtime_ns for path in shards}
     assert 1 <= len(closed) < len(list(store.folder.glob('shard-*')))
     options = ['--output', args[2], '--workers', 2]
     refused = script(args[0], '--tokenizer', 'bytes', '--shard-tokens', 80_000, *options)
-    assert refused.returncode == 1 and 'was begun with tokenizer' in refused.stderr and len(refused.stderr) < 500
+    assert refused.returncode == 1 and 'was begun with tokenizer' in refused.stderr
+    assert len(refused.stderr) < 500
     refused = script(args[0], '--tokenizer', args[1], '--shard-tokens', 40_000, *options)
-    assert refused.returncode == 1 and 'was begun with shard_tokens 80000, and this run has 40000' in refused.stderr
+    assert refused.returncode == 1
+    assert 'was begun with shard_tokens 80000, and this run has 40000' in refused.stderr
     again = script(args[0], '--tokenizer', args[1], '--shard-tokens', 80_000, *options)
     assert again.returncode == 0, again.stderr
     assert f'{store.num_documents} documents, {store.num_tokens} tokens' in again.stdout
@@ -128,8 +132,8 @@ def test_killed_it_continues_to_the_same_bytes_with_other_workers(folder, store,
 
 
 def test_a_full_disk_leaves_nothing_under_the_name(folder, store, tmp_path):
-    args = [folder / 'files', '--tokenizer', folder / 'tokenizer.json', '--output', tmp_path / 's', '--workers', 1,
-            '--shard-tokens', 80_000]
+    args = [folder / 'files', '--tokenizer', folder / 'tokenizer.json', '--output', tmp_path / 's',
+            '--workers', 1, '--shard-tokens', 80_000]
     full = script(*args, limit=100)  # blocks of 1024 bytes a file: less than one shard
     assert full.returncode == 1 and 'cannot grow: File too large; make room' in full.stderr
     assert not (tmp_path / 's').exists() and list((tmp_path / 's.partial' / 'store').iterdir()) == []
@@ -148,22 +152,24 @@ def test_bad_documents_are_refused_or_counted(tmp_path):
     store = tokenize_corpus([tmp_path / 'in'], 'bytes', tmp_path / 's', workers=1, skip_bad=True,
                             progress=lambda p: skipped.extend(p.skipped))
     assert list(store.names) == ['b.jsonl:1', 'b.jsonl:3', 'c.txt'] and store.lengths.tolist() == [3, 1, 5]
-    assert store.counts['bad'] == 2 and ['a.txt line 2' in skipped[0], 'b.jsonl line 2' in skipped[1]] == [True, True]
+    assert store.counts['bad'] == 2
+    assert ['a.txt line 2' in skipped[0], 'b.jsonl line 2' in skipped[1]] == [True, True]
 
 
 def test_a_corpus_is_corrected(tmp_path):
     """Before the first shard is closed nothing is kept; after it the error names the folder to remove."""
     def write(name, text):
         (tmp_path / name).write_text(text)
-        return tokenize_corpus([tmp_path / 'a.jsonl', tmp_path / 'b.jsonl'], 'bytes', tmp_path / 's', workers=1,
-                               shard_tokens=10)
+        return tokenize_corpus([tmp_path / 'a.jsonl', tmp_path / 'b.jsonl'], 'bytes', tmp_path / 's',
+                               workers=1, shard_tokens=10)
 
     (tmp_path / 'b.jsonl').write_text('{"text": \n')
     with pytest.raises(ValueError, match='a.jsonl line 1'):
         write('a.jsonl', '{"text": \n')
     with pytest.raises(ValueError, match='b.jsonl line 1'):  # a.jsonl fills a shard
         write('a.jsonl', '{"text": "' + 'x' * corpus_files.BLOCK + '"}\n')
-    with pytest.raises(ValueError, match='the files of the corpus changed since .*s.partial was begun; remove that'):
+    message = 'the files of the corpus changed since .*s.partial was begun; remove that'
+    with pytest.raises(ValueError, match=message):
         write('b.jsonl', '{"text": "y"}\n')
     shutil.rmtree(tmp_path / 's.partial')
     assert write('b.jsonl', '{"text": "y"}\n').num_documents == 2
@@ -185,6 +191,9 @@ def test_corpora_and_options_that_are_refused(tmp_path):
 def test_groups_do_not_depend_on_where_reading_begins(folder):
     bytes_tokenizer = tokenizer.load('bytes')
     groups = list(tokenize_module._groups([folder / 'files'], bytes_tokenizer, corpus_files.FIELDS, [0, 0]))
-    assert len(groups) > 4 and groups[-1][1].bytes_done == sum(p.stat().st_size for p in (folder / 'files').rglob('*.*'))
+    num_bytes = sum(path.stat().st_size for path in (folder / 'files').rglob('*.*'))
+    assert len(groups) > 4 and groups[-1][1].bytes_done == num_bytes
     for number in range(len(groups) - 1):
-        assert list(tokenize_module._groups([folder / 'files'], bytes_tokenizer, corpus_files.FIELDS, groups[number][1].cursor)) == groups[number + 1:]
+        rest = tokenize_module._groups([folder / 'files'], bytes_tokenizer, corpus_files.FIELDS,
+                                       groups[number][1].cursor)
+        assert list(rest) == groups[number + 1:]

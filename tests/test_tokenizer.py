@@ -102,7 +102,8 @@ def test_tiktoken_cuts_long_text_between_words(tiktoken_path):
     tok = tokenizers.load(tiktoken_path)
     text = 'some words\n\nor  more,\nit wor 12345\n' * 300 + 'wor ' * 500
     segments = list(tokenizers._tiktoken_segments(text, max_segment=777))
-    assert ''.join(segments) == text and all(len(segment) <= 777 for segment in segments) and len(segments) > 10
+    assert ''.join(segments) == text and len(segments) > 10
+    assert all(len(segment) <= 777 for segment in segments)
     ids = [i for segment in segments for i in tok._encoding.encode_ordinary(segment)]
     assert ids == tok._encoding.encode_ordinary(text)
 
@@ -123,20 +124,24 @@ def test_segments_leave_ids_as_they_are(trained, tiktoken_path, text):
             segments = list(tok.split_stream(chunks, size=1000))
             assert ''.join(segment for segment, _ in segments) == text and all(exact for _, exact in segments)
             assert len(segments) > 15 and max(len(segment) for segment, _ in segments) <= 1000
-            assert [i for ids in tok.encode_batch(segment for segment, _ in segments) for i in ids] == tok.encode(text)
+            encoded = tok.encode_batch(segment for segment, _ in segments)
+            assert [i for ids in encoded for i in ids] == tok.encode(text)
 
 
 def test_segments_that_cannot_be_exact_say_so(trained):
     tok = trained[0]
     assert list(tok.split_stream([])) == list(tok.split_stream([''])) == [('', True)]
-    assert list(tok.split_stream(['x' * 50], size=10, max_size=20)) == [('x' * 20, False), ('x' * 20, False), ('x' * 10, True)]
-    assert list(tok.split_stream(['x' * 15 + ' y' * 9], size=10, max_size=20))[0] == ('x' * 15 + ' y' * 2, True)
+    assert list(tok.split_stream(['x' * 50], size=10, max_size=20)) == [
+        ('x' * 20, False), ('x' * 20, False), ('x' * 10, True)]
+    first, *_ = tok.split_stream(['x' * 15 + ' y' * 9], size=10, max_size=20)
+    assert first == ('x' * 15 + ' y' * 2, True)
 
     class Marked(tokenizers.BytesTokenizer):  # writes a mark before every text, as SentencePiece's do
         def encode(self, text):
             return [0, *super().encode(text)]
 
-    assert [exact for _, exact in Marked().split_stream(['a b\n' * 30], size=20, max_size=100)] == [False, True]
+    segments = Marked().split_stream(['a b\n' * 30], size=20, max_size=100)
+    assert [exact for _, exact in segments] == [False, True]
 
 
 def test_errors_say_what_to_do(tmp_path, trained):
@@ -145,7 +150,8 @@ def test_errors_say_what_to_do(tmp_path, trained):
     with pytest.raises(FileNotFoundError, match='holds neither tokenizer.json nor tokenizer.model'):
         tokenizers.load(tmp_path)
     (tmp_path / 'other.json').write_text('{}')
-    with pytest.raises(ValueError, match=r'other.json is not a tokenizer.json of the tokenizers library \(Model missing'):
+    message = r'other.json is not a tokenizer.json of the tokenizers library \(Model missing'
+    with pytest.raises(ValueError, match=message):
         tokenizers.load(tmp_path / 'other.json')
     (tmp_path / 'tokenizer.model').write_bytes(b'\n\x0esentencepiece')
     with pytest.raises(ValueError, match="line 1 is not 'base64 rank'.*use the tokenizer.json"):

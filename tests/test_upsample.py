@@ -73,6 +73,7 @@ def test_impossible_recipes_are_refused(store):
         with pytest.raises(ValueError, match='is not possible'):
             StoreSource(store, BYTES, upsample=recipe)
     with pytest.raises(ValueError, match="source 'books' has 0 tokens in 2 epochs of 60 documents"):
-        StoreSource(store, BYTES, {'books': 1}, upsample=Upsample(10**9, 0), mode=packing_plan.packed).next_sequence(64)
+        StoreSource(store, BYTES, {'books': 1}, upsample=Upsample(10**9, 0),
+                    mode=packing_plan.packed).next_sequence(64)
     with pytest.raises(ValueError, match='the store holds no tokens'):
         token_shares(MemoryStore([[], []]))

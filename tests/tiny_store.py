@@ -17,7 +17,8 @@ class MemoryStore:
         self.lengths = np.array([len(ids) for ids in self.documents], np.int64)
         self.num_documents, self.num_tokens = len(documents), int(self.lengths.sum())
         self.sources = tuple(sources)
-        self.source_of = np.zeros(len(documents), np.int32) if source_of is None else np.asarray(source_of, np.int32)
+        source_of = np.zeros(len(documents), np.int32) if source_of is None else source_of
+        self.source_of = np.asarray(source_of, np.int32)
         self.tokenizer_hash, self.vocab_size = BYTES.fingerprint, BYTES.vocab_size
         content = b''.join(ids.tobytes() for ids in self.documents) + self.lengths.tobytes()
         self.fingerprint = hashlib.sha256(content + self.source_of.tobytes()).hexdigest()
