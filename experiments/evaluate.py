@@ -39,7 +39,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_flags(parser)
     parser.add_argument('--suite', default='ruler,needle',
-                        help='of ruler, needle, adversarial, icl, repository, loss')
+                        help='names separated by commas; lct/eval/suites has one module for each')
     parser.add_argument('--lengths', default='1024,2048,4096,8192',
                         help='tokens of prompt and answer together')
     parser.add_argument('--samples', default='20', help='of each task; one number, or one for each length')
