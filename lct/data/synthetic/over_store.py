@@ -1,8 +1,8 @@
 """Recall rows, copy rows and stretches of one long document over a token store.
 
 Recall and copy rows are laid out in full, as in recall.py, but over a haystack of references (-1, -2, ...) in
-place of tokens, so that of the text each process reads only what its devices hold. The layout is work for
-every token of the row, in every process, but reads nothing.
+place of tokens, so that each process reads only the text that its devices hold. The layout is work for every
+token of the row, in every process, but reads nothing.
 """
 
 from typing import NamedTuple
