@@ -48,7 +48,8 @@ def main():
     parser.add_argument('--data', type=pathlib.Path,
                         help="folder of RULER's own TASK/validation.jsonl, old or new, in place of generated "
                         'samples; their length is the one of --lengths')
-    parser.add_argument('--haystack', default='embedded', help='folder, glob, or file of text, .jsonl or .parquet')
+    parser.add_argument('--haystack', default='embedded',
+                        help='folder, glob, or file of text, .jsonl or .parquet')
     parser.add_argument('--base', help='the model before its extension, for its loss on short windows beside '
                         'this one')
     parser.add_argument('--trained', type=int, help='trained length; default the positions of the model')

@@ -37,7 +37,8 @@ def main():
     parser.add_argument('--samples', type=int, default=500)
     parser.add_argument('--seed', type=int, default=42)
     parser.add_argument('--overhead', type=int, default=0, help='tokens that a chat template adds')
-    parser.add_argument('--haystack', default='embedded', help='folder, glob, or file of text, .jsonl or .parquet')
+    parser.add_argument('--haystack', default='embedded',
+                        help='folder, glob, or file of text, .jsonl or .parquet')
     parser.add_argument('--words', default='generated', help="'generated', 'wonderwords' or a word list file")
     parser.add_argument('--placement', choices=('stratified', 'ruler'), default='stratified')
     parser.add_argument('--squad', type=pathlib.Path, help='JSON file for qa_1')
