@@ -91,7 +91,7 @@ def test_other_suites_run_on_a_mesh_and_share_their_texts(tmp_path, monkeypatch)
     assert all(x['count'] == 4 for x in curve.values())
     assert {x['interval'] for x in curve.values()} == {None}  # all of one set
     page = (tmp_path / 'report.html').read_text()
-    assert 'model, no band of one rule' in page and 'more samples ask of more rules' in page
+    assert 'model, no band for one rule' in page and 'more samples test more rules' in page
     assert re.search(r'^icl,lookup,1,[01.]+,,,4$', (tmp_path / 'results.csv').read_text(), re.MULTILINE)
     by_length = {item.length: group for batch in read for group in batch.groups for item in group
                  if item.task == 'lookup'}

@@ -74,14 +74,14 @@ class InContextSuite(PromptSuite):
             for learner, curve in one['references'].items():
                 series[learner] = [int(n) for n in curve], list(curve.values()), None
             *_, last = one['curve'].values()
-            band = 'model with 95% band' if last['interval'] else 'model, no band of one rule'
+            band = 'model with 95% band' if last['interval'] else 'model, no band for one rule'
             yield Figure(f'{task}: {band}, reference learners dashed{_describe_gains(one)}',
                          svg.curves(series, 'shots', 'accuracy'))
 
     def sentences(self, result: Mapping) -> list[str]:
         if all(record['interval'] for one in result['tasks'].values() for record in one['curve'].values()):
             return []
-        return ['no interval where all samples share one hidden rule: more samples ask of more rules']
+        return ['no interval where all samples share one hidden rule: more samples test more rules']
 
 
 def _index(shots, i):

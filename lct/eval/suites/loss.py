@@ -89,8 +89,8 @@ class LossSuite(Suite):
             trained)
         if one := result.get('growing'):
             yield from _loss_figure(
-                f"Loss of the same {one['targets']} tokens a window, with more and more context before them, "
-                '95% band',
+                f"Loss of the same {one['targets']} tokens of each window, with more and more context before "
+                'them, 95% band',
                 one['contexts'], one['mean'], with_documents(one['stderr']), 'context (tokens)', trained)
         if one := result.get('identifiers'):
             errors = _bundle_errors(one)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import random
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -21,13 +22,15 @@ NEEDLE = Niah('needle', 'text', max_new_tokens=32)
 class Grid(placements.Stratified):
     """Sample i has its needle at depths[i % len(depths)]."""
 
-    depths: tuple = DEPTHS
+    depths: tuple[float, ...] = DEPTHS
     name: str = 'grid'
 
-    def depth(self, task, length, index):
+    def depth(self, task: str, length: int, index: int) -> float:
         return self.depths[index % len(self.depths)]
 
-    def needle_depths(self, rng, first_depth, is_target, in_text):
+    def needle_depths(
+        self, rng: random.Random, first_depth: float, is_target: list[bool], in_text: bool,
+    ) -> list[float]:
         return [first_depth if target else rng.random() for target in is_target]
 
 
@@ -69,7 +72,7 @@ class NeedleSuite(PromptSuite):
     def tables(self, result: Mapping) -> Iterator[Table]:
         rows = [[f'depth {100 * depth:.0f}%', *(f'{100 * score:.0f}' for score in scores)]
                 for depth, scores in zip(result['depths'], result['scores'], strict=True)]
-        rows.append(['samples a cell', *map(str, result['samples'])])
+        rows.append(['samples per cell', *map(str, result['samples'])])
         yield Table(['needle', *map(short_length, result['lengths'])], rows)
 
     def figures(self, result: Mapping, trained: int) -> Iterator[Figure]:

@@ -206,7 +206,7 @@ class TaskScoreSuite(LengthSuite):
 
     def last_rows(self, result: Mapping) -> Iterator[list[str]]:
         first = next(iter(result['tasks'].values()))  # all tasks have as many samples
-        yield ['samples a task', *(str(first[length]['count']) for length in self.lengths(result))]
+        yield ['samples per task', *(str(first[length]['count']) for length in self.lengths(result))]
 
 
 def task_items(plan: Plan, configs: Sequence, length: int,
