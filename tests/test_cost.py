@@ -39,7 +39,8 @@ def step(mesh=(1, 1, 64, 1), strategy='ring', node_size=1, remat='full', ffn_chu
 
 
 def test_matmul_parameters_of_the_published_models():
-    assert flops.matmul_params(LLAMA3_8B) == 7_504_658_432 == llama.num_params(LLAMA3_8B) - 128256 * 4096 - 65 * 4096
+    embedding, norms = 128256 * 4096, 65 * 4096
+    assert flops.matmul_params(LLAMA3_8B) == 7_504_658_432 == llama.num_params(LLAMA3_8B) - embedding - norms
     assert flops.matmul_params(LLAMA3_70B) == 69_501_714_432
 
 
@@ -56,22 +57,22 @@ def test_model_flops_of_a_token(config, seq_len, expected):
 
 
 def test_flops_that_a_compiled_step_counts():
-    """5,181.8 TFLOP a device: Llama-3-8B, 1M tokens, 512 devices, no hop skipped, counted in HLO with trip
+    """5,181.8 TFLOP a device: Llama-3-8B, 1M tokens, 512 devices, no block skipped, counted in HLO with trip
     counts. That program ran the head's product once more in its backward."""
     again = 2 * LLAMA3_8B.vocab_size * LLAMA3_8B.embed_dim * WHOLE.local
     assert (cost.work(WHOLE, causal=False).total + again) / 1e12 == pytest.approx(5181.8, rel=1e-4)
 
 
 def brute_pairs(name, seq_len, ring):
-    """The most pairs that any device sees, hop by hop, summed over the hops of a ring."""
+    """Pairs of the busiest device at every ring step, summed over the ring."""
     mine = layouts.permutation(name, seq_len, ring).reshape(ring, -1)
-    hops = [[int((mine[i][:, None] >= mine[(i - hop) % ring][None]).sum()) for i in range(ring)]
-            for hop in range(ring)]
-    return sum(max(hop) for hop in hops)
+    steps = [[int((mine[i][:, None] >= mine[(i - r) % ring][None]).sum()) for i in range(ring)]
+             for r in range(ring)]
+    return sum(map(max, steps))
 
 
 @pytest.mark.parametrize('name', ['contiguous', 'zigzag', 'striped'])
-def test_pairs_that_a_ring_waits_for(name):
+def test_pairs_on_the_critical_path_of_a_ring(name):
     small = Step(LLAMA3_8B, (1, 1, 8, 1), 256, memory=Memory(attention=Attention(chunks=Chunks(1, 1))),
                  layout=name)
     expected = brute_pairs(name, 256, 8)
@@ -153,8 +154,8 @@ def test_a_ring_hides_above_the_least_block(share, hidden):
     assert (moving < cost.work(one).attention_forward / kind.flops) == hidden
 
 
-def test_two_at_a_time():
-    assert timing.overlapped(3, 2, 1.0) == 3 and timing.overlapped(3, 2, 0.0) == 5 and timing.overlapped(3, 2, 0.5) == 4
+def test_overlap_of_two_activities():
+    assert [timing.overlapped(3, 2, share) for share in (1.0, 0.0, 0.5)] == [3, 5, 4]
 
 
 def test_a_ring_between_nodes_goes_at_the_speed_of_one_flow():
@@ -174,7 +175,7 @@ def test_a_collective_brings_a_byte_into_a_node_once():
     assert timing.seconds_on_links(gather(8, 8), h100, perfect)[1] == 1e9 / 50e9
 
 
-def test_float32_has_no_time():
+def test_float32_has_no_predicted_time():
     with pytest.raises(ValueError, match='computing in bfloat16'):
         timing.seconds(dataclasses.replace(WHOLE, memory=Memory(dtype='float32')), hardware.find('h100'))
 
@@ -190,7 +191,7 @@ def test_speed_of_a_run_that_was_held_out(mesh, seq_len, rows, published):
     assert 0.9 < speed / published < 1.6
 
 
-def test_reading_is_a_forward():
+def test_prefill_is_a_forward():
     one, h100 = step((1, 1, 8, 1), seq_len=2**17), hardware.find('h100')
     reading, training = serving.prefill_seconds(one, h100), timing.seconds(dataclasses.replace(
         one, memory=dataclasses.replace(one.memory, remat='none')), h100)
@@ -205,7 +206,7 @@ def test_reading_is_a_forward():
 # ---------------------------------------------------------------------------------------------------
 
 
-def test_what_stays_is_what_the_program_is_handed():
+def test_what_stays_is_the_arguments_of_the_program():
     """98,361,364 bytes of arguments in the compiled step, bf16; moments come in as bf16 too."""
     stays = buffers(WHOLE).stays
     # rope tables
@@ -236,7 +237,7 @@ POINTS = [p for p in check_plan_memory.CALIBRATION + check_plan_memory.HELD_OUT
 MISSED = [p for p in POINTS if p[0] == 'l40s:128']
 
 
-def test_what_was_missed_was_taken_for_larger():
+def test_the_missed_program_was_overestimated():
     for point in MISSED:
         compiled = hlo.device_bytes(COMPILED[check_plan_memory.key(point)])
         assert 1.15 < buffers(check_plan_memory.step_of(point)).peak / compiled < 1.3

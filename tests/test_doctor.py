@@ -36,7 +36,7 @@ def examine(monkeypatch, tmp_path, capsys):
 
 
 def test_a_healthy_machine(examine, tmp_path, monkeypatch):
-    assert jax.device_count() == 8  # from here on jax does not look at
+    assert jax.device_count() == 8  # from here on jax does not read
     monkeypatch.setenv('XLA_FLAGS', '')  # whose check starts a process
     status, out = examine()
     assert status == 0 and 'FAIL' not in out, out
@@ -51,7 +51,8 @@ def test_a_healthy_machine(examine, tmp_path, monkeypatch):
 def test_an_unknown_flag_is_named(examine, monkeypatch):
     monkeypatch.setenv('XLA_FLAGS', '--xla_gpu_go_faster=true')
     status, out = examine('flags')
-    assert status == 1 and 'FAIL  flags      XLA_FLAGS: unknown --xla_gpu_go_faster=true; take that out' in out
+    assert status == 1
+    assert 'FAIL  flags      XLA_FLAGS: unknown --xla_gpu_go_faster=true; take that out' in out
 
 
 def test_a_package_that_is_too_old_or_beside_another_jax(examine, monkeypatch):
@@ -63,7 +64,7 @@ def test_a_package_that_is_too_old_or_beside_another_jax(examine, monkeypatch):
     assert status == 1 and 'FAIL  versions   jaxlib 0.5 beside jax' in out
 
 
-def test_accelerators_that_jax_does_not_see(examine, monkeypatch):
+def test_accelerators_that_jax_does_not_find(examine, monkeypatch):
     monkeypatch.setattr(doctor.glob, 'glob', lambda pattern: ['/dev/nvidia0'] if 'nvidia' in pattern else [])
     monkeypatch.delenv('JAX_PLATFORMS')
     status, out = examine('devices')

@@ -35,15 +35,16 @@ def test_golden_program_is_read_as_it_was_written(platform):
         ('all-gather', ('fsdp', 'sequence')): 7 * 4096,
     }
     assert not any(t.hidden for t in found.values())
-    (hop,) = (t for t in program.transfers(DEGREES) if t.times != 1)
-    assert (hop.kind, hop.times, hop.size, hop.axes) == ('collective-permute', 3, 4096, ('sequence',))
-    assert hop.exact and hop.asynchronous and hop.hidden
-    assert all(name.startswith('while') for name in hop.behind)
+    (rotation,) = (t for t in program.transfers(DEGREES) if t.times != 1)
+    assert (rotation.kind, rotation.times, rotation.size, rotation.axes) == ('collective-permute', 3, 4096,
+                                                                             ('sequence',))
+    assert rotation.exact and rotation.asynchronous and rotation.hidden
+    assert all(name.startswith('while') for name in rotation.behind)
 
 
 @pytest.mark.parametrize('platform', ('cuda', 'tpu'))
 def test_a_transfer_that_ends_before_the_loop_is_exposed(platform):
-    """The same text with the hop's done moved up to its start."""
+    """The same text with the rotation's done moved up to its start."""
     lines = (GOLDEN / f'hlo_{platform}.txt').read_text().splitlines()
     start = next(i for i, line in enumerate(lines) if '%collective-permute-start = ' in line)
     done = next(i for i, line in enumerate(lines)
@@ -55,8 +56,8 @@ def test_a_transfer_that_ends_before_the_loop_is_exposed(platform):
 
 def test_a_loop_of_unknown_length_makes_a_lower_bound():
     text = (GOLDEN / 'hlo_cuda.txt').read_text().replace('"known_trip_count":{"n":"3"}', '"of_old":{}')
-    (hop,) = (t for t in hlo.Program(text).transfers(DEGREES) if t.hidden)
-    assert (hop.times, hop.exact) == (1, False)
+    (rotation,) = (t for t in hlo.Program(text).transfers(DEGREES) if t.hidden)
+    assert (rotation.times, rotation.exact) == (1, False)
 
 
 @pytest.mark.parametrize(('text', 'groups', 'axes'), [
@@ -125,9 +126,10 @@ def test_the_backward_on_cpu_takes_no_memory_while_the_forward_runs():
     with jax.set_mesh(sharding.make_mesh((1, 1, ring, 1))):
         place = functools.partial(jax.ShapeDtypeStruct,
                                   sharding=jax.NamedSharding(jax.sharding.get_mesh(), split))
-        x, where = place((1, tokens, heads, head_dim), jnp.float32), place((1, tokens), jnp.int32)
-        gradients = lambda q, k, v, dout, *where: jax.vjp(lambda *x: attention(*x, *where), q, k, v)[1](dout)
-        memory = hlo.memory_of(jax.jit(gradients).lower(x, x, x, x, where, where).compile())
+        x, index = place((1, tokens, heads, head_dim), jnp.float32), place((1, tokens), jnp.int32)
+        gradients = lambda q, k, v, dout, *tokens: jax.vjp(lambda *x: attention(*x, *tokens), q, k,
+                                                           v)[1](dout)
+        memory = hlo.memory_of(jax.jit(gradients).lower(x, x, x, x, index, index).compile())
     assert memory['temporaries'] < 7 * tokens // ring * heads * head_dim * 4
 
 

@@ -45,7 +45,8 @@ def folder(tmp_path_factory):
 
 
 def alike(a, b):
-    return math.isclose(a, b, rel_tol=1e-3) if isinstance(a, float) and isinstance(b, (int, float)) else a == b
+    both = isinstance(a, float) and isinstance(b, (int, float))
+    return math.isclose(a, b, rel_tol=1e-3) if both else a == b
 
 
 @pytest.mark.parametrize('name', SCRIPTS)
@@ -61,7 +62,7 @@ def test_what_is_committed_is_what_the_command_writes(name, folder):
 
 
 @pytest.mark.parametrize('name', SCRIPTS)
-def test_every_claim_is_whole_and_drawn(name):
+def test_every_claim_is_complete_and_drawn(name):
     committed = json.loads((claims.RESULTS / f'{name}.json').read_text())
     assert committed['claims'] and committed['paper']
     for one in committed['claims']:
@@ -73,7 +74,7 @@ def test_every_claim_is_whole_and_drawn(name):
         assert ET.parse(path).getroot().tag.endswith('svg') and path.stat().st_size < 50_000
 
 
-def test_a_claim_says_how_it_was_tried():
+def test_a_claim_has_a_known_kind():
     with pytest.raises(ValueError, match="kind 'guessed' must be one of"):
         claims.Claim('a', 'guessed', '1', '1', 'yes', 'b')
 
@@ -95,10 +96,10 @@ def test_pairs_by_step_are_those_of_the_mask(layout):
     ones = np.ones((1, length // ring), int)
     found = balance.pairs_by_step(layout, length, ring)
     for device in range(ring):
-        for hop in range(ring):
-            shards = [Tokens(jnp.asarray(tokens[i]), ones) for i in (device, (device - hop) % ring)]
+        for step in range(ring):
+            shards = [Tokens(jnp.asarray(tokens[i]), ones) for i in (device, (device - step) % ring)]
             mask = attention_mask(*shards)
-            assert found[device, hop] == int(mask.sum())
+            assert found[device, step] == int(mask.sum())
 
 
 @pytest.mark.parametrize('layout', ['contiguous', 'zigzag'])
@@ -165,8 +166,8 @@ def test_drawings_are_svg_and_the_same_every_time(tmp_path):
     once, again = (svg.ring_schedule(pairs) for _ in range(2))
     assert once.text == again.text == once._repr_svg_()
     once.save(tmp_path / 'ring.svg')
-    words = re.findall(r'>([^<>]+)</text>', (tmp_path / 'ring.svg').read_text())
-    assert {'device', 'contiguous: 3.5 blocks of work', 'ring step, and its busiest device'} <= set(words)
+    labels = re.findall(r'>([^<>]+)</text>', (tmp_path / 'ring.svg').read_text())
+    assert {'device', 'contiguous: 3.5 blocks of work', 'ring step, and its busiest device'} <= set(labels)
 
 
 def test_other_drawings():

@@ -1,4 +1,4 @@
-"""The planner as its users meet it: plans in order, a config that trains, the published table, mistakes."""
+"""The planner's command: plans in order, a config that trains, the published table, bad flags."""
 
 import dataclasses
 import pathlib
@@ -15,8 +15,6 @@ from lct.plan.buffers import buffers
 from lct.train import stages
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
-
-
 M = 2**20
 L40S = hardware.find('l40s')
 GRADIENT = {'gradient_llama3_8b': LLAMA3_8B, 'gradient_llama3_70b': LLAMA3_70B}
@@ -33,7 +31,7 @@ def test_a_search_for_512_devices_takes_seconds(found):
     assert found[1] < 5
 
 
-def test_plans_fit_are_whole_and_come_best_first(found):
+def test_plans_are_valid_and_sorted(found):
     plans = found[0].plans
     assert [p.seconds for p in plans] == sorted(p.seconds for p in plans)
     for plan in plans:
@@ -43,7 +41,7 @@ def test_plans_fit_are_whole_and_come_best_first(found):
     assert {p.step.memory.attention.strategy for p in plans} >= {'ring', 'double_ring', 'all_to_all_ring'}
 
 
-def test_what_was_refused_says_why(found):
+def test_rejections_give_reasons(found):
     result = found[0]
     reasons = result.reasons()
     assert sum(count for count, _, _ in reasons) == len(result.rejections)
@@ -86,7 +84,7 @@ def test_published_minutes_within_a_factor_of_two(name):
 
 
 @pytest.mark.parametrize('name', GRADIENT)
-def test_stages_in_the_published_order_but_for_one_pair(name):
+def test_stages_in_the_published_order_except_for_one_pair(name):
     """A ring of 32 GPUs took Gradient longer than anything of one network constant explains: the 8B model's
     262K and 4194K change places, and the 70B model's 524K and 1048K."""
     rows = minutes(name)
@@ -152,8 +150,8 @@ def test_a_faster_network_makes_a_faster_plan():
 
 
 def changed(**flags):
-    words = dict(zip(ONE[::2], ONE[1::2])) | {f'--{key}': value for key, value in flags.items()}
-    return [word for pair in words.items() for word in pair]
+    pairs = dict(zip(ONE[::2], ONE[1::2])) | {f'--{key}': value for key, value in flags.items()}
+    return [arg for pair in pairs.items() for arg in pair]
 
 
 @pytest.mark.parametrize(('argv', 'expected'), [

@@ -1,9 +1,10 @@
-"""The main job by one, two and four processes of this machine on the same meshes, and one that is killed and
-goes on with another number of them: do they find the same losses?
+"""Equality of losses over processes: the main job in one, two and four, and in runs that are killed and
+resumed.
 
     python experiments/checks/check_processes.py --workdir runs/processes
 
-The config is smoke.py with more steps. What is finished is kept: the same command continues. Writes
+All runs use the same meshes on this machine; a killed run is resumed by another number of processes. The
+config is smoke.py with more steps. Finished cases are kept, and the same command continues. Writes
 results/processes.json.
 """
 
@@ -38,30 +39,28 @@ def start(nprocs, workdir):
     if nprocs > 1:
         command = [experiments_folder() / 'launch.py', '--nprocs', nprocs, *command]
     return subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT,
-                            text=True)
+                            stderr=subprocess.STDOUT, text=True)
 
 
 def losses(workdir):
     """{step: loss} that a run has written so far."""
     path = workdir / 'metrics' / 'metrics.jsonl'
-    # the last may be half written
+    # the last line may be incomplete
     rows = re.findall(r'^\{.*\}$', path.read_text() if path.exists() else '', re.M)
     return {row['step']: row['loss'] for row in map(json.loads, rows)}
 
 
 def kill_one(process, workdir):
-    """Kill the last of a launcher's processes once step KILL_AFTER was written. Returns what the launcher
-    said."""
+    """Kill the last process of a launcher after step KILL_AFTER. Returns the last lines of its output."""
     while process.poll() is None and max(losses(workdir), default=0) < KILL_AFTER:
         time.sleep(0.1)
     children = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    said, _ = process.communicate()
+    output, _ = process.communicate()
     if process.returncode != 128 + signal.SIGKILL:
         raise ValueError(f'a process was killed but the launcher ended with {process.returncode}: '
-                         f'{said[-2000:]}')
-    return said.strip().splitlines()[-20:]
+                         f'{output[-2000:]}')
+    return output.strip().splitlines()[-20:]
 
 
 def perform(counts, workdir):
@@ -72,10 +71,11 @@ def perform(counts, workdir):
                                if 'launch:' in line)
     if not (workdir / 'results.json').exists():
         process = start(counts[-1], workdir)
-        said, _ = process.communicate()
+        output, _ = process.communicate()
         if process.returncode:
-            raise ValueError(f'{counts[-1]} processes ended with status {process.returncode}: {said[-3000:]}')
-        row['continued'] = re.findall(r'continuing after step (\d+)', said)
+            raise ValueError(f'{counts[-1]} processes ended with status {process.returncode}: '
+                             f'{output[-3000:]}')
+        row['continued'] = re.findall(r'continuing after step (\d+)', output)
     return row
 
 
@@ -92,7 +92,7 @@ def run():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--workdir', default='runs/processes')
-    parser.add_argument('--only', choices=CASES, help='one case now, the others another time')
+    parser.add_argument('--only', choices=CASES, help='run one case only')
     args = parser.parse_args()
     workdir = pathlib.Path(args.workdir)
     folder = lambda name: workdir / re.sub(r'\W+', '-', name)

@@ -1,5 +1,4 @@
-"""Every way to run a training step on given devices: the plans that fit, fastest first, and the rejected with
-reasons."""
+"""Search over meshes, strategies and memory policies: the plans that fit, fastest first, and the rejections."""
 
 import collections
 import dataclasses
