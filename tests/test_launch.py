@@ -188,7 +188,7 @@ def test_a_checkpoint_that_one_of_several_cannot_write_ends_the_run(monkeypatch,
     monkeypatch.setattr(checkpoints._manager, 'save', full)
     assert 'could not be written (No space left' in checkpoints.save(1, {}, {})
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    with pytest.raises(OSError, match=r'process 0 could not write its part of a checkpoint \(No space left'):
+    with pytest.raises(OSError, match=r'process 0 could not write its shards of a checkpoint \(No space left'):
         checkpoints.save(1, {}, {})
 
 

@@ -187,7 +187,7 @@ def test_outside_the_main_thread_no_signal_is_caught():
 def test_a_folder_is_locked_to_one_config_and_one_process(tmp_path, monkeypatch):
     config = {'seed': 0, 'stages': [{'num_steps': 80, 'mesh': [1, 1]}, {'num_steps': 10}], 'extra': []}
     lock = checkpoint.lock_workdir(tmp_path, config)
-    with pytest.raises(ValueError, match='another process is at work'):
+    with pytest.raises(ValueError, match='another process runs in'):
         checkpoint.lock_workdir(tmp_path, config)
     lock.close()
     checkpoint.lock_workdir(tmp_path, config).close()

@@ -50,7 +50,7 @@ class Measurements:
 
     @property
     def needle_grid(self) -> RecallResult | None:
-        """The scores of the suite 'needle' as a grid like that of the recall probe."""
+        """The scores of the suite 'needle' as a grid like the one of the recall probe."""
         if self.needle is None:
             return None
         lengths, depths, scores, records = (

@@ -144,8 +144,9 @@ def cache_len(length: int, ring_size: int, smallest: int, ffn_chunks: int = 1) -
 
 
 def run(
-    params: llama.Params, config: llama.LlamaConfig, tokenizer: Tokenizer, haystack: Sequence[int], grid: RecallGrid,
-    decoding: Decoding | None = None, progress: Callable[[int, int, int], None] | None = None,
+    params: llama.Params, config: llama.LlamaConfig, tokenizer: Tokenizer, haystack: Sequence[int],
+    grid: RecallGrid, decoding: Decoding | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
 ) -> RecallResult:
     """Score a model over the grid on the current mesh (jax.set_mesh), on one device if there is none.
 

@@ -3,12 +3,15 @@
 import fcntl
 import json
 import logging
-import pathlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
 
 import jax
 import orbax.checkpoint as ocp
 
 from lct import files, processes
+from lct.train.state import TrainState
 
 logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax reports every phase of every save
 
@@ -17,8 +20,8 @@ class Checkpoints:
     """The checkpoints of one run: the newest `keep`, each with the TrainState and a JSON record (data
     cursor, seconds of training) that says where the run stood."""
 
-    def __init__(self, folder, keep=2):
-        self.folder = pathlib.Path(folder).absolute()
+    def __init__(self, folder: str | Path, keep: int = 2):
+        self.folder = Path(folder).absolute()
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -27,42 +30,42 @@ class Checkpoints:
             item_names=('state', 'record'),
         )
 
-    def latest(self):
+    def latest(self) -> int | None:
         """The newest committed step, or None."""
         return self._manager.latest_step()
 
-    def save(self, step, state, record):
-        """Start saving; returns before the files are written. A step that is already there is left.
+    def save(self, step: int, state: TrainState, record: Mapping) -> str | None:
+        """Start saving; returns before the files are written. A step that is saved already is left as it is.
 
         Returns:
           None, or in one line why a checkpoint was not written: a full disk must not end the training.
         Raises:
-          OSError: instead, in one of several processes: the others cannot know of it, and would wait.
+          OSError: instead, if there are several processes: the others would wait for this one.
         """
         if step in self._manager.all_steps():
             return None
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
         try:
             self._manager.save(step, args=items)
-        except Exception as error:  # that of the save before this one, found in the background
+        except Exception as error:  # of the save before this one, found in the background
             problem = _first_line(error)
             _give_up_if_several(problem)
             try:
                 self._manager.save(step, args=items)
             except Exception as again:
                 problem = _first_line(again)
-            return f'a checkpoint could not be written ({problem}); the ones before it are whole'
+            return f'a checkpoint could not be written ({problem}); the ones before it are complete'
         return None
 
-    def record(self, step):
+    def record(self, step: int) -> dict:
         """The JSON record of a step."""
         return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))['record']
 
-    def restore(self, step, target):
+    def restore(self, step: int, target: TrainState) -> TrainState:
         """The TrainState of a step, placed as target (a tree of ShapeDtypeStructs) says.
 
         Raises:
-          ValueError: naming the step, when its files do not fit or are damaged.
+          ValueError: naming the step, if its files do not fit the target or are damaged.
         """
         try:
             return self._manager.restore(
@@ -74,17 +77,18 @@ class Checkpoints:
                 'delete that folder to continue from the one before'
             ) from error
 
-    def wait(self):
-        """Block until what was saved is on disk. Returns None, or in one line what went wrong there."""
+    def wait(self) -> str | None:
+        """Wait until everything saved is on disk. Returns None, or the error in one line."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
             _give_up_if_several(_first_line(error))
-            self._manager.reload()  # latest() must be what lies on the disk
-            return f'the last checkpoint could not be written ({_first_line(error)}); those before are whole'
+            self._manager.reload()  # latest() must be on disk
+            return (f'the last checkpoint could not be written ({_first_line(error)}); those before are '
+                    'complete')
         return None
 
-    def close(self):
+    def close(self) -> None:
         self.wait()
         self._manager.close()
 
@@ -92,8 +96,8 @@ class Checkpoints:
 def _give_up_if_several(problem):
     if jax.process_count() > 1:
         raise OSError(
-            f'process {jax.process_index()} could not write its part of a checkpoint ({problem}); the ones '
-            'before it are whole: mend this and run the same command to continue'
+            f'process {jax.process_index()} could not write its shards of a checkpoint ({problem}); the ones '
+            'before it are complete: fix this and run the same command to continue'
         )
 
 
@@ -102,17 +106,17 @@ def _first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def lock_workdir(workdir, config):
-    """Make workdir this run's own, or continue in it if it holds the same config. Of several processes the
-    first does it for all.
+def lock_workdir(workdir: str | Path, config: Any) -> TextIO | None:
+    """Lock workdir for this run: record its config there, or check that it equals the recorded one. Of
+    several processes the first does it for all.
 
     Returns:
-      The open lock file, None in the other processes; the folder is this process's while it lives.
+      The open lock file, which holds the lock until it is closed; None in the other processes.
     Raises:
-      ValueError: if workdir holds a run of another config (naming what differs), if another process is at
-        work in it, or if the processes of this run are not of one config.
+      ValueError: if workdir holds a run with another config (naming the differences), if another process has
+        locked it, or if the processes of this run have different configs.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = Path(workdir)
     path = workdir / 'config.json'
     text = json.dumps(config, indent=2, sort_keys=True)
     processes.check_same(text, 'their config or the inputs that it names')
@@ -125,10 +129,10 @@ def lock_workdir(workdir, config):
     except BlockingIOError as error:
         lock.close()
         raise ValueError(
-            f'another process is at work in {workdir}; wait for it, or choose another --workdir'
+            f'another process runs in {workdir}; wait for it, or choose another --workdir'
         ) from error
     except OSError:
-        pass  # some network file systems have no flock: a run without the guard is better than none
+        pass  # some network file systems have no flock: a run without the lock is better than none
     if path.exists():
         differences = _differences(path, text)
         if differences:
@@ -143,7 +147,7 @@ def lock_workdir(workdir, config):
 
 
 def _differences(path, text, most=5):
-    """Where the JSON of path and text differ, as 'stages.0.num_steps 80 -> 40, ...'; '' if nowhere."""
+    """How the JSON text differs from the one at path, as 'stages.0.num_steps 80 -> 40, ...'; '' if it does not."""
     try:
         old = dict(_flat(json.loads(path.read_text())))
     except ValueError:

@@ -22,7 +22,8 @@ class Gate:
 
     every: steps between two evaluations.
     needle: least share of recall-probe prompts answered right at the stage's length.
-    short_loss_rise: most that the loss within the base model's length may exceed the base model's, nats per token.
+    short_loss_rise: most that the loss within the base model's length may exceed the base model's, nats per
+    token.
     otherwise: 'stop' the run or 'advance' to the next stage if num_steps are over and the gate is closed.
     """
 
@@ -61,8 +62,8 @@ class GateClosed(ValueError):
 def closed_message(stage: Any, scores: Mapping[str, float]) -> str:
     """Text of the GateClosed of a stages.Stage."""
     return (f'stage {stage.name}: the gate is closed after all {stage.num_steps} steps: '
-            f"{stage.gate.describe(scores)}; the steps are saved: continue with other thresholds or otherwise "
-            "'advance' for this gate, or train longer in a new folder")
+            f"{stage.gate.describe(scores)}; the steps are saved: continue with other thresholds or "
+            "otherwise 'advance' for this gate, or train longer in a new folder")
 
 
 class GateLog:

@@ -66,7 +66,8 @@ def train(
       run: how to train. config: of the base model.
       params: returns the base model's weights on the current mesh. Called only when there is no checkpoint,
         or when the run has an adapter, as checkpoints hold no frozen weights.
-      mixture: the rows, a MemorySource or StoreSource of lct.data.batches; its cursor is part of every checkpoint.
+      mixture: the rows, a MemorySource or StoreSource of lct.data.batches; its cursor goes into every
+        checkpoint.
       workdir: holds checkpoints/, metrics/ and gates.json.
       stop_requested: a list that is not empty once the run is to stop (stopping.catch_signals).
       gate_scores: callable (Stage, LlamaConfig, Params) -> {needle, short_loss_rise}, the scores of a

@@ -3,15 +3,19 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lct.train.stages import Stage
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """EasyContext's AdamW unless said otherwise; the learning rate belongs to the stage."""
+    """AdamW; the defaults are EasyContext's. The learning rate belongs to the stage."""
 
     b1: float = 0.9
     b2: float = 0.95
@@ -20,7 +24,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self):
-        for field, holds, what in (
+        for field, holds, constraint in (
             ('b1', 0 <= self.b1 < 1, 'at least 0 and below 1, such as 0.9'),
             ('b2', 0 <= self.b2 < 1, 'at least 0 and below 1, such as 0.95'),
             ('eps', 0 < self.eps < math.inf, 'a positive number, such as 1e-8'),
@@ -28,10 +32,11 @@ class OptimizerConfig:
             ('clip_norm', self.clip_norm > 0, 'positive, such as 1.0'),
         ):
             if not holds:
-                raise ValueError(f'optimizer {field} {getattr(self, field)} must be {what}')
+                raise ValueError(f'optimizer {field} {getattr(self, field)} must be {constraint}')
 
 
-def stage_schedule(learning_rate, num_steps, warmup_steps, final_fraction):
+def stage_schedule(learning_rate: float, num_steps: int, warmup_steps: int,
+                   final_fraction: float) -> optax.Schedule:
     """Linear warm-up to learning_rate, then a cosine to final_fraction of it (1.0: constant)."""
     first = learning_rate / max(warmup_steps, 1)
     warmup = optax.linear_schedule(first, learning_rate, max(warmup_steps - 1, 1))
@@ -39,23 +44,23 @@ def stage_schedule(learning_rate, num_steps, warmup_steps, final_fraction):
     return optax.join_schedules([warmup, decay], [warmup_steps])
 
 
-def schedule(stages):
-    """Learning rate by global step: the stages' schedules one after the other."""
+def schedule(stages: Sequence[Stage]) -> optax.Schedule:
+    """The learning rate by step of the run: the stages' schedules one after the other."""
     return _joined(tuple((s.learning_rate, s.num_steps, s.warmup_steps, s.final_fraction) for s in stages))
 
 
-@functools.cache  # a jitted step is compiled anew for every new schedule: equal ones must be the same
+@functools.cache  # a jitted step is compiled again for every new schedule object: equal ones must be the same
 def _joined(rows):
-    parts = [stage_schedule(*row) for row in rows]
+    schedules = [stage_schedule(*row) for row in rows]
     ends, total = [], 0
     for _, num_steps, *_ in rows[:-1]:
         total += num_steps
         ends.append(total)
-    return optax.join_schedules(parts, ends)
+    return optax.join_schedules(schedules, ends)
 
 
 @functools.cache
-def make(config):
+def make(config: OptimizerConfig) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW up to its learning rate; norm vectors are not decayed.
 
     The step multiplies by -schedule(state.step) itself: optax.adamw would look the rate up by a counter of
@@ -72,8 +77,8 @@ def make(config):
         lambda params: chain.init(jax.tree.map(lambda p: p.astype(jnp.float32), params)), chain.update)
 
 
-def decayed(params):
-    """True for matrices, False for the norm weights."""
+def decayed(params: Any) -> Any:
+    """A tree like params: True for matrices, False for the norm weights."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: not str(path[-1].name).endswith('norm'), params
     )

@@ -185,8 +185,8 @@ def configs(stages: Sequence[Stage], config: LlamaConfig) -> list[LlamaConfig]:
             )
         if stage.theta in ('dynamic_ntk', 'critical_base') and stage.seq_len < length:
             raise ValueError(
-                f'stage {stage.name}: seq_len {stage.seq_len} is shorter than the {length} tokens that the model '
-                f"supports already; drop the stage, or give it theta 'keep' instead of {stage.theta!r}"
+                f'stage {stage.name}: seq_len {stage.seq_len} is shorter than the {length} tokens that the '
+                f"model supports already; drop the stage, or give it theta 'keep' instead of {stage.theta!r}"
             )
         theta = theta_of(stage, theta, length, base, config.head_dim)
         length = max(length, stage.seq_len)

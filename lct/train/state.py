@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 
 from lct import sharding
@@ -11,10 +12,10 @@ from lct.models import llama, lora
 
 
 class TrainState(struct.PyTreeNode):
-    """step: the place in the schedule; every batch moves it on by one, and a stage that ends early to its
-    end. params: what is trained, llama.Params or lora.Trained. skipped: batches whose gradient was not
-    finite, in all and
-    in a row. frozen: the weights that no step changes; they are the base model's, so no checkpoint holds
+    """step: the place in the schedule; every batch advances it by one, a stage that ends early to the stage's
+    end. params: the trained weights, llama.Params or lora.Trained. skipped: batches whose gradient was not
+    finite, in
+    total and in a row. frozen: weights that no step changes; they are the base model's, so no checkpoint has
     them."""
 
     step: Any
@@ -25,38 +26,42 @@ class TrainState(struct.PyTreeNode):
     frozen: Any = None
 
 
-def scalar(value):
+def scalar(value: int) -> jax.Array:
     """An int32 counter on every device."""
     return sharding.put(jnp.asarray(value, jnp.int32), jax.sharding.PartitionSpec())
 
 
-def create(params, tx, config=None, adapter=None):
+def create(params: llama.Params, tx: optax.GradientTransformation, config: llama.LlamaConfig | None = None,
+           adapter: lora.Adapter | None = None) -> TrainState:
     """A fresh TrainState around params; the optimizer's moments inherit the shardings of what is trained.
 
-    adapter: lora.Adapter if most of params is to stand still; it needs the config of params.
+    adapter: to train in place of params, which are frozen; it needs the config of params.
     """
     frozen = None
     if adapter:
-        whole, frozen = lora.freeze(params, adapter)
-        params = lora.Trained(lora.init(config, adapter, params.final_norm.dtype), whole)
+        trained, frozen = lora.freeze(params, adapter)
+        params = lora.Trained(lora.init(config, adapter, params.final_norm.dtype), trained)
     # no two counters share a buffer, because all are donated
     return TrainState(scalar(0), params, fresh_moments(params, tx), scalar(0), scalar(0), frozen)
 
 
-def fresh_moments(params, tx):
+def fresh_moments(params: Any, tx: optax.GradientTransformation) -> optax.OptState:
     """The optimizer's state before its first step."""
     return jax.jit(tx.init)(params)
 
 
-def model(state):
+def model(state: TrainState) -> llama.Params:
     """The llama.Params to evaluate and to export, adapters merged."""
     return state.params if state.frozen is None else lora.merge(state.params, state.frozen)
 
 
-def abstract(config, tx, dtype, adapter=None):
+def abstract(config: llama.LlamaConfig, tx: optax.GradientTransformation, dtype: jnp.dtype,
+             adapter: lora.Adapter | None = None) -> TrainState:
     """TrainState of ShapeDtypeStructs placed on the current mesh: the target of a restore."""
     mesh = jax.sharding.get_mesh()
-    params, frozen = lora.abstract(config, adapter, dtype) if adapter else (llama.abstract(config, dtype), None)
+    params, frozen = llama.abstract(config, dtype), None
+    if adapter:
+        params, frozen = lora.abstract(config, adapter, dtype)
 
     def blank(params, frozen):
         zero = jnp.zeros((), jnp.int32)
@@ -71,6 +76,6 @@ def abstract(config, tx, dtype, adapter=None):
     return jax.tree.map(placed, jax.eval_shape(blank, params, frozen))
 
 
-def move(tree, target):
-    """Place every array of tree as target says: how a state changes mesh between stages."""
+def move(tree: Any, target: Any) -> Any:
+    """Place every array of tree as target (abstract) says: how a state changes mesh between stages."""
     return jax.tree.map(lambda x, to: jax.device_put(x, to.sharding) if to.sharding else x, tree, target)

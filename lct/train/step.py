@@ -1,6 +1,7 @@
 """One optimizer step: the loss normalised once over all target tokens of the global batch."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +9,20 @@ import optax
 from jax import lax
 
 from lct.models import llama, lora
+from lct.train.state import TrainState
+
+Trainable = llama.Params | lora.Trained
 
 
-def loss_and_grads(params, config, batch, tables, memory, frozen=None):
+def loss_and_grads(
+    params: Trainable, config: llama.LlamaConfig, batch: dict[str, jax.Array], tables: Any,
+    memory: llama.Memory, frozen: Any = None,
+) -> tuple[jax.Array, Trainable]:
     """Mean loss per target token and its gradient, over all micro-batches together.
 
-    params: llama.Params, or lora.Trained with the frozen rest. batch: dict of arrays [A, B, T], A the
-    gradient
+    params: llama.Params, or lora.Trained with the frozen weights. batch: arrays [A, B, T], A the gradient
     accumulation. The sum of the losses is divided by the sum of loss_mask over the whole batch: a mean of
-    means would weigh a token by the company it keeps.
+    means would weigh a token by the length of its micro-batch.
 
     Returns:
       loss (float32 scalar), grads in float32.
@@ -44,7 +50,10 @@ def loss_and_grads(params, config, batch, tables, memory, frozen=None):
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'memory', 'tx', 'schedule'), donate_argnames='state')
-def train_step(state, batch, tables, config, memory, tx, schedule):
+def train_step(
+    state: TrainState, batch: dict[str, jax.Array], tables: Any, config: llama.LlamaConfig,
+    memory: llama.Memory, tx: optax.GradientTransformation, schedule: optax.Schedule,
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """state, batch -> state, metrics. tx and schedule: optimizer.make and optimizer.schedule.
 
     A step whose loss or gradient is not finite changes nothing but the counters: a guard with `where`, so

@@ -1,5 +1,4 @@
-"""Ctrl-C and SIGTERM as requests to stop: the step in hand is finished and saved, in all processes
-together."""
+"""Ctrl-C and SIGTERM as requests to stop: all processes finish the step in hand and save."""
 
 import contextlib
 import os
@@ -56,14 +55,14 @@ def check_stop(stop_requested: Sequence[str]) -> None:
 
 
 def stop_message(checkpoints: Checkpoints, step: int, last_step: int) -> str:
-    """What a run that stops after step has saved: waits for its checkpoints and reports only what is on
-    disk."""
+    """What a run that stops after step has saved. Waits for its checkpoints and reports what is on disk."""
     problem = checkpoints.wait()
     saved = checkpoints.latest() or 0
     if not step:
         return f'stopped before the first step of {last_step}; run the same command to start again'
     if saved == step:
-        return f'saved step {step} of {last_step} under {checkpoints.folder}; run the same command to continue'
+        return (f'saved step {step} of {last_step} under {checkpoints.folder}; '
+                'run the same command to continue')
     reason = f' ({problem})' if problem else ''
     start = f'after step {saved}' if saved else 'from the start'
     return f'stopped after step {step} of {last_step}, not saved{reason}; the same command continues {start}'

@@ -16,7 +16,7 @@ from lct.train.stages import Stage
 def stage_warnings(stages: Sequence[Stage], config: LlamaConfig, param_dtype: str = 'float32') -> list[str]:
     """One sentence for every problem of stages that follow the base model of config.
 
-    The supported length is that of the scaling law of arXiv 2310.05209: beyond the period of the first dim
+    The supported length follows from the scaling law of arXiv 2310.05209: beyond the period of the first dim
     that made no full turn in training, this dim meets angles that it was not trained on.
     """
     group = config.num_heads // config.num_kv_heads
