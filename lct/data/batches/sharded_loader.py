@@ -161,5 +161,4 @@ class ShardedLoader(PrefetchingLoader):
         if ids.min() < 0 or ids.max() >= self._vocab_size:
             wrong = ids.min() if ids.min() < 0 else ids.max()
             raise ValueError(f'the store gives token id {wrong}, which is not in 0..{self._vocab_size - 1}; '
-                             'tokenize '
-                             "the corpus with the tokenizer of the model's checkpoint")
+                             "tokenize the corpus with the tokenizer of the model's checkpoint")
