@@ -1,4 +1,4 @@
-"""Search over meshes, strategies and memory policies: the plans that fit, fastest first, and the rejections."""
+"""Search over meshes, strategies and memory policies: plans that fit, fastest first, and rejections."""
 
 import collections
 import dataclasses

@@ -137,8 +137,8 @@ def mesh(target: Target, degrees: tuple[int, int, int, int]) -> jax.sharding.Mes
     a real run.
 
     Raises:
-      ValueError: if there is no such topology, if the degrees do not fit it, or if the extra that compiles for
-        it is missing.
+      ValueError: if there is no such topology, if the degrees do not fit it, or if the extra that
+        compiles for it is missing.
     """
     try:
         devices = _topology(target).devices
