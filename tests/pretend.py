@@ -1,16 +1,16 @@
-"""A train step that compiles nothing, for tests of what is around it."""
+"""A train step that compiles nothing, for tests of the code around it."""
 
 import jax.numpy as jnp
 
 
 def train_step(state, batch, tables, config, memory, tx, schedule):
-    """Weights and moments that tell the batches they have seen, in the place of lct.train.step.train_step."""
-    seen = (batch['tokens'].sum() % 97) / 97.0
+    """Stands in for lct.train.step.train_step: weights that depend on the batches and their order."""
+    mark = (batch['tokens'].sum() % 97) / 97.0
     moments = state.opt_state[1]
     moments = moments._replace(mu=moments.mu.replace(final_norm=moments.mu.final_norm + 1.0))
     state = state.replace(
-        step=state.step + 1, params=state.params.replace(final_norm=1.5 * state.params.final_norm + seen),
+        step=state.step + 1, params=state.params.replace(final_norm=1.5 * state.params.final_norm + mark),
         opt_state=(state.opt_state[0], moments, *state.opt_state[2:]))
     zero = jnp.zeros((), jnp.int32)
-    return state, {'loss': seen, 'grad_norm': seen, 'learning_rate': jnp.asarray(schedule(state.step)),
+    return state, {'loss': mark, 'grad_norm': mark, 'learning_rate': jnp.asarray(schedule(state.step)),
                    'skipped': zero, 'skipped_in_row': zero}

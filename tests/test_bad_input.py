@@ -79,15 +79,17 @@ def test_a_missing_shard_of_an_index(refused, model):
 
 
 def test_an_unknown_rope_type(refused, model):
-    edit_json(model / 'config.json', rope_scaling={'rope_type': 'spiral', 'factor': 2.0}, rope_parameters=None)
+    scaling = {'rope_type': 'spiral', 'factor': 2.0}
+    edit_json(model / 'config.json', rope_scaling=scaling, rope_parameters=None)
     assert 'spiral' in refused('--set', f'model_folder={model}')
 
 
 def test_a_tokenizer_larger_than_the_vocabulary(refused, model):
-    words = json.loads((model / 'tokenizer.json').read_text())
-    words['added_tokens'].append({**words['added_tokens'][0], 'id': 1024, 'content': '<|one more|>'})
-    (model / 'tokenizer.json').write_text(json.dumps(words))
-    assert 'the tokenizer has 1025 ids but the model has vocab_size 1024' in refused('--set', f'model_folder={model}')
+    fields = json.loads((model / 'tokenizer.json').read_text())
+    fields['added_tokens'].append({**fields['added_tokens'][0], 'id': 1024, 'content': '<|one more|>'})
+    (model / 'tokenizer.json').write_text(json.dumps(fields))
+    error = refused('--set', f'model_folder={model}')
+    assert 'the tokenizer has 1025 ids but the model has vocab_size 1024' in error
 
 
 def test_an_empty_corpus(refused, tmp_path):
@@ -154,7 +156,8 @@ def test_true_and_false_can_be_set():
 
 
 def test_a_config_that_does_not_exist_is_answered_with_those_that_do():
-    with pytest.raises(ValueError, match=r'nowhere.py does not exist; .* laptop.py, .*published/lwm_text_7b.py, smoke.py'):
+    known = r'nowhere.py does not exist; .* laptop.py, .*published/lwm_text_7b.py, smoke.py'
+    with pytest.raises(ValueError, match=known):
         load_config('nowhere.py')
 
 
@@ -204,7 +207,8 @@ def test_other_scripts(script, flags, message, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('flags, message', [
-    ({'model': '/nonexist'}, "--model /nonexist is not a folder; give a Hugging Face folder, 'base' or 'smollm2'"),
+    ({'model': '/nonexist'},
+     "--model /nonexist is not a folder; give a Hugging Face folder, 'base' or 'smollm2'"),
     ({'piece': -4}, '--piece -4 must be a whole number above 0'),
     ({'batch_tokens': 0}, '--batch-tokens 0 must be a whole number above 0'),
 ])
@@ -223,7 +227,8 @@ def test_a_package_that_is_missing(capsys):
         with needs("'.[oracle]'"):
             import no_such_package.part  # noqa: F401
 
-    assert sentence(script, capsys) == "error: this script needs the package no_such_package; pip install '.[oracle]'"
+    assert sentence(script, capsys) == (
+        "error: this script needs the package no_such_package; pip install '.[oracle]'")
 
 
 @pytest.mark.parametrize('resumes', (False, True))

@@ -1,4 +1,4 @@
-"""Gates: a stage ends when its scores say so, a run that is killed decides the same, a closed gate says so."""
+"""Gates: a stage ends at its thresholds, a killed run decides the same, a closed gate is reported."""
 
 import dataclasses
 import json
@@ -19,7 +19,8 @@ EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 
 CONFIG = tiny_training.CONFIG
 GATE = gates.Gate(every=2, needle=0.5, short_loss_rise=0.1)
-FIRST = stages.Stage(name='first', seq_len=32, num_steps=6, batch_size=1, learning_rate=1e-3, memory=tiny.MEMORY)
+FIRST = stages.Stage(
+    name='first', seq_len=32, num_steps=6, batch_size=1, learning_rate=1e-3, memory=tiny.MEMORY)
 STAGES = (dataclasses.replace(FIRST, gate=GATE), dataclasses.replace(FIRST, name='second', num_steps=3))
 
 
@@ -47,7 +48,8 @@ class Scores:
 def train(workdir, scores, run_stages=STAGES, stop_requested=(), **more):
     run = loop.Run(stages=run_stages, checkpoint_every=100, line_every_s=0, **more)
     start = lambda: llama.init(CONFIG, jax.random.key(0))
-    _, params, summary = loop.train(run, CONFIG, start, tiny_training.mixture(), workdir, stop_requested, scores)
+    _, params, summary = loop.train(
+        run, CONFIG, start, tiny_training.mixture(), workdir, stop_requested, scores)
     return tiny_training.digest(jax.device_get(params)), summary
 
 
@@ -58,7 +60,7 @@ def steps(workdir):
 
 @pytest.fixture(scope='module')
 def passed(tmp_path_factory):
-    """A run whose gate opens at the second evaluation: its folder, the digest of its weights and its summary."""
+    """A run whose gate opens at the second evaluation: its folder, digest of the weights and summary."""
     folder, scores = tmp_path_factory.mktemp('passed'), Scores(0.4, 0.5)
     out = train(folder, scores)
     assert scores.calls == 2
@@ -67,7 +69,7 @@ def passed(tmp_path_factory):
 
 def test_a_stage_ends_when_its_gate_opens_and_the_next_has_its_own_rate(passed):
     folder, _, summary = passed
-    assert steps(folder) == [1, 2, 3, 4, 7, 8, 9]  # the schedule of the second stage begins where it always does
+    assert steps(folder) == [1, 2, 3, 4, 7, 8, 9]  # the second stage begins at its place in the schedule
     assert summary['stage_steps'] == [4, 3] and summary['steps'] == 7
     short, _ = train(folder.with_name('short'), None, (dataclasses.replace(FIRST, num_steps=4), STAGES[1]))
     assert short == passed[1]  # as if the stage had been as long as it was (its rate is constant)
@@ -100,7 +102,7 @@ def test_a_run_killed_at_an_evaluation_repeats_it_and_after_it_does_not(passed, 
     add, scores = gates.GateLog.add, Scores(0.4, 0.5)
 
     def add_and_kill(self, stage, step, *args):
-        if step == 6:  # the scores that opened the gate at step 4 are recorded, the checkpoint of the jump is not
+        if step == 6:  # the scores that opened the gate at step 4 are recorded, the jump's checkpoint is not
             raise Killed
         return add(self, stage, step, *args)
 
@@ -116,10 +118,11 @@ def test_a_run_killed_at_an_evaluation_repeats_it_and_after_it_does_not(passed, 
 
 
 def test_a_closed_gate_stops_the_run_unless_it_says_advance(tmp_path, capsys):
-    closed = 'gate is closed after all 6 steps: recall probe 0.30 .*the steps are saved: continue with other thresholds'
+    closed = ('gate is closed after all 6 steps: recall probe 0.30 .*the steps are saved: '
+              'continue with other thresholds')
     with pytest.raises(gates.GateClosed, match=closed):
         train(tmp_path, Scores(0.1, 0.2, 0.3))
-    with pytest.raises(gates.GateClosed, match=closed):  # the same command says the same, without an evaluation
+    with pytest.raises(gates.GateClosed, match=closed):  # the same command, without an evaluation
         train(tmp_path, Scores())
     advance = dataclasses.replace(STAGES[0], gate=dataclasses.replace(GATE, otherwise='advance'))
     _, summary = train(tmp_path, Scores(), (advance, STAGES[1]))
@@ -153,7 +156,8 @@ def test_a_gate_without_an_evaluation_is_refused_before_anything_is_computed(tmp
 
 def test_a_run_may_go_on_with_other_gates():
     """Gates are not part of the identity of a run."""
-    gated, plain = (load_config(next((EXPERIMENTS / 'configs').rglob(f'{name}.py'))) for name in ('laptop_gated', 'laptop'))
+    gated, plain = (load_config(EXPERIMENTS / 'configs' / f'{name}.py')
+                   for name in ('laptop_gated', 'laptop'))
     plain.name = gated.name
     assert all(stage.gate.every == 10 for stage in make_run(gated).stages)
     assert run_identity(gated) == run_identity(plain) != as_plain(gated)

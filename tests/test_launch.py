@@ -65,7 +65,7 @@ def test_two_processes_train_like_one_stop_together_and_are_continued_by_one(tmp
     _, params, _ = tiny_processes.train(tmp_path / 'one')
     status, out, err = ended(group)
     assert status == 130, out + err
-    # the signal came to the second process alone, after it had reported step 2: both stop at one step and save
+    # the signal came to the second process alone, after it had reported step 2: both stop at one step, saved
     saved = int(re.search(r'saved step (\d+) of 6', out)[1])
     assert 3 <= saved <= 4, out
     assert f'weights {tiny_processes.initial_weights()}' in out
@@ -102,7 +102,8 @@ def test_one_that_is_killed_is_named_with_its_signal_and_not_the_one_that_aborts
 
 
 def test_a_signal_reaches_every_process_once_and_all_may_finish(script):
-    path = script('got = []\nsignal.signal(signal.SIGINT, lambda *_: got.append(1))\nprint("ready", flush=True)\n'
+    path = script('got = []\nsignal.signal(signal.SIGINT, lambda *_: got.append(1))\n'
+                  'print("ready", flush=True)\n'
                   'end = time.monotonic() + 30\nwhile not got and time.monotonic() < end: time.sleep(.02)\n'
                   'time.sleep(.4)\nprint("got", len(got))\nsys.exit(130)')
     group = launch('--nprocs', 2, '--all', path, start_new_session=True)
@@ -188,7 +189,8 @@ def test_a_checkpoint_that_one_of_several_cannot_write_ends_the_run(monkeypatch,
     monkeypatch.setattr(checkpoints._manager, 'save', full)
     assert 'could not be written (No space left' in checkpoints.save(1, {}, {})
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    with pytest.raises(OSError, match=r'process 0 could not write its shards of a checkpoint \(No space left'):
+    message = r'process 0 could not write its shards of a checkpoint \(No space left'
+    with pytest.raises(OSError, match=message):
         checkpoints.save(1, {}, {})
 
 
@@ -217,7 +219,8 @@ def test_a_ring_may_be_half_a_side_of_a_torus_but_is_whole_sides_where_it_can():
 
 def test_the_first_axes_go_between_slices():
     mesh = sharding._arranged((2, 2, 16, 1), chips((4, 4, 1), slices=4))
-    assert [[len({d.slice_index for d in ring}) for ring in rings] for rings in mesh[..., 0]] == [[1, 1], [1, 1]]
+    slices = [[len({d.slice_index for d in ring}) for ring in rings] for rings in mesh[..., 0]]
+    assert slices == [[1, 1], [1, 1]]
     assert len({d.slice_index for d in mesh[:, :, 0, 0].flat}) == 4
     with pytest.raises(ValueError, match='does not divide over 3 TPU slices'):
         sharding._arranged((2, 2, 4, 1), chips((4, 4, 1), slices=3))

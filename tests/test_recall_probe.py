@@ -16,7 +16,8 @@ from lct.models import llama
 from lct.ops.rope import RopeConfig
 
 TOKENIZER = BytesTokenizer()
-HAYSTACK = np.array(TOKENIZER.encode('the sea was calm and the ship went on, mile after mile. ' * 80), np.int32)
+TEXT = 'the sea was calm and the ship went on, mile after mile. ' * 80
+HAYSTACK = np.array(TOKENIZER.encode(TEXT), np.int32)
 CONFIG = llama.LlamaConfig(
     vocab_size=TOKENIZER.vocab_size, embed_dim=16, mlp_dim=32, num_layers=1, num_heads=2, num_kv_heads=2,
     head_dim=8, rope=RopeConfig(theta=10000.0),
@@ -60,7 +61,8 @@ def test_a_reader_that_looks_the_answer_up_is_always_right():
     assert len({call[:2] for call in generate.calls}) == 2  # two buckets, two programs
     assert reports[-1] == (18, 18, 1536)
     first = result.records[0]
-    assert first['correct'] and re.fullmatch(r'\w+ \w+', first['key']) and first['got'].startswith(first['answer'])
+    assert first['correct'] and re.fullmatch(r'\w+ \w+', first['key'])
+    assert first['got'].startswith(first['answer'])
     assert result.samples == GRID.samples
 
 
@@ -91,7 +93,8 @@ def test_json_round_trip():
     result = scored(reader(lambda text: text))
     again = RecallResult.from_json(result.to_json())
     np.testing.assert_array_equal(again.scores, result.scores)
-    assert again.records == result.records and again.lengths == result.lengths and again.depths == result.depths
+    assert again.records == result.records
+    assert again.lengths == result.lengths and again.depths == result.depths
 
 
 def test_cache_lengths_divide_over_the_ring():

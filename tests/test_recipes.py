@@ -26,7 +26,8 @@ BASES = {
     'easycontext_llama2_7b': LLAMA2_7B,
 }
 OWN = {  # nothing published to compare with
-    'base', 'laptop', 'laptop_gated', 'laptop_lora', 'laptop_one_shot', 'smoke', 'theta_4k', 'theta_4k_chosen'}
+    'base', 'laptop', 'laptop_gated', 'laptop_lora', 'laptop_one_shot', 'smoke', 'theta_4k',
+    'theta_4k_chosen'}
 CONFIGS = sorted(path.stem for path in (EXPERIMENTS / 'configs').rglob('*.py'))
 
 # (seq_len, theta) of every stage. Integers: the 70B card, and what the 8B card rounds to 15.3M .. 45.2B.
@@ -176,4 +177,5 @@ def test_attention_chunks_fit_and_the_layout_is_zigzag(name):
     for stage, _ in stages_of(name):
         assert stage.layout == 'zigzag'
         assert dict(stage.mixture) == {'text': 1.0}
-        assert stage.seq_len // stage.mesh[2] >= stage.memory.attention.chunks.query == stage.memory.attention.chunks.key == 512
+        chunks = stage.memory.attention.chunks
+        assert stage.seq_len // stage.mesh[2] >= chunks.query == chunks.key == 512

@@ -16,7 +16,7 @@ STEPS = 12
 
 @pytest.fixture(scope='module')
 def train(tmp_path_factory):
-    """Runs the tiny training, with a signal after a step if asked. Returns output and exit code."""
+    """Runs the tiny training; flags make it send itself a signal. Returns output and exit code."""
     cache = tmp_path_factory.mktemp('compiled')
     environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(cache),
                    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}

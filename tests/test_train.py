@@ -63,7 +63,7 @@ def test_the_loss_falls_and_a_bad_step_changes_nothing_but_the_counters(tx):
     train_state, metrics = one_step(tx, train_state, tiny.batch(4, 32))
     assert (int(metrics['skipped']), int(metrics['skipped_in_row'])) == (2, 0)
     assert np.isfinite(metrics['loss']) and int(train_state.step) == 33
-    # the learning rate is that of the batches seen, also after the two that were skipped
+    # the learning rate counts all batches, also the two that were skipped
     assert float(metrics['learning_rate']) == pytest.approx(float(SCHEDULE(32)), rel=1e-6)
     assert float(metrics['learning_rate']) < float(SCHEDULE(30))
 
@@ -140,8 +140,9 @@ def test_a_stop_reports_only_what_was_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(Loader, 'next', next_then_stop)
     monkeypatch.setattr(checkpoint.ocp.CheckpointManager, '_finalize', full)
     run = loop.Run(stages=(dataclasses.replace(STAGE, num_steps=5),), checkpoint_every=1, keep_checkpoints=1)
-    with pytest.raises(stopping.Interrupted, match=r'stopped after step 2 of 5, not saved \(.*No space left.*\); '
-                                               'the same command continues after step 1'):
+    unsaved = (r'stopped after step 2 of 5, not saved \(.*No space left.*\); '
+               'the same command continues after step 1')
+    with pytest.raises(stopping.Interrupted, match=unsaved):
         run_tiny(run, tmp_path, stop_requested)
     with pytest.raises(stopping.Interrupted, match='saved step 1 of 5'):  # requested before it does anything
         run_tiny(run, tmp_path, stop_requested)
@@ -263,7 +264,7 @@ def test_impossible_optimizers_are_refused(change):
 
 @pytest.mark.parametrize('share', [0.001, 0.25, 0.0])
 def test_the_loss_is_a_mean_of_targets_that_count_in_part(share):
-    """Also where they count less than one target in all."""
+    """Also where they count less than one target in total."""
     batch = {name: jnp.asarray(x)[None] for name, x in tiny.batch(2, 32).items()}
     params = llama.init(tiny.CONFIG, jax.random.key(0))
 

@@ -2,8 +2,8 @@
 
     python tests/tiny_processes.py WORKDIR [STEP]
 
-Prints the hash of the initial weights as the first process collects them. With STEP the last process sends itself a
-SIGTERM after that step.
+Prints the hash of the initial weights as the first process collects them. With STEP the last process sends
+itself a SIGTERM after that step.
 """
 
 import os
@@ -18,14 +18,15 @@ from lct.train import checkpoint, loop, progress, stopping
 from lct.train.metrics import log
 
 DEVICES = 2
-RUN = loop.Run(stages=(tiny_training.stage('ring', 64, (1, 1, DEVICES, 1)),), checkpoint_every=4, line_every_s=0)
+STAGE = tiny_training.stage('ring', 64, (1, 1, DEVICES, 1))
+RUN = loop.Run(stages=(STAGE,), checkpoint_every=4, line_every_s=0)
 
 
 def train(workdir, stop_requested=()):
     config = tiny_training.CONFIG
     lock = checkpoint.lock_workdir(workdir, {'what': 'tiny'})  # noqa: F841
-    return loop.train(RUN, config, lambda: llama.init(config, jax.random.key(0)), tiny_training.mixture(), workdir,
-                      stop_requested)
+    start = lambda: llama.init(config, jax.random.key(0))
+    return loop.train(RUN, config, start, tiny_training.mixture(), workdir, stop_requested)
 
 
 def initial_weights():

@@ -78,7 +78,8 @@ def main(workdir, step=None, number=None, delay=0):
     with stopping.catch_signals() as stop_requested:
         try:
             _, params, _ = loop.train(
-                run(), CONFIG, lambda: llama.init(CONFIG, jax.random.key(0)), mixture(), workdir, stop_requested
+                run(), CONFIG, lambda: llama.init(CONFIG, jax.random.key(0)), mixture(), workdir,
+                stop_requested,
             )
         except stopping.Interrupted as stop:
             print(stop)

@@ -16,8 +16,10 @@ NAMES = {'lct': 'ours', 'bair': 'BAIR'}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--results', type=pathlib.Path, default=RESULTS, help='folder that is read and written')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--results', type=pathlib.Path, default=RESULTS,
+                        help='folder that is read and written')
     folder = parser.parse_args().results
     speeds, sizes = (read(folder / name) for name in ('speed_attention.jsonl', 'memory_attention.jsonl'))
     of_eight = lambda row: row['devices'] == 8
@@ -26,7 +28,8 @@ def main():
                               'forward + backward, float32, 8 heads of 64, 8 devices on 2 cores', log_y=True),
         'memory': svg.lines(series(sizes, 'length', 'temp_mib', of_eight), 'tokens', 'MiB a device',
                                 'temporaries of forward + backward, ring of 8, compiled', log_y=True),
-        'ring': svg.lines(series(sizes, 'devices', 'temp_mib', lambda row: row['length'] // row['devices'] == 2048),
+        'ring': svg.lines(series(sizes, 'devices', 'temp_mib',
+                                 lambda row: row['length'] // row['devices'] == 2048),
                               'ring size, 2,048 tokens a device', 'MiB a device',
                               'temporaries of forward + backward, compiled', lengths=False),
     }.items():

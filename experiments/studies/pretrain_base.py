@@ -21,7 +21,7 @@ def run():
     setup_devices(config)
     import jax
 
-    from lct.data import tokenizer
+    from lct.data import tokenizer as tokenizers
     from lct.data.batches.memory_source import MemorySource
     from lct.data.corpus import documents
     from lct.data.synthetic import recall
@@ -38,17 +38,17 @@ def run():
     texts = [document.text for document in training]
     folder = workdir / 'tokenizer'
     if not (folder / 'generation_config.json').exists():  # the last file written
-        tokenizer.train(texts, config.model.vocab_size, folder / 'tokenizer.json',
+        tokenizers.train(texts, config.model.vocab_size, folder / 'tokenizer.json',
                         recall.ADJECTIVES + recall.NOUNS)
         (folder / 'tokenizer_config.json').write_text(json.dumps({
-            'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': tokenizer.BOS_NAMES[0],
-            'eos_token': tokenizer.EOS_NAMES[0], 'model_max_length': config.model.max_position_embeddings,
+            'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': tokenizers.BOS_NAMES[0],
+            'eos_token': tokenizers.EOS_NAMES[0], 'model_max_length': config.model.max_position_embeddings,
         }, indent=2))
-        ids = {'bos_token_id': 0, 'eos_token_id': 1}  # the order in which tokenizer.train adds them
+        ids = {'bos_token_id': 0, 'eos_token_id': 1}  # the order in which tokenizers.train adds them
         for name in ('config.json', 'generation_config.json'):
             (folder / name).write_text(json.dumps(ids, indent=2))
-    words = tokenizer.load(folder)
-    mixture = MemorySource(tokenize_documents(words, training), words, seed=config.seed)
+    tokenizer = tokenizers.load(folder)
+    mixture = MemorySource(tokenize_documents(tokenizer, training), tokenizer, seed=config.seed)
 
     fields = config.model.to_dict()
     rope = RopeConfig(theta=fields.pop('rope_theta'))

@@ -32,14 +32,16 @@ TEXTS = (STDLIB / 'pydoc_data' / 'topics.py', STDLIB / 'typing.py', experiments_
 
 
 def run():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', default='smollm2', help="a Hugging Face Llama folder, or 'smollm2'")
     parser.add_argument('--length', type=int, default=16384, help='tokens of each window')
-    parser.add_argument('--texts', nargs='+', type=pathlib.Path, default=TEXTS, help='text files, or folders joined')
+    parser.add_argument('--texts', nargs='+', type=pathlib.Path, default=TEXTS,
+                        help='text files, or folders joined')
     parser.add_argument('--workdir', type=pathlib.Path, default=pathlib.Path('runs/theta_positions'))
     args = parser.parse_args()
 
-    from lct.data import tokenizer
+    from lct.data import tokenizer as tokenizers
     from lct.eval.loss import by_position
     from lct.models.llama import Memory
     from lct.ops.blockwise_attention import Chunks
@@ -53,8 +55,8 @@ def run():
     if args.length <= base.max_position_embeddings:
         raise ValueError(f'--length {args.length} is within the {base.max_position_embeddings} tokens that '
                          f'the model was trained on; use for example {2 * base.max_position_embeddings}')
-    words = tokenizer.load(folder)
-    rows = {path.name: window(words, path, args.length) for path in args.texts}
+    tokenizer = tokenizers.load(folder)
+    rows = {path.name: window(tokenizer, path, args.length) for path in args.texts}
     memory = Memory(remat='none', attention=Attention(chunks=Chunks(512, 1024)), loss_chunk=1024)
     args.workdir.mkdir(parents=True, exist_ok=True)
     params, losses, spent = None, {}, []
@@ -66,7 +68,8 @@ def run():
             params = llama_hf.load(folder, dtype='float32')[1] if params is None else params
             start = time.monotonic()
             model = dataclasses.replace(base, rope=rope, max_position_embeddings=args.length)
-            loss = by_position.loss_by_position(params, model, ids[None], layout='contiguous', memory=memory)[0]
+            loss = by_position.loss_by_position(
+                params, model, ids[None], layout='contiguous', memory=memory)[0]
             with atomic_file(path, 'wb') as file:
                 np.save(file, loss)
             spent.append(time.monotonic() - start)
@@ -83,12 +86,12 @@ def run():
     log(f'wrote {args.workdir}/theta_positions.json, theta_positions.svg')
 
 
-def window(words, path, length):
+def window(tokenizer, path, length):
     """int32 [length + 1]: the first tokens of a file, or of a folder's Python files one after the other."""
     files = sorted(path.rglob('*.py')) if path.is_dir() else [path]
     text = '\n'.join(file.read_text() for file in files)
-    bos = [] if words.bos_id is None else [words.bos_id]
-    ids = bos + words.encode(text[:8 * length])
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids = bos + tokenizer.encode(text[:8 * length])
     if len(ids) <= length:
         raise ValueError(f'{path} has {len(ids)} tokens and a window needs {length + 1}; give a longer text '
                          'or a smaller --length')
@@ -141,18 +144,19 @@ def summary_table(summary):
     inside = [i for i, high in enumerate(edges[1:]) if high <= trained]
     beyond = [i for i, low in enumerate(edges[:-1]) if low >= trained]
     pick = lambda loss, bins: statistics.mean(loss[i] for i in bins)
-    header = ('nats per token', f'up to {trained:,}', f'beyond, to {edges[-1]:,}', 'each text', 'law', 'similar keys')
+    header = ('nats per token', f'up to {trained:,}', f'beyond, to {edges[-1]:,}', 'each text', 'law',
+              'similar keys')
     rows = []
     for name, one in summary['scalings'].items():
         each = [pick(loss, beyond) for loss in one['loss'].values()]
         rows.append((name, f"{statistics.mean(pick(loss, inside) for loss in one['loss'].values()):.3f}",
-                     f'{statistics.mean(each):.3f}', ', '.join(f'{x:.3f}' for x in each), f"{one['law']:,.0f}",
-                     f"{one['similar']:,}"))
+                     f'{statistics.mean(each):.3f}', ', '.join(f'{x:.3f}' for x in each),
+                     f"{one['law']:,.0f}", f"{one['similar']:,}"))
     return table(header, rows)
 
 
 def figure(summary, path):
-    """A panel a text: loss by position under every scaling."""
+    """A panel per text: loss by position under every scaling."""
     from lct.eval.report import svg
 
     edges = summary['edges']

@@ -46,7 +46,7 @@ from lct.train.checkpoint import lock_workdir
 from lct.train.metrics import log
 from lct.weights import llama_hf
 
-CHOSEN = '''"""The theta that experiments/studies/theta_search.py chose for {target:,} tokens, with its settings.
+CHOSEN = '''"""The theta that studies/theta_search.py chose for {target:,} tokens, with its settings.
 
     python experiments/extend.py --config THIS_FILE --workdir runs/chosen
 """
@@ -91,7 +91,8 @@ def run():
     # The runs differ in the values of RoPE's tables alone, so one compiled program serves them all.
     jax.config.update('jax_compilation_cache_dir', str(search.workdir / 'xla'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-    jobs = [(f'theta{theta:.0f}_seed{seed}', theta, seed) for seed in config.search.seeds for theta in search.runs]
+    jobs = [(f'theta{theta:.0f}_seed{seed}', theta, seed)
+            for seed in config.search.seeds for theta in search.runs]
     results, mesh = [], sharding.make_mesh(search.stage.mesh)
     with stopping.catch_signals() as stop_requested:
         try:
@@ -152,7 +153,8 @@ def run_one(search, name, theta, seed, stop_requested):
         config, params, summary = loop.train(
             search.runs[theta], search.base, load, rows, search.workdir / name, stop_requested)
         seconds = summary['seconds']
-    evaluation = dataclasses.replace(search.evaluation, check_stop=lambda: stopping.check_stop(stop_requested))
+    evaluation = dataclasses.replace(
+        search.evaluation, check_stop=lambda: stopping.check_stop(stop_requested))
     loss, recall = evaluation.loss(name, config, params), evaluation.recall(name, config, params)
     result = {'theta': theta, 'seed': seed, 'loss': loss.to_dict(), 'needle': recall.scores.mean(0).tolist(),
               'training_seconds': seconds, 'seconds': time.monotonic() - start}
@@ -180,8 +182,8 @@ def check(config):
         raise ValueError(f'a theta search has one stage, this config has {len(config.stages)}; keep the '
                          'longest')
     if 'keep' not in config.search.thetas:
-        raise ValueError(f"search.thetas {config.search.thetas} lacks the control; add 'keep', the same training "
-                         'with theta unchanged')
+        raise ValueError(f"search.thetas {config.search.thetas} lacks the control; add 'keep', the same "
+                         'training with theta unchanged')
     if len(set(config.search.seeds)) < 2:
         raise ValueError(f'search.seeds {config.search.seeds} gives no spread; use at least two seeds')
 
@@ -199,19 +201,23 @@ def summarise(config, base, untrained, results):
         inv_freq = frequencies(dataclasses.replace(base.rope, theta=value), base.head_dim)[0]
         rows.append({
             'theta': value, 'control': value == base.rope_theta, 'seeds': [result['seed'] for result in mine],
-            'loss': means(losses), 'loss_sd': spreads(losses), 'needle': means(recall), 'needle_sd': spreads(recall),
-            'long_loss': means(losses)[edges.index(last) - 1], 'long_loss_sd': spreads(losses)[edges.index(last) - 1],
+            'loss': means(losses), 'loss_sd': spreads(losses),
+            'needle': means(recall), 'needle_sd': spreads(recall),
+            'long_loss': means(losses)[edges.index(last) - 1],
+            'long_loss_sd': spreads(losses)[edges.index(last) - 1],
             'long_needle': statistics.mean(means(recall)[lengths.index(length)] for length in far),
             'training_seconds': statistics.mean(result['training_seconds'] for result in mine),
             'law': extrapolation_bound(value, base.rope_theta, native, base.head_dim),
             'similar': laws.similar_len(inv_freq, 64 * target),
         })
-    for name, key in (('rank_loss', lambda row: row['long_loss']), ('rank_needle', lambda row: -row['long_needle'])):
+    for name, key in (('rank_loss', lambda row: row['long_loss']),
+                      ('rank_needle', lambda row: -row['long_needle'])):
         for row in rows:
             row[name] = 1 + sum(key(other) < key(row) for other in rows)
     rows.sort(key=lambda row: (row['rank_loss'] + row['rank_needle'], row['long_loss']))
     return {
-        'model': str(config.model_folder), 'native': native, 'target': target, 'edges': edges, 'lengths': lengths,
+        'model': str(config.model_folder), 'native': native, 'target': target, 'edges': edges,
+        'lengths': lengths,
         'long_loss_of': [last // 2, last], 'long_needle_of': far,
         'chosen': rows[0]['theta'], 'rows': rows, 'untrained': {
             'theta': base.rope_theta, 'loss': untrained['loss']['mean'], 'needle': untrained['needle']},
@@ -238,11 +244,11 @@ def summary_table(summary):
     """Text for the terminal: thetas, best first, then the laws and the choice."""
     low, high = summary['long_loss_of']
     lengths = ', '.join(f'{length:,}' for length in summary['long_needle_of'])
-    header = ('theta', 'rank by loss', 'by recall', f'loss {low:,}-{high:,}', 'sd', f'recall at {lengths}', 'law',
-              'similar keys', '')
+    header = ('theta', 'rank by loss', 'by recall', f'loss {low:,}-{high:,}', 'sd', f'recall at {lengths}',
+              'law', 'similar keys', '')
     rows = [(f"{row['theta']:,.0f}", row['rank_loss'], row['rank_needle'], f"{row['long_loss']:.3f}",
-             f"{row['long_loss_sd']:.3f}", f"{row['long_needle']:.0%}", f"{row['law']:,.0f}", f"{row['similar']:,}",
-             'control' if row['control'] else '') for row in summary['rows']]
+             f"{row['long_loss_sd']:.3f}", f"{row['long_needle']:.0%}", f"{row['law']:,.0f}",
+             f"{row['similar']:,}", 'control' if row['control'] else '') for row in summary['rows']]
     bounds = summary['laws']
     return '\n'.join([
         table(header, rows, left=(8,)),
@@ -253,7 +259,8 @@ def summary_table(summary):
 
 def figure(summary, config, path):
     """Loss by position and recall by length of every theta, mean over seeds with one standard deviation."""
-    middles = [(low * high) ** 0.5 for low, high in zip(summary['edges'][1:], summary['edges'][2:])]  # not the first bin
+    edges = summary['edges'][1:]  # without the first bin
+    middles = [(low * high) ** 0.5 for low, high in zip(edges[:-1], edges[1:])]
     rows = sorted(summary['rows'], key=lambda row: row['theta'])
     named = {f"theta {row['theta']:,.0f}" + (', control' if row['control'] else ''): row for row in rows}
     losses = {name: (middles, row['loss'][1:], row['loss_sd'][1:]) for name, row in named.items()}
@@ -267,7 +274,7 @@ def figure(summary, config, path):
 
 
 def chosen_config(config, theta):
-    """Source of a config for extend.py: that of the search with the chosen theta."""
+    """Source of a config for extend.py: the config of the search with the chosen theta."""
     fields = {key: value for key, value in config.to_dict().items() if key not in ('search', 'stages')}
     stage = {**config.stages[0].to_dict(), 'theta': theta}
     show = lambda value: pprint.pformat(value, width=110, sort_dicts=False)
