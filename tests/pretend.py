@@ -11,6 +11,7 @@ def train_step(state, batch, tables, config, memory, tx, schedule):
     state = state.replace(
         step=state.step + 1, params=state.params.replace(final_norm=1.5 * state.params.final_norm + mark),
         opt_state=(state.opt_state[0], moments, *state.opt_state[2:]))
-    zero = jnp.zeros((), jnp.int32)
+    bad = jnp.isnan(batch['loss_mask']).any().astype(jnp.int32)
+    state = state.replace(skipped=state.skipped + bad, skipped_in_row=(state.skipped_in_row + bad) * bad)
     return state, {'loss': mark, 'grad_norm': mark, 'learning_rate': jnp.asarray(schedule(state.step)),
-                   'skipped': zero, 'skipped_in_row': zero}
+                   'skipped': state.skipped, 'skipped_in_row': state.skipped_in_row}
