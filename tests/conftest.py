@@ -1,9 +1,8 @@
 """Eight virtual CPU devices; programs are compiled fast rather than well, and once for all modules and workers."""
 
 import gc
-import os
-
 import importlib.metadata
+import os
 
 FLAGS = ['--xla_force_host_platform_device_count=8', '--xla_cpu_opt_preset=fast_compile']
 if importlib.metadata.version('jaxlib').startswith('0.10.'):  # later versions have one emitter and not this flag
