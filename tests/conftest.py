@@ -1,11 +1,12 @@
-"""Eight virtual CPU devices; programs are compiled fast rather than well, and once for all modules and workers."""
+"""Eight virtual CPU devices; programs are compiled fast rather than well, once for all workers."""
 
 import gc
 import importlib.metadata
 import os
 
 FLAGS = ['--xla_force_host_platform_device_count=8', '--xla_cpu_opt_preset=fast_compile']
-if importlib.metadata.version('jaxlib').startswith('0.10.'):  # later versions have one emitter and not this flag
+# Later versions have a single emitter and do not know this flag.
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
     FLAGS.append('--xla_cpu_use_fusion_emitters=false')
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *FLAGS])
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -17,18 +18,18 @@ import pytest  # noqa: E402
 
 
 def pytest_configure(config):
-    """The compilation cache lies beside pytest's own, and `pytest --cache-clear` empties it. Through the environment
-    the scripts that tests start share it."""
+    """The compilation cache lies beside pytest's own, and `pytest --cache-clear` empties it. Through the
+    environment the scripts that tests start share it."""
     folder = str(config.cache.mkdir('jax_programs'))
     os.environ['JAX_COMPILATION_CACHE_DIR'] = folder
     jax.config.update('jax_compilation_cache_dir', folder)
-    gc.freeze()  # jax's modules are no garbage, and going through them takes a tenth of the time of tracing
+    gc.freeze()  # what is imported stays: collections in the middle of tracing need not look at it
     gc.set_threshold(50_000)
 
 
 @pytest.fixture(autouse=True, scope='module')
 def forget_programs():
-    """A compiled training step takes hundreds of the 65,530 mappings that Linux gives a process; without them XLA
-    cannot go on."""
+    """A compiled training step takes hundreds of the 65,530 mappings that Linux gives a process; without them
+    XLA cannot go on."""
     yield
     jax.clear_caches()

@@ -1,4 +1,5 @@
-"""Sizes and words that the linter does not know: functions that read at a glance, and the terms of the field."""
+"""Sizes and words that the linter does not know: functions that read at a glance, and the terms of the
+field."""
 
 import ast
 import pathlib
@@ -11,19 +12,24 @@ MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = {'lct': 60, 'experiments': 80}
 MAX_NESTING = 4
 MAX_PARAMETERS = 8  # but for kernels, which get every buffer by itself
-FILES = sorted(path.relative_to(ROOT).as_posix() for top in MAX_FUNCTION_LINES for path in (ROOT / top).rglob('*.py'))
+FILES = sorted(path.relative_to(ROOT).as_posix() for top in MAX_FUNCTION_LINES
+               for path in (ROOT / top).rglob('*.py'))
 TEXTS = [*FILES, 'README.md', 'experiments/README.md', *sorted(
     path.relative_to(ROOT).as_posix() for path in (ROOT / 'notebooks').glob('*.ipynb'))]
 
-VAGUE_NAMES = {'words', 'how', 'where', 'what', 'asked', 'said', 'seen', 'told', 'gold', 'doubts', 'crumbs', 'census'}
+VAGUE_NAMES = {'words', 'how', 'where', 'what', 'asked', 'said', 'seen', 'told', 'gold', 'doubts', 'crumbs',
+               'census'}
 ODD_PHRASES = re.compile(
-    r'whole or not at all|at the door|comes? home|said aloud|piece of memory|gathered whole|likeliest|for nobody|'
-    r'what is waited for|hides behind|\b[Rr]eckon|\bis no (file|folder|config)\b|\bbegun answer|\b[Mm]end(s|ed)?\b')
+    r'whole or not at all|at the door|comes? home|said aloud|piece of memory|gathered whole|likeliest|for '
+    r'nobody|'
+    r'what is waited for|hides behind|\b[Rr]eckon|\bis no (file|folder|config)\b|\bbegun '
+    r'answer|\b[Mm]end(s|ed)?\b')
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match)
 
 
 def nesting(node, depth=0):
-    """Blocks inside blocks below a node; an elif is as deep as its if, and a function inside counts for itself."""
+    """Blocks inside blocks below a node; an elif is as deep as its if, and a function inside counts for
+    itself."""
     deepest = depth
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.FunctionDef, ast.Lambda, ast.ClassDef)):
@@ -60,7 +66,7 @@ def size_violations(path, source):
         arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
         count = len([a for a in arguments if a not in ('self', 'cls')])
         if count > MAX_PARAMETERS and '/kernels/' not in path:
-            yield f'{place} has {count} parameters, more than {MAX_PARAMETERS}; let those that belong together travel so'
+            yield f'{place} has {count} parameters, more than {MAX_PARAMETERS}; make a record of some'
 
 
 def vague_names(path, source):
@@ -92,12 +98,16 @@ def test_violations_are_caught():
     deep = 'def f():\n' + ''.join('    ' * (i + 1) + 'if x:\n' for i in range(5)) + '    ' * 6 + 'pass\n'
     many = f'def f({", ".join(f"a{i}" for i in range(9))}):\n    pass\n'
     long = 'def f():\n' + '    x()\n' * 60
-    for source, word in ((deep, 'nested 5 deep'), (many, '9 parameters'), (long, '61 lines'), ('\n' * 351, '351 lines')):
+    for source, word in ((deep, 'nested 5 deep'), (many, '9 parameters'), (long, '61 lines'),
+                         ('\n' * 351, '351 lines')):
         found = list(size_violations('lct/ops/a.py', source))
         assert len(found) == 1 and word in found[0]
-    assert not list(size_violations('experiments/a.py', long)) and not list(size_violations('lct/ops/kernels/a.py', many))
-    assert vague_names('a.py', 'def f(how):\n    words = 1\n    return words') == ['a.py:1 how', 'a.py:2 words']
-    assert odd_phrases('a.md', 'a file comes\nhome, x is no folder') == ["a.md: 'comes home'", "a.md: 'is no folder'"]
+    assert not list(size_violations('experiments/a.py',
+                                    long)) and not list(size_violations('lct/ops/kernels/a.py', many))
+    assert vague_names('a.py', 'def f(how):\n    words = 1\n    return words') == ['a.py:1 how',
+                                                                                   'a.py:2 words']
+    assert odd_phrases('a.md', 'a file comes\nhome, x is no folder') == ["a.md: 'comes home'", "a.md: 'is no "
+                                                                                               "folder'"]
 
 
 def test_an_elif_does_not_nest():

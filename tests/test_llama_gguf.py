@@ -190,7 +190,8 @@ def test_scalings_of_the_metadata(tmp_path):
     ({'llama__rope__scaling__type': 'longrope'}, "llama.rope.scaling.type is 'longrope'; known are"),
     ({'tokenizer__ggml__model': 'llama'}, "tokenizer.ggml.model is 'llama' and only 'gpt2'"),
     ({'tokenizer__ggml__pre': 'tekken'}, "pre-tokenizer 'tekken' is unknown"),
-    ({'tokenizer__ggml__merges': ['h x9']}, "the merge 'h x9' does not join two tokens of the vocabulary into a third"),
+    ({'tokenizer__ggml__merges': ['h x9']}, "the merge 'h x9' does not join two tokens of the vocabulary "
+                                            "into a third"),
     ({'tokenizer__ggml__eos_token_id': 999}, 'eos_token_id 999 is not in 0..262'),
     ({'split__count': 3}, 'is one of 3 files'),
 ])

@@ -1,7 +1,7 @@
 """Every notebook runs from top to bottom, defines nothing of its own, and stays small.
 
-Its code cells are executed in order in one fresh namespace, in the folder that Jupyter would run them in; what stands
-last in a cell is shown as Jupyter would show it. That needs no kernel, so no further packages.
+Its code cells are executed in order in one fresh namespace, in the folder that Jupyter would run them in;
+what stands last in a cell is shown as Jupyter would show it. That needs no kernel, so no further packages.
 """
 
 import ast
@@ -19,7 +19,8 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 
 def cells(path, kind='code'):
     """The sources of a notebook's cells of a kind."""
-    return [''.join(cell['source']) for cell in json.loads(path.read_text())['cells'] if cell['cell_type'] == kind]
+    return [''.join(cell['source']) for cell in json.loads(path.read_text())['cells']
+            if cell['cell_type'] == kind]
 
 
 def show(value):
@@ -62,12 +63,14 @@ def check_story(name, names):
     elif name == '2_ring':
         assert abs(names['out'][:, names['layout'].inverse(names['order'])] - names['whole']).max() < 1e-5
         ring = {layout: pairs.max(0).sum() / pairs.sum() * 8 for layout, pairs in names['pairs'].items()}
-        assert ring['contiguous'] == pytest.approx(1.875, abs=0.01) and max(ring['zigzag'], ring['striped']) < 1.01
+        assert ring['contiguous'] == pytest.approx(1.875, abs=0.01) and max(ring['zigzag'],
+                                                                            ring['striped']) < 1.01
     elif name == '3_theta':
         assert names['safe'] == 35
         assert abs(names['ours'] - names['exact']).max() < 1e-6 < abs(names['naive'] - names['exact']).max()
     elif name == '4_cost':
-        meet = next(n for n, a, b in zip(names['lengths'], names['attention'], names['matmul'], strict=True) if a > b)
+        meet = next(n for n, a, b in zip(names['lengths'], names['attention'], names['matmul'], strict=True)
+                    if a > b)
         assert meet == 2**16
         assert all(plan.buffers.peak < names['h100'].memory for plan in names['plans'].values())
     elif name == '5_reports':

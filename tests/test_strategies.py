@@ -1,9 +1,9 @@
 """Every strategy against one float64 oracle, over layouts, masks, head groupings and sizes.
 
-The matrix is generated: strategies x sizes 1, 2, 4, 8 x layouts, and in pairs masks and heads. Left out, because the
-strategy refuses it (asserted below): a node that does not divide the axis, heads that do not divide over
-all_to_all. A two-level strategy at size 2 has a single node of 2, without a ring of nodes. head_dim 64, 128
-and 256 run at one size, in test_head_dims.
+The matrix is generated: strategies x sizes 1, 2, 4, 8 x layouts, and in pairs masks and heads. Left out,
+because the strategy refuses it (asserted below): a node that does not divide the axis, heads that do not
+divide over all_to_all. A two-level strategy at size 2 has a single node of 2, without a ring of nodes.
+head_dim 64, 128 and 256 run at one size, in test_head_dims.
 """
 
 import functools
@@ -101,8 +101,9 @@ def supported(strategy, size, heads):
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('strategy', strategies.STRATEGIES)
 def test_strategy_equals_the_oracle_for_every_layout_mask_and_head_grouping(strategy, size):
-    """Every layout at every point. Head groupings and windows alternate over the sizes, because each pair of them is a
-    program: each grouping meets each size, each mask meets each size, and each grouping each mask."""
+    """Every layout at every point. Head groupings and windows alternate over the sizes, because each pair of
+    them is a program: each grouping meets each size, each mask meets each size, and each grouping each
+    mask."""
     for number, heads in enumerate(HEADS):
         attention = supported(strategy, size, heads)
         assert attention is not None  # with 8 heads all of them divide

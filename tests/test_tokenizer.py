@@ -108,8 +108,8 @@ def test_tiktoken_cuts_long_text_between_words(tiktoken_path):
     assert ids == tok._encoding.encode_ordinary(text)
 
 
-SEGMENTED = ('one two\nthree  four\n\nfive,\tsix 7890 12\r\nseven "x" naïve 北京\n🙂 end\n', 'a b ', 'x z\r\ny '
-                                                                                                  'w\r\n')
+SEGMENTED = (
+    'one two\nthree  four\n\nfive,\tsix 7890 12\r\nseven "x" naïve 北京\n🙂 end\n', 'a b ', 'x z\r\ny w\r\n')
 
 
 @pytest.mark.parametrize('text', SEGMENTED)

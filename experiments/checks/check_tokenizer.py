@@ -19,7 +19,8 @@ from lct.cli.main import check_positive, needs, run_script
 from lct.data import tokenizer, tokenizer_json
 
 WORDS = ("the of don't we'll I'D it's naïve Straße café résumé Hello WORLD x1y2 e.g. U.S.A. 3.14159 "
-         '1,000,000 ½ Ⅷ x² Ελληνικά Привет мир שלום مرحبا नमस्ते สวัสดี 한국어 こんにちは 北京 東京都 ﬁ İstanbul ǅ '
+         '1,000,000 ½ Ⅷ x² Ελληνικά Привет мир שלום مرحبا नमस्ते สวัสดี 한국어 こんにちは 北京 '
+         '東京都 ﬁ İstanbul ǅ '
          'aͤ̈ e\u0301 \u200bzero 👍🏽 👩‍👩‍👧 🏳️‍🌈 🙂 🇫🇷 ♥ ∑∂x → … — “quoted” ‘s ʼn').split(' ')
 CODE = ('def f(x):', '\treturn x ** 2  # square', 'for(int i=0;i<n;++i){', '}', 'SELECT * FROM t WHERE a!=b;',
         'https://example.org/a?b=c&d=%20', '<div class="x">', '{"key": [1, 2.5e-7, null]}',

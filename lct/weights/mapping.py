@@ -16,7 +16,8 @@ from lct.weights.tensors import ALL
 
 
 def parameter_table(config: LlamaConfig) -> dict[str, llama.ParamInfo]:
-    """{parameter name: its ParamInfo} of a config, in the order of llama.param_table; 'layers.wq' for a stacked one."""
+    """{parameter name: its ParamInfo} of a config, in the order of llama.param_table; 'layers.wq' for a
+    stacked one."""
     leaves = jax.tree_util.tree_leaves_with_path(llama.param_table(config), is_leaf=llama.is_param_info)
     return {'.'.join(key.name for key in path): info for path, info in leaves}
 

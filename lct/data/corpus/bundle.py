@@ -21,8 +21,8 @@ def read(sources: Sequence[str | os.PathLike]) -> list[Document]:
     names = [document.name for document in found]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f'{len(repeated)} of {len(names)} files have a name that another file has too, the '
-                         f"first is {repeated[0]!r}; give one folder or glob, such as 'repo/**/*.py', so that "
-                         'their names differ')
+                         f"first is {repeated[0]!r}; give one folder or glob, such as 'repo/**/*.py', so "
+                         'that their names differ')
     return sorted(found, key=lambda document: document.name)
 
 
