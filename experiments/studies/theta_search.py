@@ -194,22 +194,12 @@ def summarise(config, base, untrained, results):
     edges, lengths = untrained['loss']['edges'], list(config.needle.lengths)
     last = [high for high in edges if high <= target][-1]
     far = [length for length in lengths if native < length <= target]
-    rows = []
-    for value in dict.fromkeys(result['theta'] for result in results):
-        mine = [result for result in results if result['theta'] == value]
-        losses, recall = [result['loss']['mean'] for result in mine], [result['needle'] for result in mine]
-        inv_freq = frequencies(dataclasses.replace(base.rope, theta=value), base.head_dim)[0]
-        rows.append({
-            'theta': value, 'control': value == base.rope_theta, 'seeds': [result['seed'] for result in mine],
-            'loss': means(losses), 'loss_sd': spreads(losses),
-            'needle': means(recall), 'needle_sd': spreads(recall),
-            'long_loss': means(losses)[edges.index(last) - 1],
-            'long_loss_sd': spreads(losses)[edges.index(last) - 1],
-            'long_needle': statistics.mean(means(recall)[lengths.index(length)] for length in far),
-            'training_seconds': statistics.mean(result['training_seconds'] for result in mine),
-            'law': extrapolation_bound(value, base.rope_theta, native, base.head_dim),
-            'similar': laws.similar_len(inv_freq, 64 * target),
-        })
+    by_theta = {}
+    for result in results:
+        by_theta.setdefault(result['theta'], []).append(result)
+    beyond = edges.index(last) - 1, [lengths.index(length) for length in far]
+    rows = [summarise_theta(base, theta, same_theta, target, beyond)
+            for theta, same_theta in by_theta.items()]
     for name, key in (('rank_loss', lambda row: row['long_loss']),
                       ('rank_needle', lambda row: -row['long_needle'])):
         for row in rows:
@@ -228,6 +218,23 @@ def summarise(config, base, untrained, results):
             'critical_dimension': laws.critical_dimension(base.rope_theta, native, base.head_dim),
         },
         'config': as_plain(config),
+    }
+
+
+def summarise_theta(base, theta, results, target, beyond):
+    """The row of a theta. beyond: (loss bin, [indices of lengths]) past the trained length, which rank it."""
+    losses, recall = [result['loss']['mean'] for result in results], [result['needle'] for result in results]
+    inv_freq = frequencies(dataclasses.replace(base.rope, theta=theta), base.head_dim)[0]
+    long_bin, long_lengths = beyond
+    return {
+        'theta': theta, 'control': theta == base.rope_theta, 'seeds': [result['seed'] for result in results],
+        'loss': means(losses), 'loss_sd': spreads(losses),
+        'needle': means(recall), 'needle_sd': spreads(recall),
+        'long_loss': means(losses)[long_bin], 'long_loss_sd': spreads(losses)[long_bin],
+        'long_needle': statistics.mean(means(recall)[i] for i in long_lengths),
+        'training_seconds': statistics.mean(result['training_seconds'] for result in results),
+        'law': extrapolation_bound(theta, base.rope_theta, base.max_position_embeddings, base.head_dim),
+        'similar': laws.similar_len(inv_freq, 64 * target),
     }
 
 

@@ -1,5 +1,7 @@
-"""The stages of a config, every field by name. What a field means: lct.train.stages.Stage and
-models.llama.Memory."""
+"""Stages of a config, every field by name, and the fields that published recipes share.
+
+Meaning of the fields: lct.train.stages.Stage and models.llama.Memory.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,3 +35,23 @@ def published_stage(
               'layout': 'zigzag', 'mixture': {'text': 1.0}}
     return stage(name=name, seq_len=seq_len, num_steps=num_steps, theta=theta, mesh=mesh, memory=memory,
                  published=dict(published), **{**common, **optional})
+
+
+def published_config(
+    *, name: str, license: str, native: int, rope_theta: float, checkpoint_every: int,
+) -> ConfigDict:
+    """The fields that published recipes share; native and rope_theta: of the base model."""
+    return ConfigDict({
+        'name': name,
+        'model_folder': '',  # the user's folder of the base model
+        'base': {'max_position_embeddings': native, 'rope_theta': rope_theta},
+        'license': license,
+        'seed': 0,
+        'corpus': '',  # the user's long documents: a folder, glob, JSONL or text file
+        'corpus_bytes': 2_000_000_000,
+        'held_out': 0.01,
+        'optimizer': {'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1},
+        'checkpoint_every': checkpoint_every,
+        # each window is one document, so some must be as long as this
+        'loss': {'seq_len': 2**17, 'windows': 16, 'rotations': 4},
+    })

@@ -1,7 +1,7 @@
 """Recall probe: one fact hidden in held-out text, at every length and depth, and queried at the end.
 
-Its sentence pattern is that of the training rows of lct.data.synthetic.recall; only keys and numbers are held
-out.
+The training rows of lct.data.synthetic.recall have the same sentence pattern; only keys and numbers are
+held out.
 """
 
 import dataclasses

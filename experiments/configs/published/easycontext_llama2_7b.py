@@ -23,21 +23,13 @@ import functools
 
 from ml_collections import ConfigDict
 
-from lct.cli.stage_config import published_stage
+from lct.cli.stage_config import published_config, published_stage
 
 
 def get_config():
-    config = ConfigDict()
-    config.name = 'llama2-7b-easycontext-512k'
-    config.model_folder = ''  # your folder of meta-llama/Llama-2-7b-hf
-    config.base = ConfigDict({'max_position_embeddings': 4096, 'rope_theta': 10000.0})
-    config.license = 'llama2'
-    config.seed = 0
-    config.corpus = ''  # your long documents: a folder, glob, JSONL or text file
-    config.corpus_bytes = 2_000_000_000
-    config.held_out = 0.01
-    config.optimizer = ConfigDict({'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1})
-    config.checkpoint_every = 50
+    # set model_folder to your folder of meta-llama/Llama-2-7b-hf, and corpus to your long documents
+    config = published_config(
+        name='llama2-7b-easycontext-512k', license='llama2', native=4096, rope_theta=10000.0, checkpoint_every=50)
 
     rows, ring = (1, 8, 1, 1), (1, 1, 8, 1)
     stage = functools.partial(published_stage, published={
@@ -62,6 +54,4 @@ def get_config():
         'lengths': tuple(range(50_000, 1_000_001, 50_000)), 'depths': tuple(i / 10 for i in range(11)),
         'samples': 2,
     })
-    # each window is one document, so some must be as long as this
-    config.loss = ConfigDict({'seq_len': 2**17, 'windows': 16, 'rotations': 4})
     return config

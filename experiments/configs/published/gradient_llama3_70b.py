@@ -23,21 +23,13 @@ import functools
 
 from ml_collections import ConfigDict
 
-from lct.cli.stage_config import published_stage
+from lct.cli.stage_config import published_config, published_stage
 
 
 def get_config():
-    config = ConfigDict()
-    config.name = 'llama3-70b-1048k'
-    config.model_folder = ''  # your folder of meta-llama/Meta-Llama-3-70B-Instruct
-    config.base = ConfigDict({'max_position_embeddings': 8192, 'rope_theta': 500000.0})
-    config.license = 'llama3'
-    config.seed = 0
-    config.corpus = ''  # your long documents: a folder, glob, JSONL or text file
-    config.corpus_bytes = 2_000_000_000
-    config.held_out = 0.01
-    config.optimizer = ConfigDict({'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1})
-    config.checkpoint_every = 5
+    # set model_folder to your folder of meta-llama/Meta-Llama-3-70B-Instruct, and corpus to your long documents
+    config = published_config(
+        name='llama3-70b-1048k', license='llama3', native=8192, rope_theta=500000.0, checkpoint_every=5)
 
     stage = functools.partial(published_stage, learning_rate=2e-5, alpha=4.0)
     config.stages = (
@@ -61,6 +53,4 @@ def get_config():
     config.needle = ConfigDict({
         'lengths': tuple(2**n for n in range(13, 21)), 'depths': (0.0, 0.25, 0.5, 0.75, 1.0), 'samples': 2,
     })
-    # each window is one document, so some must be as long as this
-    config.loss = ConfigDict({'seq_len': 2**17, 'windows': 16, 'rotations': 4})
     return config

@@ -23,21 +23,13 @@ import functools
 
 from ml_collections import ConfigDict
 
-from lct.cli.stage_config import published_stage
+from lct.cli.stage_config import published_config, published_stage
 
 
 def get_config():
-    config = ConfigDict()
-    config.name = 'llama2-7b-lwm-1m'
-    config.model_folder = ''  # your folder of meta-llama/Llama-2-7b-hf
-    config.base = ConfigDict({'max_position_embeddings': 4096, 'rope_theta': 10000.0})
-    config.license = 'llama2'
-    config.seed = 0
-    config.corpus = ''  # your long documents: a folder, glob, JSONL or text file
-    config.corpus_bytes = 2_000_000_000
-    config.held_out = 0.01
-    config.optimizer = ConfigDict({'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1})
-    config.checkpoint_every = 50
+    # set model_folder to your folder of meta-llama/Llama-2-7b-hf, and corpus to your long documents
+    config = published_config(
+        name='llama2-7b-lwm-1m', license='llama2', native=4096, rope_theta=10000.0, checkpoint_every=50)
 
     table = {'device': 'TPU v4-512', 'tokens_per_batch': '4M'}
     stage = functools.partial(published_stage, learning_rate=4e-5)
@@ -61,6 +53,4 @@ def get_config():
     config.needle = ConfigDict({
         'lengths': tuple(2**n for n in range(12, 21)), 'depths': (0.0, 0.25, 0.5, 0.75, 1.0), 'samples': 2,
     })
-    # each window is one document, so some must be as long as this
-    config.loss = ConfigDict({'seq_len': 2**17, 'windows': 16, 'rotations': 4})
     return config
