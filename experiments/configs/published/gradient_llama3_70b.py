@@ -27,9 +27,11 @@ from lct.cli.stage_config import published_config, published_stage
 
 
 def get_config():
-    # set model_folder to your folder of meta-llama/Meta-Llama-3-70B-Instruct, and corpus to your long documents
+    # set model_folder to your folder of meta-llama/Meta-Llama-3-70B-Instruct,
+    # and corpus to your long documents
     config = published_config(
-        name='llama3-70b-1048k', license='llama3', native=8192, rope_theta=500000.0, checkpoint_every=5)
+        name='llama3-70b-1048k', license='llama3', native=8192,
+        rope_theta=500000.0, checkpoint_every=5)
 
     stage = functools.partial(published_stage, learning_rate=2e-5, alpha=4.0)
     config.stages = (
