@@ -1,7 +1,7 @@
-"""Every notebook runs from top to bottom, defines nothing of its own, and stays small.
+"""Every notebook runs from top to bottom, defines no functions or classes, and stays small.
 
-Its code cells are executed in order in one fresh namespace, in the folder that Jupyter would run them in;
-what stands last in a cell is shown as Jupyter would show it. That needs no kernel, so no further packages.
+The code cells run in order in one fresh namespace, in the folder in which Jupyter would run them. The last
+expression of a cell is rendered as Jupyter would render it. This needs no kernel and no further packages.
 """
 
 import ast
@@ -19,64 +19,63 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 
 def cells(path, kind='code'):
     """The sources of a notebook's cells of a kind."""
-    return [''.join(cell['source']) for cell in json.loads(path.read_text())['cells']
-            if cell['cell_type'] == kind]
+    notebook = json.loads(path.read_text())
+    return [''.join(cell['source']) for cell in notebook['cells'] if cell['cell_type'] == kind]
 
 
-def show(value):
-    """What Jupyter would put under a cell: an SVG, or text; None for nothing."""
+def render(value):
+    """The output of a cell as Jupyter renders it: an SVG or text; None without a value."""
     if value is None:
         return None
     return value._repr_svg_() if hasattr(value, '_repr_svg_') else repr(value)
 
 
 def run(source, names):
-    """Execute a cell and show its last expression."""
+    """Execute a cell and render its last expression."""
     tree = ast.parse(source)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, 'cell', 'exec'), names)
-    return show(eval(compile(ast.Expression(last.value), 'cell', 'eval'), names)) if last else None
+    return render(eval(compile(ast.Expression(last.value), 'cell', 'eval'), names)) if last else None
 
 
-def test_there_are_enough():
+def test_there_are_four_to_six_notebooks():
     assert 4 <= len(NOTEBOOKS) <= 6
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path, monkeypatch, capsys):
     monkeypatch.chdir(FOLDER)
-    names, drawn = {'__name__': '__main__'}, []
+    names, rendered = {'__name__': '__main__'}, []
     for source in cells(path):
-        drawn.append(run(source, names))
-    drawn = [text for text in drawn if text and '<svg' in text]
-    assert drawn or path.stem == '6_load_and_ask'
+        rendered.append(run(source, names))
+    figures = [text for text in rendered if text and '<svg' in text]
+    assert figures or path.stem == '6_load_and_ask'
     assert capsys.readouterr().out
-    check_story(path.stem, names)
+    check_claims(path.stem, names)
 
 
-def check_story(name, names):
-    """What the text around the cells says is so."""
+def check_claims(name, names):
+    """The claims of the text around the cells hold."""
     if name == '1_online_softmax':
         assert abs(names['weights'] @ names['values'] - names['weighted'] / names['total']) < 1e-12
-        dense, chunked = names['taken'].values()
+        dense, chunked = names['temporaries'].values()
         assert dense[-1] / dense[0] > 10 and chunked[-1] / chunked[0] < 8
     elif name == '2_ring':
-        assert abs(names['out'][:, names['layout'].inverse(names['order'])] - names['whole']).max() < 1e-5
+        assert abs(names['out'][:, names['layout'].inverse(names['order'])] - names['expected']).max() < 1e-5
         ring = {layout: pairs.max(0).sum() / pairs.sum() * 8 for layout, pairs in names['pairs'].items()}
-        assert ring['contiguous'] == pytest.approx(1.875, abs=0.01) and max(ring['zigzag'],
-                                                                            ring['striped']) < 1.01
+        assert ring['contiguous'] == pytest.approx(1.875, abs=0.01)
+        assert max(ring['zigzag'], ring['striped']) < 1.01
     elif name == '3_theta':
         assert names['safe'] == 35
         assert abs(names['ours'] - names['exact']).max() < 1e-6 < abs(names['naive'] - names['exact']).max()
     elif name == '4_cost':
-        meet = next(n for n, a, b in zip(names['lengths'], names['attention'], names['matmul'], strict=True)
-                    if a > b)
-        assert meet == 2**16
+        costs = zip(names['lengths'], names['attention'], names['matmul'], strict=True)
+        assert next(length for length, attention, matmul in costs if attention > matmul) == 2**16
         assert all(plan.buffers.peak < names['h100'].memory for plan in names['plans'].values())
     elif name == '5_reports':
         assert names['after'].scores.mean() > names['before'].scores.mean()
     elif name == '6_load_and_ask':
-        assert names['words'].decode(names['answer']).lstrip().startswith(names['fact'].value)
+        assert names['tokenizer'].decode(names['answer']).lstrip().startswith(names['fact'].value)
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
