@@ -183,7 +183,7 @@ def _plain(value: Any, name: str) -> Any:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; {} if there is no file."""
+    """The JSON object in a file; {} if the file is missing."""
     if not path.is_file():
         return {}
     try:

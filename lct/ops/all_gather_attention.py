@@ -9,15 +9,9 @@ compute.
 import jax
 from jax import lax
 
+from lct.ops import context_parallel
 from lct.ops.blockwise_attention import init_accumulator, init_grads
-from lct.ops.context_parallel import (
-    AttentionOptions,
-    attend,
-    attend_backward,
-    finalize_dq,
-    init_dq,
-    make_attention,
-)
+from lct.ops.context_parallel import AttentionOptions
 from lct.ops.ring_attention import ring_pass, ring_pass_backward
 
 
@@ -42,7 +36,9 @@ def _scatter(x, axis):
 
 
 def _forward(queries, block, axis, options):
-    attend_block = lambda accumulator, block: attend(accumulator, queries, _gather(block, axis), options)
+    def attend_block(accumulator, block):
+        return context_parallel.attend(accumulator, queries, _gather(block, axis), options)
+
     return ring_pass(init_accumulator(queries.q), block, attend_block, axis.rotate_nodes, axis.num_nodes)
 
 
@@ -51,13 +47,13 @@ def _backward(queries, block, residuals, axis, options):
         dq, dk, dv = grads
         block = _gather(block, axis)
         grads = dq, *init_grads(block.k, block.v)
-        dq, *node_grads = attend_backward(grads, queries, block, residuals, options)
+        dq, *node_grads = context_parallel.attend_backward(grads, queries, block, residuals, options)
         own_dk, own_dv = (_scatter(x, axis) for x in node_grads)
         return dq, dk + own_dk, dv + own_dv
 
-    dq, chunk = init_dq(queries, options), options.chunks.key
+    dq, chunk = context_parallel.init_dq(queries, options), options.chunks.key
     dq, dk, dv = ring_pass_backward(dq, block, attend_block, axis.rotate_nodes, axis.num_nodes, chunk)
-    return finalize_dq(dq, queries, options), dk, dv
+    return context_parallel.finalize_dq(dq, queries, options), dk, dv
 
 
-_attention = make_attention('all_gather_attention', _forward, _backward)
+_attention = context_parallel.make_attention('all_gather_attention', _forward, _backward)

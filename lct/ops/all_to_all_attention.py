@@ -9,15 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lct.ops import context_parallel
 from lct.ops.blockwise_attention import KVBlock, QueryBlock, Residuals, init_accumulator
-from lct.ops.context_parallel import (
-    AttentionOptions,
-    attend,
-    attend_backward,
-    finalize_dq,
-    init_dq,
-    make_attention,
-)
+from lct.ops.context_parallel import AttentionOptions
 from lct.ops.masks import Tokens
 from lct.ops.ring_attention import ring_pass, ring_pass_backward
 
@@ -84,7 +78,7 @@ def _own_grad(x, axis, kv_heads):
 def _forward(queries, block, axis, options):
     kv_heads = block.k.shape[1]
     queries, block = _node_queries(queries, axis), _node_block(block, axis)
-    attend_block = lambda accumulator, block: attend(accumulator, queries, block, options)
+    attend_block = lambda accumulator, block: context_parallel.attend(accumulator, queries, block, options)
     out, lse = ring_pass(init_accumulator(queries.q), block, attend_block, axis.rotate_nodes, axis.num_nodes)
     return _to_tokens(out, axis, kv_heads), _to_tokens(lse, axis, kv_heads)
 
@@ -93,11 +87,13 @@ def _backward(queries, block, residuals, axis, options):
     kv_heads = block.k.shape[1]
     queries, block = _node_queries(queries, axis), _node_block(block, axis)
     residuals = Residuals(*(_to_heads(x, axis) for x in residuals))
-    attend_block = lambda grads, block: attend_backward(grads, queries, block, residuals, options)
-    dq, chunk = init_dq(queries, options), options.chunks.key
+    def attend_block(grads, block):
+        return context_parallel.attend_backward(grads, queries, block, residuals, options)
+
+    dq, chunk = context_parallel.init_dq(queries, options), options.chunks.key
     dq, dk, dv = ring_pass_backward(dq, block, attend_block, axis.rotate_nodes, axis.num_nodes, chunk)
-    dq = finalize_dq(dq, queries, options)
+    dq = context_parallel.finalize_dq(dq, queries, options)
     return _to_tokens(dq, axis, kv_heads), _own_grad(dk, axis, kv_heads), _own_grad(dv, axis, kv_heads)
 
 
-_attention = make_attention('all_to_all_attention', _forward, _backward)
+_attention = context_parallel.make_attention('all_to_all_attention', _forward, _backward)

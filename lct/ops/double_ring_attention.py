@@ -8,15 +8,9 @@ blocks. A single ring overlaps it with the attention of one block.
 
 import jax
 
+from lct.ops import context_parallel
 from lct.ops.blockwise_attention import init_accumulator
-from lct.ops.context_parallel import (
-    AttentionOptions,
-    attend,
-    attend_backward,
-    finalize_dq,
-    init_dq,
-    make_attention,
-)
+from lct.ops.context_parallel import AttentionOptions
 from lct.ops.ring_attention import ring_pass, ring_pass_backward
 
 
@@ -29,7 +23,7 @@ def double_ring_attention(
 
 
 def _forward(queries, block, axis, options):
-    attend_block = lambda accumulator, block: attend(accumulator, queries, block, options)
+    attend_block = lambda accumulator, block: context_parallel.attend(accumulator, queries, block, options)
 
     def node_pass(accumulator, block):
         return ring_pass(accumulator, block, attend_block, axis.rotate_within_node, axis.node_size)
@@ -38,7 +32,9 @@ def _forward(queries, block, axis, options):
 
 
 def _backward(queries, block, residuals, axis, options):
-    attend_block = lambda grads, block: attend_backward(grads, queries, block, residuals, options)
+    def attend_block(grads, block):
+        return context_parallel.attend_backward(grads, queries, block, residuals, options)
+
     rotate, chunk = axis.rotate_within_node, options.chunks.key
 
     def node_pass(grads, block):
@@ -46,9 +42,9 @@ def _backward(queries, block, residuals, axis, options):
         dq, node_dk, node_dv = ring_pass_backward(dq, block, attend_block, rotate, axis.node_size, chunk)
         return dq, dk + node_dk, dv + node_dv
 
-    dq = init_dq(queries, options)
+    dq = context_parallel.init_dq(queries, options)
     dq, dk, dv = ring_pass_backward(dq, block, node_pass, axis.rotate_nodes, axis.num_nodes, chunk)
-    return finalize_dq(dq, queries, options), dk, dv
+    return context_parallel.finalize_dq(dq, queries, options), dk, dv
 
 
-_attention = make_attention('double_ring_attention', _forward, _backward)
+_attention = context_parallel.make_attention('double_ring_attention', _forward, _backward)

@@ -12,15 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lct.ops import context_parallel
 from lct.ops.blockwise_attention import KVBlock, fit, init_accumulator, init_grads
-from lct.ops.context_parallel import (
-    AttentionOptions,
-    attend,
-    attend_backward,
-    finalize_dq,
-    init_dq,
-    make_attention,
-)
+from lct.ops.context_parallel import AttentionOptions
 
 
 def ring_attention(
@@ -128,15 +122,17 @@ def _interleave(even, odd, length, chunk):
 
 
 def _forward(queries, block, axis, options):
-    attend_block = lambda accumulator, block: attend(accumulator, queries, block, options)
+    attend_block = lambda accumulator, block: context_parallel.attend(accumulator, queries, block, options)
     return ring_pass(init_accumulator(queries.q), block, attend_block, axis.rotate, axis.size)
 
 
 def _backward(queries, block, residuals, axis, options):
-    attend_block = lambda grads, block: attend_backward(grads, queries, block, residuals, options)
-    dq = init_dq(queries, options)
+    def attend_block(grads, block):
+        return context_parallel.attend_backward(grads, queries, block, residuals, options)
+
+    dq = context_parallel.init_dq(queries, options)
     dq, dk, dv = ring_pass_backward(dq, block, attend_block, axis.rotate, axis.size, options.chunks.key)
-    return finalize_dq(dq, queries, options), dk, dv
+    return context_parallel.finalize_dq(dq, queries, options), dk, dv
 
 
-_attention = make_attention('ring_attention', _forward, _backward)
+_attention = context_parallel.make_attention('ring_attention', _forward, _backward)
