@@ -76,7 +76,7 @@ def place_request(limits: np.ndarray, stop: np.ndarray, max_new_tokens: int, sam
 
 
 # ---------------------------------------------------------------------------------------------------
-# Prompts, or chunks of them
+# Prefill
 # ---------------------------------------------------------------------------------------------------
 
 
@@ -102,7 +102,7 @@ def prefill(params: llama.Params, config: LlamaConfig, batch: PromptBatch, table
 
 def _logits_after(params, config, x, positions, last):
     """Float32 logits [B, V] after the position last [B] of x [B, T, D]."""
-    # One row of x each, on whichever device: a masked sum is exact and leaves 'sequence' where it is.
+    # A masked sum selects one token per row, on whichever device holds it: exactly, without a gather.
     x = jnp.where((positions == last[:, None])[:, :, None], x, 0).sum(1)
     return _next_logits(params, config, x)
 
@@ -116,14 +116,14 @@ def _next_logits(params, config, x):
 
 def extend(params: llama.Params, config: LlamaConfig, cache: KVCache, chunk: Chunk, logits: jax.Array,
            tables: rope.Tables, memory: Memory) -> tuple[KVCache, jax.Array]:
-    """Run a chunk of more tokens behind the tokens of the cache.
+    """Run a chunk of tokens that follow those in the cache.
 
     The queries are gathered to the cache instead of the other way round, so that the cost of the network
     grows with the chunk and not with the context (Yang et al. 2024, "Context Parallelism for Scalable
     Million-Token Inference").
 
     Args:
-      logits: float32 [B, V], those of rows whose last token is before the chunk.
+      logits: float32 [B, V], kept for rows whose last token is before the chunk.
     Returns:
       the cache with the chunk in it, and float32 logits [B, V] that follow the last token of every row.
     """
@@ -152,7 +152,7 @@ def extend(params: llama.Params, config: LlamaConfig, cache: KVCache, chunk: Chu
 
 
 # ---------------------------------------------------------------------------------------------------
-# One token, many tokens
+# Decoding
 # ---------------------------------------------------------------------------------------------------
 
 
@@ -196,15 +196,15 @@ def _embed(embed, tokens):
 
 def decode(params: llama.Params, config: LlamaConfig, cache: KVCache, logits: jax.Array, last: jax.Array,
            slot_of: jax.Array, request: Request, tables: rope.Tables) -> tuple[KVCache, jax.Array, jax.Array]:
-    """Tokens until every row has met its limit or a token that stops it.
+    """Decode until every row has reached its limit or a stop token.
 
     Args:
-      logits: float32 [B, V], those that follow the position last int32 [B] of every row.
+      logits: float32 [B, V], after the position last, int32 [B], of every row.
       slot_of: int32 [S], the slot of each position.
     Returns:
-      the cache, tokens int32 [B, max_new_tokens] (0 where a row has ended) and their numbers [B].
+      the cache, tokens int32 [B, max_new_tokens] (0 where a row has ended) and their counts int32 [B].
     """
-    # Weights that are split over the ring are gathered once and not for every token.
+    # Gather the weights that are sharded over the ring once, not for every token.
     params = gathered(params, config)
 
     def append(i, token, tokens, counts, active):
@@ -241,7 +241,7 @@ def gathered(params: llama.Params, config: LlamaConfig) -> llama.Params:
 
 
 def rows_at(x: jax.Array, indices: jax.Array) -> jax.Array:
-    """x [n] at indices [B], split as rows are: the stop flag of each token, the slot of each position."""
+    """x [n] at indices int32 [B], sharded like rows: stop flags by token, or slots by position."""
     if sharding.current_mesh() is None:
         return x[indices]
     return x.at[indices].get(out_sharding=sharding.spec('B'))
@@ -261,10 +261,10 @@ def generate(params: llama.Params, config: LlamaConfig, prompts: Sequence[Sequen
     extension shares it. 'dynamic' and 'longrope' scaling depend on the longest prompt with its new tokens.
 
     Args:
-      prompts: B lists of token ids, of unequal lengths if need be.
+      prompts: B lists of token ids, of any lengths.
       indices: [S], the permutation of the layout over the slots of the cache, a multiple of length_unit;
         default contiguous, with cache_len of the tokens that are needed.
-      memory: Memory, of which chunks and ffn_chunks matter here.
+      memory: only its attention and ffn_chunks are used.
       stop_id: everything after its first occurrence becomes stop_id.
       batch_size: rows computed at a time; default all. The last group is padded to it.
     Returns:

@@ -1,4 +1,4 @@
-"""The one count of model FLOPs, of training runs and of plans (Chowdhery et al. 2022, PaLM, appendix B).
+"""Model FLOPs, counted in one way for training and plans (Chowdhery et al. 2022, PaLM, appendix B).
 
 Letters: N query heads, H head_dim, L layers.
 """
@@ -15,7 +15,7 @@ from lct.models.lora import Adapter
 
 @functools.cache
 def matmul_sizes(config: LlamaConfig) -> dict[str, int]:
-    """{parameter: size} of what multiplies every token: all but the norms and an untied embedding."""
+    """{parameter: size} of the weights that multiply every token: all but norms and an untied embedding."""
     leaves = jax.tree_util.tree_leaves_with_path(llama.shapes(config), is_leaf=lambda x: isinstance(x, tuple))
     sizes = {path[-1].name: math.prod(shape) for path, shape in leaves}
     return {name: size for name, size in sizes.items()
@@ -29,7 +29,7 @@ def matmul_params(config: LlamaConfig) -> int:
 
 @functools.cache
 def layer_matmul_params(config: LlamaConfig) -> tuple[int, int]:
-    """Of one layer, (attention, FFN)."""
+    """(attention, FFN): parameters of one layer that multiply every token."""
     sizes = matmul_sizes(config)
     attention, ffn = (sum(sizes[name] for name in names) // config.num_layers
                       for names in (('wq', 'wk', 'wv', 'wo'), ('w_gate', 'w_up', 'w_down')))
@@ -43,8 +43,8 @@ def visible_pairs(seq_len: int, window: int | None = None) -> int:
 
 
 def train_flops(config: LlamaConfig, tokens: int, pairs: int, adapter: Adapter | None = None) -> int:
-    """Model FLOPs of training on tokens with so many visible query-key pairs: 6 per matmul parameter and
-    token, and 12 L N H per pair. With a lora.Adapter a frozen parameter has no gradient: 4."""
+    """Model FLOPs of training on a number of tokens and of visible query-key pairs: 6 per token and matmul
+    parameter (4 if a lora.Adapter leaves it frozen, without a gradient), and 12 L N H per pair."""
     attention = 12 * config.num_layers * config.num_heads * config.head_dim * pairs
     if adapter is None:
         return 6 * matmul_params(config) * tokens + attention

@@ -33,7 +33,7 @@ class KVCache(struct.PyTreeNode):
 
 
 def empty_cache(config: LlamaConfig, positions: jax.Array, dtype: Any) -> KVCache:
-    """A KVCache of positions int32 [B, S] without a filled slot."""
+    """A KVCache without filled slots, for slots at positions int32 [B, S]."""
     batch, length = positions.shape
     zeros = jnp.zeros((config.num_layers, batch, config.num_kv_heads, length, config.head_dim), dtype,
                       out_sharding=None if sharding.current_mesh() is None else CACHE)
@@ -116,7 +116,7 @@ def attend_chunk(q: jax.Array, own: Block, cached: Block, split: Attention,
                  window: int | None = None) -> jax.Array:
     """Attention of the queries q [B, T, N, H] of a chunk to the keys of the chunk and of the cache.
 
-    split: the tiles of attention, its chunks. window: as in LlamaConfig.
+    split: only its chunks are used. window: as in LlamaConfig.
     """
     local = functools.partial(_attend_chunk_local, split=split, window=window)
     if sharding.current_mesh() is None:

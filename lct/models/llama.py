@@ -35,6 +35,8 @@ class ParamInfo(NamedTuple):
 
 
 class Layers(struct.PyTreeNode):
+    """The weights of all layers, stacked on L."""
+
     attn_norm: Any  # [L, D]
     wq: Any  # [L, D, N, H]
     wk: Any  # [L, D, K, H]
@@ -47,6 +49,8 @@ class Layers(struct.PyTreeNode):
 
 
 class Params(struct.PyTreeNode):
+    """All weights of a model."""
+
     embed: Any  # [V, D]
     layers: Layers
     final_norm: Any  # [D]
@@ -109,7 +113,7 @@ def abstract(config: LlamaConfig, dtype: Any = jnp.float32) -> Params:
 
 
 def abstract_param(info: ParamInfo, size: dict[str, int], dtype: Any) -> jax.ShapeDtypeStruct:
-    """One row of a parameter table as an array to come; size: of every letter."""
+    """One row of a parameter table as a ShapeDtypeStruct; size: {letter: size}."""
     mesh = jax.sharding.get_mesh()
     placement = None if mesh.empty else jax.NamedSharding(mesh, sharding.weight_spec(info.letters))
     return jax.ShapeDtypeStruct(tuple(size[letter] for letter in info.letters), dtype, sharding=placement)
@@ -165,8 +169,11 @@ def init(config: LlamaConfig, key: jax.Array, dtype: Any = jnp.float32) -> Param
 
 @jax.named_scope('embedding')
 def embed_tokens(embed: jax.Array, tokens: jax.Array) -> jax.Array:
-    """tokens [B, T] int32 -> [B, T, D] in the dtype of embed [V, D]; its gradient is summed in float32: a sum
-    in bfloat16 stops growing at 256 times its terms, and tokens occur more often."""
+    """tokens int32 [B, T] -> [B, T, D] in the dtype of embed [V, D].
+
+    The gradient is summed in float32: a bfloat16 sum stops growing at 256 times its terms, and tokens occur
+    more often than that.
+    """
     table = embed.astype(jnp.float32)
     if sharding.current_mesh() is None:
         return table[tokens].astype(embed.dtype)
@@ -205,7 +212,7 @@ def mlp(x: jax.Array, layer: Layers, config: LlamaConfig) -> jax.Array:
 
 
 def ffn(x: jax.Array, layer: Layers, config: LlamaConfig, num_chunks: int) -> jax.Array:
-    """mlp in chunks of the sequence, its weights gathered once for all of them."""
+    """mlp of x [B, T, D] in num_chunks chunks of the sequence; its weights are gathered once for all."""
     letters = {'w_gate': 'DF', 'w_up': 'DF', 'w_down': 'FD'}
     gathered = {name: sharding.gather(getattr(layer, name), letters[name], x.dtype) for name in letters}
     layer = layer.replace(**gathered)
@@ -249,7 +256,7 @@ def block(x: jax.Array, layer: Layers, angles: tuple, config: LlamaConfig, atten
 
 def causal_block(config: LlamaConfig, positions: jax.Array, segment_ids: jax.Array, tables: rope.Tables,
                  memory: Memory) -> Callable:
-    """The block of a batch that attends to itself, of training and prefill: (x, layer) -> x, (k, v).
+    """The block of training and prefill, where a batch attends to itself: (x, layer) -> x, (k, v).
 
     positions, segment_ids: int32 [B, T]. tables: those of config.rope, an argument so that a changed theta
     needs no new compilation.
@@ -312,8 +319,8 @@ def _logits(params, config, tokens, positions, segment_ids, tables):
 
 def loss_sum(params: Params, config: LlamaConfig, batch: dict[str, jax.Array], tables: rope.Tables,
              memory: Memory) -> jax.Array:
-    """The sum over the batch of loss_mask * cross-entropy, float32; the caller divides by the sum of the
-    mask over the whole global batch.
+    """The sum over the batch of loss_mask * cross-entropy, float32 []; the caller divides it by the sum of
+    loss_mask over the global batch.
 
     batch: dict of tokens, targets, positions, segment_ids int32 [B, T] and loss_mask float32 [B, T].
     """

@@ -59,7 +59,7 @@ LLAMA32_3B = LlamaConfig(  # meta-llama/Llama-3.2-3B; ffn_dim_multiplier 1.0, mu
     vocab_size=128256, embed_dim=3072, mlp_dim=8192, num_layers=28, num_heads=24, num_kv_heads=8,
     head_dim=128, norm_eps=1e-5, tie_embeddings=True, max_position_embeddings=131072, rope=_ROPE_32,
 )
-LLAMA33_70B = LLAMA31_70B  # meta-llama/Llama-3.3-70B-Instruct: trained further, the same model
+LLAMA33_70B = LLAMA31_70B  # meta-llama/Llama-3.3-70B-Instruct: trained further, the same architecture
 
 SIZES = {
     'llama3-8b': LLAMA3_8B,

@@ -32,9 +32,9 @@ TRAINABLE = ('embed', 'attn_norm', 'mlp_norm', 'w_gate', 'w_up', 'w_down', 'fina
 class Adapter:
     """The trained parameters of a model that is otherwise frozen.
 
-    rank, alpha: of the adapters, whose product is scaled by alpha / rank. LongLoRA has 8 and 16.
-    also_train: parameters trained in full, by their names in llama.Params; LongLoRA has the norms and the
-      embedding.
+    rank, alpha: of the adapters; their product is scaled by alpha / rank. LongLoRA uses 8 and 16.
+    also_train: parameters trained in full, by their names in llama.Params; LongLoRA trains the norms and
+      the embedding.
     frozen_dtype: of the frozen weights, best the dtype of the activations; None for the dtype of the trained
       weights.
     seed: of the adapters' initial values.
@@ -68,12 +68,16 @@ class Adapter:
 
 
 class LowRank(struct.PyTreeNode):
+    """One adapter, which adds scale * down @ up to its weight."""
+
     down: Any  # [L, D, R] of wq, wk, wv; [L, N, H, R] of wo
     up: Any  # [L, R, N, H] of wq, [L, R, K, H] of wk and wv, [L, R, D] of wo
     scale: float = struct.field(pytree_node=False)  # alpha / R
 
 
 class Adapters(struct.PyTreeNode):
+    """The adapters of the attention projections."""
+
     wq: LowRank
     wk: LowRank
     wv: LowRank
@@ -162,7 +166,7 @@ def freeze(params: llama.Params, adapter: Adapter) -> tuple[llama.Params, llama.
 
 @jax.jit
 def merge(trained: Trained, frozen: llama.Params) -> llama.Params:
-    """The llama.Params that act alike without adapters; the merged weights are float32."""
+    """The equivalent llama.Params without adapters; the merged weights are float32."""
     params = combine(trained.whole, frozen)
 
     def merged(name):
@@ -182,8 +186,8 @@ def merge(trained: Trained, frozen: llama.Params) -> llama.Params:
 
 
 def low_rank(name: str, x: jax.Array, adapters: Adapters) -> jax.Array:
-    """The output of an adapter, to be added to the output of its projection: of x [B, T, D] for wq, wk and
-    wv, of x [B, T, N, H] for wo."""
+    """The output that an adapter adds to its projection: [B, T, D] -> [B, T, N, H] for wq, [B, T, K, H] for
+    wk and wv; [B, T, N, H] -> [B, T, D] for wo."""
     (reads, writes), adapter = ADAPTED[name], getattr(adapters, name)
     inner = sharding.einsum(f'BT{reads},{reads}R->BTR', x, adapter.down)
     return adapter.scale * sharding.einsum(f'BTR,R{writes}->BT{writes}', inner, adapter.up)
@@ -192,8 +196,8 @@ def low_rank(name: str, x: jax.Array, adapters: Adapters) -> jax.Array:
 def projections(adapters: Adapters) -> dict[str, Callable]:
     """The arguments project and output of llama.block, with the adapters of one layer.
 
-    Rotation is linear, so the low-rank parts of q and k may be rotated apart: they are then not rounded away
-    inside the weight, as they would be in bfloat16 if the two were summed first.
+    Rotation is linear, so the low-rank terms of q and k may be rotated separately. They are then not rounded
+    away inside the weight, as they would be if the two were summed first in bfloat16.
     """
     def project(x, layer, angles, config):
         y = rms_norm(x, layer.attn_norm, config.norm_eps)

@@ -71,8 +71,8 @@ def length_unit(ring_size: int, ffn_chunks: int) -> int:
 
 
 def cache_len(length: int, ring_size: int, ffn_chunks: int = 1) -> int:
-    """Cache slots for length tokens: a multiple of 2 * ring_size * ffn_chunks, and of 64 * 2 * ring_size for
-    more than that, so that attention finds chunks that divide a device's shard."""
+    """Cache slots for length tokens: a multiple of 2 * ring_size * ffn_chunks. Above 64 * 2 * ring_size
+    tokens it is a multiple of that too, so that attention finds chunks that divide a device's shard."""
     unit, attention_unit = 2 * ring_size * ffn_chunks, 64 * 2 * ring_size
     if length > attention_unit:
         unit = math.lcm(unit, attention_unit)

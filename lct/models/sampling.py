@@ -43,8 +43,8 @@ def next_token(logits: jax.Array, step: jax.Array | int, sampling: Sampling | No
 
 
 def token_logprob(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """-> float32 [B], the log-probability in nats of the tokens [B] under logits [B, V], and bool [B],
-    whether each token is the argmax."""
+    """(log-probabilities in nats, float32 [B]; whether each is the argmax, bool [B]) of tokens int32 [B]
+    under logits [B, V]."""
     logits = sharding.reshard(logits, sharding.spec('BD'))
     hit = jnp.arange(logits.shape[-1]) == tokens[:, None]
     logprob = jnp.where(hit, logits, 0).sum(-1) - jax.nn.logsumexp(logits, -1)

@@ -152,11 +152,10 @@ class Session:
             self._rewind(lengths)
 
     def loglikelihood(self, questions: Rows, alternatives: Sequence[Rows]) -> list[list[tuple[float, bool]]]:
-        """For each of the alternatives, which are an answer to each question, [(log-likelihood in nats,
-        whether it is the greedy answer)], computed token by token by the program that decodes. Afterwards the
-        cache holds the texts alone again.
+        """For each alternative, [(log-likelihood in nats, whether it is the greedy answer)] of the questions,
+        computed token by token by the decoding program. Afterwards the cache holds the texts alone again.
 
-        questions: as in ask. alternatives: lists of answers of at least one token.
+        questions: as in ask. alternatives: lists with an answer of at least one token to each question.
         """
         self._end_stream()
         for answers in alternatives:
@@ -205,7 +204,7 @@ class Session:
             self._streaming = None
 
     def _write_questions(self, questions, limits):
-        """Write the questions behind the texts -> the logits that follow."""
+        """Write the questions behind the texts -> the logits after them."""
         count = len(questions)
         questions = [*questions, *[[]] * (self.rows - count)]
         self._check_room(self.lengths, questions, np.maximum(limits - 1, 0))
@@ -217,8 +216,7 @@ class Session:
         return self._extend(questions, self._chunk_size(max(map(len, questions))))
 
     def _append(self, params, tokens, step, kept=True):
-        """Write one token [B] behind each row that is kept, `step` tokens after its length -> the logits that
-        follow."""
+        """Write one token [B] behind each kept row, `step` tokens after its length -> the logits after it."""
         at = self.lengths + np.int32(step)
         put = lambda x: sharding.put(x.astype(np.int32), sharding.spec('B'))
         slots = np.where(kept, self._slot_of[np.minimum(at, self.seq_len - 1)], self.seq_len)
@@ -248,7 +246,7 @@ class Session:
                              'slots; use fewer, or a longer cache')
 
     def _extend(self, texts, size):
-        """Write a chunk of up to `size` tokens behind each row -> the logits that follow."""
+        """Write a chunk of up to `size` tokens behind each row -> the logits after it."""
         sizes = np.array([len(text) for text in texts])
         columns = np.arange(size)
         positions = np.minimum(self.lengths[:, None] + columns, self.seq_len - 1)
@@ -276,5 +274,5 @@ _gathered = jax.jit(decode.gathered, static_argnames='config')
 
 @functools.partial(jax.jit, donate_argnames='cache')
 def _drop(cache, lengths):
-    """The cache with the slots of the positions from lengths [B] on emptied."""
+    """The cache with the slots of all positions >= lengths [B] emptied."""
     return cache.replace(segment_ids=jnp.where(cache.positions < lengths[:, None], cache.segment_ids, 0))

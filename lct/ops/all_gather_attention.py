@@ -1,9 +1,9 @@
 """Context parallelism by all-gather: every device gathers the keys and values of its node (Llama Team 2024,
 arXiv 2407.21783, section 3.3.2: Llama-3 405B at 128K), and a ring passes blocks between nodes.
 
-With a single node this is the plain all-gather: exposed communication, and the keys and values of the whole
-sequence on every device. With smaller nodes one shard per device crosses the slow links, overlapped with
-compute.
+With a single node this is the plain all-gather: its communication is exposed, and every device holds the
+keys and values of the whole sequence. With smaller nodes one shard per device crosses the slow links,
+overlapped with compute.
 """
 
 import jax
@@ -19,7 +19,7 @@ def all_gather_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array,
     axis_name: str | None, options: AttentionOptions,
 ) -> jax.Array:
-    """As ring_attention, but gathers within nodes of options.node_size neighbours and rings across nodes."""
+    """As ring_attention, with all-gathers within nodes of options.node_size neighbours and a node ring."""
     return _attention(q, k, v, positions, segment_ids, axis_name, options)
 
 
@@ -30,8 +30,7 @@ def _gather(block, axis):
 
 
 def _scatter(x, axis):
-    """The node's dk or dv [B, K, S, H], float32, summed over its devices and scattered to the owners of the
-    keys."""
+    """Sum float32 dk or dv [B, K, S, H] over the node's devices, scattered to the owners of the keys."""
     return lax.psum_scatter(x, axis.name, scatter_dimension=2, tiled=True, axis_index_groups=axis.nodes)
 
 

@@ -1,9 +1,9 @@
 """Blockwise attention on one device (Rabe & Staats 2021; Liu & Abbeel 2023; Dao 2023 for the backward).
 
-The contract of every inner block: queries and one key/value block -> (out, lse), float32 and un-rounded, lse
-the natural log-sum-exp. attend continues the online softmax of earlier blocks. attend_backward adds to the
-gradients of earlier blocks, with dq in an internal layout between init_dq and finalize_dq. No array is larger
-than the scores of one chunk pair. EMPTY chunk pairs are skipped and FULL ones build no mask.
+Every inner block has the same contract: queries and one key/value block -> (out, lse), un-rounded float32,
+where lse is the natural log-sum-exp. attend continues the online softmax of earlier blocks. attend_backward
+adds to the gradients of earlier blocks, with dq in an internal layout between init_dq and finalize_dq. No
+array is larger than the scores of one chunk pair. EMPTY chunk pairs are skipped and FULL ones build no mask.
 
 A tile holds one key/value head: the G query heads that share it lie in the rows, so that one chunk of
 keys serves G * query_chunk rows and the scores stay in the cache of a core.
@@ -42,8 +42,7 @@ class KVBlock(NamedTuple):
     def create(cls, k: jax.Array, v: jax.Array, tokens: Tokens) -> 'KVBlock':
         """From k, v [B, K, S, H] and tokens [B, S]."""
         stacked = jnp.stack(tokens, 1)
-        # Inside shard_map k may vary over more mesh axes than tokens; operands of one barrier must vary
-        # alike.
+        # Inside shard_map k may vary over more mesh axes than tokens; the operands of a barrier must agree.
         return cls(k, v, stacked + lax.full_like(k, 0, stacked.dtype, shape=stacked.shape))
 
     @property
@@ -52,7 +51,7 @@ class KVBlock(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """Per query row, what the backward needs beside q: lse and delta are over all keys."""
+    """What the backward needs of each query row besides q; lse and delta are over all keys."""
 
     dout: jax.Array  # [B, T, K, G, H]
     lse: jax.Array  # [B, T, K, G]
@@ -61,7 +60,7 @@ class Residuals(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-    """Tokens of queries and keys in one tile. query None: as many as fill ROWS with their heads."""
+    """Tile sizes in tokens. query None: as many tokens as fill ROWS with the G heads of a group."""
 
     query: int | None = None
     key: int = 256
@@ -78,8 +77,8 @@ class Chunks:
 def fit(chunk: int, length: int) -> int:
     """The largest size <= chunk that divides length, and also length / 2 where length is even.
 
-    A zigzag shard is two stretches of the sequence; a chunk that straddles both could neither be skipped nor
-    go without a mask.
+    A zigzag shard is two stretches of the sequence; a chunk that straddles both could be neither skipped nor
+    left unmasked.
     """
     stretch = length // 2 if length % 2 == 0 else length
     size = min(chunk, stretch)
@@ -101,8 +100,7 @@ def merge(
 
 
 def init_accumulator(q: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The (out, lse) that attend starts from, float32 and over no keys: [B, T, K, G, H] and [B, T, K, G] like
-    q."""
+    """Initial float32 (out [B, T, K, G, H], lse [B, T, K, G]) of attend, for q [B, T, K, G, H]."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     return jnp.zeros_like(q, dtype), jnp.full_like(q[..., 0], MASK_VALUE, dtype)
 
@@ -137,9 +135,8 @@ class _Tiles:
         self.query_span = _span(self.classes.swapaxes(1, 2) > EMPTY)
 
     def for_each(self, span, body, results):
-        """body(b, h, n, results) -> results, over key/value heads h and the chunks n of batch rows b whose
-        span (key_span or query_span) is not empty: packed documents leave most chunks of a block without
-        work."""
+        """Fold body(b, h, n, results) -> results over key/value heads h and the chunks n of batch rows b
+        whose span (key_span or query_span) is not empty: packed documents leave most chunks without work."""
         first, last = span
         chosen, count = _listed(last > first)
 
@@ -212,8 +209,8 @@ class _Tiles:
         return tile.astype(self.dtype)
 
     def dot(self, x, y, contract):
-        """Matmul of two tiles over one dim of each, accumulated in float32. CPUs without bf16 arithmetic take
-        longer over products of bf16 than over the same ones in float32."""
+        """Matmul of two tiles over one dim of each, accumulated in float32. On CPUs the inputs are converted
+        to float32 first, because most CPUs have no bf16 arithmetic."""
         def dot(x, y):
             dims = (contract, ((), ()))
             return lax.dot_general(x, y, dims, self.precision, preferred_element_type=self.dtype)
@@ -294,7 +291,7 @@ def attend_backward(
     tiles = _Tiles(queries, block, chunks, window)
     q, k, v, dout = queries.q, block.k, block.v, residuals.dout
     scale = tiles.head_dim**-0.5
-    # [B, K, T * G]: the rows of a tile are contiguous, or no loop over them is vectorised
+    # [B, K, T * G]: loops over the rows of a tile are vectorised only if these are contiguous
     lse, delta = (x.swapaxes(1, 2).reshape(tiles.batch, tiles.kv_heads, -1)
                   for x in (residuals.lse * LOG2E, residuals.delta))
 
@@ -329,13 +326,12 @@ def attend_backward(
 
 
 def init_grads(*inputs: jax.Array) -> tuple[jax.Array, ...]:
-    """Zeros in float32 like the inputs: the dk and dv that attend_backward starts from."""
+    """Initial dk and dv of attend_backward: float32 zeros in the shapes of the inputs."""
     return tuple(jnp.zeros_like(x, jnp.promote_types(x.dtype, jnp.float32)) for x in inputs)
 
 
 def init_dq(q: jax.Array) -> jax.Array:
-    """The dq that attend_backward starts from: float32 [B, K, H, T * G], as its matmul produces it.
-    q [B, T, K, G, H]."""
+    """Initial float32 dq of attend_backward, for q [B, T, K, G, H]: [B, K, H, T * G], as computed."""
     batch, length, kv_heads, group, head_dim = q.shape
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     return jnp.zeros_like(q, dtype, shape=(batch, kv_heads, head_dim, length * group))

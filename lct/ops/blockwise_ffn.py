@@ -1,5 +1,4 @@
-"""Blockwise feedforward (Liu & Abbeel 2023, arXiv 2305.19370, section 3): the FFN on one chunk of tokens at a
-time."""
+"""Blockwise feedforward, one chunk of tokens at a time (Liu & Abbeel 2023, arXiv 2305.19370, section 3)."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Context parallelism: what all strategies that split a sequence over devices share.
+"""Context parallelism: the common base of all strategies that split a sequence over devices.
 
 A strategy is a forward and a backward function over the local shards, built on an inner block
 (blockwise_attention or a kernel) and collectives. make_attention joins the two into one custom_vjp, which
@@ -21,7 +21,7 @@ from lct.ops.blockwise_attention import Chunks, KVBlock, QueryBlock, Residuals, 
 from lct.ops.kernels import triton_attention
 from lct.ops.masks import Tokens
 
-# the inner block by name: plain XLA, the reference, or fused for GPUs
+# Inner blocks by name: plain XLA (the reference), or fused for GPUs.
 KERNELS = {'xla': blockwise_attention, 'triton': triton_attention}
 
 
@@ -29,10 +29,10 @@ KERNELS = {'xla': blockwise_attention, 'triton': triton_attention}
 class AttentionOptions:
     """Settings that all strategies share.
 
-    chunks: tokens of one tile.
+    chunks: tile sizes in tokens.
     window: tokens that a query attends to, itself included; None for all before it.
     kernel: the inner block, a key of KERNELS.
-    node_size: neighbours on the sequence axis that form one node; a single ring has no use for it.
+    node_size: neighbours on the sequence axis that form one node; unused by a single ring.
     """
 
     chunks: Chunks = Chunks()
@@ -82,7 +82,7 @@ class SequenceAxis:
 def attend(
     accumulator: tuple[jax.Array, jax.Array], queries: QueryBlock, block: KVBlock, options: AttentionOptions
 ) -> tuple[jax.Array, jax.Array]:
-    """(out, lse) after one more key/value block: attend of the inner block."""
+    """(out, lse) after one more key/value block, by attend of the inner block."""
     return KERNELS[options.kernel].attend(accumulator, queries, block, options.chunks, options.window)
 
 
@@ -90,13 +90,13 @@ def attend_backward(
     grads: tuple[jax.Array, jax.Array, jax.Array], queries: QueryBlock, block: KVBlock, residuals: Residuals,
     options: AttentionOptions,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(dq, dk, dv) after one more key/value block: attend_backward of the inner block."""
+    """(dq, dk, dv) after one more key/value block, by attend_backward of the inner block."""
     kernel = KERNELS[options.kernel]
     return kernel.attend_backward(grads, queries, block, residuals, options.chunks, options.window)
 
 
 def init_dq(queries: QueryBlock, options: AttentionOptions) -> jax.Array:
-    """The dq that attend_backward starts from, in the inner block's own layout."""
+    """Initial dq of attend_backward, in the inner block's own layout."""
     return KERNELS[options.kernel].init_dq(queries.q)
 
 
@@ -109,7 +109,7 @@ def make_attention(name: str, forward: Callable, backward: Callable) -> Callable
     """The differentiable attention of a strategy.
 
     Args:
-      name: of both passes in a profile.
+      name: label of both passes in a profile.
       forward: (queries, block, axis, options) -> (out, lse) in float32.
       backward: (queries, block, residuals, axis, options) -> (dq [B, T, K, G, H], dk and dv [B, K, S, H]),
         float32.

@@ -120,7 +120,7 @@ def _loss_and_grads(x, head, targets, mask, chunk, axes):
 
     start = lax.pcast(jnp.zeros(full.shape, jnp.float32), axes.tokens + axes.vocab, to='varying')
     dhead, (loss, dx) = lax.scan(step, start, _split(chunk, x, targets, mask))
-    # Once, in float32: summed over the tokens of all devices and scattered to the shards of the stored head.
+    # One float32 sum over the tokens of all devices, scattered to the shards of the stored head.
     dhead = lax.psum(lax.psum_scatter(dhead, axes.rows, scatter_dimension=0, tiled=True), axes.copies)
     return lax.psum(loss.sum(), axes.tokens), dx.reshape(x.shape), dhead.astype(head.dtype)
 
@@ -139,8 +139,7 @@ def _split(chunk, *arrays):
 
 
 def _forward(x, head, targets, axes):
-    """x [C, D], head [D, local V] -> losses [C], logits [C, local V], lse [C], one_hot of the targets [C,
-    local V]."""
+    """x [C, D], head [D, local V] -> losses [C], logits [C, local V], lse [C], one_hot [C, local V]."""
     logits = _product('CD,DV->CV', x, head)
     vocab_ids = lax.axis_index(axes.vocab) * head.shape[1] + jnp.arange(head.shape[1], dtype=targets.dtype)
     one_hot = vocab_ids == targets[:, None]

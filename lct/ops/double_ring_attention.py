@@ -1,5 +1,4 @@
-"""Double ring: rings within nodes, and a ring of nodes around them (LoongTrain, Gu et al. 2024, arXiv
-2406.18485).
+"""Double ring: a ring within each node, and a ring of nodes (LoongTrain, Gu et al. 2024, arXiv 2406.18485).
 
 For clusters with fast links inside a machine and slow ones between machines. A block is sent to the next node
 once per ring pass within its present node, so that the slow transfer overlaps with the attention of node_size

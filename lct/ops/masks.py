@@ -13,15 +13,14 @@ EMPTY, MIXED, FULL = 0, 1, 2
 
 
 class Tokens(NamedTuple):
-    """What the mask needs of a sequence of tokens."""
+    """The properties of a sequence of tokens on which its mask depends."""
 
     positions: jax.Array  # int32 [..., T], counted within the document
     segment_ids: jax.Array  # int32 [..., T], one number per document of a row; 0 is padding
 
 
 def attention_mask(q_tokens: Tokens, k_tokens: Tokens, window: int | None = None) -> jax.Array:
-    """Boolean mask [..., T, S] of queries [..., T] and keys [..., S]; True where the query attends to the
-    key."""
+    """bool [..., T, S] of queries [..., T] and keys [..., S]: True where the query attends to the key."""
     distance = q_tokens.positions[..., :, None] - k_tokens.positions[..., None, :]
     mask = (distance >= 0) & (q_tokens.segment_ids[..., :, None] == k_tokens.segment_ids[..., None, :])
     if window is not None:

@@ -46,7 +46,7 @@ def ring_pass(
 ) -> tuple[jax.Array, jax.Array]:
     """(out, lse) after the blocks of all devices on a ring of the given size.
 
-    attend_block(accumulator, block) -> accumulator runs while rotate(block) brings the next block.
+    attend_block(accumulator, block) -> accumulator runs while rotate(block) transfers the next block.
     """
     def ring_step(carry, _):
         block, accumulator = carry

@@ -1,8 +1,8 @@
 """Rotary position embedding: frequencies of the six published scalings, and accurate angles at any length.
 
-Letters: B batch, T sequence, N heads, H head_dim. Rotary dims are in the half-split order of
-Hugging Face: dim i is paired with dim i + H/2 (Su et al. 2021, arXiv 2104.09864, stores pairs
-interleaved; the two differ by a permutation of the rows of wq and wk).
+Letters: B batch, T sequence, N heads, H head_dim. Rotary dims are in the half-split order of Hugging
+Face: dim i is paired with dim i + H/2. (Su et al. 2021, arXiv 2104.09864, interleave the pairs; the two
+orders differ by a permutation of the rows of wq and wk.)
 """
 
 import dataclasses
@@ -248,8 +248,7 @@ def _rows(table, index):
 
 
 def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """x [B, T, N, H] rotated by angles (cos, sin [B, T, 1, H/2]), computed in float32 and returned in x's
-    dtype."""
+    """Rotate x [B, T, N, H] by angles (cos, sin [B, T, 1, H/2]) in float32; the result has x's dtype."""
     cos, sin = angles
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -79,7 +79,7 @@ STRATEGIES: dict[str, Strategy] = {
         exposed='none: each transfer between nodes overlaps with a ring pass within the node',
         two_level=True),
 }
-DEFAULT = 'ring'  # which is also what a single device runs
+DEFAULT = 'ring'  # a single device runs it too
 COMMON = ('layouts contiguous, zigzag, striped; causal masks, packed documents, sliding window; MHA, GQA, '
           'MQA; any head_dim; dk and dv communicated in float32; kernel xla on any device, or triton on GPUs '
           'with head_dim 16, 32, 64, 128, 256. No bias, no dropout.')
@@ -91,7 +91,7 @@ class Attention:
 
     strategy: a key of STRATEGIES.
     node_size: neighbours on the sequence axis with fast links between them, for the two-level strategies.
-    chunks: tokens of one tile.
+    chunks: tile sizes in tokens.
     kernel: the inner block, xla or, on GPUs, triton.
     """
 
@@ -117,8 +117,8 @@ class Attention:
         return STRATEGIES[self.strategy]
 
     def nodes(self, ring_size: int) -> tuple[int, int]:
-        """Devices of a node, and number of nodes: the whole ring is one node to a strategy of collectives
-        alone, and every device is a node to a single ring."""
+        """(devices per node, number of nodes). To a strategy of collectives alone the whole ring is one node;
+        to a single ring every device is a node."""
         if self.facts.two_level:
             node_size = self.node_size
         else:
@@ -159,7 +159,7 @@ def attend(
 ) -> jax.Array:
     """Attention by the chosen strategy; call inside shard_map.
 
-    Arguments as ring_attention's. window: tokens that a query attends to, itself included; None for all
+    Arguments as in ring_attention. window: tokens that a query attends to, itself included; None for all
     before it.
     """
     ring_size = 1 if axis_name is None else lax.axis_size(axis_name)

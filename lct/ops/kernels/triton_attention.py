@@ -103,8 +103,8 @@ class _Call:
     def query_program(self):
         """(query tile, bundle, batch row) of a program.
 
-        The late query tiles have most keys and run first, so that none of them is alone at the end. The early
-        key tiles have most queries and are first anyway.
+        Late query tiles attend to the most keys and run first, so that none of them runs alone at the end.
+        Early key tiles have the most queries and come first anyway.
         """
         return pl.num_programs(0) - 1 - pl.program_id(0), pl.program_id(1), pl.program_id(2)
 
@@ -133,7 +133,7 @@ def _power_of_two(chunk):
 
 
 def _lists(classes):
-    """Of classes [B, chunks, chunks to visit]: their order, the number of FULL ones and of all but EMPTY."""
+    """classes [B, chunks, chunks to visit] -> order of visits, number of FULL ones, number of non-EMPTY."""
     return jnp.argsort(-classes, axis=2).astype(jnp.int32), (classes == FULL).sum(2), (classes > EMPTY).sum(2)
 
 
@@ -278,10 +278,10 @@ def attend_backward(
 
 
 def init_dq(q: jax.Array) -> jax.Array:
-    """The dq that attend_backward starts from: float32, like q."""
+    """Initial dq of attend_backward: float32 zeros in the shape of q [B, T, K, G, H]."""
     return jnp.zeros_like(q, jnp.float32)
 
 
 def finalize_dq(dq: jax.Array, q: jax.Array) -> jax.Array:
-    """dq after the last block, which is already in the shape of q."""
+    """dq after the last block, which already has the shape of q [B, T, K, G, H]."""
     return dq
