@@ -78,25 +78,27 @@ def test_dense_oracle_equals_a_float64_loop():
             np.testing.assert_allclose(lse[0, t, n], np.log(np.exp(scores).sum()), atol=2e-6)
 
 
+def dense(q, k, v, positions, segments, cotangent):
+    tokens = Tokens(positions, segments)
+    return jnp.vdot(attention(q, k, v, tokens, tokens)[0], cotangent)
+
+
+def blockwise(q, k, v, positions, segments, cotangent):
+    options = AttentionOptions(Chunks(query=16, key=12))
+    return jnp.vdot(ring_attention(q, k, v, positions, segments, None, options), cotangent)
+
+
+dense, blockwise = (jax.jit(jax.value_and_grad(function, (0, 1, 2))) for function in (dense, blockwise))
+
+
 @pytest.mark.parametrize('heads', [(4, 4), (4, 2), (4, 1)], ids=['mha', 'gqa', 'mqa'])
 @pytest.mark.parametrize('packed', [False, True], ids=['one document', 'packed'])
 def test_blockwise_equals_dense_in_values_and_gradients(heads, packed):
-    rng = np.random.default_rng(2)
-    q, k, v, positions, segments, cotangent = inputs(rng, 2, 48, *heads, 16, packed)
-
-    tokens = Tokens(positions, segments)
-
-    def dense(q, k, v):
-        return jnp.vdot(attention(q, k, v, tokens, tokens)[0], cotangent)
-
-    def blockwise(q, k, v):
-        options = AttentionOptions(Chunks(query=16, key=12))
-        return jnp.vdot(ring_attention(q, k, v, positions, segments, None, options), cotangent)
-
-    for ours, theirs in zip(jax.jit(jax.value_and_grad(blockwise, (0, 1, 2)))(q, k, v)[1],
-                            jax.value_and_grad(dense, (0, 1, 2))(q, k, v)[1]):
+    arguments = inputs(np.random.default_rng(2), 2, 48, *heads, 16, packed)
+    (value, gradients), (expected, expected_gradients) = blockwise(*arguments), dense(*arguments)
+    for ours, theirs in zip(gradients, expected_gradients):
         assert relative_error(ours, theirs) < 1e-5
-    np.testing.assert_allclose(blockwise(q, k, v), dense(q, k, v), rtol=1e-5)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
 def test_merging_two_blocks_equals_attending_to_both():

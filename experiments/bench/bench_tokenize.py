@@ -38,7 +38,7 @@ def write_corpus(folder, source, num_bytes):
     from lct.data.corpus import files as corpus_files
 
     files = [file.path for file in corpus_files.find(source)
-             if file.path.endswith(tuple(corpus_files.TEXT_SUFFIXES))
+             if file.path.endswith(tuple(corpus_files.COMPRESSIBLE))
              and os.path.getsize(file.path) <= MAX_FILE]
     folder.mkdir(parents=True)
     written = 0

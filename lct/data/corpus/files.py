@@ -23,10 +23,7 @@ from typing import IO, Any, NamedTuple
 
 EMBEDDED = 'embedded'  # the spec of the standard library of this interpreter
 TEXT_SUFFIXES = frozenset('.txt .text .md .rst .tex .html .xml .csv .py .pyi .ipynb .c .h .cc .cpp .hpp .cu '
-                          '.rs .go .java .js .ts .rb .sh .sql .toml .yaml .yml .json .jsonl'.split())
-COMPRESSED = ('.gz', '.zst')
-# The files that a folder is searched for. A file that is named, or matched by a glob, may have any suffix.
-SUFFIXES = TEXT_SUFFIXES | {'.parquet'} | {text + packed for text in TEXT_SUFFIXES for packed in COMPRESSED}
+                          '.rs .go .java .js .ts .rb .sh .sql .toml .yaml .yml .json'.split())
 BLOCK = 2**17  # bytes or characters; large enough that sending a block to another process costs nothing
 PARQUET_ROWS = 64  # rows of a block
 # Subfolders of the standard library that are not prose: installed packages, test data, tables of code points.
@@ -101,8 +98,8 @@ def find(spec: str | os.PathLike) -> Iterator[File]:
 def no_text_error(spec: object) -> ValueError:
     """The error for a corpus without any text."""
     return ValueError(f'the corpus {spec} holds no text; a folder is searched for '
-                      f'{" ".join(sorted(TEXT_SUFFIXES))}, these as {" or ".join(COMPRESSED)}, and .parquet; '
-                      'name other files by a glob')
+                      f'{" ".join(sorted(COMPRESSIBLE))}, these as {" or ".join(DECOMPRESSORS)}, and '
+                      '.parquet; name other files by a glob')
 
 
 def blocks(file: File, split: Splitter, fields: Fields = FIELDS) -> Iterator[Block]:
@@ -113,12 +110,11 @@ def blocks(file: File, split: Splitter, fields: Fields = FIELDS) -> Iterator[Blo
     Raises:
       ValueError: for a file that is truncated or damaged.
     """
-    kind = Path(file.path.lower().removesuffix('.gz').removesuffix('.zst')).suffix
+    path = Path(file.path.lower())
+    suffix = (path.with_suffix('') if path.suffix in DECOMPRESSORS else path).suffix
     try:
-        if kind == '.parquet':
-            yield from _parquet_blocks(file, fields)
-        elif kind == '.jsonl':
-            yield from _line_blocks(file)
+        if suffix in RECORDS:
+            yield from RECORDS[suffix](file, fields)
         else:
             yield from _text_blocks(file, split)
     except (EOFError, zlib.error, OSError) as error:
@@ -237,11 +233,16 @@ def _walk(folder: str | Path, suffixes: tuple[str, ...], prefix: str = '') -> It
 
 def _open(raw: IO[bytes], path: str) -> IO[bytes]:
     """The decompressed stream of a file; its read(n) gives n bytes unless the file ends."""
-    if path.lower().endswith('.gz'):
-        return gzip.GzipFile(fileobj=raw)
-    if path.lower().endswith('.zst'):
-        return io.BufferedReader(_optional('pyarrow', path).CompressedInputStream(raw, 'zstd'), BLOCK)
-    return raw
+    decompress = DECOMPRESSORS.get(Path(path.lower()).suffix)
+    return decompress(raw, path) if decompress else raw
+
+
+def _gunzip(raw: IO[bytes], _path: str) -> IO[bytes]:
+    return gzip.GzipFile(fileobj=raw)
+
+
+def _unzstd(raw: IO[bytes], path: str) -> IO[bytes]:
+    return io.BufferedReader(_optional('pyarrow', path).CompressedInputStream(raw, 'zstd'), BLOCK)
 
 
 def _optional(name: str, path: str) -> ModuleType:
@@ -293,7 +294,7 @@ def _utf8_error(stream: IO[bytes], path: str) -> str | None:
     return None
 
 
-def _line_blocks(file: File) -> Iterator[Block]:
+def _line_blocks(file: File, _fields: Fields) -> Iterator[Block]:
     with open(file.path, 'rb') as raw, _open(raw, file.path) as stream:
         incomplete, number = [], 1  # reads that end inside a line, which may be longer than many of them
         for data in _reads(stream):
@@ -338,3 +339,11 @@ def _rows(batch) -> list[dict | None]:
         if len(batch) == 1:
             return [None]
         return [row for i in range(len(batch)) for row in _rows(batch.slice(i, 1))]
+
+
+# To add a format of records or a compression: its function, and its row here. Any other file is one text.
+RECORDS = {'.jsonl': _line_blocks, '.parquet': _parquet_blocks}
+DECOMPRESSORS = {'.gz': _gunzip, '.zst': _unzstd}
+COMPRESSIBLE = TEXT_SUFFIXES | RECORDS.keys() - {'.parquet'}  # Parquet compresses by itself
+# The files that a folder is searched for. A file that is named, or matched by a glob, may have any suffix.
+SUFFIXES = COMPRESSIBLE | {'.parquet'} | {text + packed for text in COMPRESSIBLE for packed in DECOMPRESSORS}
