@@ -1,4 +1,4 @@
-"""Files that appear under their name complete, or not at all."""
+"""Atomic writes: a file gets its final name when it is complete and on disk, never before."""
 
 import contextlib
 import os

@@ -23,7 +23,7 @@ SLURM = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 
 
 
 def cluster(environment: Mapping[str, str]) -> tuple[int | None, dict[str, Any]] | None:
-    """How this process was started, from its environment variables.
+    """Detect from its environment variables how this process was started.
 
     In this order: the three variables of EXPLICIT (experiments/launch.py, a Kubernetes JobSet); a SLURM step
     or an Open MPI job of several tasks; one or several TPU pod slices; LCT_CLUSTER=auto, which leaves the
@@ -68,8 +68,7 @@ def _slurm_arguments(environment):
 
 
 def _detected_by_jax(environment):
-    """Whether this is a TPU pod slice of several workers or several slices, or the user asks for
-    detection."""
+    """Whether this is one of several TPU workers or slices, or LCT_CLUSTER asks jax for the detection."""
     workers = environment.get('TPU_PROCESS_ADDRESSES') or environment.get('TPU_WORKER_HOSTNAMES') or ''
     several_slices = environment.get('MEGASCALE_COORDINATOR_ADDRESS')
     return ',' in workers or several_slices or environment.get('LCT_CLUSTER') == 'auto'
@@ -88,7 +87,7 @@ def join() -> int:
         return 1
     count, arguments = found
     if not jax.distributed.is_initialized():
-        # It would swallow a SIGTERM that arrives before the training installs its own handler.
+        # The service would swallow a SIGTERM that arrives before the training installs its own handler.
         jax.config.update('jax_enable_preemption_service', False)
         try:
             jax.distributed.initialize(**arguments)

@@ -40,8 +40,8 @@ def parse_args(description: str, default_config: str | Path,
     if args.mesh:
         mesh = tuple(int(d) if d.strip().isdigit() else 0 for d in args.mesh.split(','))
         if len(mesh) != 4 or min(mesh) < 1:
-            raise ValueError(f'--mesh {args.mesh} must be four degrees data,fsdp,sequence,tensor, such as '
-                             '1,1,8,1')
+            raise ValueError(
+                f'--mesh {args.mesh} must be four degrees data,fsdp,sequence,tensor, such as 1,1,8,1')
         for stage in config.stages:
             stage.mesh = mesh
     return config, args
@@ -63,7 +63,7 @@ def load_config(path: str | Path) -> ConfigDict:
         spec.loader.exec_module(module)
     if not hasattr(module, 'get_config'):
         raise ValueError(f'config {path} is not a config; give a Python file with get_config(), such as '
-                         f'those of {configs}')
+                         f'those in {configs}')
     return module.get_config()
 
 
@@ -175,8 +175,7 @@ def make_memory(fields: dict) -> Memory:
 
 
 def windowed(model_config: LlamaConfig, config: ConfigDict) -> LlamaConfig:
-    """The LlamaConfig that a run trains: the checkpoint's, with the sliding window config.window if it is
-    set."""
+    """The LlamaConfig that a run trains: the checkpoint's, with the sliding window config.window if set."""
     return dataclasses.replace(model_config, window=config.window) if 'window' in config else model_config
 
 

@@ -20,7 +20,7 @@ BATCH = 64  # documents tokenized at a time, so that a large corpus is never hel
 
 
 def tokenize_documents(tokenizer: Tokenizer, texts: Sequence[documents.Document]) -> list[np.ndarray]:
-    """ids int32 [n] of each document."""
+    """The token ids of each document, int32 [n]."""
     ids = []
     for i in range(0, len(texts), BATCH):
         batch = [document.text for document in texts[i:i + BATCH]]
@@ -32,8 +32,8 @@ def open_corpus(config: ConfigDict,
                 tokenizer: Tokenizer) -> tuple[MemorySource | StoreSource, list[np.ndarray]]:
     """The training rows of config.corpus, and the ids int32 [n] of its held-out documents.
 
-    A token store (experiments/tokenize_corpus.py) is read during training, by each process its own shards.
-    For it config.sequences names a mode of packing_plan (default: packed), config.upsample gives the fields
+    A token store (experiments/tokenize_corpus.py) is read during training, each process its own shards.
+    For it, config.sequences names a mode of packing_plan (default: packed), config.upsample gives the fields
     of Upsample, and config.chat_template = True renders chats with the model's own template. Any other corpus
     (see data.corpus.files.find) is tokenized here and kept in memory.
 
@@ -64,6 +64,6 @@ def _open_store(config: ConfigDict, tokenizer: Tokenizer) -> StoreSource:
     template = chat_template.load(find_model(config.model_folder)) if config.get('chat_template') else None
     rows = StoreSource(Store(config.corpus), tokenizer, seed=config.seed, mode=getattr(packing_plan, mode),
                        upsample=upsample, held_out=config.held_out, template=template)
-    log(', '.join(f'{count:,} {name}' for name, count in rows.stats().items()) + f' in the store '
-                                                                                 f'{config.corpus}')
+    log(', '.join(f'{count:,} {name}' for name, count in rows.stats().items())
+        + f' in the store {config.corpus}')
     return rows

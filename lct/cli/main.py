@@ -1,4 +1,4 @@
-"""The frame of a script: missing packages, invalid flags and interrupts end in one sentence."""
+"""Running a script: missing packages, invalid flags and interrupts end in one sentence."""
 
 import argparse
 import contextlib

@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # imported late, so that --help is fast
 def find_model(name: str | Path) -> Path:
     """The folder of a checkpoint: a path, a folder in experiments/ of this project, or 'smollm2'."""
     if not name:
-        raise ValueError('config.model_folder is empty; add --set model_folder=PATH of a Hugging Face Llama '
-                         'folder')
+        raise ValueError(
+            'config.model_folder is empty; add --set model_folder=PATH of a Hugging Face Llama folder')
     if str(name) == 'smollm2':
         from lct.weights import smollm2
 
@@ -49,8 +49,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--dtype', help="of the weights; default float32 on CPU, else the files'")
     parser.add_argument('--plain', action='store_true', help='no chat template, as for a base model')
     parser.add_argument('--batch-tokens', type=int, default=65536, help='cache slots of a batch')
-    parser.add_argument('--piece', type=int, help='tokens of one forward pass over a prompt, where a prompt '
-                        'does not fit into memory at once')
+    parser.add_argument('--piece', type=int, help='tokens of one forward pass over a prompt, for prompts '
+                        'that do not fit into memory at once')
 
 
 def parse_ints(flag: str, text: str) -> tuple[int, ...]:
@@ -90,8 +90,8 @@ def load_model(args: argparse.Namespace) -> tuple['Model', Path]:
     check_positive(args, 'piece', 'batch_tokens')
     folder = Path(find_model(args.model))
     if not folder.is_dir():
-        raise ValueError(f"--model {args.model} is not a folder; give a Hugging Face folder, 'base' or "
-                         "'smollm2'")
+        raise ValueError(
+            f"--model {args.model} is not a folder; give a Hugging Face folder, 'base' or 'smollm2'")
     tokenizer = tokenizers.load(folder)
     tokenizers.check_vocab_size(tokenizer, llama_hf.read_config(folder).vocab_size)
     template = None if args.plain else _load_template(folder)

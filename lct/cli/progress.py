@@ -37,7 +37,7 @@ class Progress:
         self.name, self.unit, self.start, self.last = name, unit, time.monotonic(), None
 
     def __call__(self, done: int, total: int, seconds_left: float | None = None) -> None:
-        """seconds_left: by default what the rest takes at the average speed so far."""
+        """seconds_left: remaining time; by default estimated from the average speed so far."""
         now, in_terminal = time.monotonic(), sys.stderr.isatty()
         if not (in_terminal or self.last is None or now - self.last > INTERVAL or done == total):
             return

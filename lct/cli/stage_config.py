@@ -24,8 +24,7 @@ def published_stage(
     *, name: str, seq_len: int, num_steps: int, theta: str | float, mesh: Sequence[int], remat: str,
     ffn_chunks: int, published: Mapping[str, Any], **optional: Any,
 ) -> ConfigDict:
-    """A stage of a published recipe: text alone, a constant learning rate, zigzag layout, computed in
-    bfloat16.
+    """A stage of a published recipe: text only, constant learning rate, zigzag layout, bfloat16 computation.
 
     published: what the source prints about the stage; not an input of the run.
     """

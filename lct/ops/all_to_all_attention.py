@@ -20,7 +20,7 @@ def all_to_all_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array,
     axis_name: str | None, options: AttentionOptions,
 ) -> jax.Array:
-    """As ring_attention, with all-to-alls within nodes of options.node_size neighbours and a ring of nodes.
+    """As ring_attention, with all-to-alls in nodes of options.node_size neighbours, and a ring of nodes.
 
     Raises:
       ValueError: if node_size does not divide N, or neither divides K nor is a multiple of it.

@@ -1,1 +1,1 @@
-"""Stages, steps, checkpoints: what turns a short-context checkpoint into a long one."""
+"""Training: stages, steps and checkpoints that extend the context of a model."""

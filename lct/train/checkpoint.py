@@ -38,16 +38,16 @@ class Checkpoints:
         """Start saving; returns before the files are written. A step that is saved already is left as it is.
 
         Returns:
-          None, or in one line why a checkpoint was not written: a full disk must not end the training.
+          None, or in one line the reason why no checkpoint was written: a full disk must not end training.
         Raises:
-          OSError: instead, if there are several processes: the others would wait for this one.
+          OSError: in a run of several processes, where the others would wait for this one.
         """
         if step in self._manager.all_steps():
             return None
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
         try:
             self._manager.save(step, args=items)
-        except Exception as error:  # of the save before this one, found in the background
+        except Exception as error:  # raised in the background by the save before this one
             problem = _first_line(error)
             _give_up_if_several(problem)
             try:
@@ -83,7 +83,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:
             _give_up_if_several(_first_line(error))
-            self._manager.reload()  # latest() must be on disk
+            self._manager.reload()  # latest() must name a step that is on disk
             return (f'the last checkpoint could not be written ({_first_line(error)}); those before are '
                     'complete')
         return None

@@ -21,10 +21,9 @@ class Gate:
     """The scores at which a stage may end before its num_steps, and what to do if it never reaches them.
 
     every: steps between two evaluations.
-    needle: least share of recall-probe prompts answered right at the stage's length.
-    short_loss_rise: most that the loss within the base model's length may exceed the base model's, nats per
-    token.
-    otherwise: 'stop' the run or 'advance' to the next stage if num_steps are over and the gate is closed.
+    needle: smallest share of recall-probe prompts answered correctly at the stage's length.
+    short_loss_rise: largest rise of the loss over the base model's, within its length, in nats per token.
+    otherwise: 'stop' the run, or 'advance' to the next stage, if the gate is closed after num_steps.
     """
 
     every: int
@@ -34,8 +33,8 @@ class Gate:
 
     def __post_init__(self):
         if type(self.every) is not int or self.every < 1:
-            raise ValueError(f'gate every {self.every!r} must be a positive number of steps between '
-                             'evaluations')
+            raise ValueError(
+                f'gate every {self.every!r} must be a positive number of steps between evaluations')
         if not 0 <= self.needle <= 1:
             raise ValueError(f'gate needle {self.needle!r} is a share of prompts and must lie in 0..1')
         if self.otherwise not in ('stop', 'advance'):
@@ -60,7 +59,7 @@ class GateClosed(ValueError):
 
 
 def closed_message(stage: Any, scores: Mapping[str, float]) -> str:
-    """Text of the GateClosed of a stages.Stage."""
+    """The message of GateClosed for a stages.Stage."""
     return (f'stage {stage.name}: the gate is closed after all {stage.num_steps} steps: '
             f"{stage.gate.describe(scores)}; the steps are saved: continue with other thresholds or "
             "otherwise 'advance' for this gate, or train longer in a new folder")

@@ -31,11 +31,10 @@ from lct.train.stopping import Interrupted, stop_message
 class Run:
     """How to train, apart from model and data.
 
-    checkpoint_every: steps between checkpoints; one more is written at the end of each stage and on
-    interruption.
+    checkpoint_every: steps between checkpoints; the end of a stage and an interruption write one too.
     keep_checkpoints: number of newest checkpoints to keep.
     max_skips_in_row: non-finite steps in a row after which the run ends with an error.
-    line_every_s: least seconds between two progress lines.
+    line_every_s: minimum seconds between two progress lines.
     adapter: lora.Adapter to train in place of all weights, or None.
     """
 
@@ -81,8 +80,8 @@ def train(
       FloatingPointError: after max_skips_in_row non-finite steps in a row.
     """
     if gate_scores is None and any(stage.gate for stage in run.stages):
-        raise ValueError('a stage has a gate but train() was given no gate_scores to measure it by; pass '
-                         'them')
+        raise ValueError(
+            'a stage has a gate but train() was given no gate_scores to measure it by; pass gate_scores')
     training = _Training(run, config, params, mixture, workdir, stop_requested, gate_scores)
     try:
         for planned in training.plan:
@@ -102,9 +101,9 @@ def train(
 class _Training:
     """One call of train(): the constants of the run, and how far it is.
 
-    step: steps of the schedule taken. state: the TrainState after them, None until place_state. cursor: of
-    the data.
-    seconds: spent in finished stages, over all calls. tokens: trained on by this call.
+    step: steps of the schedule taken. state: the TrainState after them, None until place_state.
+    cursor: position in the data. seconds: spent in finished stages, over all calls.
+    tokens: trained on by this call.
     """
 
     def __init__(self, run, config, params, mixture, workdir, stop_requested, gate_scores):
@@ -179,7 +178,7 @@ class _Training:
         return loader
 
     def _take_steps(self, planned, loader, tables, started):
-        """Returns whether the stage ended early because its gate is open."""
+        """Train to the last step. Returns whether the stage ended early because its gate is open."""
         stage, run, architecture = planned.stage, self.run, self.config.architecture()
         later = [after for after in self.plan if after.end > planned.end]
         progress = StageProgress(planned, later, self.metrics, self.peak, run.max_skips_in_row, run.adapter)
@@ -209,8 +208,7 @@ class _Training:
         return planned.stage.gate and planned.stage.gate.due(self.step - planned.start)
 
     def _gate_opens(self, planned, step):
-        """Evaluate the stage's gate at a step of the schedule; scores that are in the log are not measured
-        again."""
+        """Whether the stage's gate opens at a step of the schedule; logged scores are not measured again."""
         stage, row = planned.stage, self.gate_log.at(planned.stage.name, step)
         if row is None:
             scores = self.gate_scores(stage, planned.config, states.model(self.state))
@@ -221,8 +219,7 @@ class _Training:
         return opens
 
     def _end_stage(self, planned, gate_open, started):
-        """Decide on the next stage: jump to the end of this one if its gate is open. Returns the reason as
-        text."""
+        """Jump to the end of the stage if its gate is open. Returns as text why the stage is over."""
         stage, steps = planned.stage, self.step - planned.start
         if gate_open:
             self.gate_log.add(stage.name, planned.end, steps, self.gate_log.at(stage.name, self.step))
@@ -237,7 +234,7 @@ class _Training:
         return reason + ', and on although the gate is closed'
 
     def _save(self, started):
-        """Start writing a checkpoint; started: time at which the stage began."""
+        """Start writing a checkpoint; started: time.monotonic() at the start of the stage."""
         record = {'cursor': self.cursor, 'seconds': self.seconds + time.monotonic() - started}
         self.warn(self.checkpoints.save(self.step, self.state.replace(frozen=None), record))
 

@@ -26,7 +26,7 @@ def whole_row_flops(config: LlamaConfig, stage: Stage, adapter: Adapter | None =
 
 
 def measured_peak(dtype: jnp.dtype) -> float:
-    """FLOP/s of a large matmul on all devices, of which utilization is a fraction."""
+    """Measured FLOP/s of a large matmul on all devices, the reference for utilization."""
     size = 1024 if jax.default_backend() == 'cpu' else 8192
     x = jnp.ones((size, size), dtype)
     multiply = jax.jit(jnp.dot)
@@ -53,8 +53,8 @@ class Pace:
         self._ended = collections.deque(maxlen=self.WINDOW + 1)
 
     def ended(self, flops: float, now: float) -> tuple[float, float] | None:
-        """Take a step of so many FLOPs that ended at now. Returns (seconds per step, FLOP/s), or None after
-        the first."""
+        """Add a step of so many FLOPs that ended at time now (seconds). Returns (seconds per step, FLOP/s),
+        or None after the first step."""
         self._ended.append((now, flops))
         steps = len(self._ended) - 1
         elapsed = now - self._ended[0][0]
@@ -64,8 +64,8 @@ class Pace:
 
 
 class Metrics:
-    """Writes metrics.jsonl and TensorBoard events under a folder, and progress lines on stdout; of several
-    processes the first does, the others throw theirs away."""
+    """Writes metrics.jsonl and TensorBoard events under a folder, and progress lines on stdout. In a run of
+    several processes only the first writes."""
 
     def __init__(self, folder: str | Path, first_step: int, line_every_s: float = 3.0):
         folder = Path(folder)
@@ -95,7 +95,7 @@ class Metrics:
             log(text)
 
     def flush(self) -> None:
-        """Hand all rows to the operating system: those before a checkpoint must survive a kill after it."""
+        """Hand all rows to the operating system: rows before a checkpoint must survive a kill after it."""
         self._lines.flush()
         self._events.flush()
 

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov & Hutter 2019) through optax, one learning-rate schedule over all stages."""
+"""AdamW (Loshchilov & Hutter 2019) through optax, with one learning-rate schedule over all stages."""
 
 import dataclasses
 import functools

@@ -22,15 +22,13 @@ def restore(checkpoints: Checkpoints, step: int, target: TrainState, params: Cal
 
 
 def held_rows(stage: Stage) -> list[tuple[np.ndarray, slice]]:
-    """[(rows [A, b], slice of columns)] of the host batch [A * B, T] that the devices of this process
-    hold."""
+    """[(rows [A, b], slice of columns)] of the host batch [A * B, T] on this process's devices."""
     placed, shape, rows = _batch_sharding(stage)
     return [(rows[index[:2]], index[2]) for index in placed.addressable_devices_indices_map(shape).values()]
 
 
 def place_batch(batch: Mapping[str, np.ndarray], stage: Stage) -> dict[str, jax.Array]:
-    """The host batch {name: [A * B, T]} on the mesh as [A, B, T]; only rows that this process holds are
-    read."""
+    """The host batch {name: [A * B, T]} on the mesh as [A, B, T]; reads only the rows of this process."""
     placed, shape, rows = _batch_sharding(stage)
     return {
         name: jax.make_array_from_callback(
@@ -40,8 +38,7 @@ def place_batch(batch: Mapping[str, np.ndarray], stage: Stage) -> dict[str, jax.
 
 
 def _batch_sharding(stage):
-    """-> (sharding of a batch [A, B, T], its shape, the numbers [A, B] of its rows in a host batch [A * B,
-    T])."""
+    """-> (sharding of a batch [A, B, T], its shape, its row numbers [A, B] in a host batch [A * B, T])."""
     shape = (stage.accumulation, stage.batch_size, stage.seq_len)
     placed = NamedSharding(jax.sharding.get_mesh(), P(None, *sharding.spec('BT')))
     return placed, shape, np.arange(shape[0] * shape[1]).reshape(shape[:2])

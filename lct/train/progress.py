@@ -19,7 +19,7 @@ class StageProgress:
 
     def __init__(self, planned: PlannedStage, later: Sequence[PlannedStage], metrics: Metrics, peak: float,
                  max_skips_in_row: int, adapter: lora.Adapter | None = None):
-        """later: the stages after this one. peak: FLOP/s that utilization is a fraction of."""
+        """later: the stages after this one. peak: FLOP/s, the reference for utilization."""
         self._stage, self._end = planned.stage, planned.end
         self._last = later[-1].end if later else planned.end
         self._metrics, self._peak, self._max_skips = metrics, peak, max_skips_in_row
@@ -30,7 +30,7 @@ class StageProgress:
         self._later_steps = cost / flops(planned.stage)
 
     def add(self, device_metrics: dict[str, jax.Array], step: int, flops: float) -> None:
-        """Take the metrics of a step that may still run, and write those of the step before.
+        """Take the metrics of a step that may still be running, and write those of the step before.
 
         Raises:
           FloatingPointError: after max_skips_in_row non-finite steps in a row; flush raises it too.
@@ -70,8 +70,7 @@ class StageProgress:
         if skipped >= self._max_skips:
             raise FloatingPointError(
                 f'loss or gradient was not finite in {skipped} steps in a row, up to step {step}; the last '
-                'checkpoint holds only finite weights: lower the learning rate, or look at the data of these '
-                'steps'
+                'checkpoint holds only finite weights: lower the learning rate or check the data there'
             )
 
     def _describe(self, values, seconds_per_step, step):

@@ -1,5 +1,4 @@
-"""The curriculum: each stage has a length, a theta rule, a RoPE scaling, a mesh, a mixture, a schedule and a
-gate."""
+"""The curriculum: stages with a length, a theta rule, a RoPE scaling, a mesh, a mixture and a gate."""
 
 import dataclasses
 import itertools
@@ -59,8 +58,8 @@ class Stage:
                 raise ValueError(f'stage {self.name}: {field} must be positive, got {getattr(self, field)}')
         for field in ('learning_rate', 'alpha'):
             if not 0 < getattr(self, field) < math.inf:
-                raise ValueError(f'stage {self.name}: {field} {getattr(self, field)} must be a positive '
-                                 'number')
+                raise ValueError(
+                    f'stage {self.name}: {field} {getattr(self, field)} must be a positive number')
         if not 0 <= self.warmup_steps <= self.num_steps:
             raise ValueError(
                 f'stage {self.name}: warmup_steps {self.warmup_steps} must be from 0 to num_steps = '
@@ -98,8 +97,7 @@ class Stage:
 
 
 def theta_of(stage: Stage, theta: float, seq_len: int, base: tuple[float, int], head_dim: int) -> float:
-    """RoPE theta of a stage that follows a model of (theta, seq_len); base: (theta, length) of the base
-    model.
+    """RoPE theta of a stage that follows a model of (theta, seq_len); base: the base model's (theta, length).
 
     A theta from a rule is rounded down to a whole number, as the published ones were from stage to stage.
     """
@@ -122,8 +120,8 @@ def rope_of(stage: Stage, before: rope.RopeConfig, theta: float, length: int, na
             head_dim: int) -> rope.RopeConfig:
     """RopeConfig of a stage.
 
-    before: of the stage before. theta: of this stage. length: max_position of its model. native: length of
-    the base.
+    before: RoPE of the stage before. theta: of this stage. length: max_position of its model. native: the
+      base model's length.
     """
     if not stage.scaling:
         if before.type == 'dynamic' and stage.theta == 'keep' and stage.seq_len > before.max_position:

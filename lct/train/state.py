@@ -1,4 +1,4 @@
-"""What training carries from step to step."""
+"""The training state: weights, optimizer moments and counters."""
 
 from typing import Any
 
@@ -12,11 +12,13 @@ from lct.models import llama, lora
 
 
 class TrainState(struct.PyTreeNode):
-    """step: the place in the schedule; every batch advances it by one, a stage that ends early to the stage's
-    end. params: the trained weights, llama.Params or lora.Trained. skipped: batches whose gradient was not
-    finite, in
-    total and in a row. frozen: weights that no step changes; they are the base model's, so no checkpoint has
-    them."""
+    """The state of a run between two steps.
+
+    step: position in the schedule. Every batch advances it by one; a gate that opens early ends the stage.
+    params: the trained weights, llama.Params or lora.Trained.
+    skipped, skipped_in_row: batches whose gradient was not finite, in total and in a row.
+    frozen: the base model's weights that no step changes; no checkpoint stores them.
+    """
 
     step: Any
     params: Any

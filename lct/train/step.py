@@ -1,4 +1,4 @@
-"""One optimizer step: the loss normalised once over all target tokens of the global batch."""
+"""One optimizer step; the loss is normalised once, over all target tokens of the global batch."""
 
 import functools
 from typing import Any
@@ -56,8 +56,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """state, batch -> state, metrics. tx and schedule: optimizer.make and optimizer.schedule.
 
-    A step whose loss or gradient is not finite changes nothing but the counters: a guard with `where`, so
-    that no NaN can reach the optimizer's moments.
+    A step whose loss or gradient is not finite changes nothing but the counters: `where` selects the old
+    state, so that no NaN can reach the optimizer's moments.
     """
     loss, grads = loss_and_grads(state.params, config, batch, tables, memory, state.frozen)
     with jax.named_scope('optimizer'):

@@ -16,8 +16,7 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[str]]:
-    """Yields a list that receives the name of the first SIGINT or SIGTERM; a second one raises
-    KeyboardInterrupt.
+    """Yield a list that gets the name of the first SIGINT or SIGTERM; a second raises KeyboardInterrupt.
 
     Outside the main thread, where Python takes no handlers, the list stays empty.
     """

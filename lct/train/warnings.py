@@ -1,5 +1,4 @@
-"""Warnings about stages that can run, but slowly, without effect, or beyond the length that their theta
-supports."""
+"""Warnings about stages that can run, but slowly, without effect, or beyond the reach of their theta."""
 
 import itertools
 import math
@@ -17,7 +16,7 @@ def stage_warnings(stages: Sequence[Stage], config: LlamaConfig, param_dtype: st
     """One sentence for every problem of stages that follow the base model of config.
 
     The supported length follows from the scaling law of arXiv 2310.05209: beyond the period of the first dim
-    that made no full turn in training, this dim meets angles that it was not trained on.
+    that completed no full period in training, this dim meets angles that it was not trained on.
     """
     group = config.num_heads // config.num_kv_heads
     found = [_rounding_warning(stages)] if param_dtype == 'bfloat16' else []
@@ -61,8 +60,7 @@ def _theta_warning(stage, stage_config, base):
 
 
 def _degenerate_chunk(stage, seq_len, group):
-    """Tokens of the smaller attention chunk if the shard of seq_len is long but has no better divisor, else
-    0."""
+    """Tokens of the smaller attention chunk if a long shard of seq_len has no better divisor; else 0."""
     chunks, shard = stage.memory.attention.chunks, seq_len // stage.mesh[2]
     fitted = {wanted: fit(wanted, shard) for wanted in (chunks.queries(group), chunks.key)}
     # below half of the configured chunk: shards that are multiples of 32 always have at least that
