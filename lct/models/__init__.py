@@ -1,0 +1,1 @@
+"""Llama: configs, parameters, forward, adapters and generation."""

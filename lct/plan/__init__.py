@@ -1,1 +1,1 @@
-"""Predictions for machines that are not present: memory, time and cost, by a model and by their compilers."""
+"""Predictions for machines that are not present: memory and time, by cost models and by compilers."""

@@ -8,8 +8,7 @@ from lct.ops.masks import EMPTY, Tokens, chunk_classes
 
 
 def pairs_by_step(layout: str, seq_len: int, ring_size: int) -> np.ndarray:
-    """Query-key pairs that the causal mask of one document leaves to each device at each ring step, int
-    [devices, steps].
+    """Causal query-key pairs of one document on each device at each ring step: int [devices, steps].
 
     At step r device i holds the block of device (i - r) % ring_size. All devices wait for the busiest one at
     every step, so a ring takes pairs.max(0).sum(), and pairs.sum() / ring_size if the work is shared evenly.
@@ -20,8 +19,7 @@ def pairs_by_step(layout: str, seq_len: int, ring_size: int) -> np.ndarray:
 
 
 def tiles(layout: str, ring_size: int, positions: np.ndarray, segments: np.ndarray, chunk: int) -> np.ndarray:
-    """Attention tiles that each device computes for one row, int [ring_size]: pairs of chunks that are not
-    skipped.
+    """Attention tiles (chunk pairs that are not skipped) of each device for one row: int [ring_size].
 
     positions, segments: int [S], in the order of the text. chunk: tokens of a side of a tile.
     """
@@ -39,8 +37,7 @@ def one_document(length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def packed_documents(length: int, median: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and segments [S] of a row of documents with log-normal lengths (sigma 1), as in natural
-    text."""
+    """Positions and segments [S] of a row of documents with log-normal lengths (sigma 1)."""
     rng = np.random.default_rng(seed)
     lengths, left = [], length
     while left:

@@ -18,7 +18,7 @@ from lct.plan.cost import FLOAT32, Step, num_params
 WORK = 9
 # In bytes per element of [tokens of a chunk, F]: gate, up, their product and the gradients of the three.
 WORK_FFN = 14
-# Elements per token that a layer keeps without remat: times D (norms in float32, residuals, out), times F.
+# Elements per token that a layer keeps without remat: multiples of D (float32 norms, residuals, out), of F.
 KEPT_D, KEPT_F = 16, 5
 # Fitted to programs compiled for TPU: the fragmentation of their heap, as a fraction of what is saved for the
 # backward.
@@ -89,8 +89,7 @@ def buffers(step: Step, platform: str = 'gpu') -> Buffers:
 
 
 def _gradients(step, share):
-    """Of all layers, in the dtype of the weights. Where there is a separate new moment, they share its
-    place."""
+    """Gradients of all layers, in the dtype of the weights; 0 where they share the place of a new moment."""
     return share * FLOAT32 if step.stored_width == FLOAT32 else 0
 
 
@@ -109,8 +108,8 @@ def _saved(step):
         return {'layer inputs': inputs}, {}
     if remat == 'attention':
         lse = config.num_heads / tensor * FLOAT32
-        return {'layer inputs': inputs, 'q, k, v, out, '
-                                        'lse': tokens * (2 * (heads + kv_heads) * step.width + lse)}, {}
+        return {'layer inputs': inputs,
+                'q, k, v, out, lse': tokens * (2 * (heads + kv_heads) * step.width + lse)}, {}
     if remat == 'dots':
         results = heads + 2 * kv_heads + config.embed_dim
         if step.memory.ffn_chunks == 1:
@@ -140,8 +139,7 @@ def _loss(step, platform):
 
 
 def _layer(step):
-    """The backward of one layer: gathered weights, their gradients, the working set, gathered keys of a
-    node."""
+    """The backward of one layer: gathered weights, their gradients, working set, gathered keys of a node."""
     config, tensor = step.config, step.mesh[3]
     weights = sum(layer_matmul_params(config)) / tensor
     chunk = step.rows * step.shard / step.memory.ffn_chunks

@@ -55,8 +55,8 @@ class Step:
             raise ValueError(f'seq_len {self.seq_len} is not a multiple of {divisor}: each of {ring} devices '
                              f'holds two stretches of the sequence and {self.memory.ffn_chunks} ffn_chunks')
         if self.batch_size % (data * fsdp):
-            raise ValueError(f'batch_size {self.batch_size} is not a multiple of data * fsdp = {data} * '
-                             f'{fsdp}')
+            raise ValueError(
+                f'batch_size {self.batch_size} is not a multiple of data * fsdp = {data} * {fsdp}')
 
     @property
     def devices(self) -> int:
@@ -112,7 +112,7 @@ num_params = functools.cache(llama.num_params)  # a search calls it thousands of
 
 
 def model_flops(step: Step) -> int:
-    """FLOPs that the model needs for the whole step, all devices. The numerator of the utilisation."""
+    """FLOPs that the model needs for the whole step on all devices: the numerator of the utilisation."""
     pairs = visible_pairs(step.seq_len, step.config.window) * step.batch_size * step.accumulation
     return train_flops(step.config, step.tokens, pairs)
 
@@ -216,8 +216,7 @@ def _attention_transfers(step):
     grads = values * copies * FLOAT32
 
     def ring_passes(name, size, stride, passes):
-        """Forward and backward passes of a ring of size devices that are stride apart on the sequence
-        axis."""
+        """Both passes of a ring of `size` devices that are `stride` apart on the sequence axis."""
         if size == 1:
             return []
         return [Transfer(f'{name} forward', 'sequence', 'ring', stride * tensor, size,

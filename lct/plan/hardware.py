@@ -1,10 +1,11 @@
 """Accelerators in numbers, the basis of a plan: bytes, bytes per second in one direction, FLOP/s.
 
-Sources, by the letter in the comment of each row: [N] the vendor's data sheet, as collected in
-  github.com/stas00/ml-engineering, compute/accelerator and network [B] "How to Scale Your Model",
-  github.com/jax-ml/scaling-book, tpus.md [C] docs.cloud.google.com/tpu/docs: v5e, v5p, v6e, tpu7x [M] what
-  the driver leaves of the nominal memory, as in targets.py [A] assumption: a property of a cluster, not of a
-  chip, or a figure without a known source
+Sources, by the letter in the comment of each row:
+  [N] the vendor's data sheet, as collected in github.com/stas00/ml-engineering, compute/accelerator, network
+  [B] "How to Scale Your Model", github.com/jax-ml/scaling-book, tpus.md
+  [C] docs.cloud.google.com/tpu/docs: v5e, v5p, v6e, tpu7x
+  [M] what the driver leaves of the nominal memory, as in targets.py
+  [A] assumption: a property of a cluster, not of a chip, or a figure without a known source
 """
 
 import dataclasses
@@ -23,10 +24,10 @@ class Hardware:
     platform: 'gpu' or 'tpu'.
     flops: peak of dense bfloat16 products. memory: bytes of a device. bandwidth: of that memory.
     node_size: devices with fast links between all of them: a machine of GPUs, a pod of TPUs.
-    inside: of a device to one neighbour in its node. inside_all: of a device to all of them at once, for
-      collectives; of a TPU both directions of one side of its torus.
-    between: of one flow between nodes. network: of a whole node to the others.
-    host: of a device to the memory of its host.
+    inside: from a device to one neighbour in its node. inside_all: from a device to all of them at once, for
+      collectives; on a TPU, both directions of one side of its torus.
+    between: one flow between nodes. network: from a whole node to the others.
+    host: from a device to the memory of its host.
     """
 
     name: str

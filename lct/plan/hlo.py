@@ -1,9 +1,9 @@
-"""Reading a compiled program: the text of scheduled HLO.
+"""A parser of compiled programs, in the text form of scheduled HLO.
 
 The instructions of a computation stand in their order of execution, so the text shows whether a transfer
-overlaps with compute: it does if an instruction with matmuls stands between its start and its done, in a ring
-the attention loop of one ring step. Figures are per device. What lies in a loop counts as often as the loop
-runs. A loop whose trip count only the data determine counts once, and what lies in it is marked.
+overlaps with compute. It does if an instruction with matmuls stands between its start and its done; in a ring
+that is the attention loop of one ring step. Figures are per device. The body of a loop counts once per
+iteration. If the trip count depends on the data, the body counts once, and its transfers are marked inexact.
 """
 
 import dataclasses
@@ -48,8 +48,7 @@ class Shape(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line. shapes: of the result, flattened. inside: the text between the parentheses. rest: the text
-    after them."""
+    """One line. shapes: of the result, flattened. inside: text in the parentheses. rest: text after them."""
 
     name: str
     opcode: str
@@ -75,7 +74,7 @@ class Instruction:
 class Transfer:
     """One collective.
 
-    kind: its name in HLO. shapes: of the arguments of a device. size: the bytes of those.
+    kind: its name in HLO. shapes: of the arguments of a device. size: their bytes.
     sent: bytes that leave the device if the collective runs as a ring, once.
     times: executions in the program. exact: False if the compiler does not know them and times is a lower
     bound.
@@ -134,9 +133,10 @@ class Program:
     """A compiled program, from compiled.as_text()."""
 
     def __init__(self, text: str):
-        """
+        """Parse the text of a program.
+
         Raises:
-          ValueError: if text is not scheduled HLO, in which the order of lines has no meaning.
+          ValueError: if text is not scheduled HLO; without a schedule the order of lines has no meaning.
         """
         if 'is_scheduled=true' not in text[:100_000].split('\n', 1)[0]:
             raise ValueError('not a scheduled HLO module; pass the text of a compiled program '
@@ -333,6 +333,5 @@ def memory_of(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def device_bytes(memory: dict[str, int]) -> int:
-    """The memory of a program on one device: memory_of, summed. (The compilers' own peak includes host
-    memory.)"""
+    """Bytes of a program on one device: memory_of, summed. (The compilers' own peak includes host memory.)"""
     return memory['arguments'] + memory['outputs'] - memory['aliased'] + memory['temporaries']

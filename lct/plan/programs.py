@@ -11,8 +11,7 @@ from lct import sharding
 
 def attention(op: Callable, mesh: jax.sharding.Mesh, size: dict[str, int],
               dtype: jax.typing.DTypeLike) -> dict[str, tuple[Callable, tuple]]:
-    """The two programs of an attention op: {'forward': (function, arguments), 'backward': (function,
-    arguments)}.
+    """The two programs of an attention op: {'forward' or 'backward': (function, arguments)}.
 
     The backward is a program of its own, which takes the residuals of the forward, so that a compiler's
     report covers the backward alone.

@@ -13,7 +13,7 @@ from lct.plan import cost, timing
 from lct.plan.buffers import Buffers, buffers
 from lct.plan.hardware import TABLE, Hardware
 
-# assumption: of device memory; the rest is for collectives, kernel workspaces and fragmentation
+# assumed usable share of device memory; the rest is for collectives, kernel workspaces and fragmentation
 USABLE = 0.92
 REMAT = ('none', 'dots', 'attention', 'full', 'offload')  # in order of decreasing memory
 FFN_CHUNKS = (1, 2, 4, 8, 16)
@@ -52,7 +52,7 @@ class Rejection(NamedTuple):
 
 
 class SearchResult(NamedTuple):
-    """plans: fastest first."""
+    """Feasible plans, fastest first, and the rejected steps."""
 
     plans: list[Plan]
     rejections: list[Rejection]
@@ -109,9 +109,10 @@ def _outcomes(job, hardware, devices, efficiency):
         replicas = mesh[0] * mesh[1]
         blank = cost.Step(job.config, mesh, job.seq_len, replicas, dtype=job.dtype)
         if job.rows % replicas:
-            yield Rejection(blank, f'rows {job.rows} per step are not a multiple of the {replicas} rings '
-                                   'side by side',
-                            None)
+            yield Rejection(
+                blank,
+                f'rows {job.rows} per step are not a multiple of the {replicas} rings side by side',
+                None)
             continue
         for attention in attentions(mesh[2], mesh[3], hardware):
             base = dataclasses.replace(blank, memory=Memory('full', attention, 1, LOSS_CHUNK, 'bfloat16'))
@@ -151,17 +152,20 @@ def _policies(step, hardware, efficiency):
 def _too_large(step, needed, usable):
     sizes = needed.at_peak()
     largest = max(sizes, key=sizes.get)
-    return Rejection(step, f'needs {needed.peak / GiB:,.1f} GiB of the usable {usable / GiB:,.1f}; the '
-                           'largest buffer '
-                     f'is {largest!r} with {sizes[largest] / GiB:,.1f} GiB', needed.peak - usable)
+    return Rejection(
+        step,
+        f'needs {needed.peak / GiB:,.1f} GiB of the usable {usable / GiB:,.1f}; the largest buffer is '
+        f'{largest!r} with {sizes[largest] / GiB:,.1f} GiB',
+        needed.peak - usable)
 
 
 def best(job: Job, hardware: Hardware, devices: int,
          efficiency: timing.Efficiency = timing.Efficiency()) -> SearchResult:  # noqa: B008
     """A SearchResult with at least one plan.
 
-    Raises: ValueError: if no plan is feasible, with the buffer that is too large, the excess, and the
-      cheapest remedies.
+    Raises:
+      ValueError: if no plan is feasible, with the buffer that is too large, the excess, and the cheapest
+        remedies.
     """
     result = search(job, hardware, devices, efficiency)
     if result.plans:
@@ -210,8 +214,8 @@ def _remedies(job, hardware, devices):
         counts = (1 << n for n in range(13) if other is not hardware or 1 << n > devices)
         count = next((n for n in counts if feasible(job, other, n)), None)
         if count:
-            options.append((max(count * other.memory - devices * hardware.memory, 0), f'{count} x '
-                                                                                      f'{other.name}'))
+            options.append(
+                (max(count * other.memory - devices * hardware.memory, 0), f'{count} x {other.name}'))
     if not options:
         return 'neither a shorter context nor 4096 devices of any hardware in the table suffice'
     return 'remedies, cheapest first: ' + ', or '.join(text for _, text in sorted(options)[:3])

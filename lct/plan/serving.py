@@ -8,9 +8,9 @@ from lct.plan import cost, timing
 from lct.plan.cost import Step
 from lct.plan.hardware import Hardware
 
-# The forward's share of exposed transfers of a training step: one pass of an all-to-all's two, two
-# all-reduces of seven, one gather of weights, and one of keys (two bytes of the five that are gathered and
-# scattered)
+# The forward's share of the exposed transfers of a training step: one of two passes of all-to-alls, two of
+# seven all-reduces, one gather of weights, and one gather of keys (a quarter of the bytes of all gathers and
+# scatters).
 FORWARD_SHARE = {'all-to-all': 1 / 2, 'partial sums': 2 / 7, 'weights, exposed': 1,
                  'gather of keys, scatter of their gradients': 1 / 4}
 
@@ -22,8 +22,7 @@ def cache_bytes(config: LlamaConfig, length: int, width: int = 2) -> int:
 
 def prefill_seconds(step: Step, hardware: Hardware,
                     efficiency: timing.Efficiency = timing.Efficiency()) -> dict[str, float]:  # noqa: B008
-    """Seconds by name of one forward over the rows of a Step, which writes the cache: no loss, no
-    backward."""
+    """Seconds by name of one forward over the rows of a Step that writes the cache, without a loss."""
     forward = dataclasses.replace(step, accumulation=1, memory=dataclasses.replace(step.memory, remat='none'))
     flops, moved = cost.work(forward), cost.transfers(forward)
     attention = flops.attention_forward / (hardware.flops * efficiency.attention)
@@ -39,8 +38,8 @@ def prefill_seconds(step: Step, hardware: Hardware,
 
 def decode_seconds(step: Step, hardware: Hardware,
                    efficiency: timing.Efficiency = timing.Efficiency()) -> dict[str, float]:  # noqa: B008
-    """Seconds by name of one more token for every row of a Step: weights are gathered to where they are used,
-    weights and cache are read once from device memory. The latency of collectives is not included."""
+    """Seconds by name of one more token for every row of a Step. Weights are gathered over the mesh; weights
+    and cache are read once from device memory. The latency of collectives is not included."""
     config, (_, fsdp, ring, tensor) = step.config, step.mesh
     weights = matmul_params(config) * step.width / tensor
     group = fsdp * ring

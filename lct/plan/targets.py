@@ -115,8 +115,8 @@ def parse(text: str) -> Target:
     if kind in GPUS and re.fullmatch('[1-9][0-9]*', size):
         count = int(size)
         if count > GPUS_PER_NODE and count % GPUS_PER_NODE:
-            raise ValueError(f'target {text}: {count} GPUs do not fill nodes of {GPUS_PER_NODE}; use a '
-                             'multiple')
+            raise ValueError(
+                f'target {text}: {count} GPUs do not fill nodes of {GPUS_PER_NODE}; use a multiple')
         return Target('cuda', kind, (-(-count // GPUS_PER_NODE), min(count, GPUS_PER_NODE)))
     if kind in TPU_WRAPS and re.fullmatch('[1-9][0-9]*(x[1-9][0-9]*)+', size):
         shape = tuple(int(side) for side in size.split('x'))
@@ -189,8 +189,7 @@ def memory(target: Target) -> int | None:
 
 
 def neighbour_distances(target: Target, mesh: jax.sharding.Mesh, axis: str) -> dict[int, int]:
-    """Distances between neighbours of the rings on an axis, in links of the torus: {distance: number of
-    neighbours}.
+    """{distance in links of the torus: number of neighbours at that distance} for the rings on an axis.
 
     Empty for GPUs, whose links are not a torus.
     """

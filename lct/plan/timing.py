@@ -23,8 +23,8 @@ class Efficiency:
     inside: of the nominal speed of links in a node. ring: of the flow of a ring between nodes. collective: of
       all-gathers and other collectives between nodes.
     memory: of the bandwidth of device memory.
-    overlap: of the shorter of two concurrent activities, the share that is hidden. Data movement takes cores
-      and memory bandwidth from computation.
+    overlap: the hidden share of the shorter of two concurrent activities. Data movement takes cores and
+      memory bandwidth from computation.
     """
 
     matmul: float = 0.5
@@ -63,13 +63,12 @@ def overlapped(compute: float, communication: float, overlap: float) -> float:
 
 
 def exposed(attention: float, hidden: list[Transfer], hardware: Hardware, efficiency: Efficiency) -> float:
-    """Seconds of transfers that are not hidden behind attention of so many seconds."""
+    """Seconds of transfers that attention, which takes so many seconds, does not hide."""
     links = [seconds_on_links(t, hardware, efficiency) for t in hidden]
     longest = max((sum(side) for side in zip(*links)), default=0.0)
     return overlapped(attention, longest, efficiency.overlap) - attention
 
 
-# noqa: B008
 def seconds(step: Step, hardware: Hardware, efficiency: Efficiency = Efficiency()) -> dict[str, float]:
     """Seconds of a step by name; their sum is the step.
 
@@ -80,8 +79,7 @@ def seconds(step: Step, hardware: Hardware, efficiency: Efficiency = Efficiency(
     """
     if step.width != 2:
         raise ValueError('times are predicted for computing in bfloat16, the only dtype whose peak is in the '
-                         'table; set '
-                         "memory.dtype to 'bfloat16'")
+                         "table; set memory.dtype to 'bfloat16'")
     flops, moved = work(step), transfers(step)
     times = {'matmul': flops.matmul / (hardware.flops * efficiency.matmul)}
     attention = _attention_seconds(flops, hardware, efficiency)
@@ -109,8 +107,8 @@ def _attention_seconds(flops: Work, hardware, efficiency):
 
 
 def least_block(flops: float, link: float, group: int = 1, causal: bool = False) -> float:
-    """The least tokens per device with which the attention of one block hides its transfer, at peak FLOP/s
-    and peak link speed in bytes/s: F / B (Ring Attention, section 3.1).
+    """The smallest number of tokens per device with which the attention of one block hides its transfer, at
+    peak FLOP/s and peak link speed in bytes/s: F / B (Ring Attention, section 3.1).
 
     group: query heads per key/value head, which divide the bytes. causal: balanced causal work needs twice
     the tokens.

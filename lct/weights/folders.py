@@ -1,4 +1,4 @@
-"""Folders that appear under their name complete, or not at all, even if the writer is killed."""
+"""Atomic folders: a folder gets its final name only when it is complete, even if the writer is killed."""
 
 import contextlib
 import fcntl

@@ -138,7 +138,7 @@ class _HeaderCheck:
         dims = self._take('<I')[0]
         if not 1 <= dims <= MAX_DIMS:
             raise ValueError(
-                f'{self.path}: tensor {i} has {dims} dims, it must have 1 to {MAX_DIMS}; fetch it again')
+                f'{self.path}: tensor {i} has {dims} dims instead of 1 to {MAX_DIMS}; fetch it again')
         shape = self._take(f'<{dims}Q')
         self._take('<IQ')
         if math.prod(shape) > 64 * self.size:  # no type packs more than a few weights into a byte

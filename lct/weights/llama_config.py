@@ -278,7 +278,7 @@ def config_to_json(config: LlamaConfig, dtype: str = 'bfloat16') -> dict[str, An
     if rope.type == 'dynamic' and rope.max_position != config.max_position_embeddings:
         raise ValueError(
             f"rope type 'dynamic' has max_position {rope.max_position} but max_position_embeddings is "
-            f'{config.max_position_embeddings}; config.json has one field for both, make them equal')
+            f'{config.max_position_embeddings}; config.json has only one field for both: make them equal')
     scaling = {'rope_type': rope.type}
     for key, field in ROPE_FIELDS[rope.type].items():
         value = getattr(rope, field)

@@ -141,8 +141,7 @@ def save(
         folder: str | os.PathLike, config: LlamaConfig, params: Params, *, dtype: str = 'bfloat16',
         max_shard_bytes: int = 5_000_000_000, tokenizer_from: str | os.PathLike | None = None,
         card: str | None = None, overwrite: bool = False) -> None:
-    """Write a Hugging Face folder atomically: config.json and safetensors, with an index if there are
-    several.
+    """Write a Hugging Face folder atomically: config.json and safetensors files, with an index of several.
 
     Args:
       dtype: of the files: float32, float16 or bfloat16.

@@ -1,4 +1,4 @@
-"""The parameters of a config and the tensors of a checkpoint: names, shapes, and which rectangle is which.
+"""The parameters of a config and the tensors of a checkpoint: names, shapes, and corresponding rectangles.
 
 Every format stores a Linear as [out, in], one tensor per layer; parameters are [in..., out...], stacked on L.
 Letters: V vocab, D embed_dim, L layers, N query heads, K key/value heads, H head_dim, F mlp_dim.
@@ -16,8 +16,7 @@ from lct.weights.tensors import ALL
 
 
 def parameter_table(config: LlamaConfig) -> dict[str, llama.ParamInfo]:
-    """{parameter name: its ParamInfo} of a config, in the order of llama.param_table; 'layers.wq' for a
-    stacked one."""
+    """{parameter name, such as 'embed' or 'layers.wq': its ParamInfo}, in the order of llama.param_table."""
     leaves = jax.tree_util.tree_leaves_with_path(llama.param_table(config), is_leaf=llama.is_param_info)
     return {'.'.join(key.name for key in path): info for path, info in leaves}
 

@@ -73,7 +73,7 @@ def load(config: LlamaConfig, dtype: np.dtype, matrices: Matrices) -> Params:
 
 
 def _load_parameter(pool, config, letters, target, layers):
-    """One parameter from the matrices of its layers, so many at a time that STAGED bytes suffice."""
+    """One parameter from the matrices of its layers, as many at a time as fit into STAGED bytes."""
     if not letters.startswith('L'):
         return _stage(pool, config, letters, target, layers)
     shard = target.shape if target.sharding is None else target.sharding.shard_shape(target.shape)
@@ -180,7 +180,7 @@ def _fill(matrix, first_row, rows, views):
         for _, view in views:
             view[rows.start - first_row:rows.stop - first_row] = values
         return
-    # Fresh memory for every strip would cost more than the rest; a row length that is a power of two would
+    # Fresh memory for every strip would cost more than the copies. A row length that is a power of two would
     # map a column of the strip onto a few lines of the cache.
     width = block.shape[1]
     strip = np.empty((STRIP, width + 32), dtype)

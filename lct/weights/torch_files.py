@@ -170,7 +170,7 @@ class _Interpreter:
         self.stack.append(_call(function, arguments, self.path))
 
     def _build(self, _):
-        """The attributes of an OrderedDict, versions of modules, are dropped."""
+        """Drop the attributes of an OrderedDict, which are versions of modules."""
         self.stack.pop()
         if not isinstance(self.stack[-1], dict):
             raise ValueError(

@@ -1,5 +1,4 @@
-"""Zip archives of stored (not compressed) members: the place of each in the file, and archives to write in
-place.
+"""Zip archives of stored (uncompressed) members: their places in the file, and archives written in place.
 
 Format: PKWARE's APPNOTE.TXT 6.3, sections 4.3 and 4.5. All archives are written as zip64, so that the small
 ones of the tests have the same format as those over 4 GB.
