@@ -31,8 +31,8 @@ def main():
     parser.add_argument('--files', nargs='+', required=True, help='folders, globs in quotes, or files')
     parser.add_argument('--question', action='append', help='may be given several times')
     parser.add_argument('--length', type=int,
-                        help='tokens of prompt and answer at most; default all positions of the model')
-    parser.add_argument('--max-new-tokens', type=int, default=256, help='of each answer')
+                        help='most tokens of prompt and answer; default: all positions of the model')
+    parser.add_argument('--max-new-tokens', type=int, default=256, help='most tokens of each answer')
     parser.add_argument('--temperature', type=float, default=0.0, help='0 for greedy decoding')
     parser.add_argument('--top-p', type=float, default=1.0,
                         help='sample from the most probable tokens of this total probability')
@@ -43,7 +43,7 @@ def main():
 
 
 def ask(args):
-    """Print the answers -> their texts."""
+    """Print the answers and return their texts."""
     from lct.data.corpus import bundle
     from lct.models.sampling import Sampling
 
@@ -128,7 +128,7 @@ class Reader:
         status('read', f'{len(self.prefix):,} tokens in {self.seconds_to_read:.1f} s, with compilation')
 
     def answer(self, question, sampling):
-        """Print an answer while it is generated -> its text."""
+        """Print an answer while it is generated, and return its text."""
         start = time.monotonic()
         ids = self.prompt(question)
         room = min(self.length, self.session.seq_len)
@@ -150,7 +150,7 @@ class Reader:
         return text
 
     def _generate(self, question, limit, sampling):
-        """Print the tokens of an answer as they come -> (text, number of tokens, time of the first token)."""
+        """Print an answer token by token; returns (text, number of tokens, time of the first token)."""
         import jax
 
         from lct.data.detokenizer import Detokenizer

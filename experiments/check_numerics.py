@@ -39,16 +39,17 @@ def parse_args():
     model.add_argument('--model', default='base', help='a Hugging Face Llama folder; default: shipped base')
     model.add_argument('--random', choices=SIZES, help='random weights in this shape instead')
     parser.add_argument('--layers', type=int, help='with --random: number of layers instead of all')
-    parser.add_argument('--length', type=int, default=1024, help='tokens of the only row')
+    parser.add_argument('--length', type=int, default=1024, help='tokens of the one row')
     parser.add_argument('--packed', action='store_true',
                         help='eight documents and padding instead of one document')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32',
-                        help='of the computation')
+                        help='dtype of the computation')
     parser.add_argument('--devices', type=int, help='number of devices; virtual ones (8) on a CPU')
     parser.add_argument('--ring-sizes', type=int, nargs='+',
                         help='default: the powers of two that fit the devices')
     parser.add_argument('--tensor', type=int, default=1, help='degree of tensor parallelism')
-    parser.add_argument('--node-size', type=int, help='of two-level strategies; default: half the ring')
+    parser.add_argument('--node-size', type=int,
+                        help='devices per node for two-level strategies; default: half the ring')
     parser.add_argument('--strategies', nargs='+', choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument('--kernels', nargs='+', choices=KERNELS, default=list(KERNELS))
     parser.add_argument('--layouts', nargs='+', choices=LAYOUTS, default=LAYOUTS)

@@ -1,13 +1,13 @@
-"""Compile an attention op or a whole training step for a machine that is not present, and report on the
-program.
+"""Compile an attention op or a training step for a machine that is not present, and report on the program.
 
     python experiments/compile_report.py --target l40s:8 --op ring --direction both --length-per-device 8192
     python experiments/compile_report.py --target l40s:512 --stage 3 \\
         --step experiments/configs/published/gradient_llama3_8b.py
 
 Prints, per program, every collective with its bytes and whether it is hidden behind matmuls, the memory of
-one device and the largest tensor. The same goes to experiments/results/compile_<target>.json. Needs the extra
-'aot-cuda' or 'aot-tpu'. Nothing is executed: memory and schedule are the compiler's, and the time is unknown.
+one device and the largest tensor, and writes the same to experiments/results/compile_<target>.json. Needs the
+extra 'aot-cuda' or 'aot-tpu'. Nothing is executed: memory and schedule are the compiler's, and the time is
+unknown.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def attention_programs(mesh, args):
 
 
 def changed_run(args):
-    """The Run of a config, its stage changed by the flags."""
+    """The Run of a config, with its stage changed by the flags."""
     run = make_run(load_config(args.step))
     if not 0 <= args.stage < len(run.stages):
         raise ValueError(f'--stage {args.stage}: {args.step} has stages 0 to {len(run.stages) - 1}')
@@ -76,10 +76,12 @@ def flags(argv=None):
     parser.add_argument('--target', required=True, help='l40s:8, h100:512, v5e:4x4, v5p:4x4x4, ...')
     parser.add_argument('--mesh', type=lambda text: tuple(int(d) for d in text.split(',')),
                         help='degrees of data,fsdp,sequence,tensor; default: all devices on sequence, or as '
-                             'the stage')
-    parser.add_argument('--batch', type=int, help='total rows; default: one for each ring, or as the stage')
+                             'in the stage')
+    parser.add_argument('--batch', type=int,
+                        help='total rows; default: one for each ring, or as in the stage')
     parser.add_argument('--dtype',
-                        help='of the arrays, default bfloat16, or of the parameters, default as the config')
+                        help='dtype of the arrays (default: bfloat16), or of the parameters (default: as in '
+                             'the config)')
     parser.add_argument('--results', type=pathlib.Path, default=experiments_folder() / 'results',
                         help='folder of the JSON')
     parser.add_argument('--hlo', type=pathlib.Path, help='folder that also gets the HLO text of each program')
@@ -94,8 +96,8 @@ def flags(argv=None):
     step = parser.add_argument_group('a whole training step instead')
     step.add_argument('--step', help='a Python file with get_config()')
     step.add_argument('--stage', type=int, default=0, help='number of the stage, from 0')
-    step.add_argument('--model', help='of lct.models.llama_sizes; default: the one in the file name of the '
-                                      'config')
+    step.add_argument('--model',
+                      help='a name of lct.models.llama_sizes; default: the one in the config\'s file name')
     step.add_argument('--remat', help='remat policy, if not the one of the stage')
     return parser.parse_args(argv)
 

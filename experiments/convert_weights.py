@@ -33,8 +33,10 @@ def format_of(source):
 
 
 def read_config(source, **overrides):
-    """LlamaConfig of a source; overrides are the arguments of llama_meta.config_from_params, for fields that
-    Meta's params.json does not contain."""
+    """LlamaConfig of a source.
+
+    overrides: arguments of llama_meta.config_from_params, for fields that Meta's params.json lacks.
+    """
     from lct.weights import json_files, llama_hf, llama_meta
 
     name = format_of(source)
@@ -189,8 +191,8 @@ def dry_run(config, degrees, itemsize=2):
     print(table(('parameter', 'shape', 'sharding', 'bytes per device'), rows, left=(0, 1, 2)))
     count = llama.num_params(config)
     print(
-        f'{count:,} parameters; {total:,} bytes on each of {math.prod(degrees)} devices, at {itemsize} bytes '
-        'a number')
+        f'{count:,} parameters; {total:,} bytes on each of {math.prod(degrees)} devices, at {itemsize} '
+        'bytes a number')
 
 
 def parse_args():
@@ -204,8 +206,8 @@ def parse_args():
     parser.add_argument('--num-files', type=int, default=1, help='files of Meta\'s format, one for each rank')
     parser.add_argument('--mesh', default='1,1,1,1', help='degrees of data,fsdp,sequence,tensor')
     parser.add_argument('--rope-factor', type=float,
-                        help='of use_scaled_rope in Meta\'s format; default: as in the published model of '
-                        'this width')
+                        help='factor of use_scaled_rope in Meta\'s format; default: as in the published '
+                        'model of this width')
     parser.add_argument('--max-position-embeddings', type=int,
                         help='of a model in Meta\'s format; default: 8192, or 131072 with use_scaled_rope')
     parser.add_argument('--overwrite', action='store_true')

@@ -69,8 +69,7 @@ def check_requirement(requirement):
 
 
 def flags(warn):
-    """XLA_FLAGS, of which an unknown one ends a process without an explanation, and settings left from
-    debugging."""
+    """XLA_FLAGS (an unknown flag ends a process without an explanation) and leftover debugging settings."""
     xla_flags = os.environ.get('XLA_FLAGS', '').strip()
     if xla_flags:
         env = {**os.environ, 'JAX_PLATFORMS': 'cpu'}  # the flags are parsed on any platform
@@ -306,7 +305,7 @@ def examine(check, *arguments):
 
 
 def show(lines, index):
-    """Process 0 prints all lines, the others warnings and failures."""
+    """Process 0 prints all lines; the others print warnings and failures."""
     for line in lines:
         if not index or not line.startswith('ok'):
             print(f'[process {index}] {line}' if index else line, flush=True)
@@ -318,7 +317,7 @@ def run():
     parser.add_argument('--workdir', default='runs', help='where runs will write')
     workdir = parser.parse_args().workdir
 
-    # before jax: if they fail, jax would not start, or it would change what they look at
+    # These run before jax: if they fail, jax would not start, or it would change what they examine.
     early = [examine(check) for check in (versions, flags, neighbours)]
     if not all(passed for passed, _ in early):
         show([line for _, lines in early for line in lines], 0)

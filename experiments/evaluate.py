@@ -1,6 +1,7 @@
-"""How well a model uses a long context: RULER, needles, adversarial needles, learning in context, questions
-about a repository, and losses: by position, with growing context, on key tokens, on identifiers, beside a
-base model.
+"""Evaluate how well a model uses a long context.
+
+The suites are RULER, needles, adversarial needles, learning in context, questions about a repository, and
+losses: by position, with growing context, on key tokens, on identifiers, and beside a base model.
 
     python experiments/evaluate.py --model DIR --suite ruler,needle --lengths 4096,8192 --workdir RUN
     python experiments/evaluate.py --model smollm2 --suite ruler --lengths 1024,2048 --samples 8,4 \\
@@ -42,17 +43,19 @@ def main():
                         help='names separated by commas; lct/eval/suites has one module for each')
     parser.add_argument('--lengths', default='1024,2048,4096,8192',
                         help='tokens of prompt and answer together')
-    parser.add_argument('--samples', default='20', help='of each task; one number, or one for each length')
-    parser.add_argument('--tasks', help='names from the suites; default all')
+    parser.add_argument('--samples', default='20',
+                        help='samples of each task; one number, or one for each length')
+    parser.add_argument('--tasks', help='names from the suites; default: all')
     parser.add_argument('--workdir', type=pathlib.Path, required=True)
     parser.add_argument('--data', type=pathlib.Path,
                         help="folder of RULER's own TASK/validation.jsonl, old or new, in place of generated "
                         'samples; their length is the one of --lengths')
     parser.add_argument('--haystack', default='embedded',
                         help='folder, glob, or file of text, .jsonl or .parquet')
-    parser.add_argument('--base', help='the model before its extension, for its loss on short windows beside '
-                        'this one')
-    parser.add_argument('--trained', type=int, help='trained length; default the positions of the model')
+    parser.add_argument('--base',
+                        help='the model before its extension, whose loss on short windows is compared')
+    parser.add_argument('--trained', type=int,
+                        help='trained length; default: the positions of the model')
     parser.add_argument('--seed', type=int, default=42)
     evaluate(parser.parse_args())
 
@@ -98,7 +101,7 @@ def warn(problems):
 
 
 def load(args):
-    """-> runner.Model and its provenance."""
+    """The runner.Model and its provenance."""
     import jax
 
     model, folder = load_model(args)
@@ -119,7 +122,7 @@ def load(args):
 
 
 def make_plan(args, model, counts, tasks):
-    """-> suites.Plan and the provenance of its inputs."""
+    """The suites.Plan and the provenance of its inputs."""
     from lct.data.corpus import documents
     from lct.eval.suites import ruler
     from lct.eval.suites.suite import Plan, make_material
@@ -214,7 +217,7 @@ def check_workdir(workdir, about):
 
 
 def run_suite(suite, model, plan, workdir):
-    """Run a suite and write its answers -> its result."""
+    """Run a suite, write its answers and return its result."""
     progress = Progress(suite.name)
     outcome = suite.run(model, plan, workdir / f'{suite.name}.jsonl', progress)
     progress.end()

@@ -3,8 +3,8 @@
     python experiments/extend.py --config experiments/configs/laptop.py --workdir runs/laptop
 
 Evaluates the base (recall probe, loss by position), trains through the stages, evaluates again, and writes
-figures,
-results.json, TensorBoard metrics and a Hugging Face folder. Stop it at any time: the same command continues.
+figures, results.json, TensorBoard metrics and a Hugging Face folder. Stop it at any time: the same command
+continues.
 """
 
 import dataclasses
@@ -47,10 +47,11 @@ CARRIES_OVER = 0.2  # of the needle prompts; below it a closing line says that r
 
 
 class Job(NamedTuple):
-    """A checked run. mesh: of the last stage, for evaluations. base: the config of the checkpoint in folder.
-    start:
-    the config that training starts from. rows: of the corpus. size and trained: parameters in total and
-    trained."""
+    """A checked run.
+
+    mesh: of the last stage, for evaluations. base: config of the checkpoint in folder. start: config that
+    training starts from. rows: of the corpus. size, trained: number of parameters, in total and trained.
+    """
 
     config: ConfigDict
     workdir: Path
@@ -99,7 +100,7 @@ def run():
 
 
 def check(config, workdir):
-    """-> Job. Finds everything that can be wrong before anything is computed."""
+    """The Job of a config. Everything that can be wrong is found before anything is computed."""
     settings = make_run(config)
     for stage in settings.stages:
         mesh = sharding.make_mesh(stage.mesh)
@@ -145,7 +146,7 @@ def check(config, workdir):
 
 
 def check_evaluation(config, run_stages, base, tokenizer, held_out):
-    """-> before_after.Evaluation over held_out, [ids of a document]."""
+    """The before_after.Evaluation over held_out [ids of a document]."""
     last, gated = run_stages[-1], [stage for stage in run_stages if stage.gate]
     haystack, native = np.concatenate(held_out), base.max_position_embeddings
     probe, loss = config.needle, config.loss
@@ -166,8 +167,11 @@ def check_evaluation(config, run_stages, base, tokenizer, held_out):
 
 
 def extend(job, stop_requested):
-    """Evaluate, train, evaluate -> (Measurements of the base, of the extended, LlamaConfig, Params,
-    summary)."""
+    """Evaluate, train, and evaluate again.
+
+    Returns:
+      (Measurements of the base, Measurements of the extended model, LlamaConfig, Params, summary).
+    """
     evaluation = dataclasses.replace(job.evaluation, check_stop=lambda: stopping.check_stop(stop_requested))
 
     def load():

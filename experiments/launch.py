@@ -1,9 +1,9 @@
 """Start a script as several processes of this machine, which work together through jax.distributed.
 
-    python experiments/launch.py --nprocs 4 experiments/extend.py --config experiments/configs/smoke.py
-    --workdir runs/smoke
+    python experiments/launch.py --nprocs 4 experiments/extend.py \\
+        --config experiments/configs/smoke.py --workdir runs/smoke
 
-A rehearsal of what will run on a cluster, by default on CPUs (set JAX_PLATFORMS for anything else): the
+This rehearses what will run on a cluster, by default on CPUs (set JAX_PLATFORMS for anything else): the
 processes share the devices of the mesh. Only the output of the first process is shown. Ctrl-C is forwarded to
 all of them: the first finishes the step and saves, the second stops, the third kills the processes. When a
 process dies the others are ended, and the launcher reports which one died and its last lines.
@@ -27,8 +27,7 @@ POLL_S = 0.05
 
 
 class Process:
-    """One of the processes, and the last lines of its output. prefix: of its lines on stdout; None hides
-    them."""
+    """A process and its last lines of output. prefix: precedes its lines on stdout; None hides them."""
 
     def __init__(self, index, command, environment, prefix):
         self.index, self.shown = index, prefix is not None
@@ -150,11 +149,11 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--nprocs', type=int, required=True, help='number of processes')
     parser.add_argument('--port', type=int, default=0,
-                        help='of this machine, where the processes meet; default: a free one')
+                        help='port of this machine where the processes meet; default: a free one')
     parser.add_argument('--all', action='store_true',
                         help='show the output of every process, its number before each line')
     parser.add_argument('script', help='a Python script, such as experiments/extend.py')
-    parser.add_argument('arguments', nargs=argparse.REMAINDER, help='of the script')
+    parser.add_argument('arguments', nargs=argparse.REMAINDER, help='arguments of the script')
     args = parser.parse_args()
     try:
         if args.nprocs < 1:

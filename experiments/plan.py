@@ -56,8 +56,7 @@ def recipe_model(path, name):
 
 
 def hardware_of(args, published=''):
-    """The Hardware of the flags, or of the device that a recipe was published on, with the network of the
-    flags."""
+    """The Hardware of the flags, or the published device of a recipe, with the network of the flags."""
     names = (part for part in re.split(r'[\s-]', published.lower()) if part in hardware.TABLE)
     name = args.hardware or next(names, None)
     if name is None:
@@ -70,8 +69,7 @@ def hardware_of(args, published=''):
 
 
 def theta_for(config, context, theta):
-    """The theta to train with at a context: the critical base, or the one of the flags if it reaches that
-    far."""
+    """The theta to train with at a context: of the flags, if it reaches that far, or the critical base."""
     trained = config.max_position_embeddings
     if context <= trained:
         return 'keep'
@@ -291,26 +289,25 @@ def flags(argv=None):
     parser.add_argument('--model', help=f'of {", ".join(MODELS)}')
     parser.add_argument('--context', help='tokens of a row: 1048576, 1M, 64K')
     parser.add_argument('--hardware',
-                        help=f'of {", ".join(hardware.TABLE)}; default: what a recipe was published on')
+                        help=f'one of {", ".join(hardware.TABLE)}; default: the device on which a recipe '
+                             'was published')
     parser.add_argument('--devices', type=int)
     parser.add_argument('--network', type=float,
-                        help='GB/s one way from a node to the others; default: of the table')
+                        help='GB/s one way from a node to the others; default: as in the table')
     parser.add_argument('--rows', type=int, help='rows per step; default: 4M tokens, at least one row')
     parser.add_argument('--tokens', type=float,
-                        help=f'to train on; default {DEFAULT_TOKENS:,}, as Gradient at 1M')
+                        help=f'tokens to train on; default: {DEFAULT_TOKENS:,}, as Gradient at 1M')
     parser.add_argument('--param-dtype', choices=('float32', 'bfloat16'), default='float32',
-                        help='of the stored parameters and moments; the computation is in bfloat16')
+                        help='dtype of the stored parameters and moments; the computation is in bfloat16')
     parser.add_argument('--theta', type=float, help='RoPE theta to train with; default: the critical base')
-    parser.add_argument('--price-per-hour', type=float, help='of one device')
-    parser.add_argument('--recipe', help='a Python file with get_config(), whose stages are predicted '
-                                         'instead')
+    parser.add_argument('--price-per-hour', type=float, help='price of one device for an hour')
+    parser.add_argument('--recipe', help='a Python file with get_config() whose stages to predict instead')
     parser.add_argument('--show', type=int, default=8, help='number of plans to list')
     parser.add_argument('--compile', metavar='TARGET',
-                        help='also compile the step of the best plan for l40s:512, '
-                        'v5p:8x8x8, ...: as many devices of --hardware (extra aot-cuda or aot-tpu)')
-    parser.add_argument('--out', help='path of the config; default runs/MODEL-CONTEXT-DEVICESxHARDWARE.py, '
-                                      'and none '
-                        'for a recipe')
+                        help='also compile the step of the best plan for l40s:512, v5p:8x8x8, ...: as many '
+                             'devices of --hardware (extra aot-cuda or aot-tpu)')
+    parser.add_argument('--out', help='path of the config; default: runs/MODEL-CONTEXT-DEVICESxHARDWARE.py, '
+                                      'and none for a recipe')
     return parser.parse_args(argv)
 
 

@@ -33,7 +33,7 @@ def main():
     parser.add_argument('--num-fewshot', type=int)
     parser.add_argument('--limit', type=int, help="documents of each of the harness's tasks")
     parser.add_argument('--max-length', type=int,
-                        help='tokens that the model may read; default its positions')
+                        help='tokens that the model may read; default: its positions')
     parser.add_argument('--bos', action='store_true',
                         help='begin texts with the BOS, as add_bos_token of the harness')
     parser.add_argument('--output', type=pathlib.Path, help='JSON')
@@ -41,7 +41,7 @@ def main():
 
 
 def run(args):
-    """Print the table of the harness -> its results."""
+    """Run the tasks, print the table of the harness and return its results."""
     with needs("'.[lm-eval]'"):
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager

@@ -3,7 +3,7 @@
     python experiments/theta.py --model DIR --target 1M            a Hugging Face Llama folder, or 'smollm2'
     python experiments/theta.py --model llama3-8b --target 1M --theta 2804339835
 
-The last line warns if the target lies beyond what --theta supports, or without it what the model has now.
+The last line warns if the target lies beyond what --theta or, without it, the model's own theta supports.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def run():
     parser.add_argument('--target', required=True, help='tokens: 1048576, 1M, 64K')
     parser.add_argument('--theta', type=float, help='a choice to compare with the others')
     parser.add_argument('--trained', type=int,
-                        help='tokens that it was trained on; default what its config says')
+                        help='tokens that it was trained on; default: what its config says')
     args = parser.parse_args()
     config = config_of(args.model)
     trained = args.trained or config.rope.original_max_position or config.max_position_embeddings
@@ -121,14 +121,13 @@ def warning(config, base, trained, target, head_dim):
     if reaches(bound, target):
         return []
     return ['', f'WARNING: target {target:,} is beyond the {bound:,.0f} tokens that theta '
-                f'{config.theta:,.0f} '
-            f'({config.type}) supports by the scaling law: it takes a theta of '
-            f'{theta.theta_for_bound(target, base, trained, head_dim):,.0f}, and to extrapolate further the '
-            f'critical base {rope.critical_base(base, trained, target):,.0f}']
+                f'{config.theta:,.0f} ({config.type}) supports by the scaling law: it takes a theta of '
+                f'{theta.theta_for_bound(target, base, trained, head_dim):,.0f}, and to extrapolate further '
+                f'the critical base {rope.critical_base(base, trained, target):,.0f}']
 
 
 def reaches(bound, target):
-    return bound > target - 0.5  # the law's inverse comes back with a rounding
+    return bound > target - 0.5  # the law's inverse is rounded
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ CPU seconds; with one core per virtual device wall time also shows the balance o
     dense                                  jax.nn.dot_product_attention on one device
     torch                                  torch scaled_dot_product_attention, as many threads as cores
 
-FLOPs are those of the visible half of the square: 2 * B * N * S^2 * H forward, 3.5 times that with backward.
+FLOPs count the unmasked half of the square: 2 * B * N * S^2 * H forward, 3.5 times that with backward.
 """
 
 import argparse
@@ -182,14 +182,13 @@ def timed(program, args):
 
 
 def matmul_peak():
-    """A program of 2 * 2048^3 FLOPs a call: what float32 matmuls reach on this machine, between the
-    rounds."""
+    """A matmul of 2 * 2048^3 FLOPs, timed between the rounds: the float32 peak of this machine."""
     x = jnp.ones((2048, 2048), jnp.float32)
     return jax.jit(lambda x: x @ x).lower(x).compile(), [x], 2 * 2048**3
 
 
 def temporaries(program):
-    """MiB of temporaries per device, by the compiler's account; None where there is no compiler."""
+    """MiB of temporaries per device as the compiler reports them; None for a program it did not compile."""
     if not hasattr(program, 'memory_analysis'):
         return None
     stats = program.memory_analysis()
@@ -226,8 +225,7 @@ def main():
 
 
 def measure(built, peak):
-    """({name: (CPU, wall) seconds in every round}, FLOP/s of the matmul peak in every round), after a warm-up
-    call."""
+    """({name: (CPU, wall) seconds by round}, FLOP/s of the matmul by round), after a warm-up call."""
     program, args, flops = peak
     times, peaks = {name: [] for name in built}, []
     for name in built:
@@ -241,8 +239,7 @@ def measure(built, peak):
 
 
 def summary(times, first, flops, peak):
-    """The figures of a contestant in a row of the JSON; first: times of the first contestant. peak: FLOP/s of
-    a core."""
+    """A contestant's figures for the JSON. first: times of the first contestant. peak: FLOP/s of a core."""
     ratios = [[a[i] / b[i] for a, b in zip(first, times)] for i in (0, 1)]
     cpu, wall = (statistics.median(t[i] for t in times) for i in (0, 1))
     return {'cpu_s': cpu, 'wall_s': wall, 'cpu_ratio': statistics.median(ratios[0]),

@@ -15,7 +15,7 @@ FFN (SwiGLU with residual, --layers of them), with the gradients of input and we
 
 One device, float32. Contestants take turns within every round, so a ratio compares runs that are seconds
 apart; the table gives the median of this / first contestant and its spread over the rounds: below 1 is
-better. CPU seconds are the steady figure on a busy machine. Temporaries are the compiler's account; 'error'
+better. CPU seconds are the steady figure on a busy machine. The compiler reports the temporaries; 'error'
 is the largest relative difference of loss or gradient (norm) from the first contestant's.
 """
 
@@ -49,15 +49,16 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--part', required=True, choices=list(CONTESTANTS))
     parser.add_argument('--contestants', nargs='+', help=f'default {CONTESTANTS}')
-    parser.add_argument('--tokens', type=int, default=4096, help='of the timed runs')
-    parser.add_argument('--memory-tokens', type=int, default=16384, help='of programs that are only compiled')
+    parser.add_argument('--tokens', type=int, default=4096, help='tokens of the timed runs')
+    parser.add_argument('--memory-tokens', type=int, default=16384,
+                        help='tokens of the programs that are only compiled')
     parser.add_argument('--embed-dim', type=int, default=512)
     parser.add_argument('--mlp-dim', type=int, default=2048)
     parser.add_argument('--layers', type=int, default=4)
     parser.add_argument('--vocab-size', type=int, default=128256)
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--json', type=pathlib.Path,
-                        help='file that gets the table, under the name of the part')
+                        help='JSON file for the table, under the name of --part')
     return parser.parse_args()
 
 
@@ -176,8 +177,7 @@ def summary(values):
 
 
 def measured_rows(names, small, large):
-    """One row per contestant; the programs for the timed and for the other length are built one after the
-    other."""
+    """One row per contestant. The programs of the two lengths are built one after the other."""
     temporaries = lambda program: program.memory_analysis().temp_size_in_bytes / 2**20
     found = {name: {'contestant': name} for name in names}
     for length, args in (('memory_tokens', large), ('tokens', small)):
@@ -237,7 +237,7 @@ def main():
         kind, *chunk = name.split(':')
         if kind not in CONTESTANT[ARGS.part] or len(chunk) != (kind != 'whole') or not all(map(str.isdigit,
                                                                                                chunk)):
-            raise ValueError(f'contestant {name!r} of --part {ARGS.part} must be as one of '
+            raise ValueError(f'contestant {name!r} of --part {ARGS.part} must have the form of one of '
                              f'{", ".join(CONTESTANTS[ARGS.part])}')
     rows = measured_rows(names, inputs(ARGS.tokens), inputs(ARGS.memory_tokens))
     show(rows)

@@ -53,7 +53,7 @@ class SyntheticStore:
 
 
 def lognormal(count, seed=0):
-    """int64 [count]: median 1,000, sigma 1.3, one in a thousand a book of 100,000 and more."""
+    """int64 [count]: median 1,000, sigma 1.3; one in a thousand is a book of 100,000 or more."""
     rng = np.random.default_rng(seed)
     lengths = rng.lognormal(np.log(1000), 1.3, count)
     books = rng.random(count) < 1e-3
@@ -114,8 +114,7 @@ def reading(tokenizer, seq_len=2**20, hosts=64):
 
 
 def sparse_store(path, lengths, tokenizer):
-    """Write a store of documents of these lengths whose shards are sparse files: opening it and planning take
-    as long as for a full one."""
+    """Write a store of documents of these lengths with sparse shards; it opens and plans like a full one."""
     from lct.data.corpus import store
 
     path.mkdir()

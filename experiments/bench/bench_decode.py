@@ -57,7 +57,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--check', action='store_true')
     parser.add_argument('--rounds', type=int, default=9)
-    parser.add_argument('--out', type=pathlib.Path, help='JSON, of which this run replaces its half')
+    parser.add_argument('--out', type=pathlib.Path, help='JSON file, of which this run replaces its half')
     args = parser.parse_args()
     result = {'exact': check()} if args.check else {'speed': bench(args.rounds)}
     if args.out:
@@ -132,8 +132,10 @@ def bench(rounds):
 
 
 def side(degrees, length):
-    """A function that answers behind full caches, a row of `length` tokens for every replica -> milliseconds
-    of a token and of what comes once."""
+    """A function that decodes with full caches, one row of `length` tokens per replica.
+
+    It returns (milliseconds per token, milliseconds once per answer).
+    """
     rows = degrees[0]
     with on(degrees):
         params = llama.init(BENCH, jax.random.key(0))
@@ -150,7 +152,7 @@ def side(degrees, length):
         step = jax.jit(decode.decode, static_argnames='config', donate_argnames='cache')
 
     def seconds(count):
-        """Of an answer of count tokens. It fills the slots that the one before filled."""
+        """Seconds of an answer of count tokens, which overwrites the slots of the previous answer."""
         nonlocal cache
         request = decode.place_request(np.full(rows, count, np.int32), stop, STEPS)
         jax.block_until_ready((cache, request))

@@ -80,7 +80,7 @@ def cpu_seconds(program, args):
 
 
 def show(direction, count, spent):
-    """Print the table of a direction; returns its rows of the JSON. spent: CPU seconds per tile, by case."""
+    """Print the table of a direction and return its JSON rows. spent: CPU seconds per tile, by case."""
     rows = []
     for name, values in spent.items():
         ratios = [a / b for a, b in zip(values, spent['zigzag'], strict=True)]

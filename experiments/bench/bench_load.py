@@ -102,9 +102,11 @@ def peak_child(folder):
 
 
 def speed_child(folder):
-    """Seconds of loading and of copying by one and by several threads, in turns; the first round warms the
-    page cache. One process for all: a fresh one first gets memory from its host, which takes longer than
-    either."""
+    """Seconds of loading, and of copying with one and with several threads, in turns.
+
+    The first round warms the page cache. All run in one process, because a fresh one must first get its
+    memory from the host, which takes longer than loading or copying.
+    """
     eight_devices()
     threads = min(8, os.cpu_count())
     tasks = {'load': lambda: load(folder), 'copy, 1 thread': lambda: copy(folder, 1),
@@ -152,7 +154,7 @@ def spawn(*args):
 def result(process):
     line = process.stdout.readline()
     if not line:
-        raise RuntimeError('a measuring process failed; its message stands above')
+        raise RuntimeError('a measuring process failed; see its message above')
     return json.loads(line)
 
 
@@ -162,8 +164,8 @@ def measure_1b(folder):
     for name, some in seconds.items():
         rates = [speed['bytes'] / x / 1e9 for x in some]
         print(f'{name:16} {statistics.median(rates):.2f} GB/s (median of '
-              f'{", ".join(f"{x:.2f}" for x in rates)}), {statistics.median(speed["cpu_seconds"][name]):.2f} '
-              's of CPU')
+              f'{", ".join(f"{x:.2f}" for x in rates)}), '
+              f'{statistics.median(speed["cpu_seconds"][name]):.2f} s of CPU')
     load, *copies = seconds.values()
     ratios = {name: statistics.median(y / x for x, y in zip(load, some))
               for name, some in zip(list(seconds)[1:], copies)}
@@ -183,9 +185,10 @@ def measure_quarters(folder):
         process.stdin.write('go\n')
         process.stdin.flush()
         found.append(result(process))
-        print(f'process {i}: {found[-1]["bytes"] / 1e9:.2f} GB of parameters in {found[-1]["seconds"]:.1f} '
-              f's, peak / parameters {found[-1]["peak"] / found[-1]["bytes"]:.3f} (bar 1.25)')
-    for process in processes:  # all, before any: they leave together
+        print(f'process {i}: {found[-1]["bytes"] / 1e9:.2f} GB of parameters in '
+              f'{found[-1]["seconds"]:.1f} s, peak / parameters '
+              f'{found[-1]["peak"] / found[-1]["bytes"]:.3f} (bar 1.25)')
+    for process in processes:  # all get the message before any is waited for: they leave together
         process.stdin.write('end\n')
         process.stdin.flush()
     for process in processes:

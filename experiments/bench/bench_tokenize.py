@@ -55,8 +55,7 @@ def write_corpus(folder, source, num_bytes):
 
 
 def library_child(tokenizer, corpus):
-    """Seconds of encode_batch over a corpus, in its own process, because the library reads the number of
-    threads once.
+    """Seconds of encode_batch over a corpus, in its own process: the library reads its thread count once.
     """
     import tokenizers
 
@@ -130,8 +129,8 @@ def speed(args, folder):
         rounds.append({**rates, 'ratio': rates['store_mb_s'] / rates['library_mb_s']})
         print(' '.join(f'{key} {value:.3f}' for key, value in rounds[-1].items()), flush=True)
     ratio = statistics.median(each['ratio'] for each in rounds)
-    print(f'speed of tokenize_corpus.py / encode_batch: {ratio:.2f}, median of {args.rounds} rounds (target '
-          '0.80)')
+    print(f'speed of tokenize_corpus.py / encode_batch: {ratio:.2f}, median of {args.rounds} rounds '
+          '(target 0.80)')
     return {'bytes': num_bytes, 'tokens': library['tokens'], 'rounds': rounds, 'ratio': ratio}
 
 

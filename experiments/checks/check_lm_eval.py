@@ -32,7 +32,7 @@ def main():
     add_model_flags(parser)
     parser.add_argument('--golden', action='store_true', help='write the results of transformers')
     parser.add_argument('--their-dtype', default='float64',
-                        help='of the model in transformers, whose float32 is less accurate than ours: '
+                        help='dtype of the model in transformers, whose float32 is less accurate than ours: '
                         '2e-3 nats over 256 tokens of SmolLM2')
     args = parser.parse_args()
     with needs("'.[lm-eval]' torch transformers accelerate"):
@@ -57,7 +57,7 @@ def main():
 
 
 def compare(name, expected, actual):
-    """Whether the responses of a task agree, printed."""
+    """Print and return whether the responses of a task agree."""
     if name == 'page_writing':
         equal = expected == actual
         print(f'{name}: {len(expected)} texts {"equal" if equal else f"DIFFERENT: {expected} {actual}"}')

@@ -1,14 +1,12 @@
-"""Memory per device as lct.plan.buffers predicts it, beside the memory that compilers for GPUs and TPUs
-assign.
+"""Memory per device: the prediction of lct.plan.buffers beside what compilers for GPUs and TPUs assign.
 
     python experiments/checks/check_plan_memory.py                  prints results/plan_memory.json
     python experiments/checks/check_plan_memory.py --compile cuda    compiles missing rows (extra 'aot-cuda')
     python experiments/checks/check_plan_memory.py --compile tpu     (extra 'aot-tpu'; minutes per row)
 
-Compiled is the memory of one device in the training step: arguments, temporaries, and outputs that do not
-reuse an argument. (The compilers' own peak includes offloaded buffers on the host.) Predicted and compiled
-stand in separate columns. The constants of buffers.py were fitted to the rows 'calibration'; the rows 'held
-out' were added later.
+'compiled' is the memory of one device in the training step: arguments, temporaries, and outputs that do not
+reuse an argument. (The compilers' own peak includes offloaded buffers on the host.) The constants of
+buffers.py were fitted to the rows 'calibration'; the rows 'held out' were added later.
 """
 
 import argparse

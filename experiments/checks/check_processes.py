@@ -1,5 +1,4 @@
-"""Equality of losses over processes: the main job in one, two and four, and in runs that are killed and
-resumed.
+"""Check that the main job has the same losses in one, two and four processes, even if killed and resumed.
 
     python experiments/checks/check_processes.py --workdir runs/processes
 

@@ -1,5 +1,6 @@
-"""Read exported folders with other libraries: transformers (any version), mlx-lm and CTranslate2, each
-installed in a virtual environment of its own, without this package.
+"""Read exported folders with other libraries: transformers (any version), mlx-lm and CTranslate2.
+
+Each library is installed in a virtual environment of its own, without this package.
 
     python experiments/checks/check_readers.py write DIR           SmolLM2 with four RoPE scalings, our logits
     python experiments/checks/check_readers.py transformers DIR    pip install torch transformers

@@ -1,5 +1,6 @@
-"""The Llama-3 tokenizer here, in Meta's own code on tiktoken, and in the tokenizers library, on lines of
-mixed text, code, emoji, CJK, odd white space and special tokens.
+"""Compare the Llama-3 tokenizer with Meta's own code on tiktoken and with the tokenizers library.
+
+The lines mix text, code, emoji, CJK, odd white space and special tokens.
 
     pip install '.[llama3-tokenizer]'
     python experiments/checks/check_tokenizer.py                      against Meta's class

@@ -1,5 +1,4 @@
-"""Numerics part of gpu_report.py: every op and kernel, values and gradients, against dense float64 on the
-host."""
+"""Numerics of gpu_report.py: values and gradients of every op and kernel against float64 on the host."""
 
 from typing import NamedTuple
 
@@ -82,7 +81,7 @@ def _limit(value, dtype):
 
 
 def numerics(args, report):
-    """The numerics part of the report."""
+    """Compare every op and kernel with its dense version."""
     length = 48 if args.quick else 768
     dims = (16,) if args.quick else (64, 128, 256)
     shapes = [(4, 2, dim, mask) for dim in dims for mask in ('causal', 'packed', 'window')]
@@ -111,7 +110,7 @@ def check_attention(report, case, length):
         try:
             strategies.check(attention, 1, case.heads, case.kv_heads)
             results = jax.device_get(with_gradients(attend)(*inputs))
-        except Exception as error:  # the refusal of a compiler is a result, not the end
+        except Exception as error:  # a compiler that refuses is a result, not a reason to stop
             record = {'what': title, 'error': error_text(error)}
             if jax.default_backend() == 'gpu':
                 record['passed'] = False
@@ -153,8 +152,10 @@ def check_loss(report, dtype, quick):
 
 
 def check_ffn(report, quick):
-    """The FFN in chunks against the plain formula; in float32, because its rounding in bfloat16 is the
-    rounding of plain matmuls, which chunks do not change."""
+    """The FFN in chunks against the plain formula, in float32.
+
+    Its rounding in bfloat16 is the rounding of plain matmuls, which chunks do not change.
+    """
     tokens, dim, hidden = (32, 16, 32) if quick else (1024, 512, 1024)
     _, x, *weights = _random('float32', (1, tokens, dim), (dim, hidden), (dim, hidden), (hidden, dim))
     swiglu = lambda x, gate, up, down: (jax.nn.silu(x @ gate) * (x @ up)) @ down

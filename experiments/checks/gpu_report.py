@@ -3,12 +3,12 @@
     python experiments/checks/gpu_report.py --json experiments/results/gpu_h200.json   eight minutes
     python experiments/checks/gpu_report.py --quick --json /tmp/quick.json             tiny shapes, any device
 
-Three parts; the JSON is written after every result. *Numerics*: every op and kernel, values and gradients,
-against the dense versions of libraries in float64 on the host. *Attention*: the inner block against the
-library kernels that run on the card, interleaved in every round, as TFLOP/s and as a fraction of a matmul
-measured in the same process. *Training*: steps of --model at doubling lengths, up to the longest that fits in
-memory. What a card cannot run is reported with its reason and is not a failure; a wrong number is, and ends
-with status 1.
+It measures in three steps and writes the JSON after every result. *Numerics*: every op and kernel, values
+and gradients, against the dense versions of libraries in float64 on the host. *Attention*: the inner block
+against the library kernels that run on the card, interleaved in every round, as TFLOP/s and as a fraction of
+a matmul measured in the same process. *Training*: steps of --model at doubling lengths, up to the longest
+that fits in memory. What a card cannot run is reported with its reason and does not count as a failure. A
+wrong number does, and the exit status is then 1.
 """
 
 import argparse
@@ -31,11 +31,13 @@ def flags():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS))
-    parser.add_argument('--model', default='llama3.2-1b', help='whose shape is trained, with random weights')
+    parser.add_argument('--model', default='llama3.2-1b',
+                        help='model whose shape is trained, with random weights')
     parser.add_argument('--layers', type=int, help='number of layers; default: all of the model')
     parser.add_argument('--lengths', type=int, nargs='+', default=[16384, 32768, 65536, 131072])
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--minutes', type=float, default=9.0, help='after which no new measurement begins')
+    parser.add_argument('--minutes', type=float, default=9.0,
+                        help='minutes after which no new measurement begins')
     parser.add_argument('--quick', action='store_true', help='tiny shapes, a test of the script itself')
     parser.add_argument('--json', type=pathlib.Path, required=True, help='path of the report')
     return parser.parse_args()
@@ -122,8 +124,7 @@ def attention(args, report):
 
 
 def compile_contestants(report, direction, inputs, length):
-    """({name: program}, names of the slow ones), after one call to warm up; a failure is reported with its
-    reason."""
+    """({name: program}, names of the slow ones), each called once to warm up. Failures are reported."""
     import jax
 
     programs, slow = {}, set()
@@ -153,8 +154,7 @@ def measure_rounds(programs, slow, inputs, rounds):
 
 
 def show_attention(report, case, times, programs, flops, peak):
-    """Report the times of all contestants in a case (direction, length). flops: of one call; peak: FLOP/s of
-    a matmul."""
+    """Report all times of a case (direction, length). flops: of one call. peak: FLOP/s of a matmul."""
     direction, length = case
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     library = min((median for name, median in medians.items() if not name.startswith('lct')), default=None)

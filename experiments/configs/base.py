@@ -2,7 +2,7 @@
 
     python experiments/studies/pretrain_base.py --config experiments/configs/base.py --workdir runs/base
 
-20 to 60 minutes on two cores. The stages first teach reading back (copies and facts) at short
+It takes 20 to 60 minutes on two cores. The stages first teach reading back (copies and facts) at short
 lengths, where the one earlier place that matters is easy to find, then stretch it to 512.
 
 theta: Llama-3 pairs 500,000 with 8,192 tokens. The base of the RoPE scaling law that puts the same share of

@@ -2,9 +2,9 @@
 
     python experiments/extend.py --config experiments/configs/laptop.py --workdir runs/laptop
 
-The shipped base model, two stages: dynamic NTK with alpha 4 to 2,048, then the critical base to 8,192. The
-model's theta stands to 512 tokens as Llama-3's 500,000 stands to 8,192, so the second stage ends at Llama-3's
-own theta and length.
+It extends the shipped base model in two stages: dynamic NTK with alpha 4 to 2,048 tokens, then the critical
+base to 8,192. The model's theta stands to 512 tokens as Llama-3's 500,000 stands to 8,192, so the second
+stage ends at Llama-3's own theta and length.
 """
 
 from ml_collections import ConfigDict

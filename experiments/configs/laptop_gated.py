@@ -1,10 +1,10 @@
-"""The main job with gates: a stage ends when needles are found at its length and short text reads as before.
+"""The main job with gates: a stage ends once recall at its length is good and short loss has recovered.
 
     python experiments/extend.py --config experiments/configs/laptop_gated.py --workdir runs/laptop_gated
 
-The rule of the Llama-3 report: go on to the next length when the short evaluations have recovered and the
-needles at this length are found. The numbers of steps of laptop.py are now the most that a stage may take;
-each look costs ten needles and 32 windows of 512 tokens.
+As in the Llama-3 report, training goes on to the next length when the short evaluations have recovered and
+the facts hidden at this length are found. The numbers of steps of laptop.py are now the most that a stage may
+take; each evaluation costs ten prompts of the recall probe and 32 windows of 512 tokens.
 """
 
 import pathlib

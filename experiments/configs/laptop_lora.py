@@ -2,8 +2,8 @@
 
     python experiments/extend.py --config experiments/configs/laptop_lora.py --workdir runs/laptop_lora
 
-Rank 4 on the attention projections and the norms whole, as LongLoRA without its embedding: that is a fifth of
-this small model. Adapters want a larger learning rate than weights do.
+Adapters of rank 4 on the attention projections, and the complete norms, are trained: LongLoRA without its
+embedding, which is a fifth of this small model. Adapters need a larger learning rate than full weights.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""The main job in miniature, to see that everything runs: two short stages, a small grid. Under a minute.
+"""The main job in miniature, to see that everything runs: two short stages and a small grid in a minute.
 
     python experiments/extend.py --config experiments/configs/smoke.py --workdir runs/smoke
 """

@@ -1,7 +1,7 @@
-"""Which theta for 4,096 tokens: short runs of the base model over a grid, the unchanged theta among them.
+"""A theta for 4,096 tokens: short runs of the base model over a grid, the unchanged theta among them.
 
-    python experiments/studies/theta_search.py --config experiments/configs/theta_4k.py --workdir
-    runs/theta_4k
+    python experiments/studies/theta_search.py --config experiments/configs/theta_4k.py \\
+        --workdir runs/theta_4k
 
 The base model has theta 3,134, 512 tokens and heads of 32 dims. Besides 'keep', the control, the grid holds
 T / (2 pi), the scaling law's other regime; NTK-aware interpolation; the critical base; and two far above it.

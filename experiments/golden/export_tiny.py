@@ -1,5 +1,7 @@
-"""Load each tiny Hugging Face case of the tests, save it again in float32 (sharded) and in bfloat16, and
-write the logits of lct beside it, which make_golden.py --check-export compares with those of transformers.
+"""Load each tiny Hugging Face case of the tests and save it again, with the logits of lct beside it.
+
+Each is saved in float32 (sharded) and in bfloat16. make_golden.py --check-export compares the logits with
+those of transformers.
 
     python experiments/golden/export_tiny.py DIR                    the tiny cases
     python experiments/golden/export_tiny.py DIR --model FOLDER     a copy of an exported folder

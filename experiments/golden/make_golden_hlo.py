@@ -1,5 +1,4 @@
-"""Write tests/golden/hlo_*.txt: scheduled HLO of one small program, as the CUDA and the TPU compiler print
-it.
+"""Write tests/golden/hlo_*.txt: scheduled HLO of a small program, as the CUDA and TPU compilers print it.
 
     python experiments/golden/make_golden_hlo.py l40s:8     # needs the extra 'aot-cuda'
     python experiments/golden/make_golden_hlo.py v5e:2x4    # needs the extra 'aot-tpu'

@@ -29,8 +29,7 @@ def main():
         for parameter in module.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=draw))
     files = {
-        # a plain dict: three dtypes, and views of one storage: rows, a transposed one ('turned'), a single
-        # row
+        # a plain dict: three dtypes, and views of one storage: rows, their transpose ('turned'), one row
         'torch_views': {
             'bf16': matrix.bfloat16(), 'f16': matrix[:2].half(), 'f32': matrix,
             'rows': matrix[2:5], 'turned': matrix[:, 1:4].T, 'row': matrix[3],

@@ -1,7 +1,6 @@
 """Run SmolLM2 with transformers: greedy answers to three questions, the loss of a page, token ids.
 
-Needs the 'oracle' extra (torch and transformers) and the converted folder, whose path the first command
-prints:
+Needs the 'oracle' extra (torch and transformers) and the folder whose path the first command prints:
 
     python experiments/checks/check_smollm2.py --convert
     python experiments/golden/make_golden_smollm2.py FOLDER        writes tests/golden/smollm2.json

@@ -1,5 +1,4 @@
-"""Blockwise Parallel Transformer (Liu & Abbeel 2023, arXiv 2305.19370): memory of a layer by method,
-compiled.
+"""Blockwise Parallel Transformer (Liu & Abbeel 2023, arXiv 2305.19370): compiled memory of a layer.
 
     python experiments/papers/blockwise_parallel.py                   prints the earlier results
     python experiments/papers/blockwise_parallel.py --compile cpu     a minute
@@ -25,8 +24,8 @@ from lct.plan import buffers
 K = 2**10
 METHODS = ('vanilla', 'chunked attention', 'chunked attention and FFN', 'ring')
 RING, FFN_CHUNKS, LENGTHS = 8, 16, (4 * K, 8 * K, 16 * K)
-# arrays of [tokens, width] by table 1, two bytes per element; vanilla: its scores alone, heads * tokens /
-# width
+# arrays of [tokens, width] by table 1, at two bytes per element; for vanilla the scores alone would be
+# heads * tokens / width
 TABLE_1 = {'chunked attention': 4, 'chunked attention and FFN': 1, 'ring': 3}
 
 
@@ -101,7 +100,7 @@ def layer_program(config, method):
 
 
 def compile_rows(target, known):
-    """Compile the rows that known lacks: adds each to known and yields."""
+    """Compile the rows that known lacks; adds each to known, then yields."""
     for method in METHODS:
         for tokens in LENGTHS:
             key = {'compiler': target, 'method': method, 'tokens of a device': tokens}
@@ -145,10 +144,9 @@ def claims_of(rows):
                 'compiled',
                 '4 and 1, a ring 3', ', '.join(f'{method} {size[method]:.0f}' for method in METHODS[1:]),
                 'in part', 'The order is theirs and the FFN falls as they say. The rest of a layer, the '
-                           'residual stream, '
-                'q, k, v, out and their gradients at once, is more than the one array that they count; '
-                f'buffers.py has {buffers.WORK}. A ring adds the block that arrives, as theirs does, and the '
-                'weights of the layer, gathered.'),
+                'residual stream, q, k, v, out and their gradients at once, is more than the one array that '
+                f'they count; buffers.py has {buffers.WORK}. A ring adds the block that arrives, as theirs '
+                'does, and the weights of the layer, gathered.'),
             claims.Claim(
                 'sequences 32 times longer than vanilla, up to 4 times longer than chunked attention '
                 f'(compiled for {target})',

@@ -1,15 +1,15 @@
-"""Balance of causal work over a ring: Striped Attention (Brandon et al. 2023, 2311.09431) and
-ring-flash-attention.
+"""Balance of causal work over a ring, beside Striped Attention and ring-flash-attention.
 
     python experiments/papers/causal_imbalance.py
     python experiments/papers/causal_imbalance.py --measure    (two minutes on two idle cores)
 
-The second source is the table of github.com/zhuzilin/ring-flash-attention. Counted: query-key pairs of the
-busiest device at every ring step. Predicted: the runs on their machines. Measured: (a) the inner block of
-every device and step of a ring of eight, alone, in CPU seconds, which needs no idle cores; a ring takes the
-sum over steps of the slowest device. (b) the real ring over two virtual devices on two cores, wall time, the
-layouts interleaved; it shows the balance only if both cores are idle. --measure repeats both; otherwise the
-figures of the last measurement are kept.
+The first source is Brandon et al. 2023, arXiv 2311.09431; the second is the table of
+github.com/zhuzilin/ring-flash-attention. Counted: query-key pairs of the busiest device at every ring step.
+Predicted: the runs on their machines. Measured: (a) the inner block of every device and step of a ring of
+eight, alone, in CPU seconds, which needs no idle cores; the time of a ring is the sum over steps of the
+slowest device. (b) the real ring over two virtual devices on two cores in wall time, with the layouts
+interleaved; it shows the balance only if both cores are idle. --measure repeats both; otherwise the figures
+of the last measurement are kept.
 """
 
 import dataclasses
@@ -76,8 +76,7 @@ def striped():
 
 
 def flash():
-    """Attention alone on 8 GPUs of 8,192 tokens, in percent of what one GPU needs for an eighth of the
-    work."""
+    """Attention on 8 GPUs of 8,192 tokens each, in percent of one GPU's time for an eighth of the work."""
     rows = []
     for kind, direction, *published in FLASH:
         row = {'hardware': kind.name, 'direction': direction}
@@ -237,7 +236,7 @@ def kernel_claims(rows):
 
 
 def alone_claim(seconds, expected):
-    """seconds of a ring by layout."""
+    """seconds: of a ring, by layout."""
     zigzag, striped = (seconds['contiguous'] / seconds[layout] for layout in ('zigzag', 'striped'))
     return claims.Claim(
         'the balance shows in time: a ring of eight', 'measured', f'{expected:.2f}x by the count',
@@ -248,7 +247,7 @@ def alone_claim(seconds, expected):
 
 
 def together_claim(speedup, expected):
-    """speedup over contiguous by layout."""
+    """speedup: over contiguous, by layout."""
     return claims.Claim(
         'the balance shows in time: the real ring of two', 'measured', f'{expected:.2f}x by the count',
         f'zigzag {speedup["zigzag"]:.2f}x, striped {speedup["striped"]:.2f}x over contiguous',

@@ -1,5 +1,4 @@
-"""Shared by the scripts of this folder: claims of a paper beside the results here, and the files that record
-them."""
+"""A paper's claims beside the results here, and the files that record them; shared by the scripts here."""
 
 import argparse
 import dataclasses
@@ -54,8 +53,10 @@ def within(pairs, factor):
 
 
 def ordered(pairs):
-    """(pairs of rows in the published order, pairs of rows) of [(found, published)]; rows published as equal
-    count not."""
+    """(pairs of rows in the published order, all pairs of rows), without rows published as equal.
+
+    pairs: [(found, published)].
+    """
     both = [(a, b) for i, a in enumerate(pairs) for b in pairs[i + 1:] if a[1] != b[1]]
     return sum((a[0] - b[0]) * (a[1] - b[1]) > 0 for a, b in both), len(both)
 

@@ -2,9 +2,9 @@
 
     python experiments/papers/easycontext.py
 
-Config: experiments/configs/published/easycontext_llama2_7b.py. The rows of their README, with the
-efficiencies that were chosen on Gradient's stages and not on any of these. They run weights sharded over all
-GPUs with the optimizer in host memory, offloaded activation checkpoints, and zigzag ring attention.
+Config: experiments/configs/published/easycontext_llama2_7b.py. The rows are those of their README, predicted
+with efficiencies that were chosen on Gradient's stages and not on any of these. They run weights sharded over
+all GPUs with the optimizer in host memory, offloaded activation checkpoints, and zigzag ring attention.
 """
 
 import claims

@@ -1,11 +1,10 @@
-"""Gradient's Llama-3 to a million tokens and beyond: the minutes on their model cards, predicted stage by
-stage.
+"""Gradient's Llama-3 to a million tokens and beyond: the minutes on their model cards, predicted.
 
     python experiments/papers/gradient.py
 
-Configs: experiments/configs/published/gradient_llama3_8b.py and gradient_llama3_70b.py. Every stage on its
-own mesh, with the efficiencies of lct.plan.timing; then the same stage on the same network under the
-two-level strategies, and with other numbers of rings side by side. The network of their nodes was not
+Configs: experiments/configs/published/gradient_llama3_8b.py and gradient_llama3_70b.py. Every stage is
+predicted on its own mesh with the efficiencies of lct.plan.timing, then on the same network under the
+two-level strategies and with other numbers of rings side by side. The network of their nodes was not
 published. The one in lct.plan.hardware was chosen so that these nine rows come within a factor of two, so
 they are not an independent test of it.
 """
@@ -71,8 +70,7 @@ def table():
 
 
 def rings():
-    """The 8B model's 524K stage on their 512 GPUs with another number of rings: minutes, and memory of a
-    device."""
+    """Minutes and memory per device of the 8B model's 524K stage on 512 GPUs, by number of rings."""
     rows = []
     (_, stage, _, base), = [one for one in stages() if one[0] == '8B' and one[1].name == '524K']
     for count in (1, 2, 4, 8, 16):
@@ -87,7 +85,7 @@ def rings():
 
 
 def networks():
-    """The same stage on its own mesh with more network adapters per node: minutes."""
+    """Minutes of the same stage on its own mesh with more network adapters per node."""
     (_, stage, _, step), = [one for one in stages() if one[0] == '8B' and one[1].name == '524K']
     rows = []
     for adapters in (1, 2, 4, 8):
@@ -176,9 +174,8 @@ def run(argv=None):
     best = [row['double_ring'] and min(row[strategy] for strategy in TWO_LEVEL) for row in rows]
     picture = svg.bars(names, {'published': [row['published min'] for row in rows],
                                    'predicted': [row['predicted min'] for row in rows],
-                                   'predicted, best two-level strategy': best}, 'minutes', "Gradient's "
-                                                                                           "stages",
-                       log_y=True)
+                                   'predicted, best two-level strategy': best}, 'minutes',
+                       "Gradient's stages", log_y=True)
     claims.report(args.out, 'gradient', 'model cards of gradientai/Llama-3-8B-Instruct-Gradient-4194k and '
                   'Llama-3-70B-Instruct-Gradient-1048k', tables, claims_of(tables), minutes=picture)
 

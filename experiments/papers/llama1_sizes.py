@@ -1,4 +1,4 @@
-"""The sizes that the papers of 2023 trained: LLaMA (Touvron et al. 2023) and its smaller kin of open_llama.
+"""The sizes that the papers of 2023 trained: LLaMA (Touvron et al. 2023) and smaller ones of open_llama.
 
 Widths as in the table of EasyLM, on which the code of Ring Attention, Blockwise Parallel Transformer, Striped
 Attention and LWM is built. None of them groups its heads.

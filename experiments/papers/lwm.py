@@ -3,9 +3,9 @@
     python experiments/papers/lwm.py
 
 Config: experiments/configs/published/lwm_text_7b.py, with their meshes. The paper's text gives about seven
-minutes per gradient step at 1M (cited second hand); its table has no hours. Predicted for our program, then
-for one that computes every pair of the square, as theirs does: an unbalanced ring gains nothing from
-skipping. Then the best plan of the search.
+minutes per gradient step at 1M (cited second hand); its table has no hours. Three times are predicted: of our
+program; of one that computes every pair of the square, as theirs does, because an unbalanced ring gains
+nothing from skipping; and of the best plan of the search.
 """
 
 import dataclasses

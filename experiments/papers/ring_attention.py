@@ -1,14 +1,12 @@
-"""Ring Attention (Liu, Zaharia & Abbeel 2023, arXiv 2310.01889): tables 2 and 3 and figure 5, by the cost
-model.
+"""Ring Attention (Liu, Zaharia & Abbeel 2023, arXiv 2310.01889): tables 2 and 3 and figure 5, predicted.
 
     python experiments/papers/ring_attention.py
     python experiments/papers/ring_attention.py --compile    (extra 'aot-cuda'; about a minute per program)
 
-Table 3 is the longest context that trains, by hardware, model and method. Here a context is doubled until by
-lct.plan.buffers it no longer fits the device. The methods are our own program under other policies: attention
+Table 3 is the longest context that trains, by hardware, model and method. Here a context is doubled until it
+no longer fits the device by lct.plan.buffers. The methods are our own program under other policies: attention
 that builds its scores, attention in chunks, the FFN in chunks as well, and a ring of all devices. --compile
-gives the real training step at the published context to the compiler for A100s and records its memory per
-device.
+compiles the real training step at the published context for A100s and records its memory per device.
 """
 
 import dataclasses
@@ -74,8 +72,7 @@ def table_2():
 
 
 def table_2_today():
-    """The same for current hardware: tokens per device with which attention hides the transfer of a block of
-    our ring."""
+    """The same for current hardware: tokens per device that hide the transfer of a block of our ring."""
     rows = []
     for kind in hardware.TABLE.values():
         row = {'hardware': kind.name}
@@ -125,8 +122,10 @@ def per_token(model, length, causal):
 
 
 def compile_cells(known):
-    """Compile the real training step for A100s, for the cells of table 3 at their published contexts: adds
-    the missing ones to known and yields after each."""
+    """Compile the training step for A100s, for the cells of table 3 at their published contexts.
+
+    Adds each missing cell to known, then yields.
+    """
     from lct.cli.compile import step_memory
     from lct.plan import hlo, targets
 

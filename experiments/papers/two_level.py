@@ -1,11 +1,11 @@
-"""All-to-all, ring, and both: USP (Fang & Zhao 2024, arXiv 2405.07719) and LoongTrain (Gu et al. 2024,
-2406.18485).
+"""All-to-all, ring, and both: USP (Fang & Zhao 2024) and LoongTrain (Gu et al. 2024).
 
     python experiments/papers/two_level.py
 
-Counted: bytes that a device sends for the attention of one layer, against their formulas. Predicted: their
-runs with our strategies all_to_all (Ulysses), ring, and all_to_all_ring, which is all-to-all among neighbours
-and a ring of such nodes. The networks of their clusters are assumptions, stated beside each row.
+The papers are arXiv 2405.07719 and 2406.18485. Counted: bytes that a device sends for the attention of one
+layer, against their formulas. Predicted: their runs with our strategies all_to_all (Ulysses), ring, and
+all_to_all_ring, which is all-to-all among neighbours and a ring of such nodes. The networks of their clusters
+are assumptions, stated beside each row.
 """
 
 import dataclasses
@@ -43,9 +43,11 @@ def seconds(step, kind):
 
 
 def volumes():
-    """Bytes of one layer's attention, forward and backward, in units of an activation [tokens of a
-    device, D] of bfloat16, against table 2 of USP: all-to-all 8 / n, ring 4 of the whole sequence, that is 8
-    and 4 n of a device."""
+    """Bytes of one layer's attention, forward and backward, against table 2 of USP.
+
+    The unit is an activation [tokens of a device, D] in bfloat16. In units of the whole sequence the table
+    has 8 / n for all-to-all and 4 for a ring, which are 8 and 4 n of a device.
+    """
     rows = []
     for kv_heads, name in ((32, 'one key/value head a head'), (8, 'four heads to a key/value head')):
         config = dataclasses.replace(SIZES['7B'], num_layers=1, num_kv_heads=kv_heads)

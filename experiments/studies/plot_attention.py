@@ -1,7 +1,8 @@
 """Time and memory of attention against length and ring size, drawn from what bench_attention.py wrote.
 
-    python experiments/studies/plot_attention.py        experiments/results/*_attention.jsonl ->
-    attention_{time,memory,ring}.svg
+    python experiments/studies/plot_attention.py
+
+It reads experiments/results/*_attention.jsonl and writes attention_{time,memory,ring}.svg beside them.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def read(path):
 
 
 def series(rows, x, y, chosen):
-    """{name: ([x], [y])} of the chosen rows; of several chunk sizes of one contestant the least y."""
+    """{name: ([x], [y])} of the chosen rows; the smallest y where a contestant has several chunk sizes."""
     least = {}
     for row in filter(chosen, rows):
         name = f'{NAMES[row["contestant"].split(":")[0]]}, {row["heads"]}/{row["kv_heads"]} heads'

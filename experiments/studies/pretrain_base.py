@@ -2,8 +2,7 @@
 
     python experiments/studies/pretrain_base.py --workdir runs/base
 
-Text: the standard library of the Python that runs this. Recall data: the generators of
-lct.data.synthetic.recall.
+The text is the standard library of this Python; the recall data comes from lct.data.synthetic.recall.
 """
 
 import json

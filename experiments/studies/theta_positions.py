@@ -1,13 +1,14 @@
 """Loss by position far beyond the trained length, without training: what each RoPE scaling alone does.
 
-    pip install '.[smollm2]' python experiments/studies/theta_positions.py --model smollm2 --length 16384
-    --workdir runs/theta_positions
+    pip install '.[smollm2]'
+    python experiments/studies/theta_positions.py --model smollm2 --length 16384 \\
+        --workdir runs/theta_positions
 
-Texts: the beginning of each, one window of --length tokens, the same for every scaling, so that differences
-are
-of the same tokens. By default three that every installation has: Python's language reference, a module of its
-standard library, and the sources of this package, which no released model has read. Each (text, scaling) is a
-file once done, and the same command continues. Writes theta_positions.json and theta_positions.svg.
+Of each text it reads the first window of --length tokens, the same for every scaling, so that differences are
+of the same tokens. The default texts are three that every installation has: Python's language reference, a
+module of its standard library, and the sources of this package, which no released model has read. Each (text,
+scaling) is a file once done, and the same command continues. Writes theta_positions.json and
+theta_positions.svg.
 """
 
 import argparse
@@ -118,8 +119,7 @@ def scalings(base, length):
 
 
 def summarise(base, rows, losses, length):
-    """The JSON: per scaling what the laws say, and per text and scaling the mean loss of every eighth of the
-    window."""
+    """The JSON: what the laws say of each scaling, and its mean loss on each eighth of every window."""
     from lct.ops import theta as laws
     from lct.ops.rope import frequencies
 
@@ -138,8 +138,7 @@ def summarise(base, rows, losses, length):
 
 
 def summary_table(summary):
-    """Text for the terminal: mean over the texts of the loss within and beyond the trained length, and of
-    each text beyond it."""
+    """Text for the terminal: mean loss within and beyond the trained length, and of each text beyond it."""
     edges, trained = summary['edges'], summary['trained']
     inside = [i for i, high in enumerate(edges[1:]) if high <= trained]
     beyond = [i for i, low in enumerate(edges[:-1]) if low >= trained]

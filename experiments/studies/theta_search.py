@@ -1,12 +1,11 @@
 """Empirical theta optimisation: short runs over a grid of thetas, ranked by long-context loss and recall.
 
-    python experiments/studies/theta_search.py --config experiments/configs/theta_4k.py --workdir
-    runs/theta_4k
+    python experiments/studies/theta_search.py --config experiments/configs/theta_4k.py \\
+        --workdir runs/theta_4k
 
 Every theta gets the same steps, and for one seed the same rows. The grid must hold 'keep', the control,
 because longer training alone already helps. Writes theta_search.json, theta_search.svg and chosen.py, a
-config for
-experiments/extend.py. Stop it at any time: the same command continues.
+config for experiments/extend.py. Stop it at any time: the same command continues.
 """
 
 import dataclasses
@@ -65,8 +64,10 @@ def get_config():
 
 
 class Search(NamedTuple):
-    """A checked search. runs: {theta: loop.Run}. training: [ids of a document]. stage: of every run, but for
-    theta."""
+    """A checked search.
+
+    runs: {theta: loop.Run}. training: [ids of a document]. stage: of every run, except for its theta.
+    """
 
     config: ConfigDict
     workdir: Path
@@ -109,7 +110,7 @@ def run():
 
 
 def prepare(config, workdir):
-    """-> Search. Finds what can be wrong before anything is computed."""
+    """The Search of a config. Everything that can be wrong is found before anything is computed."""
     folder = find_model(config.model_folder)
     base = windowed(llama_hf.read_config(folder), config)
     tokenizer = tokenizers.load(folder)
@@ -136,8 +137,10 @@ def prepare(config, workdir):
 
 
 def run_one(search, name, theta, seed, stop_requested):
-    """The result of one run, kept in a file once done. seed: of the training data; None for the untrained
-    model."""
+    """The result of one run, kept in a file once done.
+
+    seed: of the training data; None for the untrained model.
+    """
     path = search.workdir / f'{name}.json'
     if path.exists():
         return json.loads(path.read_text())

@@ -1,5 +1,4 @@
-"""Chat templates: Jinja, in a sandbox, from messages to the text format that an instruct model was trained
-on.
+"""Chat templates: sandboxed Jinja that renders messages in the text format of an instruct model.
 
 The template comes with the model (chat_template.jinja or tokenizer_config.json), so it is untrusted code: it
 runs without access to Python, and any failure in it is a ValueError. It has the functions that transformers'
@@ -65,8 +64,11 @@ class ChatTemplate:
                 f'{self.name} fails on these messages: {type(error).__name__}: {error}') from error
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[dict], **options: Any) -> list[int]:
-        """Token ids of render(messages, **options). Only the template can write special tokens: one that is
-        spelled in a message is plain text, so no message can end its own turn."""
+        """Token ids of render(messages, **options).
+
+        Only the template can write special tokens: one that is spelled in a message is plain text, so no
+        message can end its own turn.
+        """
         spellings = sorted(map(re.escape, tokenizer.special_tokens), key=len, reverse=True)
         pattern = re.compile('|'.join(spellings) or '(?!)')
         everything = json.dumps([messages, options], ensure_ascii=False, default=str) + self.source
@@ -170,8 +172,7 @@ def _raise(message: str) -> None:
 
 
 def _plain(value: Any, name: str) -> Any:
-    """A copy of value, which must consist of plain JSON values: a template could call methods of an
-    object."""
+    """A copy of value, which must be plain JSON values: a template could call methods of an object."""
     if isinstance(value, dict):
         return {_plain(key, name): _plain(x, name) for key, x in value.items()}
     if isinstance(value, (list, tuple)):

@@ -9,8 +9,7 @@ def permutation(name: str, seq_len: int, ring_size: int) -> np.ndarray:
     """indices int [S] with permuted = original[:, indices]; device r holds the r-th S / ring_size columns.
 
     contiguous: device r holds chunk r of ring_size. Under a causal mask the first device is mostly idle.
-    zigzag: device r holds chunks r and 2 * ring_size - 1 - r of 2 * ring_size, an early one and a late one,
-    so
+    zigzag: device r holds chunks r and 2 * ring_size - 1 - r of 2 * ring_size, an early and a late one, so
         that every device has the same number of query-key pairs under a causal mask.
     striped: device r holds tokens r, r + ring_size, r + 2 * ring_size, ...
 

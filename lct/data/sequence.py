@@ -27,7 +27,7 @@ class Sequence(NamedTuple):
     ids: np.ndarray = np.zeros(0, np.int32)
 
     def counts(self, window: int | None = None) -> tuple[int, int]:
-        """(tokens, query-key pairs under the causal mask, each query with at most window keys)"""
+        """(tokens, query-key pairs under the causal mask, each query with at most window keys)."""
         n = self.stop - self.start
         pairs = causal_pairs(self.position + n, window) - causal_pairs(self.position, window)
         return int(n.sum()), int(pairs.sum())

@@ -1,5 +1,7 @@
-"""One interface to the tokenizers of Llama checkpoints. No method adds a special token, and only
-encode_special recognises one that is spelled in the text."""
+"""One interface to the tokenizers of Llama checkpoints.
+
+No method adds a special token, and only encode_special recognises one that is spelled in the text.
+"""
 
 import base64
 import hashlib
@@ -26,8 +28,8 @@ EOS_NAMES = ('<|end_of_text|>', '</s>')
 class Tokenizer:
     """encode(text) -> ids without special tokens; decode(ids) -> text without special tokens.
 
-    vocab_size: every id is below it. bos_id, eos_id: None where there is none. special_tokens: {spelling:
-    id}.
+    vocab_size: every id is below it. bos_id, eos_id: None where there is none.
+    special_tokens: {spelling: id}.
     fingerprint: sha256 of the definition, equal for two tokenizers that give the same ids.
     """
 
@@ -49,8 +51,9 @@ class Tokenizer:
 
     def split_stream(self, stream: Iterable[str], size: int = 2**14,
                      max_size: int = 2**23) -> Iterator[tuple[str, bool]]:
-        """Segments of about `size` characters of the text that a stream of str amounts to, most often cut at
-        line ends.
+        """Cut the text that a stream of str amounts to into segments of about `size` characters.
+
+        Most cuts are at line ends.
 
         Yields:
           (segment, exact) in order. exact: the ids of this segment and of the next, concatenated, are those
@@ -71,8 +74,10 @@ class Tokenizer:
         yield text[start:], True
 
     def _exact_cut(self, text: str, start: int, stop: int, tries: int = 8, context: int = 64) -> int | None:
-        """The last place in text[start:stop] where a cut leaves the ids as they are, of `tries` places of
-        each kind."""
+        """The last place in text[start:stop] where a cut leaves the ids as they are.
+
+        `tries` places of each kind are tried.
+        """
         cut_points = _cut_points(text, start, stop)
         for place in itertools.chain(*(itertools.islice(kind, tries) for kind in cut_points)):
             before, after = text[max(place - context, 0):place], text[place:place + context]
@@ -81,8 +86,9 @@ class Tokenizer:
         return None
 
     def encode_special(self, text: str, drop: str = '') -> list[int]:
-        """Like encode, but a special token that is spelled in the text becomes its id. For rendered chats,
-        not for documents.
+        """Like encode, but a special token that is spelled in the text becomes its id.
+
+        It is for rendered chats, not for documents.
 
         drop: a character that is removed after special tokens were recognised: within a spelling it makes it
           plain text.
@@ -170,8 +176,10 @@ class TiktokenTokenizer(Tokenizer):
 
 
 def load(path_or_name: str | os.PathLike) -> Tokenizer:
-    """The Tokenizer of a tokenizer.json, of Meta's tokenizer.model, or of a folder with one of them; 'bytes';
-    or 'llama3', Meta's own from the installed package llama-models.
+    """The Tokenizer of a file, a folder or a name.
+
+    These are a tokenizer.json, Meta's tokenizer.model, or a folder with one of them; 'bytes'; or 'llama3',
+    Meta's own from the installed package llama-models.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -258,8 +266,7 @@ def _read_json(path: Path) -> dict:
 
 def _special_id(folder: Path, kind: str, common_names: Sequence[str],
                 id_of: Callable[[str], int | None]) -> int | None:
-    """The id of bos or eos: as the files next to tokenizer.json state it (null: none), or of a common
-    name."""
+    """The id of bos or eos, from the files next to tokenizer.json (null: none) or by a common name."""
     for file, field in (('tokenizer_config.json', f'{kind}_token'), ('config.json', f'{kind}_token_id')):
         stated = _read_json(folder / file) if (folder / file).is_file() else {}
         if field not in stated:
@@ -279,8 +286,11 @@ def _special_id(folder: Path, kind: str, common_names: Sequence[str],
 
 
 def read_mergeable_ranks(path: Path, content: bytes) -> dict[bytes, int]:
-    """{token bytes: rank} of the content of Meta's tokenizer.model at path. Raises ValueError if it is
-    another file."""
+    """{token bytes: rank} of the content of Meta's tokenizer.model at path.
+
+    Raises:
+      ValueError: if it is another file.
+    """
     ranks = {}
     for number, line in enumerate(content.splitlines(), 1):
         try:
@@ -297,8 +307,9 @@ def read_mergeable_ranks(path: Path, content: bytes) -> dict[bytes, int]:
 
 
 def _cut_points(text: str, start: int, stop: int) -> tuple[Iterator[int], Iterator[int]]:
-    """The places where text[start:stop] may be cut, the last one first: at line ends, and before the spaces
-    between words, both only where no other white space is next to them.
+    """The places where text[start:stop] may be cut, the last one first.
+
+    They are at line ends and before the spaces between words, if no other white space is next to them.
 
     The patterns of Llama-3 and GPT-2 never match across such a place.
     """
@@ -312,8 +323,11 @@ def _cut_points(text: str, start: int, stop: int) -> tuple[Iterator[int], Iterat
 
 
 def _tiktoken_segments(text: str, max_segment: int = 400_000, max_run: int = 25_000) -> Iterator[str]:
-    """Cut text where tiktoken would overflow its stack: long texts, between words if there are any within
-    max_segment characters, and long runs of white space or of other characters."""
+    """Cut text where tiktoken would overflow its stack.
+
+    These are long texts, cut between words if there are any within max_segment characters, and long runs of
+    white space or of other characters.
+    """
     start = 0
     while start < len(text):
         stop = start + max_segment

@@ -1,5 +1,7 @@
-"""tokenizer.json (the format of the Hugging Face tokenizers library) for a byte-level BPE in another format:
-the lists of a GGUF file, or Meta's tokenizer.model."""
+"""The tokenizer.json of the Hugging Face tokenizers library, for a byte-level BPE in another format.
+
+That is either the lists of a GGUF file or Meta's tokenizer.model.
+"""
 
 import os
 from collections.abc import Sequence
@@ -71,8 +73,7 @@ def from_tiktoken(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def byte_alphabet() -> list[str]:
-    """The 256 characters by which GPT-2 represents bytes: printable Latin-1 as itself, others from U+0100
-    on."""
+    """GPT-2's characters for the 256 bytes: printable Latin-1 as itself, others from U+0100 on."""
     printable = {*range(ord('!'), ord('~') + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
@@ -80,8 +81,7 @@ def byte_alphabet() -> list[str]:
 
 def _definition(vocab: dict[str, int], merges: Sequence[str], added: list[tuple[int, str, bool]],
                 pre_tokenizers: list[dict], bos: int | None) -> dict[str, Any]:
-    """The JSON object. added: (id, text, is special) of the tokens that are matched before
-    pre-tokenization."""
+    """The JSON object. added: (id, text, is special) of tokens that are matched before pre-tokenization."""
     post = None
     if bos is not None:
         text = next(text for i, text, _ in added if i == bos)

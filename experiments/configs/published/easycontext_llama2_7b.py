@@ -6,17 +6,16 @@
 Source: github.com/jzhang38/EasyContext, train_scripts/EasyContext-1M-Llama-2-7B.sh, for lengths, thetas,
 steps, learning rates and accumulation; AdamW and the eight A100 from the same repository. `published` repeats
 figures that are not inputs of the run. No rule explains these thetas; they are numbers. After training they
-wrote
-rope_theta 1,000,000,000 into config.json by hand, which no stage does here: do the same to the folder that
-the run writes.
+wrote rope_theta 1,000,000,000 into config.json by hand, which no stage does here: do the same to the folder
+that the run writes.
 
-Mesh: 32K and 64K are data parallel with sharded weights, one row to a GPU, here fsdp 8; from 256,000 on one
-zigzag ring of the eight.
+Mesh: 32K and 64K are data parallel with sharded weights, one row to a GPU, here fsdp 8; from 256,000 on there
+is one zigzag ring of the eight.
 
-What differs: they trained in bfloat16 with the optimizer in host memory; here what is computed is bfloat16,
-and the weights that the optimizer moves and its moments are float32 on the eight GPUs (16 bytes a parameter:
-14 GB each), as a step of 2e-5 is below the last digit of a bfloat16 weight; their text was tokenized
-SlimPajama upsampled by length; gradients are clipped here to norm 1.
+What differs: they trained in bfloat16 with the optimizer in host memory. Here the computation is bfloat16,
+but the weights that the optimizer updates and its moments are float32 on the eight GPUs (16 bytes a
+parameter: 14 GB each), because a step of 2e-5 is below the last digit of a bfloat16 weight. Their text was
+tokenized SlimPajama, upsampled by length. Gradients are clipped here to norm 1.
 """
 
 import functools

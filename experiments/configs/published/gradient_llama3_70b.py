@@ -14,9 +14,9 @@ earlier version of the card counts the rings side by side: 64, 16, 8, 1. They li
 which splits rows as data does, and weights besides. `--mesh` puts all stages on the devices that you have.
 
 What differs: the card gives no optimizer beyond the learning rate, so it is EasyContext's, which they built
-on, without warm-up; they trained in bfloat16, here what is computed is bfloat16, and the weights that the
-optimizer moves and its moments are float32 (16 bytes a parameter over 128 GPUs or more: 9 GB each); their
-text is SlimPajama, augmented to long documents; their chat fine-tuning is left out.
+on, without warm-up. They trained in bfloat16; here the computation is bfloat16, but the weights that the
+optimizer updates and its moments are float32 (16 bytes a parameter over 128 GPUs or more: 9 GB each). Their
+text is SlimPajama, augmented to long documents. Their chat fine-tuning is left out.
 """
 
 import functools

@@ -4,8 +4,8 @@
         --workdir runs/gradient_8b --set model_folder=/models/llama3-8b --set corpus=/data/long_documents
 
 Source: the tables of gradientai/Llama-3-8B-Instruct-Gradient-1048k and -4194k on Hugging Face: lengths,
-thetas, steps, batches, learning rate, GPUs and minutes. `published` repeats what they print and is no input
-to the run.
+thetas, steps, batches, learning rate, GPUs and minutes. `published` repeats what they print and is not an
+input of the run.
 
 Thetas: dynamic NTK with alpha 4, from stage to stage, and the critical base at 4,194,304. The cards name
 neither rule; the rules are inferred from the figures, which they meet to every printed digit. The 1048K
@@ -18,11 +18,11 @@ Mesh: 8,192 tokens on a GPU, so the ring has seq_len / 8,192 GPUs and the others
 row; one ring of 512 is our reading. The rings side by side lie on the fsdp axis, which splits rows as data
 does, and weights besides. `--mesh` puts all stages on the devices that you have.
 
-What differs: the batch of 1048K (see there); the cards give no optimizer beyond the learning rate, so it is
-EasyContext's, which they built on, without warm-up; they trained in bfloat16, here what is computed is
-bfloat16, and the weights that the optimizer moves and its moments are float32 (16 bytes a parameter on a ring
-of eight: 16 GB a GPU), because a step of 2e-5 is below the last digit of a bfloat16 weight; their text is
-SlimPajama, augmented to long documents; their chat fine-tuning is left out.
+What differs: the batch of 1048K (see there). The cards give no optimizer beyond the learning rate, so it is
+EasyContext's, which they built on, without warm-up. They trained in bfloat16; here the computation is
+bfloat16, but the weights that the optimizer updates and its moments are float32 (16 bytes a parameter on a
+ring of eight: 16 GB a GPU), because a step of 2e-5 is below the last digit of a bfloat16 weight. Their text
+is SlimPajama, augmented to long documents. Their chat fine-tuning is left out.
 """
 
 import functools

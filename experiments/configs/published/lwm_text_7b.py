@@ -12,11 +12,11 @@ name counts the two cores of a chip, so 256 devices: then every shard of dp * fs
 512 devices would leave shards without a row at 128K. Little of it is a ring: they used up to 16-way tensor
 parallelism first, and rings of 2 and 4 in the last two stages.
 
-What differs: a batch of "4M tokens" is 4,194,304 in whole rows, where their totals count 4.0M a step, so a
-stage takes up to 5% more than its printed total; the table has no betas and no weight decay, so they are
-EasyContext's; they trained in float32, which a TPU multiplies in one pass of bfloat16 unless configured
-otherwise, here what is computed is bfloat16 and the weights that the optimizer moves are float32; their data
-is Books3; their chat and vision stages are left out.
+What differs: a batch of "4M tokens" is 4,194,304 in complete rows, where their totals count 4.0M a step, so a
+stage takes up to 5% more than its printed total. The table has no betas and no weight decay, so they are
+EasyContext's. They trained in float32, which a TPU multiplies in one pass of bfloat16 unless configured
+otherwise; here the computation is bfloat16, and the weights that the optimizer updates are float32. Their
+data is Books3. Their chat and vision stages are left out.
 """
 
 import functools

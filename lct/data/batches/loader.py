@@ -81,7 +81,7 @@ class PrefetchingLoader:
             self._source.state = self._delivered
 
     def _make(self) -> tuple[Mapping, dict[str, Any]]:
-        """(the next batch of the source, the source's state after it)"""
+        """(the next batch of the source, the source's state after it)."""
         raise NotImplementedError
 
 
@@ -99,7 +99,7 @@ class Loader(PrefetchingLoader):
         self._indices = permutation(layout, seq_len, ring_size)
 
     def counts(self, batch: dict[str, np.ndarray], window: int | None = None) -> tuple[int, int]:
-        """(tokens, query-key pairs under the causal mask, each query with at most window keys) of a batch"""
+        """(tokens, query-key pairs under the causal mask, each query with at most window keys) of a batch."""
         inside = batch['segment_ids'] > 0
         keys = (batch['positions'].astype(np.int64) + 1)[inside]
         return int(inside.sum()), int((keys if window is None else np.minimum(keys, window)).sum())

@@ -1,5 +1,6 @@
-"""Training rows over documents in memory: shuffled documents packed into rows, long stretches of one
-document, recall rows and copy rows. The stream of rows is endless and deterministic.
+"""Training rows over documents in memory: an endless, deterministic stream.
+
+A row holds shuffled documents packed together, a long stretch of one document, recall text, or copies.
 
 The kind of row r, and every random number in it, is a function of (seed, r) and the weights; the next token
 of text is a cursor. The two together are the state: four integers, from which the stream continues anywhere.
@@ -26,8 +27,10 @@ def check_weights(weights: dict[str, float]) -> None:
 
 
 class MemorySource:
-    """documents: int arrays [n], without special tokens. weights: {kind: share of the rows}, for example
-    {'text': 0.4, 'recall': 0.3, 'copy': 0.3}."""
+    """Rows of documents, int arrays [n] without special tokens.
+
+    weights: {kind: share of the rows}, for example {'text': 0.4, 'recall': 0.3, 'copy': 0.3}.
+    """
 
     def __init__(self, documents: Sequence[np.ndarray], tokenizer: Tokenizer,
                  weights: dict[str, float] | None = None, seed: int = 0):
@@ -146,8 +149,10 @@ class MemorySource:
         return np.maximum(sizes - (seq_len - len(self._bos)) + 1, 0)
 
     def _long_row(self, rng: np.random.Generator, seq_len: int) -> list[Segment]:
-        """A stretch of one document that fills the row: most documents are short, and rows packed with them
-        teach nothing about the far end of the context."""
+        """A stretch of one document that fills the row.
+
+        Most documents are short, and rows packed with them teach nothing about the far end of the context.
+        """
         starts = self._starts(seq_len)
         document = rng.choice(len(starts), p=starts / starts.sum())
         start = rng.integers(starts[document])

@@ -108,8 +108,10 @@ def best_fit(lengths: np.ndarray, seq_len: int) -> np.ndarray:
 
 
 def _arranged(lengths: np.ndarray, seq_len: int, tail_row: np.ndarray, rng: np.random.Generator) -> Plan:
-    """The Plan of full sequences of long documents and of rows of tails (tail_row int64 [n], -1: no tail), in
-    random order, except that the fragments of a document stay in order."""
+    """The Plan of the full sequences of long documents and the rows of tails, in random order.
+
+    tail_row: int64 [n], -1 for no tail. The fragments of a document stay in order.
+    """
     num_full = lengths // seq_len
     full = np.repeat(np.arange(len(lengths)), num_full)
     index = np.arange(len(full)) - np.repeat(np.cumsum(num_full) - num_full, num_full)
@@ -134,8 +136,10 @@ def _arranged(lengths: np.ndarray, seq_len: int, tail_row: np.ndarray, rng: np.r
 
 
 def remaining(plan: Plan, sequence: int, num_documents: int) -> tuple[np.ndarray, np.ndarray]:
-    """(begin, end) int64 [num_documents]: the range of each document that sequence and the sequences after it
-    hold; equal where they hold none. It is one range, because the fragments of a document are in order."""
+    """(begin, end) int64 [num_documents]: what `sequence` and the sequences after it hold of each document.
+
+    begin == end where they hold nothing. It is one range, because the fragments of a document are in order.
+    """
     fragments = slice(plan.first[sequence], None)
     begin = np.full(num_documents, np.iinfo(np.int64).max)
     end = np.zeros(num_documents, np.int64)
@@ -165,8 +169,10 @@ def sequence_of(plan: Plan, r: int, documents: np.ndarray, begin: np.ndarray,
 
 
 def stats(plan: Plan, seq_len: int) -> dict[str, int | float]:
-    """{'sequences', 'tokens', 'padding', 'waste', 'cut'}. waste: padding as a fraction of all places; cut:
-    number of fragments that begin inside their document."""
+    """{'sequences', 'tokens', 'padding', 'waste', 'cut'} of a plan.
+
+    waste: padding as a fraction of all places. cut: number of fragments that begin inside their document.
+    """
     tokens = int((plan.stop - plan.start).sum())
     places = plan.num_sequences * seq_len
     return {'sequences': plan.num_sequences, 'tokens': tokens, 'padding': places - tokens,

@@ -91,8 +91,10 @@ def read_plan(permuted: np.ndarray, slices: Iterable[Run]) -> ReadPlan:
 
 
 class ShardedArray:
-    """The shards of an array [B, T] that this process holds. x[rows, columns] gives a shard: rows is an int
-    array, columns a slice."""
+    """The shards of an array [B, T] that this process holds.
+
+    x[rows, columns] gives a shard: rows is an int array, columns a slice.
+    """
 
     def __init__(self, dtype: np.dtype, num_columns: int):
         self.dtype, self._num_columns, self._shards = dtype, num_columns, {}
@@ -138,8 +140,7 @@ class ShardedLoader(PrefetchingLoader):
         self._read_plans = {row: plans[frozenset(one)] for row, one in slices.items()}
 
     def counts(self, batch: ShardedBatch, window: int | None = None) -> tuple[int, int]:
-        """(tokens, query-key pairs under the causal mask, each query with at most window keys) of the whole
-        batch"""
+        """(tokens, query-key pairs under the causal mask, each with at most window keys), whole batch."""
         tokens, pairs = zip(*(sequence.counts(window) for sequence in batch.sequences), strict=True)
         return sum(tokens), sum(pairs)
 
@@ -157,7 +158,7 @@ class ShardedLoader(PrefetchingLoader):
         return batch, self._source.state
 
     def _check(self, ids: np.ndarray) -> None:
-        """A device would silently clamp a wrong id."""
+        """Refuse ids outside the vocabulary: a device would silently clamp a wrong id."""
         if ids.min() < 0 or ids.max() >= self._vocab_size:
             wrong = ids.min() if ids.min() < 0 else ids.max()
             raise ValueError(f'the store gives token id {wrong}, which is not in 0..{self._vocab_size - 1}; '

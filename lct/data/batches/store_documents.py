@@ -21,7 +21,7 @@ class StoreDocuments:
         return np.where(lengths > 0, lengths + self.num_bos, 0)
 
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
-        """int32 [stop - start]"""
+        """int32 [stop - start]: tokens start..stop of a document, the bos included."""
         ids = self._store.tokens(int(document), max(int(start) - self.num_bos, 0), int(stop) - self.num_bos)
         self.bytes_read += 4 * len(ids)
         return np.concatenate([self.bos, ids]) if start < self.num_bos else ids

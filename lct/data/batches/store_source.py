@@ -50,8 +50,11 @@ class Drawn(NamedTuple):
 
 
 class Window(NamedTuple):
-    """plan: over the documents drawn; its token 0 is at their begin. cursors, deficits: after the window, by
-    source; a deficit is the number of tokens by which a source is behind its weight."""
+    """A window of the stream.
+
+    plan: over the documents drawn; its token 0 is at their begin. cursors, deficits: after the window, by
+    source; a deficit is the number of tokens by which a source is behind its weight.
+    """
 
     plan: packing_plan.Plan
     drawn: Drawn
@@ -60,8 +63,10 @@ class Window(NamedTuple):
 
 
 class StoreSource:
-    """weights: {'text', a source, or one of KINDS: share}, such as {'books': 0.5, 'code': 0.4, 'chat': 0.1}.
-    Shares are of the tokens among sources, and of the sequences between sources and each kind.
+    """Sequences over the documents of a store.
+
+    weights: {'text', a source, or one of KINDS: share}, such as {'books': 0.5, 'code': 0.4, 'chat': 0.1}.
+      Shares are of the tokens among sources, and of the sequences between sources and each kind.
 
     mode: one of the modes of packing_plan. held_out: the fraction of each source's documents that is never
     trained on. template: of the chats, or None.
@@ -145,15 +150,19 @@ class StoreSource:
         return self._store.num_tokens + self.documents.num_bos * self._store.num_documents
 
     def stats(self) -> dict[str, int]:
-        """{'documents', 'empty', 'without target'}; a document without target has one token, which is in a
-        sequence but has no loss. One pass over the lengths."""
+        """{'documents', 'empty', 'without target'}, in one pass over the lengths.
+
+        A document without target has one token, which is in a sequence but has no loss.
+        """
         lengths = self._store.lengths[:] + self.documents.num_bos * (self._store.lengths[:] > 0)
         return {'documents': len(lengths), 'empty': int((lengths == 0).sum()),
                 'without target': int((lengths == 1).sum())}
 
     def check_length(self, seq_len: int) -> None:
-        """Refuse a corpus shorter than one sequence, or without the documents that the weights need. This
-        plans one sequence of each kind, and reads nothing."""
+        """Refuse a corpus shorter than one sequence, or without the documents that the weights need.
+
+        This plans one sequence of each kind, and reads nothing.
+        """
         if self.num_tokens < seq_len:
             raise ValueError(f'the store has {self.num_tokens} tokens, fewer than one sequence of seq_len '
                              f'{seq_len}; add documents or use a shorter sequence')
@@ -212,8 +221,11 @@ class StoreSource:
             self._window = self._plan_window()
 
     def _tokens_by_source(self, num_tokens: int) -> dict[str, int]:
-        """{source: tokens} of a window. Documents are not cut, so a source gets too many or too few tokens;
-        its deficit is made up for in the next window. A single source has no deficit."""
+        """{source: tokens} of a window.
+
+        Documents are not cut, so a source gets too many or too few tokens; its deficit is made up for in the
+        next window. A single source has no deficit.
+        """
         even = {name: share * num_tokens for name, share in sorted(self._shares.items())}
         fair = {name: max(round(n + self._state['owed'].get(name, 0)), 0) for name, n in even.items()}
         return fair if any(fair.values()) else {name: round(n) for name, n in even.items()}

@@ -14,9 +14,8 @@ from lct.data.corpus.store import Store
 
 
 class Upsample(NamedTuple):
-    """Documents of at_least tokens come once per epoch. Shorter ones come with probability keep, others in
-    each epoch.
-    """
+    """Documents of at_least tokens come once per epoch; shorter ones come with probability keep, others in
+    each epoch."""
 
     at_least: int = 4096
     keep: float = 0.1
@@ -45,8 +44,10 @@ def token_shares(store: Store) -> dict[str, float]:
 
 def profile(lengths: np.ndarray, source_of: np.ndarray, num_sources: int,
             at_least: int = 4096) -> tuple[np.ndarray, float]:
-    """The two measures of up-sampling: (share of the tokens by source, float64 [num_sources]; share of all
-    tokens in documents of at_least tokens)."""
+    """(share of the tokens by source float64 [num_sources], share of all tokens in documents of at_least).
+
+    These are the two measures of up-sampling.
+    """
     tokens = np.bincount(source_of, lengths, num_sources)
     total = max(tokens.sum(), 1)
     return tokens / total, float(lengths[lengths >= at_least].sum() / total)

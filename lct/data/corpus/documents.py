@@ -40,11 +40,11 @@ def read(source: str | os.PathLike | None = None, max_bytes: int | None = None,
 
 
 def split(documents: Sequence[Document], held_out: float = 0.1) -> tuple[list[Document], list[Document]]:
-    """(training, held-out) documents, chosen by the crc32 of the name: a document stays on its side as others
-    are added.
+    """(training, held-out) documents, chosen by the crc32 of the name.
 
-    Each side gets at least one document, whatever the hashes are. A held-out document whose text is also the
-    text of a training document is dropped, since it is not new to the model.
+    A document stays on its side as others are added. Each side gets at least one document, whatever the
+    hashes are. A held-out document whose text is also the text of a training document is dropped, since it is
+    not new to the model.
     """
     if not 0 <= held_out < 1:
         raise ValueError(f'held_out {held_out} is not a fraction in [0, 1); use for example 0.1')

@@ -52,8 +52,7 @@ class Text(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A range of a file: a Text, complete lines of JSON (bytes), or rows of Parquet (list of dict, None for a
-    row that is not UTF-8).
+    """A range of a file: a Text, lines of JSON (bytes), or rows of Parquet (dicts; None if not UTF-8).
 
     size: characters or bytes to tokenize. bytes_read: how far into the file it ends. first: number of its
     first line or row. exact: whether all token ids stay as they are although the text was cut at the end of

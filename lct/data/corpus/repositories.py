@@ -25,9 +25,11 @@ def by_path(files: Files) -> list[str]:
 
 
 def by_dependency(files: Files) -> list[str]:
-    """Paths in the order of imports: a Python file after the files of its repository that it imports,
-    otherwise in the order of paths; files that are not Python come first. A cycle is entered at the file with
-    the fewest imports left, of these the first path."""
+    """Paths in the order of imports: a Python file after the files of its repository that it imports.
+
+    Otherwise the order is that of the paths, and files that are not Python come first. A cycle is entered at
+    the file with the fewest imports left; among equals, at the first path.
+    """
     pending = _imports_by_path(files)
     imported_by = {path: [] for path in files}
     for path, imports in pending.items():
@@ -58,8 +60,10 @@ def document(name: str, files: Files, order: Callable[[Files], list[str]] = by_d
 
 def repositories(root: str | os.PathLike,
                  order: Callable[[Files], list[str]] = by_dependency) -> Iterator[Document]:
-    """One Document for each folder directly under root, in the order of their names. Files directly under
-    root form another one, named '.'. documents.read decides which files are text."""
+    """One Document for each folder directly under root, in the order of their names.
+
+    Files directly under root form another one, named '.'. documents.read decides which files are text.
+    """
     found = {}
     for file in read(root):
         folder, slash, path = file.name.partition('/')
@@ -77,8 +81,11 @@ def _imports_by_path(files: Files) -> dict[str, set[str]]:
 
 
 def _module_names(path: str) -> list[str]:
-    """The dotted names by which a Python file may be imported: from the root of the repository and from each
-    folder above the file, which may be on the import path ('src/pkg/a.py' is src.pkg.a, pkg.a and a)."""
+    """The dotted names by which a Python file may be imported.
+
+    They start at the root of the repository and at each folder above the file, which may be on the import
+    path ('src/pkg/a.py' is src.pkg.a, pkg.a and a).
+    """
     names = posixpath.splitext(path)[0].split('/')
     if names[-1] == '__init__':
         names = names[:-1]
@@ -86,8 +93,10 @@ def _module_names(path: str) -> list[str]:
 
 
 def _imports(path: str, text: str, modules: dict[str, str]) -> set[str]:
-    """The paths in modules {dotted name: path} that a source imports. A source that does not parse, such as
-    one in an older dialect of Python, has none."""
+    """The paths in modules {dotted name: path} that a source imports.
+
+    A source that does not parse, such as one in an older dialect of Python, has none.
+    """
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):

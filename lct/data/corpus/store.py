@@ -70,8 +70,11 @@ class Store:
         return Store, (self.folder,)
 
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
-        """int32 [stop - start]: tokens start..stop of a document. No others are read. Raises ValueError if
-        the document does not have them."""
+        """int32 [stop - start]: tokens start..stop of a document. No others are read.
+
+        Raises:
+          ValueError: if the document does not have them.
+        """
         if not (0 <= document < self.num_documents and 0 <= start <= stop <= self.lengths[document]):
             held = self.lengths[document] if 0 <= document < self.num_documents else 'none'
             raise ValueError(f'tokens {start} to {stop} of document {document}: {self.folder} has '
@@ -173,8 +176,8 @@ def _read_index(folder: pathlib.Path) -> dict[str, Any]:
         raise ValueError(f'{path} is not the index of a token store; give the folder of one')
     if index.get('version') != VERSION:
         raise ValueError(f'{folder} is a token store of version {index.get("version")!r}, and this release '
-                         f'reads version {VERSION}; tokenize the corpus again, or use the '
-                         'release that wrote it')
+                         f'reads version {VERSION}; tokenize the corpus again, or use the release that '
+                         'wrote it')
     if index.get('sha256') != fingerprint_of(index):
         raise ValueError(f'{path} differs from what was written (another sha256); copy it again')
     return index

@@ -1,5 +1,6 @@
-"""Writes a token store (see store), a shard at a time. A writer that was stopped leaves nothing under the
-name of the store, and its closed shards to the next writer.
+"""Writes a token store (see store), a shard at a time.
+
+A writer that was stopped leaves nothing under the name of the store. Its closed shards serve the next writer.
 
     FOLDER.partial/plan.json     the inputs and options of the store: another plan is refused
                    00000.json    the record of closed shard 0: checksum, where its input ended, counts so far
@@ -41,8 +42,10 @@ START = {'cursor': None, 'counts': {}, 'num_tokens': 0, 'num_documents': 0, 'doc
 
 
 class Writer(contextlib.AbstractContextManager):
-    """Writes a store into FOLDER.partial, a shard at a time; finish() renames it to FOLDER. A Writer that is
-    opened after another one was stopped, in whatever way, continues after its last closed shard.
+    """Writes a store into FOLDER.partial, a shard at a time; finish() renames it to FOLDER.
+
+    A Writer that is opened after another one was stopped, in whatever way, continues after its last closed
+    shard.
 
     cursor: where the next shard begins in the input, as given to close_shard; None at the beginning.
     counts: Counter of COUNTS.
@@ -125,8 +128,7 @@ class Writer(contextlib.AbstractContextManager):
             self._name_ends.append(self._name_bytes + len(self._names))
 
     def close_shard(self, cursor: Any) -> None:
-        """Make everything appended so far durable. A run that continues from here starts reading at
-        cursor."""
+        """Make everything appended so far durable. A run that continues from here reads from cursor on."""
         number = len(self._records)
         shard = self._shard.close()
         with files.atomic_file(self.partial / f'{number:05d}.npz', 'wb') as file:

@@ -1,4 +1,4 @@
-"""A corpus through a tokenizer into a token store, with several processes.
+"""Tokenizes a corpus into a token store, with several processes.
 
 The writing process reads blocks in order and sends them to the workers, which parse and tokenize them; it
 writes the ids that come back in order. So the store depends on the corpus, the tokenizer and shard_tokens
@@ -29,8 +29,11 @@ BATCH = 64  # segments encoded at a time: meanwhile the library holds hundreds o
 
 
 class Progress(NamedTuple):
-    """Bytes of the corpus' files, done and in total; tokens and documents written; errors of the documents
-    that were skipped since the last Progress."""
+    """How far a run has come.
+
+    Bytes of the corpus' files, done and in total; tokens and documents written; errors of the documents that
+    were skipped since the last Progress.
+    """
     bytes_done: int
     bytes_total: int
     tokens: int
@@ -39,8 +42,11 @@ class Progress(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """ids [n]; the documents that end in them, as (name, source, end); the errors of bad documents; the
-    number of cuts that may have changed ids."""
+    """An encoded group of blocks.
+
+    ids [n]; the documents that end in them, as (name, source, end); the errors of bad documents; the number
+    of cuts that may have changed ids.
+    """
     ids: np.ndarray
     documents: list[tuple[str, str, int]]
     errors: list[str]
@@ -48,8 +54,10 @@ class Encoded(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where reading stands after a group of blocks. cursor: [file, block] where the next group begins.
-    bytes_done: bytes of all files read by then."""
+    """Where reading stands after a group of blocks.
+
+    cursor: [file, block] where the next group begins. bytes_done: bytes of all files read by then.
+    """
     cursor: list[int]
     bytes_done: int
 

@@ -32,8 +32,11 @@ ANSWER_SHARE = 1.0  # sum of the answers' weights, as a fraction of the sequence
 
 
 class ChatDelimiters(NamedTuple):
-    """Token ids around the contents of a chat: before the document, between it and the first question,
-    between question and answer, between an answer and the next question, after the last answer."""
+    """The token ids around the contents of a chat.
+
+    In order: before the document, between it and the first question, between question and answer, between an
+    answer and the next question, after the last answer.
+    """
 
     opening: list[int]
     first: list[int]
@@ -108,8 +111,10 @@ def delimiters(tokenizer: Tokenizer, template: ChatTemplate | None = None) -> Ch
 
 
 def answer_weights(counts: list[int], total: float) -> np.ndarray:
-    """float64 [answers]: the weight of one token of each answer, from the answers' numbers of tokens. All
-    weights add up to total, and each answer has the same share, however long it is."""
+    """float64 [answers]: the weight of one token of each answer, from the answers' numbers of tokens.
+
+    All weights add up to total, and each answer has the same share, however long it is.
+    """
     return total / (len(counts) * np.asarray(counts, np.float64))
 
 
@@ -156,8 +161,8 @@ def _most_questions(delimiters: ChatDelimiters, vocabulary: RecallVocabulary, in
     most = room // (2 * longest)
     if most < 1:
         raise ValueError(f'seq_len {seq_len} does not hold a chat with one question, which takes '
-                         f'{2 * longest} tokens '
-                         "and more; use longer sequences, or no 'chat' in the mixture")
+                         f'{2 * longest} tokens and more; '
+                         "use longer sequences, or no 'chat' in the mixture")
     return most
 
 

@@ -38,8 +38,9 @@ def copy(rng: np.random.Generator, spans: list[Span], seq_len: int, vocab_ids: n
 
 
 def long(rng: np.random.Generator, source: EpochOrder, documents: StoreDocuments, seq_len: int) -> Sequence:
-    """A stretch of one document that fills seq_len tokens; all stretches of the documents drawn are equally
-    likely.
+    """A stretch of one document that fills seq_len tokens.
+
+    All stretches of the documents drawn are equally likely.
 
     Raises:
       ValueError: if no document is long enough.
@@ -55,14 +56,14 @@ def long(rng: np.random.Generator, source: EpochOrder, documents: StoreDocuments
             return _sequence([row], [Span(int(drawn[i]), start, start + n)], documents.bos)
     raise ValueError(f"mixture kind 'long' needs documents of seq_len {seq_len} tokens, and none of "
                      f'{MAX_BATCHES * BATCH:,} drawn from {source.name!r} is that long; add longer '
-                     'documents, or use '
-                     "kind 'text', which packs short ones")
+                     "documents, or use kind 'text', which packs short ones")
 
 
 def random_spans(rng: np.random.Generator, source: EpochOrder, documents: StoreDocuments, length: int,
                  min_len: int) -> list[Span]:
-    """Spans of `length` tokens in total, from documents of min_len tokens or more, the longest of every batch
-    first. The last one is a random stretch of its document.
+    """Spans of `length` tokens in total, from documents of min_len tokens or more.
+
+    The longest documents of every batch come first. The last span is a random stretch of its document.
 
     Raises:
       ValueError: if no document is long enough.

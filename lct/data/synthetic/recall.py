@@ -156,8 +156,8 @@ def recall_at_end_row(rng: np.random.Generator, vocabulary: RecallVocabulary, ha
                       length: int) -> Row:
     """A row of `length` tokens: facts scattered over text, all of them repeated at the end, in another order.
 
-    The number of facts is log-uniform up to MAX_QUERIED_FACTS, or as many as fit, so that a single fact and a
-    crowd of them both occur, at any distance. Weights are as in recall_row.
+    The number of facts is log-uniform up to MAX_QUERIED_FACTS, or as many as fit, so that a single fact and
+    many of them both occur, at any distance. Weights are as in recall_row.
     """
     most = max(1, min(MAX_QUERIED_FACTS, length // (2 * vocabulary.statement_len) - 1))
     count = int(np.exp(rng.uniform(0, np.log(most + 1))))
