@@ -57,7 +57,7 @@ class Request(struct.PyTreeNode):
     """The tokens to decode.
 
     limits: int32 [B], new tokens of each row, up to max_new_tokens; 0 for a padding row.
-    stop: bool [V], the tokens that end a row; the one that did is its last.
+    stop: bool [V], the tokens that end a row; the stop token is its last one.
     sampling, key: as in sampling.next_token.
     """
 

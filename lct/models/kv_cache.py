@@ -128,8 +128,7 @@ def attend_chunk(q: jax.Array, own: Block, cached: Block, split: Attention,
 
 
 def _attend_chunk_local(q, own, cached, axis_name, split, window):
-    """All queries of the chunk attend to the keys of this device; after one merge per layer each is returned
-    to its owner."""
+    """All queries of the chunk attend to this device's keys; one merge returns each to its owner."""
     gather = lambda x: x if axis_name is None else lax.all_gather(x, axis_name, axis=1, tiled=True)
     _, _, positions, segments = own
     grouped = q.reshape(*q.shape[:2], own[0].shape[1], -1, q.shape[3])

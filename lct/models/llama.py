@@ -27,8 +27,7 @@ from lct.ops.strategies import Attention
 
 
 class ParamInfo(NamedTuple):
-    """One row of the parameter table: dims by letter, and the standard deviation of the initial values
-    (0 for ones)."""
+    """One row of the parameter table: its dims by letter, and the initial stddev (0 for ones)."""
 
     letters: str
     stddev: float

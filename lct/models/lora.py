@@ -63,8 +63,8 @@ class Adapter:
                 reason = 'has an adapter' if name in ADAPTED else 'is not a parameter'
                 raise ValueError(f'adapter also_train: {name!r} {reason}; choose from {", ".join(TRAINABLE)}')
         if self.frozen_dtype not in (None, 'float32', 'bfloat16'):
-            raise ValueError(f"adapter frozen_dtype {self.frozen_dtype!r} must be 'float32', 'bfloat16' or "
-                             'None')
+            raise ValueError(
+                f"adapter frozen_dtype {self.frozen_dtype!r} must be 'float32', 'bfloat16' or None")
 
 
 class LowRank(struct.PyTreeNode):
@@ -216,7 +216,7 @@ def projections(adapters: Adapters) -> dict[str, Callable]:
 def hidden_states(trained: Trained, frozen: llama.Params, config: LlamaConfig, tokens: jax.Array,
                   positions: jax.Array, segment_ids: jax.Array, tables: rope.Tables,
                   memory: Memory) -> jax.Array:
-    """llama.hidden_states with adapters: the final normed hidden states [B, T, D]."""
+    """llama.hidden_states with adapters: [B, T, D] of tokens int32 [B, T]."""
     params = combine(trained.whole, frozen)
     block = llama.causal_block(config, positions, segment_ids, tables, memory)
 

@@ -1,4 +1,4 @@
-"""The memory policy: the one place that trades memory for time.
+"""The memory policy: the only place that trades memory for time.
 
 Letters: B batch, T sequence, D embed_dim, L layers.
 """
@@ -55,8 +55,8 @@ class Memory:
         if self.remat not in REMAT:
             raise ValueError(f'remat {self.remat!r} is not one of {sorted(REMAT)}')
         if min(self.ffn_chunks, self.loss_chunk) < 1:
-            raise ValueError(f'ffn_chunks {self.ffn_chunks} and loss_chunk {self.loss_chunk} must be '
-                             'positive')
+            raise ValueError(
+                f'ffn_chunks {self.ffn_chunks} and loss_chunk {self.loss_chunk} must be positive')
 
 
 def scan_layers(step: Callable, x: jax.Array, layers: Any, memory: Memory) -> jax.Array:

@@ -20,7 +20,7 @@ class PromptBatch(NamedTuple):
     """Right-padded prompts in the order of a layout: int32 arrays of numpy, or of jax after place.
 
     tokens, positions, segment_ids: [B, S], where segment 0 marks slots without a token yet; their positions
-      are those of the tokens to come.
+      are already set.
     last: [B], the position of each row's last prompt token.
     slot_of: [S], the slot of each position.
     """
@@ -60,7 +60,7 @@ def arrange(prompts: Sequence[Sequence[int]], seq_len: int, indices: np.ndarray 
 
 
 def place(batch: PromptBatch) -> PromptBatch:
-    """The batch on the current mesh."""
+    """The batch on the current mesh: B over the batch axes, S over 'sequence'."""
     specs = PromptBatch(*[sharding.spec('BS')] * 3, last=sharding.spec('B'), slot_of=P(None))
     return PromptBatch(*map(sharding.put, batch, specs))
 

@@ -32,8 +32,7 @@ def next_token(logits: jax.Array, step: jax.Array | int, sampling: Sampling | No
                key: jax.Array | None) -> jax.Array:
     """int32 [B] from logits [B, V]: the new token of each row.
 
-    step: number of the token in its answer. sampling, key: a Sampling and its jax.random key; None for the
-      argmax.
+    step: index of the token in its answer. sampling, key: a Sampling and its jax.random key; None: argmax.
     """
     # The vocabulary is gathered: one row per prompt is small.
     logits = sharding.reshard(logits, sharding.spec('BD'))

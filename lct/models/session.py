@@ -54,7 +54,7 @@ class Session:
 
     def read(self, texts: Rows, prefill_chunk: int | None = None,
              progress: Callable[[int, int], None] | None = None) -> None:
-        """Fill the cache anew with up to `rows` texts.
+        """Refill the cache with up to `rows` texts.
 
         Args:
           prefill_chunk: tokens of one forward, a multiple of length_unit; None for the whole text at once.
@@ -106,7 +106,7 @@ class Session:
           stop: bool [V], tokens that end an answer and are left out of it.
           sampling, key: as in sampling.next_token.
         Raises:
-          ValueError: for questions that with their answers do not fit behind the texts.
+          ValueError: if the questions and their answers do not fit behind the texts.
         """
         if max(limits) > max_new_tokens:
             raise ValueError(f'limits of up to {max(limits)} new tokens are more than max_new_tokens '
@@ -225,8 +225,7 @@ class Session:
         return logits
 
     def _gathered_params(self):
-        """The weights as decode_step uses them; kept for one answer, because they take memory that the next
-        text needs."""
+        """The weights as decode_step uses them; kept for one answer: the next text needs the memory."""
         if sharding.current_mesh() is None:
             return self.params
         return _gathered(self.params, self.config.architecture())

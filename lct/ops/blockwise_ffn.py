@@ -11,8 +11,7 @@ def blockwise_ffn(ffn: Callable[[jax.Array], jax.Array], x: jax.Array, num_chunk
     """ffn(x) for x [B, T, D], computed on num_chunks chunks of the sequence, one after the other.
 
     Only one chunk's [B, T / num_chunks, F] activations exist at a time; the backward recomputes them. Chunks
-    are strided (token t belongs to chunk t % num_chunks), so that every chunk spans all devices of a sharded
-    sequence.
+    are strided (token t belongs to chunk t % num_chunks), so that every chunk spans the whole sequence axis.
 
     Raises:
       ValueError: if num_chunks does not divide T.

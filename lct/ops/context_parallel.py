@@ -2,8 +2,7 @@
 
 A strategy is a forward and a backward function over the local shards, built on an inner block
 (blockwise_attention or a kernel) and collectives. make_attention joins the two into one custom_vjp, which
-saves only q, k, v, out and lse. The backward starts from the global lse and never differentiates through a
-merge.
+saves only q, k, v, out and lse. The backward starts from the global lse; no merge is differentiated.
 """
 
 import dataclasses

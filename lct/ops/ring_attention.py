@@ -24,8 +24,7 @@ def ring_attention(
     """Causal attention within documents over a sequence split on axis_name; call inside shard_map.
 
     The forward rotates the un-repeated key/value heads in their own dtype ring_size - 1 times. The backward
-    needs (q, k, v, out, lse) alone; dk and dv rotate in float32 with their block until they are back at its
-    owner.
+    needs (q, k, v, out, lse) alone; dk and dv rotate in float32 with their block, back to its owner.
 
     Args:
       q: [B, T, N, H] local queries; k, v: [B, T, K, H] local keys and values.

@@ -31,8 +31,7 @@ class RopeConfig:
     """One rotary embedding, with the fields of Hugging Face's rope_parameters.
 
     max_position is the trained length of type 'dynamic' (max_position_embeddings of the model's config).
-    long_factor and short_factor are tuples of H/2 numbers; the factor of 'longrope' only sets its attention
-    factor.
+    long_factor and short_factor have H/2 numbers; 'longrope' derives only its attention factor from factor.
     """
 
     theta: float
@@ -119,8 +118,7 @@ def inverse_frequencies(config: Any, seq_len: int | None = None) -> tuple[np.nda
 
 
 def frequencies(rope: RopeConfig, head_dim: int, seq_len: int | None = None) -> tuple[np.ndarray, float]:
-    """(inv_freq float64 [H/2], attention_factor) of a RopeConfig, as transformers 5 defines them in
-    modeling_rope_utils.py.
+    """(inv_freq float64 [H/2], attention_factor) of a RopeConfig, as in transformers 5's modeling_rope_utils.
 
     Raises:
       ValueError: if head_dim is odd, or the number of 'longrope' divisors is not head_dim / 2.

@@ -20,8 +20,7 @@ WORK = 9
 WORK_FFN = 14
 # Elements per token that a layer keeps without remat: multiples of D (float32 norms, residuals, out), of F.
 KEPT_D, KEPT_F = 16, 5
-# Fitted to programs compiled for TPU: the fragmentation of their heap, as a fraction of what is saved for the
-# backward.
+# Fitted to programs compiled for TPU: heap fragmentation, as a fraction of the bytes saved for the backward.
 FRAGMENTS = 0.75
 BATCH = 20  # bytes of a token in the batch: five arrays of 32 bits
 

@@ -32,9 +32,8 @@ def record(compiled: jax.stages.Compiled, degrees: dict[str, int]) -> dict:
 
 
 def describe(title: str, record: dict) -> str:
-    """A record as text. Besides the keys of record() it has 'seconds' of compilation, 'device_memory' (bytes,
-    or None where the compiler itself enforces the limit) and, where there is a prediction, 'predicted'
-    (bytes)."""
+    """A record as text. Besides the keys of record() it has compilation 'seconds', 'device_memory' in bytes
+    (None where the compiler itself enforces the limit) and, with a prediction, 'predicted' in bytes."""
     kinds = '  '.join(f'{name} {size / MiB:,.1f}' for name, size in record['memory'].items() if size)
     largest = record['largest']
     return '\n'.join([

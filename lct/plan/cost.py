@@ -194,7 +194,7 @@ class Transfer(NamedTuple):
 
 
 def transfers(step: Step) -> list[Transfer]:
-    """Every Transfer of a step, except those of no bytes."""
+    """Every Transfer of a step that sends any bytes."""
     found = [*_attention_transfers(step), *_weight_transfers(step), *_tensor_transfers(step)]
     return [t for t in found if t.bytes]
 

@@ -44,8 +44,7 @@ class Hardware:
 
 
 def _gpu(name, flops, memory, bandwidth, links, network, host):
-    """links: (inside, inside_all), or one number for both. network: (between, network), or one number for
-    both."""
+    """links: (inside, inside_all). network: (between, network). A single number stands for both."""
     pair = lambda x: x if isinstance(x, tuple) else (x, x)
     return Hardware(name, 'gpu', flops, memory, bandwidth, 8, *pair(links), *pair(network), host)
 

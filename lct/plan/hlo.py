@@ -1,6 +1,6 @@
 """A parser of compiled programs, in the text form of scheduled HLO.
 
-The instructions of a computation stand in their order of execution, so the text shows whether a transfer
+The instructions of a computation are in their order of execution, so the text shows whether a transfer
 overlaps with compute. It does if an instruction with matmuls stands between its start and its done; in a ring
 that is the attention loop of one ring step. Figures are per device. The body of a loop counts once per
 iteration. If the trip count depends on the data, the body counts once, and its transfers are marked inexact.
@@ -234,8 +234,7 @@ class Program:
             axes_of(groups, degrees), asynchronous, behind)
 
     def largest(self) -> tuple[Shape, str]:
-        """The largest array in device memory that is computed, arguments excluded: (Shape, name of its
-        instruction)."""
+        """(Shape, instruction name) of the largest computed array in device memory, arguments excluded."""
         fused = {name for lines in self.computations.values() for i in lines
                  if i.opcode == 'fusion' for name in i.called}
         arrays = [
@@ -321,8 +320,7 @@ def _place(device, degrees):
 
 
 def memory_of(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Bytes per device by kind, as the compiler laid them out. Outputs that reuse an argument are counted in
-    'aliased' as well."""
+    """Bytes per device by kind, from the compiler. Outputs that reuse an argument count in 'aliased' too."""
     stats = compiled.memory_analysis()
     return {
         'arguments': stats.argument_size_in_bytes, 'outputs': stats.output_size_in_bytes,

@@ -164,8 +164,7 @@ def best(job: Job, hardware: Hardware, devices: int,
     """A SearchResult with at least one plan.
 
     Raises:
-      ValueError: if no plan is feasible, with the buffer that is too large, the excess, and the cheapest
-        remedies.
+      ValueError: if no plan is feasible, with the largest buffer, the excess and the cheapest remedies.
     """
     result = search(job, hardware, devices, efficiency)
     if result.plans:

@@ -9,8 +9,7 @@ from lct.plan.cost import Step
 from lct.plan.hardware import Hardware
 
 # The forward's share of the exposed transfers of a training step: one of two passes of all-to-alls, two of
-# seven all-reduces, one gather of weights, and one gather of keys (a quarter of the bytes of all gathers and
-# scatters).
+# seven all-reduces, one gather of weights, and one gather of keys (a quarter of the bytes of all of them).
 FORWARD_SHARE = {'all-to-all': 1 / 2, 'partial sums': 2 / 7, 'weights, exposed': 1,
                  'gather of keys, scatter of their gradients': 1 / 4}
 

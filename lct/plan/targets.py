@@ -133,8 +133,7 @@ def parse(text: str) -> Target:
 
 
 def mesh(target: Target, degrees: tuple[int, int, int, int]) -> jax.sharding.Mesh:
-    """Compile-only mesh over ('data', 'fsdp', 'sequence', 'tensor') of a Target, its devices in the order of
-    a real run.
+    """Compile-only mesh of a Target over sharding.AXES, its devices in the order of a real run.
 
     Raises:
       ValueError: if there is no such topology, if the degrees do not fit it, or if the extra that
@@ -144,8 +143,8 @@ def mesh(target: Target, degrees: tuple[int, int, int, int]) -> jax.sharding.Mes
         devices = _topology(target).devices
     except (ImportError, RuntimeError) as error:  # a missing plugin fails in several ways
         raise ValueError(
-            f"target {target.name} is not available: {error}; install the extra 'aot-{target.platform}' of "
-            "this package"
+            f"target {target.name} is not available: {error}; install the extra 'aot-{target.platform}' "
+            'of this package'
         ) from error
     try:
         return sharding.make_mesh(degrees, devices)

@@ -84,8 +84,8 @@ class Checkpoints:
         except Exception as error:
             _give_up_if_several(_first_line(error))
             self._manager.reload()  # latest() must name a step that is on disk
-            return (f'the last checkpoint could not be written ({_first_line(error)}); those before are '
-                    'complete')
+            return (
+                f'the last checkpoint could not be written ({_first_line(error)}); those before are complete')
         return None
 
     def close(self) -> None:

@@ -111,8 +111,8 @@ def theta_of(stage: Stage, theta: float, seq_len: int, base: tuple[float, int], 
     if isinstance(stage.theta, (int, float)) and stage.theta > 1 and math.isfinite(stage.theta):
         return float(stage.theta)
     raise ValueError(
-        f"stage {stage.name}: theta {stage.theta!r} is not 'keep', 'dynamic_ntk', 'critical_base' or a "
-        "number > 1"
+        f"stage {stage.name}: theta {stage.theta!r} is not 'keep', 'dynamic_ntk', "
+        "'critical_base' or a number > 1"
     )
 
 
@@ -157,7 +157,7 @@ class PlannedStage(NamedTuple):
 
 
 def plan(stages: Sequence[Stage], config: LlamaConfig) -> list[PlannedStage]:
-    """The stages in order, each beginning where the one before ends; raises as configs."""
+    """The stages in order, each beginning where the one before ends; errors as in configs."""
     ends = list(itertools.accumulate(stage.num_steps for stage in stages))
     return list(map(PlannedStage, stages, configs(stages, config), [0, *ends[:-1]], ends))
 

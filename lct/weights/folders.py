@@ -38,8 +38,7 @@ def check_writable(folder: str | os.PathLike, nbytes: int, overwrite: bool = Fal
 
 @contextlib.contextmanager
 def atomic_folder(folder: str | os.PathLike, overwrite: bool = False) -> Iterator[str]:
-    """A temporary sibling folder to write in. At the end of the block it becomes folder; after an error it is
-    removed.
+    """A temporary sibling folder to write in. It becomes folder at the end of the block; an error removes it.
 
     Everything is on disk before the rename, so a folder under its final name is complete. An overwritten
     folder is first moved aside and only then removed. The next writer of the same folder clears what a killed

@@ -19,8 +19,8 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
         size = os.path.getsize(path)
         if size > MAX_BYTES:
             raise ValueError(
-                f'{path} has {size} bytes, too many for a description of a model (at most {MAX_BYTES}); copy '
-                'it again')
+                f'{path} has {size} bytes, too many for a description of a model (at most {MAX_BYTES}); '
+                'copy it again')
         with open(path, encoding='utf-8') as file:
             return parse_object(file.read(), path)
     except FileNotFoundError:

@@ -136,8 +136,8 @@ def refuse_unknown(values: dict[str, Any], known: set[str], path: str) -> None:
     for field, value in values.items():
         if field not in known and value is not None:
             raise ValueError(
-                f'{path}: field {short_repr(field)} is not known and might change the result; remove it if '
-                'it does not')
+                f'{path}: field {short_repr(field)} is not known and might change the result; '
+                'remove it if it does not')
 
 
 def read_required(values: dict[str, Any], names: dict[str, str], path: str) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def _read_rope(values, max_position, head_dim, path):
 
 
 def _read_rope_dict(values, theta, max_position, head_dim, location):
-    """RopeConfig of one dict; theta is what stands outside of it, location is for errors."""
+    """RopeConfig of one dict. theta: the value outside of it, or None. location: for error messages."""
     if not isinstance(values, dict):
         raise ValueError(f'{location} is {short_repr(values)}; it must be a JSON object')
     values = {key: value for key, value in values.items() if value is not None}

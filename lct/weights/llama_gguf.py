@@ -82,8 +82,8 @@ def read_matrices(file: gguf_files.File, config: LlamaConfig) -> streaming.Matri
     """{(parameter name, layer or None): Matrix} of a file, which must hold just the tensors of the config."""
     if config.num_layers > len(file.tensors):  # before a name is made for each
         raise ValueError(
-            f'{file.path} claims {config.num_layers} layers but holds {len(file.tensors)} tensors; fetch it '
-            'again')
+            f'{file.path} claims {config.num_layers} layers but holds {len(file.tensors)} tensors; '
+            'fetch it again')
     names, shapes = mapping.tensor_names(config, NAMES), mapping.checkpoint_shapes(config, NAMES)
     missing = [name for name in names if name not in file.tensors]
     if missing:
@@ -120,8 +120,8 @@ def read_config(file: gguf_files.File) -> LlamaConfig:
     for key, value in values.items():
         if key.startswith('llama.') and key not in known and value not in (0, False):
             raise ValueError(
-                f'{path}: {key} is {value!r}, which this model does not compute; only plain Llamas are '
-                'supported')
+                f'{path}: {key} is {value!r}, which this model does not compute; '
+                'only plain Llamas are supported')
     fields = {field: _count(values, key, path) for key, field in COUNTS.items()}
     heads = fields['num_heads']
     if fields['embed_dim'] % heads:

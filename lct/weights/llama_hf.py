@@ -150,8 +150,7 @@ def save(
       card: text of the README.md.
       overwrite: whether a folder that is not empty may be replaced.
     Raises:
-      ValueError: if params do not belong to the config or are not finite in dtype, or folder cannot be
-        written.
+      ValueError: if params do not belong to the config or are not finite in dtype, or folder is not writable.
     """
     folder = os.path.abspath(os.fspath(folder))
     check_dtype(dtype)

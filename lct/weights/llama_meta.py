@@ -145,8 +145,8 @@ def _check_replicas(name, tensors):
     for tensor in tensors[1:]:
         if not equal(Matrix(name, (tensor,)), Matrix(name, tensors[:1])):
             raise ValueError(
-                f'{tensor.path}: tensor {name!r} differs from the one in the file of rank 0; the folder '
-                'mixes models')
+                f'{tensor.path}: tensor {name!r} differs from the one in the file of rank 0; '
+                'the folder mixes models')
 
 
 def _shard_dim(parameter, shard_shape, shape, count):

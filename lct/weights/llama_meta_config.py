@@ -83,8 +83,8 @@ def _read_rope(values, embed_dim, rope_factor, path):
     if not scaled:
         if rope_factor is not None:
             raise ValueError(
-                f'rope_factor {rope_factor} has no effect because {path} does not set use_scaled_rope; leave '
-                'it out')
+                f'rope_factor {rope_factor} has no effect because {path} does not set use_scaled_rope; '
+                'leave it out')
         return RopeConfig(theta=float(theta))
     factor = FACTORS.get(embed_dim, SCALED.factor) if rope_factor is None else float(rope_factor)
     return dataclasses.replace(SCALED, theta=float(theta), factor=factor)

@@ -25,7 +25,7 @@ def checkpoint_letters(letters: str) -> tuple[str, str]:
     """Letters of a parameter without L -> letters of the tensor's (output dims, input dims):
     'DNH' -> ('NH', 'D').
 
-    D is one side of every matrix. The embedding is a lookup, stored alike in both.
+    D is one side of every matrix. The embedding is a lookup, with the same layout in both.
     """
     if letters in ('D', 'VD'):
         return letters, ''

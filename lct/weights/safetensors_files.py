@@ -145,8 +145,8 @@ def _read_shards(folder, index_path):
     for name, shard in weight_map.items():
         if name not in tensors:
             raise ValueError(
-                f'{index_path} places {short_repr(name)} in {shard}, which does not hold it; copy the folder '
-                'again')
+                f'{index_path} places {short_repr(name)} in {shard}, which does not hold it; '
+                'copy the folder again')
     return tensors
 
 

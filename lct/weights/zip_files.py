@@ -108,8 +108,8 @@ def _read_entry(path, directory, at, members, limit, file):
     size, packed, offset = _zip64(extra, size, packed, offset)
     if method or flags & 1 or size != packed or name in members:
         raise ValueError(
-            f'{path} has the member {short_repr(name)} compressed, encrypted or twice; save it with '
-            'torch.save')
+            f'{path} has the member {short_repr(name)} compressed, encrypted or twice; '
+            'save it with torch.save')
     file.seek(offset if offset + _LOCAL.size <= limit else 0)
     local = _LOCAL.unpack(file.read(_LOCAL.size).ljust(_LOCAL.size, b'\0'))
     start = offset + _LOCAL.size + local[-2] + local[-1]
