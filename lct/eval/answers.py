@@ -37,7 +37,7 @@ def key_of(row: Mapping) -> tuple[str, int, int]:
 
 
 def read(path: Path) -> tuple[dict[tuple, dict], list[str]]:
-    """-> ({key: row}, [a sentence for each invalid line]) of a file, which need not exist."""
+    """({key: row}, [a sentence for each invalid line]) of a file, which need not exist."""
     if not path.is_file():
         return {}, []
     rows = {}

@@ -24,8 +24,7 @@ class Batch(NamedTuple):
 
 
 def power_of_two_slots(length: int, smallest: int, ffn_chunks: int = 1) -> int:
-    """Cache slots for `length` tokens, rounded up to a power of two of at least `smallest`, on the current
-    mesh."""
+    """Cache slots for `length` tokens: a power of two, `smallest` or more, rounded up for the mesh."""
     slots = max(1 << (length - 1).bit_length(), smallest)
     return prompt_layout.cache_len(slots, sharding.axis_size('sequence'), ffn_chunks)
 

@@ -1,7 +1,6 @@
-"""What is measured of a model before and after its context is extended: the same prompts and windows for
-both.
+"""Measurements of a model before and after its context is extended, on the same prompts and windows.
 
-Every measurement is kept in a file once it is done, so that a run that was stopped goes on behind it.
+Every measurement is kept in a file once it is done, so that a run that was stopped continues after it.
 """
 
 import dataclasses
@@ -37,7 +36,7 @@ NEEDLE_LENGTHS, NEEDLE_DEPTHS, NEEDLE_SAMPLES = (512, 2048, 8192), (0.0, 0.5, 1.
 
 @dataclasses.dataclass(frozen=True)
 class Measurements:
-    """Of one model.
+    """The measurements of one model.
 
     short_loss: the mean loss over windows of the native length, in one bin; None without gates.
     needle: the result of the suite 'needle', as evaluate.py reports it; None where no prompt of it fits.
@@ -59,8 +58,7 @@ class Measurements:
 
 
 class QuickNeedles(NeedleSuite):
-    """The suite 'needle' without the likelihoods of its right answers, whose programs take longest to
-    compile."""
+    """The suite 'needle' without likelihoods of the right answers, whose programs take longest to compile."""
 
     def items(self, plan: Plan) -> list[runner.Item]:
         return [dataclasses.replace(item, teacher_forced=False) for item in super().items(plan)]
@@ -109,8 +107,8 @@ class Evaluation:
 
         result = recall_probe.run(
             params, config, self.tokenizer, self.haystack, self.grid, self.decoding, progress)
-        self.log(f'{name}: recall probe, percent right, depth downwards, length '
-                 f'rightwards\n{recall_table(result)}')
+        self.log(f'{name}: recall probe, percent right, depth downwards, length rightwards\n'
+                 f'{recall_table(result)}')
         return result
 
     def loss(self, name: str, config: LlamaConfig, params: Params) -> LossBins:
@@ -139,7 +137,7 @@ class Evaluation:
             self.log(f'needle suite, {name} | {done}/{total} prompts | {clock(left)} left')
             self.check_stop()
 
-        # the runner refuses prompts beyond the positions that a model declares; here they are the question
+        # The runner refuses prompts beyond the positions that a model declares; here they are what is tested.
         positions = max(config.max_position_embeddings, *self.needle_plan.lengths)
         config = dataclasses.replace(config, max_position_embeddings=positions)
         model = runner.Model(params, config, self.tokenizer,

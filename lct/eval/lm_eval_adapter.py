@@ -133,8 +133,7 @@ class ShardedLM(TemplateLM):
 def tasks(items: list[Item]) -> list[ConfigurableTask]:
     """Tasks named lct_TASK_LENGTH of runner items of the suites ruler and needle.
 
-    Scores are RULER's, 0..1. The plain prompt has one space before the answer prefix, unlike in the
-    sample.
+    Scores are RULER's, 0..1. The plain prompt has one space before the answer prefix, unlike the sample.
     """
     cells = collections.defaultdict(list)
     for item in items:

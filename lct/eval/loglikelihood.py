@@ -115,8 +115,8 @@ def _batches(model: Model, sizes: Sequence[int]) -> Iterator[batching.Batch]:
 
 
 def _score_batch(model, pairs, shape):
-    """Log-likelihood of every target, and whether it is the argmax: numpy [rows, seq_len] in the order of the
-    texts; shape: batching.Batch."""
+    """Numpy [rows, seq_len] in the order of the texts: log-likelihood of every target, and whether it is the
+    argmax. shape: batching.Batch."""
     rows, seq_len = shape.rows, shape.seq_len
     texts = [[*context, *continuation] for context, continuation in pairs] + [[0, 0]] * (rows - len(pairs))
     indices = layouts.permutation(model.layout, seq_len, sharding.axis_size('sequence'))
@@ -135,8 +135,10 @@ def _score_batch(model, pairs, shape):
 
 @functools.partial(jax.jit, static_argnames=('config', 'memory', 'num_chunks'))
 def _score(params, config, batch, tables, memory, num_chunks):
-    """Float32 [B, T] log-likelihood of the targets, bool [B, T] whether they are the argmax. The logits of
-    one strided chunk of the sequence exist at a time."""
+    """Float32 [B, T] log-likelihood of the targets, bool [B, T] whether they are the argmax.
+
+    The logits of one strided chunk of the sequence exist at a time.
+    """
     x = llama.hidden_states(
         params, config, batch['tokens'], batch['positions'], batch['segments'], tables, memory)
     head = llama.head(params).astype(jnp.float32)

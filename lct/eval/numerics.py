@@ -1,4 +1,4 @@
-"""Numerical agreement of all ways to split a model: logits, loss and gradients of each against one device.
+"""Numerical agreement of all ways to split a model: logits, loss and gradients against one device.
 
 The reference is one device without a mesh, whose own attention is compared with the dense oracle in float64.
 Comparisons run on the host in float64, so that no device checks itself.

@@ -1,7 +1,7 @@
 """Recall probe: one fact hidden in held-out text, at every length and depth, and queried at the end.
 
-The training rows of lct.data.synthetic.recall have the same sentence pattern; only keys and numbers are
-held out.
+The training rows of lct.data.synthetic.recall have the same sentence pattern; only keys and numbers are held
+out.
 """
 
 import dataclasses
@@ -64,8 +64,11 @@ class RecallGrid:
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How prompts are answered. layout: of the sequence over the ring. batch_tokens: cache slots of one
-    batch; longer prompts run one on each replica. generate: models.decode.generate, or a stand-in."""
+    """How prompts are answered.
+
+    layout: of the sequence over the ring. batch_tokens: cache slots of one batch; longer prompts run one on
+    each replica. generate: models.decode.generate, or a stand-in.
+    """
 
     layout: str = 'zigzag'
     memory: llama.Memory = llama.Memory()
@@ -115,10 +118,8 @@ def summary(result: RecallResult, native: int) -> dict:
     """The numbers that measure an extension, for JSON; native: the trained length before it.
 
     inside and beyond: cells_right up to native and past 2 * native. reads_inside: whether at least 95% of the
-    cells
-    inside are right. blind_beyond: whether at most 20% of the cells beyond are right. Both are None where
-    there are
-    no such lengths. reads_everywhere: whether every length has a mean of at least 90%.
+    cells inside are right. blind_beyond: whether at most 20% of the cells beyond are right. Both are None
+    where there are no such lengths. reads_everywhere: whether every length has a mean of at least 90%.
     """
     inside, beyond = cells_right(result, hi=native), cells_right(result, lo=2 * native + 1)
     means = result.scores.mean(0)
@@ -183,8 +184,7 @@ def run(
 
 
 def _prompt(grid, cell, vocabulary, haystack, longest=0):
-    """The recall.RecallPrompt of a cell; one with an answer below `longest` tokens leaves room for that
-    many."""
+    """The recall.RecallPrompt of a cell; it leaves room for an answer of `longest` tokens."""
     length, i, _ = cell
 
     def draw(prompt_len):

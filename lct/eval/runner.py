@@ -87,8 +87,7 @@ class Model:
         return frozenset(i for i in range(self.tokenizer.vocab_size) if '\n' in self.tokenizer.decode([i]))
 
     def stop_mask(self, one_line: bool) -> np.ndarray:
-        """bool [V]: the tokens that end an answer; for a one-line answer also those that contain a line
-        end."""
+        """bool [V]: the tokens that end an answer; line ends are among them if the answer is one line."""
         ids = {*self.eos_ids, self.tokenizer.eos_id} - {None}
         if one_line:
             ids |= self.newline_ids
@@ -112,8 +111,7 @@ class Item:
     """A sample that is made when it is needed: make() -> the Sample named (task, length, index).
 
     group: items of equal groups share the beginning of their prompts, which is read once for all of them.
-    one_line: the answer ends with its line. teacher_forced: the likelihood of the right answer is measured
-    too.
+    one_line: the answer ends with its line. teacher_forced: also measure the likelihood of the right answer.
     """
 
     task: str
@@ -173,8 +171,10 @@ def run(model: Model, items: Sequence[Item], path: str | Path,
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """groups: up to `rows` lists of items that share a text; longest: tokens of the longest prompt with its
-    answer."""
+    """Items that are answered together.
+
+    groups: up to `rows` lists of items that share a text. longest: tokens of the longest prompt with answer.
+    """
 
     groups: list[list[Item]]
     rows: int
@@ -291,9 +291,11 @@ def _answer_queries(model, session, queries, stop):
 
 
 def _answer_likelihoods(model, session, queries):
-    """The fields of each row about likelihoods: 'forced', the likelihood of the right answer where its item
-    is teacher-forced, and 'chosen', the most likely of a sample's choices, which are labels scored as whole
-    lines."""
+    """The fields of each row about likelihoods.
+
+    'forced' is the likelihood of the right answer where its item is teacher-forced; 'chosen' is the most
+    likely of a sample's choices, which are labels scored as whole lines.
+    """
     any_forced = any(query.scores_target for query in queries)
     if not any_forced and not any(query.choices for query in queries):
         return [{}] * len(queries)
@@ -314,8 +316,10 @@ def _answer_likelihoods(model, session, queries):
 
 
 def _choice_ids(model, queries, targets):
-    """Answers of all rows, as many as the most choices of one. A row with fewer choices repeats one of them,
-    a row without any its target; both are discarded."""
+    """Answers of all rows, as many as the most choices of one.
+
+    A row with fewer choices repeats one of them, a row without any its target; both are discarded.
+    """
     labels = [[model.answer_ids(query.sample, f' {name}\n') for name in query.choices] for query in queries]
     return [[own[i % len(own)] if own else target for own, target in zip(labels, targets, strict=True)]
             for i in range(max(map(len, labels)))]

@@ -62,9 +62,9 @@ def clustered_interval(clusters: Sequence[Sequence[float]]) -> tuple[float, floa
     """(low, high) of a 95% interval for a mean of scores that are correlated within clusters; None for one.
 
     clusters: scores in 0..1 of each. The result is Wilson's interval for the effective number of independent
-    scores, that which gives the variance over clusters. The observed variance of n clusters has weight n - 1
-    beside weight 1 for the worst case, in which a cluster counts as one score. Otherwise few clusters that
-    agree by chance would get almost no interval; Student's t makes the same correction.
+    scores, the number that gives the variance over clusters. The observed variance of n clusters has weight
+    n - 1 beside weight 1 for the worst case, in which a cluster counts as one score. Otherwise few clusters
+    that agree by chance would get almost no interval; Student's t makes the same correction.
     """
     if len(clusters) < 2:
         return None

@@ -21,8 +21,10 @@ from lct.ops.cross_entropy import cross_entropy
 
 @dataclasses.dataclass(frozen=True)
 class LossBins:
-    """Mean loss (nats per token) of positions edges[i] <= p < edges[i + 1] with its standard error over
-    documents (NaN for a single document), computed as in mean_over_documents."""
+    """Mean loss (nats per token) of positions edges[i] <= p < edges[i + 1].
+
+    The standard error is over documents (NaN for a single document), computed as in mean_over_documents.
+    """
 
     edges: tuple  # [m + 1]
     mean: np.ndarray  # [m]
@@ -52,8 +54,11 @@ class LossBins:
 
 
 class EvaluationWindows(NamedTuple):
-    """tokens: int32 [n, S + 1], of which [:, :-1] are the inputs and [:, 1:] the targets;
-    documents: int [n], the index of the document that each window comes from."""
+    """Windows of text with their sources.
+
+    tokens: int32 [n, S + 1], of which [:, :-1] are the inputs and [:, 1:] the targets.
+    documents: int [n], the index of the document that each window comes from.
+    """
 
     tokens: np.ndarray
     documents: np.ndarray
@@ -220,8 +225,9 @@ def mean_over_documents(values: np.ndarray, documents: Sequence) -> tuple[np.nda
 def ratio_over_documents(
     sums: np.ndarray, counts: np.ndarray, documents: Sequence,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ratio estimate of a mean over tokens of which documents hold different numbers (Cochran 1977, Sampling
-    Techniques, section 6.3).
+    """Ratio estimate of a mean over tokens, of which documents hold different numbers.
+
+    The method is in Cochran 1977, Sampling Techniques, section 6.3.
 
     Args:
       sums, counts: [m, n], totals of n windows that come from the documents [n].

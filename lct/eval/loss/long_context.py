@@ -1,5 +1,7 @@
-"""Losses that measure the value of a long context: on the same targets with a growing context, on key tokens,
-next to the borders between devices, and against the base model on short windows.
+"""Losses that measure the value of a long context.
+
+They are taken on the same targets with a growing context, on key tokens, next to the borders between devices,
+and against the base model on short windows.
 
 Letters: n windows, S tokens of a window. Windows are by_position.EvaluationWindows: tokens int32 [n, S + 1],
 which begin with the BOS if the tokenizer has one, and documents [n]; losses are those of
@@ -37,9 +39,10 @@ def context_sizes(seq_len: int, targets: int, first: int = 64) -> tuple[int, ...
 def growing_context(
     loss: LossFunction, windows: np.ndarray, targets: int, sizes: Sequence, bos_id: int | None = None,
 ) -> np.ndarray:
-    """float64 [len(sizes), n]: mean loss of the last `targets` tokens of every window, given no more than
-    `size` tokens before the first of them. Unlike a curve over positions, it does not depend on which tokens
-    stand late in a text.
+    """float64 [len(sizes), n]: mean loss of the last `targets` tokens of every window, by context size.
+
+    The model gets no more than `size` tokens before the first target. Unlike a curve over positions, this
+    does not depend on which tokens stand late in a text.
 
     bos_id: the id that every text began with in training; None for a tokenizer without one.
     """
@@ -57,8 +60,10 @@ def _cut(windows, start, stop, bos_id):
 
 
 def effective_context(sizes: Sequence, losses: Sequence) -> int | None:
-    """The shortest context whose loss is within TOLERANCE of the longest one's (Khandelwal et al. 2018); None
-    where the latter is NaN or infinite."""
+    """The shortest context whose loss is within TOLERANCE of the longest one's (Khandelwal et al. 2018).
+
+    None where the latter is NaN or infinite.
+    """
     if not math.isfinite(losses[-1]):
         return None
     limit = losses[-1] * (1 + TOLERANCE)
@@ -74,9 +79,10 @@ def short_context_losses(
     loss: LossFunction, windows: np.ndarray, full: np.ndarray, context: int, stride: int,
     bos_id: int | None = None,
 ) -> np.ndarray:
-    """float32 [n, S]: losses given only the last `context` to `context + stride - 1` tokens: one forward over
-    context + stride tokens serves stride targets. The first `context` targets keep the loss in
-    `full` [n, S].
+    """float32 [n, S]: losses given only the last `context` to `context + stride - 1` tokens.
+
+    One forward over context + stride tokens serves stride targets. The first `context` targets keep the loss
+    in `full` [n, S].
     """
     seq_len = windows.shape[1] - 1
     if min(context, stride) < 1 or context + stride > seq_len:
@@ -91,9 +97,11 @@ def short_context_losses(
 
 
 def key_tokens(full: np.ndarray, short: np.ndarray) -> np.ndarray:
-    """bool [n, S]: the tokens whose prediction needs the long context (Fang et al. 2024, "What is Wrong with
-    Perplexity for Long-context Language Modeling?"). The model that finds them may differ from the model that
-    is scored."""
+    """bool [n, S]: the tokens whose prediction needs the long context.
+
+    Fang et al. 2024, "What is Wrong with Perplexity for Long-context Language Modeling?". The model that
+    finds them may differ from the model that is scored.
+    """
     return (short - full > ALPHA) & (full < BETA)
 
 
@@ -108,8 +116,11 @@ def long_ppl(losses: np.ndarray, key: np.ndarray) -> float:
 
 
 def border_distance(layout: str, seq_len: int, ring_size: int) -> np.ndarray:
-    """int [S]: tokens from each position to the nearest border, which lies where the next position is on
-    another device; 0 on both sides of it. The loss of a correctly sharded model does not depend on it."""
+    """int [S]: tokens from each position to the nearest border between devices.
+
+    A border lies where the next position is on another device; the distance is 0 on both sides of it. The
+    loss of a correctly sharded model does not depend on it.
+    """
     slots = np.argsort(layouts.permutation(layout, seq_len, ring_size))
     device = slots // (seq_len // ring_size)
     borders = np.flatnonzero(np.diff(device))  # between p and p + 1
@@ -139,8 +150,9 @@ def bin_by_distance(
 
 
 def regression(extended: Sequence, base: Sequence, documents: Sequence) -> dict:
-    """The cost of an extension within the context of the base model, from the mean losses [n] of the same
-    short windows.
+    """The cost of an extension within the context of the base model.
+
+    extended, base: mean losses [n] of the same short windows.
 
     Returns:
       a dict of both means, their difference (above 0 is worse) and its standard error over documents.

@@ -1,7 +1,7 @@
 """Losses of evaluation windows, measured window by window, and the numbers of the suite 'loss' made of them.
 
-A line of the file identifies its window by a hash of the token ids, and its document (or bundle) by a number:
-a line about another window than the one to be measured now is measured again.
+A line of the file identifies its window by a hash of the token ids, and its document (or bundle) by a number.
+A line about another window than the one to be measured is measured again.
 """
 
 import functools
@@ -113,7 +113,7 @@ def run_identifiers(model: Model, bundles: Sequence[Bundle], path: Path,
 
 
 def _unit(model):
-    """Windows are a multiple of so many tokens on the current mesh."""
+    """The number of tokens that windows are a multiple of, on the current mesh."""
     return prompt_layout.length_unit(sharding.axis_size('sequence'), model.memory.ffn_chunks)
 
 
@@ -231,8 +231,10 @@ def regression(rows: Sequence[Mapping], base_rows: Sequence[Mapping]) -> dict:
 
 
 def identifier_scores(rows: Iterable[Mapping]) -> dict:
-    """Mean nats of an identifier by the distance to its first use, over the rows of run_identifiers, with the
-    error over bundles of the same repository; None in bins without identifiers."""
+    """Mean nats of an identifier by the distance to its first use, over the rows of run_identifiers.
+
+    The error is over bundles of the same repository; bins without identifiers have None.
+    """
     rows = list(rows)
     sums, counts = (np.array([row['meta'][name] for row in rows]).T for name in ('sums', 'counts'))
     # Bundles are the same where the repository hardly fills one.

@@ -75,8 +75,10 @@ def _heat_map(axis, result, native, name):
 
 
 def loss_figure(curves: Mapping[str, LossBins], native: int, path: str | Path) -> None:
-    """Loss by position of each model, with bands of one standard error over documents. native: the trained
-    length before extension."""
+    """Loss by position of each model, with bands of one standard error over documents.
+
+    native: the trained length before extension.
+    """
     figure = _new_figure(7.5, 4.5)
     axis = figure.subplots()
     for i, (name, curve) in enumerate(curves.items()):

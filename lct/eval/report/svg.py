@@ -307,12 +307,12 @@ def _hex(red, green, blue):
 
 
 def ring_schedule(pairs_by_layout: Mapping) -> Picture:
-    """Which block each device holds at every ring step, and how much of the block it attends to: a map per
-    layout, devices downwards, ring steps rightwards.
+    """Which block each device holds at every ring step, and how much of the block it attends to.
 
-    pairs_by_layout: {layout: plan.balance.pairs_by_step(layout, ...)}. A square is labelled with the device
+    Each layout has a map, devices downwards and ring steps rightwards. A square is labelled with the device
     that owns its block; its colour is the fraction of the block's pairs that the mask admits, dark for all of
     them. The row below has the pairs of the busiest device at every ring step, in whole blocks.
+    pairs_by_layout: {layout: plan.balance.pairs_by_step(layout, ...)}.
     """
     size = len(next(iter(pairs_by_layout.values())))
     block = max(pairs.max() for pairs in pairs_by_layout.values())

@@ -25,8 +25,10 @@ class AdversarialSuite(LengthSuite):
     noun, caption = 'needle', 'Right values'
 
     def items(self, plan: Plan) -> list[runner.Item]:
-        """Of 'several', counts[length] texts with all their questions each. Series of more wrong values,
-        'latest_0' (the control) to 'latest_8', run only where they are named."""
+        """The samples of the tasks; of 'several', counts[length] texts with all their questions each.
+
+        Series of more wrong values, 'latest_0' (the control) to 'latest_8', run only where they are named.
+        """
         known = adversarial_needles.TASKS if plan.tasks else adversarial_needles.DEFAULTS
         configs = [known[name] for name in plan.selected(known)]
         items = []

@@ -32,9 +32,12 @@ class InContextSuite(PromptSuite):
         return items
 
     def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
-        """{'tasks': {task: {'curve': icl.curve of what the model writes, 'chosen': icl.curve of the choice
-        that it finds most likely, 'references': {learner: {shots: accuracy}}}}}, all on the same samples.
-        'chosen' is None for tasks without choices and for rows of an earlier version."""
+        """{'tasks': {task: {'curve', 'chosen', 'references'}}}, all on the same samples.
+
+        'curve' is the icl.curve of what the model writes, 'chosen' the icl.curve of the choice that it finds
+        most likely, 'references' {learner: {shots: accuracy}}. 'chosen' is None for tasks without choices and
+        for rows of an earlier version.
+        """
         tasks = {}
         for task in dict.fromkeys(row['task'] for row in rows):
             own = [row for row in rows if row['task'] == task]

@@ -1,5 +1,4 @@
-"""The suite 'loss': losses by position, with growing context, on key tokens, on identifiers, and beside a
-base model."""
+"""The suite 'loss': by position, with growing context, on key tokens, on identifiers, beside a base model."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,8 +20,11 @@ class LossSuite(Suite):
 
     def run(self, model: Model, plan: Plan, path: Path,
             progress: Callable[[int, int, float], None] | None = None) -> Outcome:
-        """The identifiers are measured where the haystack is a large enough repository, the short windows
-        where there is a base model, in the files short.jsonl and short_base.jsonl beside path."""
+        """Measure the windows, and more where the inputs allow it.
+
+        The identifiers are measured where the haystack is a large enough repository, the short windows where
+        there is a base model, in the files short.jsonl and short_base.jsonl beside path.
+        """
         documents = [model.tokenizer.encode(document.text) for document in plan.material.documents]
         bundles, problems = measure.make_bundles(model, plan)
         rows, more = measure.run(model, plan, documents, path, progress)
@@ -124,10 +126,9 @@ class LossSuite(Suite):
 
 
 def interval(mean: float, error: float | None, documents: int, least: float = 0.0) -> tuple[float, float]:
-    """(low, high) of a 95% interval by Student's t over so many documents; (mean, mean) where the error is
-    unknown.
+    """(low, high) of a 95% interval by Student's t over so many documents.
 
-    least: what a mean cannot fall below.
+    It is (mean, mean) where the error is unknown. least: what a mean cannot fall below.
     """
     half = 0 if error is None else error * float(stdtrit(documents - 1, 0.975))
     return max(mean - half, least), mean + half

@@ -76,8 +76,9 @@ def _itself(sample):
 
 def read_data(folder: Path, length: int, count: int,
               tasks: Sequence[str] | None = None) -> tuple[dict[str, list[Sample]], list[str]]:
-    """-> ({task: [Sample]}, problems): the first `count` samples of each of RULER's data files
-    FOLDER/TASK/*.jsonl, all under one nominal length.
+    """({task: [Sample]}, problems): the first `count` samples of RULER's files FOLDER/TASK/*.jsonl.
+
+    All of them get one nominal length.
 
     Raises:
       ValueError: if there is no such file.

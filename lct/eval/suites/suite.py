@@ -1,5 +1,4 @@
-"""A suite of evaluations makes prompts, scores the answers, and describes its result in the cells of a CSV,
-tables, figures and sentences.
+"""A suite of evaluations: its prompts, its scores, and its result as CSV, tables, figures and sentences.
 
 A result is what results.json holds under the name of the suite: plain values, with None for what is unknown
 or not finite, and text for the keys of dicts.
@@ -63,8 +62,11 @@ class Outcome(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A line of results.csv. at: tokens, tokens/depth, shots, or positions. score: 0..1, of the loss nats.
-    low to high is a 95% interval of the score, '' where none is known."""
+    """A line of results.csv.
+
+    at: tokens, tokens/depth, shots, or positions. score: 0..1, or nats for the loss. low to high: a 95%
+    interval of the score, '' where none is known.
+    """
 
     suite: str
     task: str
@@ -231,8 +233,10 @@ def by_task_and_length(rows: Iterable[Mapping]) -> dict[tuple[str, int], list[Ma
 
 
 def teacher_forced_scores(rows: Iterable[Mapping]) -> dict | None:
-    """'right': the fraction of right answers that greedy decoding would write, token for token; 'nats': the
-    loss of their tokens. None where rows of an earlier version do not have likelihoods."""
+    """{'right', 'nats'} of the right answers; None where rows of an earlier version lack likelihoods.
+
+    'right' is the fraction that greedy decoding would write, token for token; 'nats' is their loss per token.
+    """
     forced = [row.get('forced') for row in rows]
     if not all(forced):
         return None

@@ -1,6 +1,8 @@
-"""Adversarial needles: several needles of a kind, names that almost match, contradicting statements, an
-absent name, a needle across a shard boundary. A reader that goes by position or by habit instead of by the
-question fails them."""
+"""Adversarial needles, which fail a reader that goes by position or habit instead of by the question.
+
+There are several needles of a kind, names that almost match, contradicting statements, an absent name, and a
+needle across a shard boundary.
+"""
 
 import dataclasses
 
@@ -95,8 +97,10 @@ class Conflict:
                        {'stale': stale, 'right_is': 'first' if is_first else 'last'})
 
     def expected_rate(self, position: str) -> float:
-        """The target rate of a reader that always takes the value at a position ('first' or 'last'), over
-        complete cycles of samples and without distractors."""
+        """The target rate of a reader that always takes the value at a position ('first' or 'last').
+
+        It holds over complete cycles of samples and without distractors.
+        """
         right = RULES[self.rule].right_position if self.wrong else position
         return 0.5 if right == 'any' else float(right == position)
 
@@ -104,7 +108,9 @@ class Conflict:
 @dataclasses.dataclass(frozen=True)
 class NearNames:
     """One needle among `wrong` others whose names differ from its name in a single word, digit or letter.
-    Sample by sample it is the first, the second, ... of them."""
+
+    Sample by sample it is the first, the second, ... of them.
+    """
 
     task: str
     wrong: int = 4
@@ -177,9 +183,11 @@ class Absent:
 
 @dataclasses.dataclass(frozen=True)
 class Several:
-    """`needles` needles and questions about `queries` of them, one a sample: samples queries * i to
-    queries * (i + 1) - 1 share one text, and so its key/value cache, up to character meta['shared'] of the
-    prompt."""
+    """`needles` needles and questions about `queries` of them, one a sample.
+
+    Samples queries * i to queries * (i + 1) - 1 share one text, and so its key/value cache, up to character
+    meta['shared'] of the prompt.
+    """
 
     task: str
     needles: int = 8
@@ -212,8 +220,7 @@ class Several:
 
 @dataclasses.dataclass(frozen=True)
 class Straddling:
-    """A needle across a shard boundary: token meta['boundary'] of the sequence is within the tokens
-    meta['span'] of the needle's line.
+    """A needle across a shard boundary: token meta['boundary'] lies in the span meta['span'] of its line.
 
     shards: equal blocks of seq_len tokens (the length by default), as the contiguous layout cuts them. Sample
     by sample the needle is at the first, the second, ... of the boundaries within the text.
@@ -291,8 +298,7 @@ class _Question:
     """The question for the value of a name.
 
     answer_line: index of the inserted line that holds the answer. instruction: precedes the question.
-    longest_name: the name that takes the most tokens, of all
-      questions about the same text.
+    longest_name: the name that takes the most tokens, of all questions about the same text.
     """
 
     type_name: str

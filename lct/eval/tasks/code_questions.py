@@ -1,5 +1,7 @@
-"""A repository in one prompt, with questions that the syntax tree answers: which file defines a function, and
-what its exact signature is; and the loss on identifiers by the distance to their first use.
+"""A repository in one prompt, with questions that the syntax tree answers.
+
+The questions ask for the file that defines a function, or for its exact signature. The loss on identifiers by
+the distance to their first use is measured over the same files.
 
 A prompt holds complete files under their paths, sorted by path (data.corpus.bundle).
 """
@@ -30,8 +32,10 @@ MAX_TRIES = 50  # of sets of files for a prompt
 
 
 class Function(NamedTuple):
-    """A function at the top level of a file whose def is one line. signature: all that follows the name, for
-    example '(a, b=1) -> int:'."""
+    """A function at the top level of a file whose def is one line.
+
+    signature: all that follows the name, for example '(a, b=1) -> int:'.
+    """
 
     name: str
     signature: str

@@ -60,8 +60,11 @@ def letters(xs: Sequence[str], labels: Sequence[str], queries: Sequence[str]) ->
 
 
 def parity(xs: Sequence, labels: Sequence[str], queries: Sequence) -> list[str]:
-    """Gaussian elimination over the field of two elements: exact once the shots determine the rule, before
-    that one rule that agrees with them. Running parities, one for each bit, need no shots."""
+    """Gaussian elimination over the field of two elements.
+
+    It is exact once the shots determine the rule; before that it is one rule that agrees with them. Running
+    parities, one for each bit, need no shots.
+    """
     if len(labels[0].split()) > 1:
         return [' '.join(map(str, np.cumsum(query) % 2)) for query in queries]
     rows = np.column_stack([np.array(xs), [int(label) for label in labels]]) % 2
@@ -90,8 +93,10 @@ def table(xs: Sequence[str], labels: Sequence[str], queries: Sequence[str]) -> l
 
 
 def bigrams(xs: Sequence, labels: Sequence[str], queries: Sequence) -> list[str]:
-    """The most common successor in the walks of the shots. Inputs and queries are complete walks; the last
-    symbol of a query is ignored."""
+    """The most common successor in the walks of the shots.
+
+    Inputs and queries are complete walks; the last symbol of a query is ignored.
+    """
     successors = collections.defaultdict(collections.Counter)
     for walk in xs:
         for before, after in zip(walk, walk[1:], strict=False):

@@ -24,8 +24,11 @@ THINGS = ('book concert dinner film garden guide hotel journey lecture meal play
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """text, label: input and output in a prompt. x: the input of a learner. answers: all right labels, if
-    there are more than one."""
+    """A shot or a query.
+
+    text, label: input and output in a prompt. x: the input of a learner. answers: all right labels, if there
+    are more than one.
+    """
 
     text: str
     label: str
@@ -77,9 +80,11 @@ class Linear(Task):
 
 @dataclasses.dataclass(frozen=True)
 class Topics(Task):
-    """The topic of some words. Topics are random sets of words with invented labels, so only the shots tell
-    which
-    label is whose. order: one of icl.ORDERS."""
+    """The topic of some words.
+
+    Topics are random sets of words with invented labels, so only the shots tell which label is whose.
+    order: one of icl.ORDERS.
+    """
 
     task: str = 'topics'
     classes: int = 8
@@ -146,8 +151,10 @@ class Cipher(Task):
 
 @dataclasses.dataclass(frozen=True)
 class Parity(Task):
-    """The parity of `hidden` secret positions of a bit string; with hidden 0 the running parities of all
-    positions, which are one rule for all episodes."""
+    """The parity of `hidden` secret positions of a bit string.
+
+    With hidden 0 it is the running parities of all positions, which are one rule for all episodes.
+    """
 
     task: str = 'parity'
     bits: int = 20

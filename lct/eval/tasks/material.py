@@ -126,8 +126,7 @@ class Material:
         return self.text.excerpt(self.placement.start(rng, len(self.text.lines)), room)
 
     def needle_pool(self, name_kind: str, value_kind: str, length: int) -> tuple[list[str], np.ndarray, set]:
-        """(needles, their tokens [n], their names and values): at least 1.5 * length tokens of
-        distractors."""
+        """(needles, their tokens [n], their names and values): 1.5 * length tokens of distractors or more."""
         def make():
             rng = samples.rng(self.seed, 'needles', name_kind, value_kind)
             type_name = ruler_text.type_name(value_kind)

@@ -14,8 +14,10 @@ RULER_DEPTHS = [round(100 * i / 39) / 100 for i in range(40)]
 
 @dataclasses.dataclass(frozen=True)
 class Stratified:
-    """Every order is random, and the depths of targets are spread evenly over the samples of a cell:
-    steps of the golden ratio are close to evenly spaced for any number of samples."""
+    """Every order is random, and the depths of targets are spread evenly over the samples of a cell.
+
+    Steps of the golden ratio are close to evenly spaced for any number of samples.
+    """
 
     seed: int
     name: str = 'stratified'
@@ -60,9 +62,11 @@ class Stratified:
 
 @dataclasses.dataclass(frozen=True)
 class RulerFixed:
-    """RULER's own rule: one shuffle with the same seed for every sample, so equal numbers of items are always
-    permuted alike (under seed 42 the target of 12 documents is always the tenth). Texts and prompt lengths
-    stay ours."""
+    """RULER's own rule: one shuffle with the same seed for every sample.
+
+    Equal numbers of items are therefore always permuted alike (under seed 42 the target of 12 documents is
+    always the tenth). Texts and prompt lengths stay ours.
+    """
 
     seed: int = 42
     name: str = 'ruler_compat'

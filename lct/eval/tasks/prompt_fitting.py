@@ -25,7 +25,7 @@ class TokenCounter:
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self.bos = int(tokenizer.bos_id is not None)
-        # Fragments are counted behind a line end: some tokenizers put a space before whatever comes first.
+        # Fragments are counted after a line end: some tokenizers put a space before whatever comes first.
         self._line_end = len(tokenizer.encode('\n'))
         self.is_additive = True
 
@@ -43,8 +43,10 @@ class TokenCounter:
         return int(self.count_each([fragment])[0])
 
     def count_head(self, head: str) -> int:
-        """Tokens of a text that more text follows: two line ends may be one token at the end of a text, and
-        two tokens before a word."""
+        """Tokens of a text that more text follows.
+
+        Two line ends may be one token at the end of a text, and two tokens before a word.
+        """
         return self.count(head + 'Word') - self.count_one('Word')
 
     def check_additive(self, fragments: Sequence[str]) -> None:
@@ -117,8 +119,10 @@ class CyclicText:
         counter.check_additive(lines[:4 * FIRST_FRAGMENTS])
 
     def excerpt(self, start: int, room: int) -> tuple[list[str], np.ndarray]:
-        """(lines, their tokens [n]) from line `start`: as many complete lines as fit into room tokens, then
-        as many words of the next line as fit."""
+        """(lines, their tokens [n]) from line `start` that fit into room tokens.
+
+        They are complete lines, then as many words of the next line as fit.
+        """
         count = len(self.lines)
         cycles, rest = divmod(int(self._ends[start]) + room, int(self._ends[-1]))
         stop = cycles * count + int(np.searchsorted(self._ends, rest, 'right')) - 1

@@ -25,8 +25,11 @@ FRIEND = 'The closest friend of {name} is {value}.'
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """targets: indices of the documents that hold the answer; hard_distractors: of documents that are similar
-    to them, which come before other distractors."""
+    """A question about documents.
+
+    targets: indices of the documents that hold the answer. hard_distractors: indices of documents that are
+    similar to them, which come before other distractors.
+    """
 
     text: str
     answers: list
@@ -36,8 +39,11 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedPeople:
-    """Documents about people, who come in pairs of closest friends. One-hop questions ask for a field of a
-    person, two-hop questions for a field of that person's closest friend."""
+    """Documents about people, who come in pairs of closest friends.
+
+    One-hop questions ask for a field of a person, two-hop questions for a field of that person's closest
+    friend.
+    """
 
     seed: int
     hops: int

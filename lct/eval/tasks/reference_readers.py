@@ -25,7 +25,7 @@ def oracle(prompt: str) -> str:
     if 'have the value' in question:
         return ', '.join(_variables(text, VARIABLE_QUESTION.search(question)[1]))
     if 'most common in the list' in question:
-        # Behind the example, if there is one: a new list begins there.
+        # After the example, if there is one: a new list begins there.
         items = LIST_ITEM.findall(text.rpartition('Keep count of them.')[2])
         return ' '.join(_most_common(items, question))
     if 'coded words' in question:

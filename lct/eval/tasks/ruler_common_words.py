@@ -101,8 +101,10 @@ class CommonWords:
                 f'{_in_line(words, common)}\n\n')
 
     def _list_tokens(self, material, length, word_tokens, level):
-        """int [n + 1]: tokens of lists with 0, 1, ... n words beside the common ones, with the numbers before
-        their items; word_tokens: [words], the common ones first."""
+        """int [n + 1]: tokens of lists with 0, 1, ... n words beside the common ones, with their numbers.
+
+        word_tokens: [words], the common ones first.
+        """
         sizes = level.other_repeats * np.concatenate([[0], np.cumsum(word_tokens[self.common:])])
         sizes += level.common_repeats * int(word_tokens[:self.common].sum())
         numbers = material.number_tokens(length)

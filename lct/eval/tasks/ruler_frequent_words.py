@@ -14,8 +14,11 @@ END = ' END\n'
 
 @dataclasses.dataclass(frozen=True)
 class FrequentWords:
-    """Coded words whose counts fall as rank ** -alpha. Dots are the most frequent, and the question asks for
-    the next `top_words`. vocab_size: None for a fiftieth of the length."""
+    """Coded words whose counts fall as rank ** -alpha.
+
+    Dots are the most frequent, and the question asks for the next `top_words`. vocab_size: None for a
+    fiftieth of the length.
+    """
 
     task: str = 'fwe'
     alpha: float = 2.0

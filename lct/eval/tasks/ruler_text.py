@@ -156,8 +156,10 @@ def generated_lexicon(seed: int = 0) -> Lexicon:
 
 
 def load_lexicon(source: str | pathlib.Path, seed: int = 0) -> Lexicon:
-    """The lexicon of 'generated', of 'wonderwords' (RULER's own lists, if that package is installed) or of a
-    file with one word on each line."""
+    """The lexicon of 'generated', of 'wonderwords', or of a file with one word on each line.
+
+    'wonderwords' are RULER's own lists, if that package is installed.
+    """
     if source == 'generated':
         return generated_lexicon(seed)
     if source == 'wonderwords':
