@@ -79,6 +79,7 @@ def param_table(config: LlamaConfig) -> Params:
 
 
 def is_param_info(x: Any) -> bool:
+    """is_leaf for trees of ParamInfo, which is itself a tuple."""
     return isinstance(x, ParamInfo)
 
 
@@ -144,7 +145,7 @@ def check_mesh(config: LlamaConfig, degrees: tuple[int, ...]) -> None:
 
 
 def init(config: LlamaConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
-    """Random Params, each sampled in its place on the current mesh."""
+    """Random Params in the shapes of param_table, each sampled in its place on the current mesh."""
     @functools.partial(jax.jit, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract(config)))
     def sample(key):
         rows, tree = jax.tree.flatten(param_table(config), is_leaf=is_param_info)

@@ -230,7 +230,7 @@ def hidden_states(trained: Trained, frozen: llama.Params, config: LlamaConfig, t
 
 def loss_sum(trained: Trained, frozen: llama.Params, config: LlamaConfig, batch: dict[str, jax.Array],
              tables: rope.Tables, memory: Memory) -> jax.Array:
-    """llama.loss_sum with adapters."""
+    """llama.loss_sum with adapters: float32 []."""
     x = hidden_states(
         trained, frozen, config, batch['tokens'], batch['positions'], batch['segment_ids'], tables, memory)
     head = llama.head(combine(trained.whole, frozen))

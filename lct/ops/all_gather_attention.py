@@ -19,7 +19,10 @@ def all_gather_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array,
     axis_name: str | None, options: AttentionOptions,
 ) -> jax.Array:
-    """As ring_attention, with all-gathers in nodes of options.node_size neighbours, and a ring of nodes."""
+    """As ring_attention, with all-gathers in nodes of options.node_size neighbours, and a ring of nodes.
+
+    q: [B, T, N, H] local queries; k, v: [B, T, K, H]; positions, segment_ids: int32 [B, T] -> [B, T, N, H].
+    """
     return _attention(q, k, v, positions, segment_ids, axis_name, options)
 
 

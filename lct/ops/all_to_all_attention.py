@@ -22,6 +22,8 @@ def all_to_all_attention(
 ) -> jax.Array:
     """As ring_attention, with all-to-alls in nodes of options.node_size neighbours, and a ring of nodes.
 
+    q: [B, T, N, H] local queries; k, v: [B, T, K, H]; positions, segment_ids: int32 [B, T] -> [B, T, N, H].
+
     Raises:
       ValueError: if node_size does not divide N, or neither divides K nor is a multiple of it.
     """

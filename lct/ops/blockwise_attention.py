@@ -326,7 +326,7 @@ def attend_backward(
 
 
 def init_grads(*inputs: jax.Array) -> tuple[jax.Array, ...]:
-    """Initial dk and dv of attend_backward: float32 zeros in the shapes of the inputs."""
+    """Initial dk and dv of attend_backward: float32 zeros in the shapes of k and v [B, K, S, H]."""
     return tuple(jnp.zeros_like(x, jnp.promote_types(x.dtype, jnp.float32)) for x in inputs)
 
 

@@ -49,10 +49,12 @@ class SequenceAxis:
 
     @property
     def size(self) -> int:
+        """Number of devices."""
         return 1 if self.name is None else lax.axis_size(self.name)
 
     @property
     def num_nodes(self) -> int:
+        """Number of nodes, size / node_size."""
         return self.size // self.node_size
 
     @property
@@ -81,7 +83,7 @@ class SequenceAxis:
 def attend(
     accumulator: tuple[jax.Array, jax.Array], queries: QueryBlock, block: KVBlock, options: AttentionOptions
 ) -> tuple[jax.Array, jax.Array]:
-    """(out, lse) after one more key/value block, by attend of the inner block."""
+    """(out [B, T, K, G, H], lse [B, T, K, G]) after one more block, by attend of the inner block."""
     return KERNELS[options.kernel].attend(accumulator, queries, block, options.chunks, options.window)
 
 
@@ -89,7 +91,7 @@ def attend_backward(
     grads: tuple[jax.Array, jax.Array, jax.Array], queries: QueryBlock, block: KVBlock, residuals: Residuals,
     options: AttentionOptions,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(dq, dk, dv) after one more key/value block, by attend_backward of the inner block."""
+    """(dq, dk, dv) after one more block, by attend_backward of the inner block; dk, dv: [B, K, S, H]."""
     kernel = KERNELS[options.kernel]
     return kernel.attend_backward(grads, queries, block, residuals, options.chunks, options.window)
 

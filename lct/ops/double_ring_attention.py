@@ -17,7 +17,10 @@ def double_ring_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array,
     axis_name: str | None, options: AttentionOptions,
 ) -> jax.Array:
-    """As ring_attention, with nodes of options.node_size neighbours on axis_name."""
+    """As ring_attention, with nodes of options.node_size neighbours on axis_name.
+
+    q: [B, T, N, H] local queries; k, v: [B, T, K, H]; positions, segment_ids: int32 [B, T] -> [B, T, N, H].
+    """
     return _attention(q, k, v, positions, segment_ids, axis_name, options)
 
 

@@ -43,7 +43,7 @@ def ring_pass(
     accumulator: tuple[jax.Array, jax.Array], block: KVBlock, attend_block: Callable, rotate: Callable,
     size: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """(out, lse) after the blocks of all devices on a ring of the given size.
+    """(out [B, T, K, G, H], lse [B, T, K, G]) after the blocks of all devices on a ring of the given size.
 
     attend_block(accumulator, block) -> accumulator runs while rotate(block) transfers the next block.
     """
@@ -60,7 +60,7 @@ def ring_pass(
 def ring_pass_backward(
     dq: jax.Array, block: KVBlock, attend_block_backward: Callable, rotate: Callable, size: int, chunk: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """dq, and the dk and dv of the device's own block, after a ring of the given size.
+    """dq, and the dk and dv [B, K, S, H] of the device's own block, after a ring of the given size.
 
     attend_block_backward((dq, dk, dv), block) -> (dq, dk, dv). A block rotates as two halves, its even and
     its odd chunks: while the device computes on one half, the other and its dk, dv are in flight. The

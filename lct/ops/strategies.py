@@ -159,7 +159,8 @@ def attend(
 ) -> jax.Array:
     """Attention by the chosen strategy; call inside shard_map.
 
-    Arguments as in ring_attention. window: tokens that a query attends to, itself included; None for all
+    q: [B, T, N, H]; k, v: [B, T, K, H]; positions, segment_ids: int32 [B, T] -> [B, T, N, H].
+    axis_name: None on a single device. window: tokens that a query attends to, itself included; None for all
     before it.
     """
     ring_size = 1 if axis_name is None else lax.axis_size(axis_name)

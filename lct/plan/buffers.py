@@ -48,6 +48,7 @@ class Buffers(NamedTuple):
 
     @property
     def peak(self) -> float:
+        """Bytes of device memory at the peak."""
         return sum(self.stays.values()) + self._in_phase(self.phase)
 
     def at_peak(self) -> dict[str, float]:

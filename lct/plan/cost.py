@@ -60,6 +60,7 @@ class Step:
 
     @property
     def devices(self) -> int:
+        """Number of devices of the mesh."""
         return math.prod(self.mesh)
 
     @property

@@ -96,6 +96,7 @@ class Transfer:
 
     @property
     def hidden(self) -> bool:
+        """Whether the transfer overlaps with matmuls."""
         return bool(self.behind)
 
 

@@ -40,6 +40,7 @@ class Plan(NamedTuple):
 
     @property
     def seconds(self) -> float:
+        """Predicted seconds of a step."""
         return sum(self.times.values())
 
 
@@ -68,6 +69,7 @@ class SearchResult(NamedTuple):
 
 
 def divisors(n: int) -> list[int]:
+    """The divisors of n in ascending order."""
     return [d for d in range(1, n + 1) if n % d == 0]
 
 

@@ -97,10 +97,12 @@ class Target:
 
     @property
     def count(self) -> int:
+        """Number of devices."""
         return math.prod(self.shape)
 
     @property
     def name(self) -> str:
+        """The text form that parse reads, such as 'l40s:512'."""
         size = self.count if self.platform == 'cuda' else 'x'.join(map(str, self.shape))
         return f'{self.kind}:{size}'
 

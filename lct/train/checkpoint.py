@@ -89,6 +89,7 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
+        """Finish all saves and release the folder."""
         self.wait()
         self._manager.close()
 

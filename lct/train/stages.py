@@ -93,6 +93,7 @@ class Stage:
 
     @property
     def tokens_per_step(self) -> int:
+        """Tokens of all rows of one optimizer step, padding included."""
         return self.seq_len * self.batch_size * self.accumulation
 
 

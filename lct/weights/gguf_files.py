@@ -35,6 +35,8 @@ class Tensor(NamedTuple):
 
 
 class File(NamedTuple):
+    """The header of a GGUF file."""
+
     path: str
     metadata: dict[str, Any]  # {key: number, string, bool or a list of them}
     tensors: dict[str, Tensor]

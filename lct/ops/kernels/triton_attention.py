@@ -185,8 +185,10 @@ def attend(
     accumulator: tuple[jax.Array, jax.Array], queries: QueryBlock, block: KVBlock, chunks: Chunks,
     window: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """blockwise_attention.attend, fused. chunks is the granularity at which pairs are skipped or left
-    unmasked, rounded down to powers of two; 128 is enough, as the kernel has its own tiles.
+    """blockwise_attention.attend, fused: same arguments and results (out [B, T, K, G, H], lse [B, T, K, G]).
+
+    chunks is the granularity at which pairs are skipped or left unmasked, rounded down to powers of two; 128
+    is enough, because the kernel has its own tiles.
 
     Raises:
       ValueError: for a dtype or a head_dim that the kernel does not support.
@@ -265,8 +267,8 @@ def attend_backward(
     grads: tuple[jax.Array, jax.Array, jax.Array], queries: QueryBlock, block: KVBlock, residuals: Residuals,
     chunks: Chunks, window: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """blockwise_attention.attend_backward, fused: one kernel for dq, one for dk and dv, neither with atomics,
-    so that the result is deterministic. chunks and errors as in attend."""
+    """blockwise_attention.attend_backward, fused, with dq in the shape of q: one kernel for dq, one for dk
+    and dv. Neither uses atomics, so the result is deterministic. chunks and errors as in attend."""
     call = _Call(BACKWARD, queries, block, chunks, window)
     (q, _), (k, v, _), (dout, lse, delta) = queries, block, residuals
     inputs = list(map(call.pad, (q, k, v, dout.astype(q.dtype), lse, delta), 'qkkqqq'))
