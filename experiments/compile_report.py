@@ -65,8 +65,8 @@ def model_name(args):
     stem = pathlib.Path(args.step).stem.replace('_', '-')
     name = args.model or next((size for size in SIZES if stem.endswith(size)), stem)
     if name not in SIZES:
-        raise ValueError(f'--model {name!r} is not one of {sorted(SIZES)}; name the model that {args.step} '
-                         'trains')
+        raise ValueError(f'--model {name!r} is not one of {sorted(SIZES)}; '
+                         f'name the model that {args.step} trains')
     return name
 
 
@@ -75,13 +75,13 @@ def flags(argv=None):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--target', required=True, help='l40s:8, h100:512, v5e:4x4, v5p:4x4x4, ...')
     parser.add_argument('--mesh', type=lambda text: tuple(int(d) for d in text.split(',')),
-                        help='degrees of data,fsdp,sequence,tensor; default: all devices on sequence, or as '
-                             'in the stage')
+                        help='degrees of data,fsdp,sequence,tensor; '
+                             'default: all devices on sequence, or as in the stage')
     parser.add_argument('--batch', type=int,
                         help='total rows; default: one for each ring, or as in the stage')
     parser.add_argument('--dtype',
-                        help='dtype of the arrays (default: bfloat16), or of the parameters (default: as in '
-                             'the config)')
+                        help='dtype of the arrays (default: bfloat16), '
+                             'or of the parameters (default: as in the config)')
     parser.add_argument('--results', type=pathlib.Path, default=experiments_folder() / 'results',
                         help='folder of the JSON')
     parser.add_argument('--hlo', type=pathlib.Path, help='folder that also gets the HLO text of each program')

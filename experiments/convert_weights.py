@@ -191,8 +191,8 @@ def dry_run(config, degrees, itemsize=2):
     print(table(('parameter', 'shape', 'sharding', 'bytes per device'), rows, left=(0, 1, 2)))
     count = llama.num_params(config)
     print(
-        f'{count:,} parameters; {total:,} bytes on each of {math.prod(degrees)} devices, at {itemsize} '
-        'bytes a number')
+        f'{count:,} parameters; {total:,} bytes on each of {math.prod(degrees)} devices, '
+        f'at {itemsize} bytes a number')
 
 
 def parse_args():

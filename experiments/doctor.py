@@ -64,8 +64,8 @@ def check_requirement(requirement):
     except importlib.metadata.PackageNotFoundError:
         raise Unfit(f'{requirement.name} is missing; run pip install "{requirement}"') from None
     if not requirement.specifier.contains(found, prereleases=True):
-        raise Unfit(f'{requirement.name} {found} is not {requirement.specifier}; run pip install '
-                    f'"{requirement}"')
+        raise Unfit(f'{requirement.name} {found} is not {requirement.specifier}; '
+                    f'run pip install "{requirement}"')
 
 
 def flags(warn):
@@ -96,8 +96,8 @@ def neighbours(warn):
     except (OSError, subprocess.SubprocessError, ValueError):
         return 'nvidia-smi is not available'
     if max(used) > 1024:
-        warn(f'MiB in use on the GPUs: {used}; end what uses them (nvidia-smi), or less will fit than '
-             'planned')
+        warn(f'MiB in use on the GPUs: {used}; end what uses them (nvidia-smi), '
+             'or less will fit than planned')
     return f'{len(used)} GPU(s), {max(used)} MiB in use at most'
 
 

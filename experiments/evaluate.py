@@ -234,8 +234,8 @@ def earlier_results(path):
     for name, result in list(before['results'].items()):
         if reason := SUITES[name].outdated(result):
             del before['results'][name]
-            warn([f'the results of the suite {name} in {path} {reason}, and are left out; run the suite '
-                  f'{name} again'])
+            warn([f'the results of the suite {name} in {path} {reason}, and are left out; '
+                  f'run the suite {name} again'])
     return before
 
 

@@ -139,8 +139,8 @@ def check(config, workdir):
     log(
         f'{folder.name}: {size:,} parameters, {trained:,} of them trained ({trained / size:.2%}), native '
         f'context {job.native:,} -> {job.target:,}; {rows.num_tokens:,} training tokens, {len(held_out)} '
-        f'held-out documents; {jax.default_backend()}, {jax.process_count()} process(es), mesh '
-        f'{dict(mesh.shape)}'
+        f'held-out documents; {jax.default_backend()}, {jax.process_count()} process(es), '
+        f'mesh {dict(mesh.shape)}'
     )
     return job
 

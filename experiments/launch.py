@@ -159,8 +159,8 @@ def main():
         if args.nprocs < 1:
             raise ValueError(f'--nprocs {args.nprocs} must be at least 1')
         if not pathlib.Path(args.script).is_file():
-            raise ValueError(f'script {args.script} does not exist; name a Python file, after the flags of '
-                             'launch.py')
+            raise ValueError(f'script {args.script} does not exist; '
+                             'name a Python file, after the flags of launch.py')
         port = free_port(args.port)
     except ValueError as error:
         print('error:', error, file=sys.stderr)

@@ -134,8 +134,8 @@ def print_plan(plan, budget, kind, args):
     """The best plan in full."""
     step = plan.step
     degrees = dict(zip(('data', 'fsdp', 'sequence', 'tensor'), step.mesh))
-    print(f'mesh {degrees}; {tables.policy(step)}; {step.batch_size} rows at a time, {step.accumulation} '
-          'times\n')
+    print(f'mesh {degrees}; {tables.policy(step)}; {step.batch_size} rows at a time, '
+          f'{step.accumulation} times\n')
     print(tables.memory_table(plan.buffers, kind), '\n', tables.seconds_table(plan.times), sep='\n')
     print(f'\n{budget.tokens_per_step / plan.seconds:,.0f} tokens/s, model FLOPs utilisation '
           f'{timing.utilisation(step, kind, plan.seconds):.1%}; {budget.num_steps} steps of '
@@ -143,8 +143,8 @@ def print_plan(plan, budget, kind, args):
           f'days{price(24 * budget.days, args.devices, args.price_per_hour)}')
     prefill, decode = (sum(f(step, kind).values()) for f in (serving.prefill_seconds, serving.decode_seconds))
     print(f'on the same mesh {step.batch_size} prompts of {step.seq_len:,} tokens are prefilled in '
-          f'{prefill:.1f} s, and a token is decoded in {1000 * decode:.0f} ms (weights are gathered for '
-          'every token)\n')
+          f'{prefill:.1f} s, and a token is decoded in {1000 * decode:.0f} ms '
+          '(weights are gathered for every token)\n')
 
 
 def print_alternatives(result, kind, count):
@@ -191,8 +191,8 @@ class PlannedStage(NamedTuple):
 def plan_recipe(args):
     for flag in ('rows', 'tokens', 'theta'):
         if getattr(args, flag):
-            raise ValueError(f'--{flag} is set by the recipe {args.recipe}; drop the flag or write another '
-                             'recipe')
+            raise ValueError(f'--{flag} is set by the recipe {args.recipe}; '
+                             'drop the flag or write another recipe')
     raw = load_config(args.recipe)
     run, (name, config) = make_run(raw), recipe_model(args.recipe, args.model)
     config = windowed(config, raw)
@@ -289,8 +289,8 @@ def flags(argv=None):
     parser.add_argument('--model', help=f'of {", ".join(MODELS)}')
     parser.add_argument('--context', help='tokens of a row: 1048576, 1M, 64K')
     parser.add_argument('--hardware',
-                        help=f'one of {", ".join(hardware.TABLE)}; default: the device on which a recipe '
-                             'was published')
+                        help=f'one of {", ".join(hardware.TABLE)}; '
+                             'default: the device on which a recipe was published')
     parser.add_argument('--devices', type=int)
     parser.add_argument('--network', type=float,
                         help='GB/s one way from a node to the others; default: as in the table')

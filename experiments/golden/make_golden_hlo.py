@@ -17,8 +17,10 @@ from lct.cli.paths import experiments_folder
 
 
 def program(x, w):
-    """On a mesh (1, 2, 4, 1): three ring steps over 'sequence' overlapped with a loop of five matmuls, one
-    exposed ring step, then a sum over 'fsdp' and a gather over 'fsdp' and 'sequence'.
+    """Ring steps, matmuls and collectives on a mesh (1, 2, 4, 1).
+
+    Three ring steps over 'sequence' are overlapped with a loop of five matmuls; one ring step is exposed. A
+    sum over 'fsdp' and a gather over 'fsdp' and 'sequence' follow.
 
     x [8, 128] and w [128, 128] on each device.
     """

@@ -135,8 +135,8 @@ def claims_of(rows):
             claims.Claim(
                 'memory of a layer grows with the square of its tokens, in chunks with their number '
                 f'(compiled for {target})',
-                'compiled', '16x and 4x for four times the tokens', f'{growth["vanilla"]:.1f}x and at most '
-                                                                    f'{linear:.1f}x',
+                'compiled', '16x and 4x for four times the tokens',
+                f'{growth["vanilla"]:.1f}x and at most {linear:.1f}x',
                 'yes' if growth['vanilla'] > 13 and linear < 4.5 else 'in part',
                 'Scores of 32 heads alone are 32 GiB at 16K.'),
             claims.Claim(
@@ -150,12 +150,11 @@ def claims_of(rows):
             claims.Claim(
                 'sequences 32 times longer than vanilla, up to 4 times longer than chunked attention '
                 f'(compiled for {target})',
-                'compiled', '32x, 4x', 'a layer of 16K tokens takes '
-                                       f'{size["vanilla"] / size[METHODS[2]]:.0f} and '
+                'compiled', '32x, 4x',
+                f'a layer of 16K tokens takes {size["vanilla"] / size[METHODS[2]]:.0f} and '
                 f'{size[METHODS[1]] / size[METHODS[2]]:.1f} times as much', 'in part',
                 'Lengths that train follow from whole models: table 3 of Ring Attention in '
                 'ring_attention.py.')]
-    return found
 
 
 def run(argv=None):

@@ -205,8 +205,8 @@ def training_claim(rows):
     right, pairs = claims.ordered(speedups)
     near = sum(abs(found / published - 1) <= 0.15 for found, published in speedups)
     return claims.Claim(
-        'Striped over Ring, a whole training step: 0.94x at 16K to 1.43x at 256K on eight A100, up to 1.65x '
-        'on TPU v4',
+        'Striped over Ring, a whole training step: 0.94x at 16K to 1.43x at 256K on eight A100, '
+        'up to 1.65x on TPU v4',
         'predicted', ', '.join(f'{p:g}' for _, p in speedups), ', '.join(f'{f:.2f}' for f, _ in speedups)
         + f': {near} of {len(speedups)} within 15%, {right} of {pairs} pairs in their order',
         'yes' if near == len(speedups) else 'in part',

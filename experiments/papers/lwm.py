@@ -62,8 +62,8 @@ def claims_of(rows):
         claims.Claim(
             'a gradient step of 4M tokens at 1M takes about 7 minutes on a v4-512', 'predicted',
             f'{SECONDS_AT_1M} s',
-            f'{last["s a step"]:.0f} s for our program, {last["all pairs, s a step"]:.0f} s if every pair is '
-            'computed',
+            f'{last["s a step"]:.0f} s for our program, '
+            f'{last["all pairs, s a step"]:.0f} s if every pair is computed',
             'yes' if near else 'in part',
             'Cited second hand. The difference between the two is causal work that is skipped and balanced. '
             'The rest is float32, which they list for the computation and for which the table of hardware '

@@ -225,8 +225,8 @@ WHY = {
     'chunked attention and FFN': 'What the layers keep for the backward decides, 4 bytes per token, width '
                                  'and layer in float32.',
     'ring': 'As the row before, times the devices of the ring, which also splits the weights. Predicted for '
-            '3B over 512 and 256 devices too, although this program refuses to split a width of 3,200 so '
-            'far.',
+            '3B over 512 and 256 devices too, although this program refuses to split a width of 3,200 '
+            'so far.',
 }
 
 

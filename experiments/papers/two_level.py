@@ -114,8 +114,8 @@ def claims_of(tables):
 def bytes_claim(rows):
     volume = [(row[name], row[f'{name}, theirs']) for row in rows for name in ('all_to_all', 'ring')]
     return claims.Claim(
-        'bytes of a layer: all-to-all 8 / n, ring 4 of an activation; grouped heads divide keys and values '
-        '(USP, table 2)',
+        'bytes of a layer: all-to-all 8 / n, ring 4 of an activation; '
+        'grouped heads divide keys and values (USP, table 2)',
         'counted', ', '.join(f'{p:g}' for _, p in volume), ', '.join(f'{f:.1f}' for f, _ in volume),
         'yes' if claims.within(volume, 1.6) == len(volume) else 'in part',
         'A device sends n - 1 of n shares. Our ring sends n - 1 blocks forward and n - 1/2 backward, with '

@@ -125,8 +125,8 @@ def prepare(config, workdir):
     haystack, probe, loss = np.concatenate(held_out), config.needle, config.loss
     if not any(base.max_position_embeddings < length <= stage.seq_len for length in probe.lengths):
         raise ValueError(f'needle.lengths {probe.lengths} has none above the trained '
-                         f'{base.max_position_embeddings} and up to the target {stage.seq_len}; add '
-                         f'{stage.seq_len}')
+                         f'{base.max_position_embeddings} and up to the target {stage.seq_len}; '
+                         f'add {stage.seq_len}')
     grid = recall_probe.RecallGrid(probe.lengths, probe.depths, probe.samples, config.seed)
     grid.check_haystack(len(haystack))
     windows = by_position.evaluation_windows(
@@ -182,8 +182,8 @@ def report(search, summary):
 def check(config):
     """Raise ValueError for a search that has no control, no spread or several stages."""
     if len(config.stages) != 1:
-        raise ValueError(f'a theta search has one stage, this config has {len(config.stages)}; keep the '
-                         'longest')
+        raise ValueError(f'a theta search has one stage but this config has {len(config.stages)}; '
+                         'keep the longest')
     if 'keep' not in config.search.thetas:
         raise ValueError(f"search.thetas {config.search.thetas} lacks the control; add 'keep', the same "
                          'training with theta unchanged')

@@ -45,8 +45,8 @@ def read(path: Path) -> tuple[dict[tuple, dict], list[str]]:
     for number, fields in lines:
         wrong = [name for name, kind in FIELDS.items() if not isinstance(fields.get(name), kind)]
         if wrong:
-            problems.append(f"{path} line {number + 1} has no {' and no '.join(wrong)}; that sample is made "
-                            'again')
+            problems.append(f"{path} line {number + 1} has no {' and no '.join(wrong)}; "
+                            'that sample is made again')
         else:
             rows[key_of(fields)] = fields
     return rows, problems

@@ -44,8 +44,8 @@ def score(
     """
     prompt_layout.check_ids([ids for pair in pairs for ids in pair], model.config.vocab_size)
     if short := sum(not (context and continuation) for context, continuation in pairs):
-        raise ValueError(f'{short} of {len(pairs)} pairs have an empty context or continuation; begin with '
-                         'the BOS')
+        raise ValueError(f'{short} of {len(pairs)} pairs have an empty context or continuation; '
+                         'begin with the BOS')
     out, done = [None] * len(pairs), 0
     sizes = [len(context) + len(continuation) - 1 for context, continuation in pairs]
     for batch in _batches(model, sizes):
@@ -115,8 +115,10 @@ def _batches(model: Model, sizes: Sequence[int]) -> Iterator[batching.Batch]:
 
 
 def _score_batch(model, pairs, shape):
-    """Numpy [rows, seq_len] in the order of the texts: log-likelihood of every target, and whether it is the
-    argmax. shape: batching.Batch."""
+    """(log-likelihood, is argmax) of every target: numpy [rows, seq_len] in the order of the texts.
+
+    shape: batching.Batch.
+    """
     rows, seq_len = shape.rows, shape.seq_len
     texts = [[*context, *continuation] for context, continuation in pairs] + [[0, 0]] * (rows - len(pairs))
     indices = layouts.permutation(model.layout, seq_len, sharding.axis_size('sequence'))

@@ -114,8 +114,8 @@ class MemorySource:
         if self._weights.get('long', 0) > 0 and not self._starts(seq_len).any():
             longest = max(map(len, self._documents))
             raise ValueError(f"mixture kind 'long' needs a document of seq_len {seq_len} tokens, but the "
-                             f"longest has {longest}; add longer documents, or use kind 'text', which packs "
-                             "short ones")
+                             f'longest has {longest}; add longer documents, '
+                             "or use kind 'text', which packs short ones")
 
     def _rng(self, row: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, 0, row))

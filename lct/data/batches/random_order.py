@@ -46,8 +46,10 @@ def uniform(items: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
 
 
 def _mix(x: np.ndarray, key: np.uint64) -> np.ndarray:
-    """uint64 -> uint64; every bit of the result depends on every bit of x and key (splitmix64: Steele, Lea
-    and Flood 2014)."""
+    """uint64 -> uint64; every bit of the result depends on every bit of x and key.
+
+    This is splitmix64 (Steele, Lea and Flood 2014).
+    """
     x = x * np.uint64(0x9E3779B97F4A7C15) + key
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

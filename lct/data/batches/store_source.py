@@ -80,9 +80,9 @@ class StoreSource:
                  upsample: Upsample | None = None, held_out: float = 0.0,
                  template: ChatTemplate | None = None):
         if store.tokenizer_hash != tokenizer.fingerprint:
-            raise ValueError(f'the store was made with the tokenizer {store.tokenizer_hash[:12]}, the model '
-                             f'has {tokenizer.fingerprint[:12]}; tokenize the corpus again with the one of '
-                             'the checkpoint')
+            raise ValueError(f'the store was made with the tokenizer {store.tokenizer_hash[:12]} but the '
+                             f'model has {tokenizer.fingerprint[:12]}; '
+                             'tokenize the corpus again with the one of the checkpoint')
         if not 0 <= held_out < 1:
             raise ValueError(f'held_out {held_out} is not a fraction in [0, 1); use for example 0.01')
         if taken := {TEXT, *KINDS} & set(store.sources):
@@ -140,8 +140,8 @@ class StoreSource:
         for name, label in (('store', 'another corpus'), ('seed', 'another seed')):
             if state[name] != self._state[name]:
                 raise ValueError(f'data state is of {label}: {name} {state[name]!r}, here '
-                                 f'{self._state[name]!r}; resume with the {label.split()[1]} of the run, or '
-                                 'start a new run')
+                                 f'{self._state[name]!r}; resume with the {label.split()[1]} of the run, '
+                                 'or start a new run')
         self._state, self._window = copy.deepcopy(state), None
 
     @property

@@ -14,8 +14,10 @@ from lct.data.corpus.store import Store
 
 
 class Upsample(NamedTuple):
-    """Documents of at_least tokens come once per epoch; shorter ones come with probability keep, others in
-    each epoch."""
+    """How often documents come: those of at_least tokens once per epoch, shorter ones with probability keep.
+
+    Each epoch draws its own short documents.
+    """
 
     at_least: int = 4096
     keep: float = 0.1

@@ -178,8 +178,8 @@ def _split_spec(spec: str) -> tuple[str | None, str]:
 def _find(path: str) -> Iterator[tuple[str, str, str | Path]]:
     """(source, name, path) of every file."""
     if not path:  # Path('') would be the current folder
-        raise ValueError('the name of a corpus is empty; give a folder, a glob, or a file of text, .jsonl or '
-                         '.parquet')
+        raise ValueError('the name of a corpus is empty; '
+                         'give a folder, a glob, or a file of text, .jsonl or .parquet')
     if path == EMBEDDED:
         yield from ((EMBEDDED, name, file) for name, file in _standard_library())
         return

@@ -176,8 +176,8 @@ def _read_index(folder: pathlib.Path) -> dict[str, Any]:
         raise ValueError(f'{path} is not the index of a token store; give the folder of one')
     if index.get('version') != VERSION:
         raise ValueError(f'{folder} is a token store of version {index.get("version")!r}, and this release '
-                         f'reads version {VERSION}; tokenize the corpus again, or use the release that '
-                         'wrote it')
+                         f'reads version {VERSION}; tokenize the corpus again, '
+                         'or use the release that wrote it')
     if index.get('sha256') != fingerprint_of(index):
         raise ValueError(f'{path} differs from what was written (another sha256); copy it again')
     return index

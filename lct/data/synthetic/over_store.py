@@ -76,8 +76,8 @@ def random_spans(rng: np.random.Generator, source: EpochOrder, documents: StoreD
         misses = 0 if len(drawn) else misses + 1
         if misses == MAX_BATCHES:
             raise ValueError(f'chats and recall need documents of {min_len} tokens or more, and none of '
-                             f'{MAX_BATCHES * BATCH:,} drawn from {source.name!r} is that long; leave them '
-                             'out of the mixture')
+                             f'{MAX_BATCHES * BATCH:,} drawn from {source.name!r} is that long; '
+                             'leave them out of the mixture')
         for i in np.argsort(-sizes, kind='stable'):
             n = min(int(sizes[i]), left)
             start = documents.num_bos + int(rng.integers(sizes[i] - n + 1))

@@ -62,9 +62,9 @@ def model_card(
         sections += ['## Recall probe', _grid_section(recall, intro + ' (`lct.data.synthetic.recall`).')]
     if needle:
         intro = 'Percent of seven-digit numbers found, greedy, mean over {cells}: ' + NEEDLE_DESCRIPTION
-        sections += ['## Needle', _grid_section(needle, intro + '. A low score here beside a high one above '
-                                                'means that the model recalls in the wording it was trained '
-                                                'on.')]
+        sections += ['## Needle', _grid_section(
+            needle, intro + '. A low score here beside a high one above means that the model recalls in the '
+                            'wording it was trained on.')]
     if losses:
         sections += ['## Loss by position', _loss_section(losses)]
     sections += [f'![{caption}]({file})' for file, caption in figures]

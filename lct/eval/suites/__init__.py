@@ -38,8 +38,8 @@ def check_tasks(suites: Sequence[Suite], tasks: Sequence[str]) -> None:
     """Refuse tasks that none of the suites has, and suites without any of the tasks."""
     with_tasks = [suite for suite in suites if suite.tasks]
     if not with_tasks:
-        raise ValueError(f"the suite {suites[0].name} has no tasks such as {', '.join(tasks)}; leave --tasks "
-                         'out')
+        raise ValueError(f"the suite {suites[0].name} has no tasks such as {', '.join(tasks)}; "
+                         'leave --tasks out')
     names = ', '.join(suite.name for suite in with_tasks)
     known = [task for suite in with_tasks for task in suite.tasks]
     for task in tasks:

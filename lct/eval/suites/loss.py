@@ -91,8 +91,8 @@ class LossSuite(Suite):
             trained)
         if one := result.get('growing'):
             yield from _loss_figure(
-                f"Loss of the same {one['targets']} tokens of each window, with more and more context before "
-                'them, 95% band',
+                f"Loss of the same {one['targets']} tokens of each window, "
+                'with more and more context before them, 95% band',
                 one['contexts'], one['mean'], with_documents(one['stderr']), 'context (tokens)', trained)
         if one := result.get('identifiers'):
             errors = _bundle_errors(one)
@@ -113,8 +113,8 @@ class LossSuite(Suite):
         if result['documents'] == 1:
             out.append('all windows come from one document, so the error of these means is unknown')
         elif result['documents'] < FEW:
-            out.append(f"the windows come from {result['documents']} documents: with so few the intervals "
-                       'are wide')
+            out.append(f"the windows come from {result['documents']} documents: "
+                       'with so few the intervals are wide')
         if None in _known_means(result):
             out.append('some losses are NaN or infinite: means with them are left out')
         return out

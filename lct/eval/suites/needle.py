@@ -47,8 +47,11 @@ class NeedleSuite(PromptSuite):
                 for length in plan.lengths for i in range(plan.counts[length] * len(plan.depths))]
 
     def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
-        """'scores' [depths][lengths], 'samples' of a cell at each length, 'mean' with its 'interval',
-        'records', and 'forced': teacher_forced_scores."""
+        """The grid and its means.
+
+        'scores' [depths][lengths], 'samples' of a cell at each length, 'mean' with its 'interval', 'records',
+        and 'forced': teacher_forced_scores.
+        """
         cells, records = {}, []
         for row in rows:
             depth = plan.depths[row['index'] % len(plan.depths)]

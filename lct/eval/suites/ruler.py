@@ -95,6 +95,6 @@ def read_data(folder: Path, length: int, count: int,
                            for i, one in enumerate(found[:count])]
     if not given:
         names = ', '.join(tasks or ruler.TASKS)
-        raise ValueError(f"{folder} has no TASK/*.jsonl of RULER's tasks {names}; give the folder that holds "
-                         'theirs')
+        raise ValueError(f"{folder} has no TASK/*.jsonl of RULER's tasks {names}; "
+                         'give the folder that holds theirs')
     return given, problems

@@ -166,9 +166,9 @@ def score(text: str, outputs: list[str]) -> float:
 
 
 def curve(pairs: Iterable[tuple[samples.Sample, str]]) -> dict[int, dict]:
-    """{shots: {'accuracy', 'interval', 'macro', 'gain', 'count', 'sets', 'tokens'}} of (Sample, text) pairs
-    of one task.
+    """The learning curve of (Sample, text) pairs of one task.
 
+    It is {shots: {'accuracy', 'interval', 'macro', 'gain', 'count', 'sets', 'tokens'}}.
     interval: 95%, over rules as well as queries; None for one episode. macro: mean accuracy over labels.
     gain: accuracy beyond the accuracy at the fewest shots that can show every label once; None up to there,
     and for answers that are not chosen from a few. sets: number of episodes. tokens: mean of a prompt with
