@@ -8,7 +8,7 @@ from typing import IO, BinaryIO
 
 
 def partial_path(path: str | os.PathLike) -> Path:
-    """The name beside path that a file has while it is being written."""
+    """The temporary name, next to path, of a file that is being written."""
     path = Path(path)
     return path.with_name(path.name + '.part')
 

@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, agree on the next program, and end together.
+"""The processes of a run: they join, agree on the next program, and end together.
 
 Every process runs the same programs in the same order; a device blocks forever in a program that another
 process did not start. So everything that decides on the next program (a signal, whether a file exists) is

@@ -1,8 +1,8 @@
 """Mesh axes and the letters that map array dims onto them.
 
 The alphabet of the whole package (einsum strings, docstring shapes and sharding rules):
-B batch, T query or local sequence, S key/value sequence, N query heads, K key/value heads,
-G = N / K, H head_dim, D embed_dim, F mlp_dim, V vocab, L layers.
+B batch, T query or local sequence, S key/value sequence, N query heads, K key/value heads, G = N / K,
+H head_dim, D embed_dim, F mlp_dim, V vocab, L layers.
 "axis" is a mesh axis, "dim" an array dimension.
 """
 

@@ -25,7 +25,7 @@ def table(header: Sequence, rows: Iterable[Sequence], left: Collection[int] = (0
 
 
 def aligned(cells: Iterable, widths: Sequence[int], left: Collection[int] = (0,)) -> str:
-    """One row of a table; alone for tables whose rows are printed while they are measured."""
+    """One row of a table, for tables whose rows are printed as they are measured."""
     columns = enumerate(zip(map(str, cells), widths, strict=True))
     return '  '.join(cell.ljust(width) if i in left else cell.rjust(width) for i,
                      (cell, width) in columns).rstrip()

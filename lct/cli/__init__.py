@@ -1,1 +1,1 @@
-"""What the scripts of experiments/ share. The only folder of the package that knows ml_collections."""
+"""Code that the scripts of experiments/ share. No other folder of the package imports ml_collections."""

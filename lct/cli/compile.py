@@ -66,7 +66,7 @@ def compile_stage(run: Run, index: int, name: str, model: LlamaConfig, target: t
 
 
 def announced_mesh(target: targets.Target, degrees: tuple[int, ...]) -> jax.sharding.Mesh:
-    """The compile-only mesh of a target, printed."""
+    """The compile-only mesh of a target; its shape and the distances of neighbours are printed."""
     mesh = targets.mesh(target, degrees)
     print(f'{target.name}: mesh {dict(mesh.shape)}')
     if distances := targets.neighbour_distances(target, mesh, 'sequence'):

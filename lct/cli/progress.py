@@ -1,4 +1,4 @@
-"""Status lines on stderr: what a script does, and how far it is. Results go to stdout."""
+"""Status lines on stderr: the activity of a script and its progress. Results go to stdout."""
 
 import os
 import sys

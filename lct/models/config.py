@@ -48,6 +48,6 @@ class LlamaConfig:
         return self.rope.theta
 
     def architecture(self) -> 'LlamaConfig':
-        """The config without its positions: equal for a model before and after extension, so that
-        one compiled program serves both (the rotary tables are arguments)."""
+        """The config without its positions: equal for a model before and after extension, so that one
+        compiled program serves both (the rotary tables are arguments)."""
         return dataclasses.replace(self, max_position_embeddings=1, rope=RopeConfig(theta=1.0))

@@ -1,8 +1,8 @@
 """Llama-3 as one parameter table and pure functions (Touvron et al. 2023; Llama Team 2024).
 
-Letters: B batch, T sequence, N query heads, K key/value heads, H head_dim, D embed_dim, F mlp_dim,
-V vocab, L layers. Field names of Params and Layers are the checkpoint keys; layers are stacked on L.
-Rotary dims use the half-split order of Hugging Face; Meta's interleaved order is permuted on load.
+Letters: B batch, T sequence, N query heads, K key/value heads, H head_dim, D embed_dim, F mlp_dim, V vocab,
+L layers. Field names of Params and Layers are the checkpoint keys; layers are stacked on L. Rotary dims use
+the half-split order of Hugging Face; Meta's interleaved order is permuted on load.
 """
 
 import functools

@@ -117,7 +117,7 @@ def partition(params: llama.Params, adapter: Adapter) -> tuple[llama.Params, lla
 
 
 def combine(whole: llama.Params, frozen: llama.Params) -> llama.Params:
-    """The params that were partitioned."""
+    """The inverse of partition."""
     return jax.tree.map(lambda a, b: b if a is None else a, whole, frozen, is_leaf=lambda x: x is None)
 
 

@@ -28,7 +28,7 @@ REMAT = {
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What is kept, what is recomputed, and in which chunks.
+    """Activations to keep, recompute or offload, and the sizes of chunks.
 
     remat: 'none' keeps every activation; 'dots' keeps matmul outputs; 'attention' keeps only what the
       attention backward needs (q, k, v, out, lse); 'full' keeps only each layer's input; 'offload'

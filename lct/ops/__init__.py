@@ -1,1 +1,1 @@
-"""Arrays in, arrays out. An axis name is all these functions know of a mesh."""
+"""Pure functions of arrays. All that they know of a mesh is the name of an axis."""

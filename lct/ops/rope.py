@@ -237,7 +237,7 @@ def angles(tables: Tables, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _rows(table, index):
     """table[index] with the sharding of index, which a gather on an Explicit mesh must name."""
-    index = jnp.where(index < 0, table.shape[0], index)  # no wrapping around
+    index = jnp.where(index < 0, table.shape[0], index)  # a negative index would count from the end
     mesh = jax.sharding.get_abstract_mesh()
     out = None
     if AxisType.Explicit in mesh.axis_types:

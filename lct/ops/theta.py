@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 TILE = 256  # distances in one row of a matmul
-MAX_DISTANCES = 1 << 20  # of one matmul
+MAX_DISTANCES = 1 << 20  # in one matmul
 
 
 # ---------------------------------------------------------------------------------------------------

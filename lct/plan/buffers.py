@@ -1,4 +1,4 @@
-"""What one training step keeps in the memory of a device, by name. Predictions, made without a compiler.
+"""Device memory of one training step, by buffer. Predictions, made without a compiler.
 
 A device always holds its share of weights and moments, what the remat policy saves from forward to backward,
 and the buffers of the current phase: the loss, which needs the whole head; the backward of a layer, which

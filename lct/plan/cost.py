@@ -4,7 +4,7 @@ The program is the one of lct.train.step: weights sharded over fsdp and sequence
 micro-batch, layers under a remat policy, attention split over the sequence axis by a strategy. The counts
 follow from the program and are tested against its compiled text. Memory: buffers.py. Seconds: timing.py.
 
-Letters as everywhere: B, T, N, K, H, D, F, V, L; c tokens of a row on one device.
+Letters as in lct.sharding; c: tokens of a row on one device.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ TOKEN_TAGS = 8  # bytes: the int32 position and segment that accompany every key
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What one optimizer step computes, and on which devices.
+    """The work of one optimizer step, and the mesh that it runs on.
 
     mesh: degrees of data, fsdp, sequence and tensor.
     batch_size: rows of seq_len tokens in a micro-batch. accumulation: micro-batches per step.
@@ -178,7 +178,7 @@ def work(step: Step, causal: bool = True) -> Work:
 
 
 class Transfer(NamedTuple):
-    """What one device sends in one step.
+    """Bytes that one device sends in one step.
 
     axis: of the mesh.
     flow: 'ring' to one neighbour, or 'collective' among group devices that are stride apart.

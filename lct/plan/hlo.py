@@ -29,7 +29,7 @@ HOST = 'S(5)'  # the memory space of pinned host memory, in a layout
 
 
 class Shape(NamedTuple):
-    """An array as HLO writes it, such as f32[8,128], and whether it lies in host memory."""
+    """An array in HLO's notation, such as f32[8,128], and whether it is in host memory."""
 
     dtype: str
     dims: tuple[int, ...]

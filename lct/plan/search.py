@@ -23,7 +23,7 @@ GiB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What one optimizer step computes: rows of seq_len tokens through a model."""
+    """The work of one optimizer step: rows of seq_len tokens through a model."""
 
     config: LlamaConfig
     seq_len: int

@@ -148,7 +148,7 @@ def lock_workdir(workdir: str | Path, config: Any) -> TextIO | None:
 
 
 def _differences(path, text, most=5):
-    """How the text differs from the JSON at path: 'stages.0.num_steps 80 -> 40, ...'; '' if it does not."""
+    """The fields of text that differ from the JSON at path: 'stages.0.num_steps 80 -> 40, ...', or ''."""
     try:
         old = dict(_flat(json.loads(path.read_text())))
     except ValueError:

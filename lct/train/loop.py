@@ -29,7 +29,7 @@ from lct.train.stopping import Interrupted, stop_message
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """How to train, apart from model and data.
+    """The settings of a training run, apart from model and data.
 
     checkpoint_every: steps between checkpoints; the end of a stage and an interruption write one too.
     keep_checkpoints: number of newest checkpoints to keep.
@@ -62,7 +62,7 @@ def train(
     """Train through all stages, continuing from the newest checkpoint under workdir if there is one.
 
     Args:
-      run: how to train. config: of the base model.
+      run: the settings. config: of the base model.
       params: returns the base model's weights on the current mesh. Called only when there is no checkpoint,
         or when the run has an adapter, as checkpoints hold no frozen weights.
       mixture: the rows, a MemorySource or StoreSource of lct.data.batches; its cursor goes into every
@@ -99,7 +99,7 @@ def train(
 
 
 class _Training:
-    """One call of train(): the constants of the run, and how far it is.
+    """One call of train(): the constants of the run, and its progress.
 
     step: steps of the schedule taken. state: the TrainState after them, None until place_state.
     cursor: position in the data. seconds: spent in finished stages, over all calls.

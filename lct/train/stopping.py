@@ -54,7 +54,7 @@ def check_stop(stop_requested: Sequence[str]) -> None:
 
 
 def stop_message(checkpoints: Checkpoints, step: int, last_step: int) -> str:
-    """What a run that stops after step has saved. Waits for its checkpoints and reports what is on disk."""
+    """The message of a run that stops after step. Waits for its checkpoints and reports what is on disk."""
     problem = checkpoints.wait()
     saved = checkpoints.latest() or 0
     if not step:

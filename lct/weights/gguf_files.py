@@ -1,5 +1,6 @@
-"""GGUF files through the gguf library: metadata and dequantized tensors. The header is checked first and
-refused if its counts would make the library loop or allocate without bound.
+"""GGUF files through the gguf library: metadata and dequantized tensors.
+
+The header is checked first, and refused if its counts would make the library loop or allocate without bound.
 
 The format: github.com/ggml-org/ggml, docs/gguf.md. Needs the extra 'gguf'.
 """

@@ -1,1 +1,1 @@
-"""Fused inner blocks for some devices, behind the contract of lct.ops.blockwise_attention."""
+"""Fused inner blocks for some devices, with the contract of lct.ops.blockwise_attention."""
