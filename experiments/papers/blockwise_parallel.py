@@ -155,6 +155,7 @@ def claims_of(rows):
                 f'{size[METHODS[1]] / size[METHODS[2]]:.1f} times as much', 'in part',
                 'Lengths that train follow from whole models: table 3 of Ring Attention in '
                 'ring_attention.py.')]
+    return found
 
 
 def run(argv=None):
