@@ -38,7 +38,7 @@ def main():
                         help='sample from the most probable tokens of this total probability')
     parser.add_argument('--stop', action='append', default=[],
                         help='a string that ends an answer; may be given several times')
-    parser.add_argument('--seed', type=int, default=0, help='of sampling')
+    parser.add_argument('--seed', type=int, default=0, help='seed of sampling')
     ask(parser.parse_args())
 
 
@@ -108,7 +108,7 @@ class Reader:
         self.seconds_to_read = 0.0
 
     def prompt(self, question):
-        """Token ids of the files, a question behind them, and the answer prefix."""
+        """Token ids of the files, the question after them, and the answer prefix."""
         from lct.eval.samples import Sample
 
         plain = self.model.template is None

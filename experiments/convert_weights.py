@@ -143,7 +143,7 @@ def convert(source, target, to, *, dtype=None, num_files=1, overwrite=False, **o
 
 
 def check_logits(config, params, target, rows=2, seq_len=64):
-    """Compare the logits of params with those of the folder that they were written to, on random tokens.
+    """Compare on random tokens the logits of params and of the folder that they were written to.
 
     Raises:
       ValueError: if any logit differs.
@@ -209,7 +209,7 @@ def parse_args():
                         help='factor of use_scaled_rope in Meta\'s format; default: as in the published '
                         'model of this width')
     parser.add_argument('--max-position-embeddings', type=int,
-                        help='of a model in Meta\'s format; default: 8192, or 131072 with use_scaled_rope')
+                        help='for a model in Meta\'s format; default: 8192, or 131072 with use_scaled_rope')
     parser.add_argument('--overwrite', action='store_true')
     parser.add_argument('--verify', action='store_true', help='compare the logits before and after')
     parser.add_argument('--dry-run', action='store_true', help='list the parameters and write nothing')

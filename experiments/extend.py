@@ -272,7 +272,7 @@ def describe_needle(result, native):
 
 
 def describe_theta(stage):
-    """Where a stage's theta comes from."""
+    """The rule that gave a stage's theta, in words."""
     theta = {'dynamic_ntk': f'dynamic NTK, alpha {stage.alpha:g}', 'critical_base': 'critical base',
              'keep': 'unchanged'}.get(stage.theta, 'given')
     return f'{theta}, scaled by {dict(stage.scaling)["type"]}' if stage.scaling else theta

@@ -72,7 +72,7 @@ def main():
 
 
 def make_material(args):
-    """Material of the flags."""
+    """The Material that the flags describe."""
     sources = {}
     if args.squad:
         sources['one_hop'] = qa_documents.read_squad(args.squad)

@@ -93,7 +93,7 @@ def price(hours, devices, per_hour):
 
 
 class Budget(NamedTuple):
-    """What the tokens to train on cost with one plan."""
+    """The cost of the training tokens with one plan."""
 
     num_steps: int
     tokens_per_step: int
@@ -273,7 +273,7 @@ def stage_row(one, compiled_bytes):
 
 
 def print_agreement(minutes):
-    """How well minutes agree: [(predicted, published)]."""
+    """Print how well minutes agree. minutes: [(predicted, published)]."""
     if len(minutes) < 2:
         return
     pairs = [(a, b) for i, a in enumerate(minutes) for b in minutes[i + 1:]]
@@ -286,7 +286,7 @@ def print_agreement(minutes):
 def flags(argv=None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--model', help=f'of {", ".join(MODELS)}')
+    parser.add_argument('--model', help=f'one of {", ".join(MODELS)}')
     parser.add_argument('--context', help='tokens of a row: 1048576, 1M, 64K')
     parser.add_argument('--hardware',
                         help=f'one of {", ".join(hardware.TABLE)}; '

@@ -27,7 +27,8 @@ def main():
     parser.add_argument('--include-path', help='folder of YAML tasks')
     parser.add_argument('--suite', help=f'our own: {",".join(SUITES)}')
     parser.add_argument('--lengths', default='4096', help='tokens of our own tasks')
-    parser.add_argument('--samples', type=int, default=20, help='of each of our own tasks and lengths')
+    parser.add_argument('--samples', type=int, default=20,
+                        help='samples of each of our own tasks and lengths')
     parser.add_argument('--haystack', default='embedded', help='text of our own tasks')
     parser.add_argument('--seed', type=int, default=42)
     parser.add_argument('--num-fewshot', type=int)

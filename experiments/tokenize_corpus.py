@@ -54,7 +54,7 @@ class ProgressLine(StatusLine):
 
 
 def clock(seconds):
-    """'1:02:03'"""
+    """Seconds as '1:02:03'."""
     minutes, seconds = divmod(round(seconds), 60)
     return f'{minutes // 60}:{minutes % 60:02d}:{seconds:02d}'
 

@@ -48,7 +48,7 @@ CONTESTANTS = {
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--part', required=True, choices=list(CONTESTANTS))
-    parser.add_argument('--contestants', nargs='+', help=f'default {CONTESTANTS}')
+    parser.add_argument('--contestants', nargs='+', help=f'default: {CONTESTANTS}')
     parser.add_argument('--tokens', type=int, default=4096, help='tokens of the timed runs')
     parser.add_argument('--memory-tokens', type=int, default=16384,
                         help='tokens of the programs that are only compiled')
@@ -124,7 +124,7 @@ CONTESTANT = {
 
 
 def inputs(tokens):
-    """What a contestant is called with; the first two are differentiated."""
+    """The arguments of a contestant; the first two are differentiated."""
     size, keys = ARGS.embed_dim, iter(jax.random.split(jax.random.key(0), 100))
     draw = lambda *shape: jax.random.normal(next(keys), shape) * shape[0] ** -0.5
     if ARGS.part == 'loss':

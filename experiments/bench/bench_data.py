@@ -94,7 +94,7 @@ def reading(tokenizer, seq_len=2**20, hosts=64):
 
     source, rows = StoreSource(SyntheticStore(lognormal(500_000), tokenizer), tokenizer), []
     sequence = source.next_sequence(seq_len)
-    for devices in (1, 8):  # of a host
+    for devices in (1, 8):  # per host
         ring = hosts * devices
         for layout in LAYOUTS:
             indices, shares, seconds = permutation(layout, seq_len, ring), [], []

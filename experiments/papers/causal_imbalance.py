@@ -90,7 +90,7 @@ def flash():
 
 
 def attention_share(step, kind, direction):
-    """Seconds of perfectly shared attention without transfers over those of a ring."""
+    """Seconds of attention shared evenly and without transfers, over the seconds of a ring."""
     efficiency, work = timing.Efficiency(), cost.work(step)
     even = flops.visible_pairs(step.seq_len) / step.mesh[2] / cost.busiest_pairs(step)
     ideal = total = 0.0
@@ -217,7 +217,7 @@ def training_claim(rows):
 
 
 def kernel_claims(rows):
-    """Of ring-flash-attention."""
+    """The claims of ring-flash-attention."""
     percents = {layout: [tuple(map(float, row[layout].split(' | '))) for row in rows] for layout in LAYOUTS}
     columns = {layout: [', '.join(f'{pair[i]:.0f}%' for pair in pairs) for i in (1, 0)]  # published, found
                for layout, pairs in percents.items()}

@@ -48,7 +48,7 @@ def flags(doc, argv, **more):
 
 
 def within(pairs, factor):
-    """How many (found, published) lie within a factor of each other."""
+    """Number of pairs (found, published) that lie within a factor of each other."""
     return sum(max(a / b, b / a) <= factor for a, b in pairs)
 
 

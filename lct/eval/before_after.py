@@ -65,7 +65,7 @@ class QuickNeedles(NeedleSuite):
 
 
 class GatedStage(Protocol):
-    """What gate_scores reads of a train.stages.Stage."""
+    """The fields of a train.stages.Stage that gate_scores reads."""
 
     name: str
     seq_len: int

@@ -76,7 +76,7 @@ class Model:
         return max(len(self.prompt_ids(one)) - bos - len(self.tokenizer.encode(one.text)) for one in probes)
 
     def overhead_before(self) -> int:
-        """How many tokens of the overhead precede the prompt."""
+        """Tokens of the overhead that precede the prompt."""
         probes = [Sample('', 0, 0, prompt, '', [''], 1, {}) for prompt in ('Question', '1')]
         shared = os.path.commonprefix([self.prompt_ids(one) for one in probes])
         return len(shared) - int(self.tokenizer.bos_id is not None)

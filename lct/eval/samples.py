@@ -128,7 +128,7 @@ def read_ruler(
 ) -> tuple[list[Sample], list[str]]:
     """([Sample], [one sentence for each line left out]) of a data file <task>/validation.jsonl.
 
-    max_new_tokens: for lines without it, which are those of RULER itself.
+    max_new_tokens: for lines without it, which RULER itself writes.
     """
     path = pathlib.Path(path)
     rows, problems = read(path)

@@ -11,7 +11,7 @@ The card names neither rule; the rules are inferred from the figures, which they
 
 Mesh: 8,192 tokens on a GPU, so the ring has seq_len / 8,192 GPUs, and the row "ring parallelism" of an
 earlier version of the card counts the rings side by side: 64, 16, 8, 1. They lie here on the fsdp axis,
-which splits rows as data does, and weights besides. `--mesh` puts all stages on the devices that you have.
+which splits rows as data does, and also the weights. `--mesh` puts all stages on the devices that you have.
 
 What differs: the card gives no optimizer beyond the learning rate, so it is EasyContext's, which they built
 on, without warm-up. They trained in bfloat16; here the computation is bfloat16, but the weights that the

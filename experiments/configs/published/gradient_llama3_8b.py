@@ -16,7 +16,7 @@ weights are reported to carry 3,580,165,449, the critical base, and not the 2.80
 Mesh: 8,192 tokens on a GPU, so the ring has seq_len / 8,192 GPUs and the others are more rings beside it
 (16,384 tokens at 1048K), from a row "ring parallelism" of an earlier version of the card. 4194K has no such
 row; one ring of 512 is our reading. The rings side by side lie on the fsdp axis, which splits rows as data
-does, and weights besides. `--mesh` puts all stages on the devices that you have.
+does, and also the weights. `--mesh` puts all stages on the devices that you have.
 
 What differs: the batch of 1048K (see there). The cards give no optimizer beyond the learning rate, so it is
 EasyContext's, which they built on, without warm-up. They trained in bfloat16; here the computation is

@@ -23,7 +23,7 @@ class Taken(NamedTuple):
 
 
 class EpochOrder:
-    """Documents of a store (all, if subset is None), shuffled anew in every epoch.
+    """Documents of a store (all, if subset is None), reshuffled in every epoch.
 
     num_documents: of the whole store. held_out: the fraction of all documents that no epoch uses, the same
     ones for every seed and every source.
@@ -46,7 +46,7 @@ class EpochOrder:
     def take(self, cursor: Cursor, num_tokens: int, past_end: bool) -> Taken:
         """The documents from cursor on that hold at most num_tokens, at least one; empty ones are skipped.
 
-        past_end: continue with the next epochs if need be.
+        past_end: continue with the next epochs if needed.
         """
         epoch, place = cursor
         if place >= self.size:

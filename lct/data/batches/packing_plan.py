@@ -84,7 +84,7 @@ def best_fit(lengths: np.ndarray, seq_len: int) -> np.ndarray:
 
     Longest first, each document goes to the row where it leaves the least room.
 
-    lengths int64 [n], none above seq_len. O(n log rows), whatever the number of tokens.
+    lengths int64 [n], none above seq_len. O(n log rows), independent of the number of tokens.
     """
     rows = np.full(len(lengths), -1, np.int64)
     order = np.argsort(-lengths, kind='stable')

@@ -122,7 +122,7 @@ class StoreSource:
 
     @property
     def state(self) -> State:
-        """A JSON dict, part of every checkpoint:
+        """A JSON dict, saved in every checkpoint:
 
         store, seed: fingerprint and seed, which must not change. sequence: sequences taken so far.
         cursors: {source: [epoch, place]} before the current window.

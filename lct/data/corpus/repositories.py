@@ -27,7 +27,7 @@ def by_path(files: Files) -> list[str]:
 def by_dependency(files: Files) -> list[str]:
     """Paths in the order of imports: a Python file after the files of its repository that it imports.
 
-    Otherwise the order is that of the paths, and files that are not Python come first. A cycle is entered at
+    Otherwise paths are in ascending order, and files that are not Python come first. A cycle is entered at
     the file with the fewest imports left; among equals, at the first path.
     """
     pending = _imports_by_path(files)

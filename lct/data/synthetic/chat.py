@@ -154,7 +154,7 @@ def sequence(rng: np.random.Generator, delimiters: ChatDelimiters, vocabulary: R
 
 def _most_questions(delimiters: ChatDelimiters, vocabulary: RecallVocabulary, instruction_len: int,
                     seq_len: int) -> int:
-    """How many questions fit into half of a sequence, the statements that they are about included."""
+    """Number of questions that fit into half of a sequence together with their statements."""
     longest = (len(delimiters.answer) + len(delimiters.next)
                + max(instruction_len + 2 * PASSAGE, 4 * vocabulary.statement_len))
     room = seq_len - len(delimiters.opening) - len(delimiters.first) - len(delimiters.closing)

@@ -291,7 +291,7 @@ def _insert(text: np.ndarray, places: np.ndarray, statements: Sequence[tuple]) -
 
 
 def _text(rng: np.random.Generator, haystack: np.ndarray, n: int) -> np.ndarray:
-    """n consecutive tokens from a random place of the haystack, continued at its beginning if need be."""
+    """n consecutive tokens from a random place of the haystack, which continues at its beginning."""
     start = int(rng.integers(len(haystack)))
     if start + n <= len(haystack):
         return haystack[start:start + n]

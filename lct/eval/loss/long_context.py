@@ -4,7 +4,7 @@ They are taken on the same targets with a growing context, on key tokens, next t
 and against the base model on short windows.
 
 Letters: n windows, S tokens of a window. Windows are by_position.EvaluationWindows: tokens int32 [n, S + 1],
-which begin with the BOS if the tokenizer has one, and documents [n]; losses are those of
+which begin with the BOS if the tokenizer has one, and documents [n]; losses come from
 by_position.loss_by_position, float32 [n, S]. `loss` is a function from windows [n, s + 1] to losses [n, s].
 """
 

@@ -13,7 +13,7 @@ from lct.text import markdown_table, short_length
 
 @dataclasses.dataclass(frozen=True)
 class Extension:
-    """What was done.
+    """What was done to the base model.
 
     base_model: the checkpoint that was extended; native: its trained length in tokens.
     stages: dicts with length, theta, rule (where the theta comes from), steps, tokens.

@@ -109,7 +109,7 @@ def _named_curves(result):
 
 
 def _describe_gains(one):
-    """What the last of the shots gave, in points, since every label could be known."""
+    """A phrase for the gain of the most shots over the fewest that can show every label, in points."""
     gains = [list(curve.values())[-1].get('gain') for curve in _curves(one)]
     phrases = [f'{verb} {100 * gain:+.0f}'
                for verb, gain in zip(('writing', 'choosing'), gains, strict=False) if gain is not None]

@@ -110,14 +110,14 @@ class Suite(abc.ABC):
 
     @abc.abstractmethod
     def tables(self, result: Mapping) -> Iterator[Table]:
-        """Tables of text."""
+        """The result as text."""
 
     @abc.abstractmethod
     def figures(self, result: Mapping, trained: int) -> Iterator[Figure]:
         """Figures; trained: the length up to which the model was trained."""
 
     def sentences(self, result: Mapping) -> list[str]:
-        """What the numbers amount to."""
+        """The conclusions from the numbers."""
         return []
 
     def outdated(self, result: Mapping) -> str | None:
@@ -156,7 +156,7 @@ class LengthSuite(PromptSuite):
 
     @abc.abstractmethod
     def score(self, record: Mapping) -> float:
-        """0..1."""
+        """The score of a record, 0..1."""
 
     @abc.abstractmethod
     def interval(self, record: Mapping) -> Sequence[float] | None:
@@ -167,7 +167,7 @@ class LengthSuite(PromptSuite):
         """The cell of a table."""
 
     def last_rows(self, result: Mapping) -> Iterator[list[str]]:
-        """Rows of the table below those of the tasks."""
+        """Rows of the table below the tasks."""
         yield from ()
 
     def cells(self, result: Mapping) -> Iterator[Cell]:

@@ -15,7 +15,7 @@ STALE_COUNTS = (0, 2, 4, 8)  # wrong values beside the right one; DEFAULTS have 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Which of several statements about a name is right.
+    """A rule for which of several statements about a name is right.
 
     right, wrong: patterns of statements. instruction: precedes the question.
     right_position: 'first' or 'last' of the statements, or 'any' (first and last alternate).
@@ -134,7 +134,7 @@ class NearNames:
                        {'stale': stale, 'names': names, 'place': place})
 
     def expected_rate(self, position: str) -> float:
-        """As in Conflict."""
+        """See Conflict.expected_rate."""
         return 1 / (self.wrong + 1)
 
 
@@ -177,7 +177,7 @@ class Absent:
         return _sample(material, self, length, index, inserts, question, meta, rng)
 
     def expected_rate(self, position: str) -> float:
-        """As in Conflict."""
+        """See Conflict.expected_rate."""
         return 1 / (1 + self.others) if self.present else 0.0
 
 
@@ -275,7 +275,7 @@ class Straddling:
         return boundaries[index % len(boundaries)]
 
     def expected_rate(self, position: str) -> float:
-        """As in Conflict."""
+        """See Conflict.expected_rate."""
         return 1.0
 
 

@@ -51,7 +51,7 @@ class Question(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Defines:
-    """Which file defines a function."""
+    """Questions for the file that defines a function."""
 
     task: str = 'defines'
     max_new_tokens: int = 48
@@ -67,7 +67,7 @@ class Defines:
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """The exact signature of a function that the prompt defines."""
+    """Questions for the exact signature of a function."""
 
     task: str = 'signature'
     max_new_tokens: int = 64
