@@ -32,7 +32,7 @@ class Process:
     def __init__(self, index, command, environment, prefix):
         self.index, self.shown = index, prefix is not None
         self.last_lines = collections.deque(maxlen=LAST_LINES)
-        # in a session of its own, or the terminal would send each Ctrl-C a second time
+        # in its own session, or the terminal would send each Ctrl-C a second time
         self.popen = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             errors='replace', start_new_session=True)

@@ -11,7 +11,7 @@ A second reference is 8 devices that decode a 4K text each: the same work and lo
 caches, and nothing to merge.
 
 The cost of a token is the difference between long and short answers, over the tokens between them. What an
-answer costs once, above all gathering the weights that are split over the ring, is reported apart.
+answer costs once, above all gathering the weights that are split over the ring, is reported separately.
 """
 
 import argparse

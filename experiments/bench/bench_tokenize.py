@@ -55,8 +55,7 @@ def write_corpus(folder, source, num_bytes):
 
 
 def library_child(tokenizer, corpus):
-    """Seconds of encode_batch over a corpus, in its own process: the library reads its thread count once.
-    """
+    """Seconds of encode_batch over a corpus, in a new process: the library reads its thread count once."""
     import tokenizers
 
     library = tokenizers.Tokenizer.from_file(tokenizer)

@@ -30,7 +30,7 @@ TABLE_1 = {'chunked attention': 4, 'chunked attention and FFN': 1, 'ring': 3}
 
 
 def layer_bytes(target, method, tokens):
-    """Bytes that the compiler allots for the backward of one layer on a device with so many tokens."""
+    """Bytes that the compiler allots for the backward of one layer on a device with `tokens` tokens."""
     import jax
     import jax.numpy as jnp
 

@@ -32,7 +32,7 @@ from lct.plan import balance, cost, hardware, timing
 
 K = 2**10
 A100, V4 = hardware.find('a100'), hardware.find('v4')
-# an H100 with NVLink at 400 GB/s, both ways together; the figure of an A800 likewise
+# an H100 with NVLink at 400 GB/s, both directions together; the same for an A800
 H800 = dataclasses.replace(hardware.find('h100'), name='h800', inside=200e9, inside_all=200e9)
 # hardware, mesh, tile of queries and keys, model, tokens, published speedup of a training step over Ring
 STRIPED = (

@@ -24,7 +24,7 @@ from lct.plan import cost, hardware, timing
 K, GB = 2**10, 1e9
 # an A100 with NVLink at 400 GB/s, both ways together
 A800 = dataclasses.replace(hardware.find('a100'), name='a800', inside=200 * GB, inside_all=200 * GB)
-# assumption: an L40S with a third of its compute; PCIe 4.0 alike, 48 GB, 864 GB/s
+# assumption: an L40S with a third of its compute; the same PCIe 4.0, 48 GB, 864 GB/s
 L20 = dataclasses.replace(hardware.find('l40s'), name='l20', flops=119.5e12)
 LLAMA2_7B_GQA = dataclasses.replace(SIZES['7B'], num_kv_heads=8)  # LoongTrain's 7B with eight key/value heads
 # tokens/s/GPU; ring: Megatron

@@ -16,7 +16,7 @@ Cursor = tuple[int, int]  # (epoch, place in its order)
 
 
 class Taken(NamedTuple):
-    """documents, lengths: int64 [n]; cursor: after them."""
+    """Documents of an order. documents, lengths: int64 [n]. cursor: after them."""
     documents: np.ndarray
     lengths: np.ndarray
     cursor: Cursor

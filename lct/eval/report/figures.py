@@ -51,7 +51,7 @@ def recall_figure(rows: Mapping[str, Sequence[RecallResult]], native: int, path:
 
 def _heat_map(axis, result, native, name):
     scores = np.asarray(result.scores, float)
-    # A fixed scale: with an automatic one a map that is uniformly wrong looks as lively as any other.
+    # A fixed scale: with an automatic one a uniformly wrong map looks like any other.
     image = axis.pcolormesh(scores, cmap=RAMP, vmin=0, vmax=1, edgecolors='white', linewidth=1)
     axis.invert_yaxis()
     lengths = [short_length(length) for length in result.lengths]

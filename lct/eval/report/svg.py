@@ -198,7 +198,7 @@ def _label(axis, x_label, y_label, title):
 
 def heat_map(lengths: Sequence[int], rows: Sequence[str], scores: Sequence, trained: int,
              side: str) -> Picture:
-    """Scores 0..1 [rows][lengths] on a fixed scale; an automatic one makes a uniformly wrong map lively.
+    """Scores 0..1 [rows][lengths] on a fixed scale: an automatic one hides a uniformly wrong map.
 
     trained: the length up to which the model was trained. side: what the rows are.
     """

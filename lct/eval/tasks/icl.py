@@ -108,7 +108,7 @@ def sample(
 
 
 def length(config: Task, shots: int, seed: int, tokenizer: Tokenizer, overhead: int = 0) -> int:
-    """Tokens that hold a prompt of so many shots and its answer in every episode, without making one of them.
+    """Tokens that hold a prompt of `shots` shots and its answer in every episode, without making any.
 
     n shots have at most n (mean + 5 sd of the episodes' means) + 5 sd of a shot sqrt(n) tokens, and a query
     is no longer than a shot.

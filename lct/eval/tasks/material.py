@@ -200,7 +200,7 @@ class Budget:
         return room
 
     def raise_too_small(self, missing: int) -> None:
-        """Raise ValueError for a length that lacks so many tokens."""
+        """Raise ValueError for a length that is `missing` tokens too short."""
         raise ValueError(f'length {self.length} is too small for {self.task}: with this tokenizer a prompt '
                          f'and its answer take {self.length + missing} tokens or more; use a larger length')
 

@@ -27,7 +27,7 @@ class Stratified:
         return (samples.rng(self.seed, 'depth', task, length).random() + index * GOLDEN) % 1
 
     def start(self, rng: random.Random, lines: int) -> int:
-        """The line with which an excerpt of a text of so many lines begins."""
+        """The line at which an excerpt begins of a text of `lines` lines."""
         return rng.randrange(lines)
 
     def shuffle(self, rng: random.Random, items: list) -> None:
@@ -83,7 +83,7 @@ class RulerFixed:
     def needle_depths(
         self, rng: random.Random, first_depth: float, is_target: list[bool], in_text: bool,
     ) -> list[float]:
-        """In text some of 40 depths from the top in shuffled order, otherwise random ones from the bottom."""
+        """In text, shuffled ones of 40 depths from the top; otherwise random ones from the bottom."""
         count = len(is_target)
         order = list(range(count))
         self.shuffle(rng, order)
