@@ -53,16 +53,21 @@ def test_an_oracle_is_right_and_the_budget_is_full_and_kept(materials, name, len
     assert all(answer not in s.text.rpartition('Question:')[2] for s in made for answer in s.outputs)
 
 
+RULERS_OWN = (
+    'niah_single_1', 'niah_single_2', 'niah_single_3', 'niah_multikey_1', 'niah_multikey_2', 'niah_multikey_3',
+    'niah_multivalue', 'niah_multiquery', 'vt', 'cwe', 'fwe', 'qa_1', 'qa_2')
+
+
 def test_the_thirteen_tasks_have_rulers_parameters():
-    assert len(ruler.TASKS) == 13
-    allowed = {task: config.max_new_tokens for task, config in ruler.TASKS.items()}
+    assert len(set(RULERS_OWN) & set(ruler.TASKS)) == 13
+    allowed = {task: ruler.TASKS[task].max_new_tokens for task in RULERS_OWN}
     assert {task: n for task, n in allowed.items() if not task.startswith('niah')} == {
         'vt': 30, 'cwe': 120, 'fwe': 50, 'qa_1': 32, 'qa_2': 32}
     assert {n for task, n in allowed.items() if task.startswith('niah')} == {128}
     references = {'niah_multivalue': 4, 'niah_multiquery': 4, 'vt': 5, 'cwe': 10, 'fwe': 3}
     material = Material(TOKENIZERS['bytes'], TEXT)
-    for task, config in ruler.TASKS.items():
-        assert len(material.sample(config, 8192, 0).outputs) == references.get(task, 1)
+    for task in RULERS_OWN:
+        assert len(material.sample(ruler.TASKS[task], 8192, 0).outputs) == references.get(task, 1)
 
 
 def test_a_sample_is_a_function_of_its_own_arguments(materials):

@@ -89,7 +89,7 @@ def test_task_score_and_its_error():
 def test_length_score_is_the_mean_over_tasks():
     task = scoring.task_score([1.0] * 425 + [0.0] * 75)
     mean = scoring.length_score({name: task for name in ruler.TASKS})
-    assert mean.mean == 85.0 and mean.stderr == pytest.approx(1.6 / math.sqrt(13), abs=0.01)
+    assert mean.mean == 85.0 and mean.stderr == pytest.approx(1.6 / math.sqrt(len(ruler.TASKS)), abs=0.01)
     assert 84 < mean.interval[0] < 85 < mean.interval[1] < 86
     unequal = scoring.length_score({'a': scoring.task_score([1.0] * 100), 'b': scoring.task_score([0.0] * 2)})
     assert unequal.mean == 50.0
