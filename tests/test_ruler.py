@@ -54,8 +54,8 @@ def test_an_oracle_is_right_and_the_budget_is_full_and_kept(materials, name, len
 
 
 RULERS_OWN = (
-    'niah_single_1', 'niah_single_2', 'niah_single_3', 'niah_multikey_1', 'niah_multikey_2', 'niah_multikey_3',
-    'niah_multivalue', 'niah_multiquery', 'vt', 'cwe', 'fwe', 'qa_1', 'qa_2')
+    'niah_single_1', 'niah_single_2', 'niah_single_3', 'niah_multikey_1', 'niah_multikey_2',
+    'niah_multikey_3', 'niah_multivalue', 'niah_multiquery', 'vt', 'cwe', 'fwe', 'qa_1', 'qa_2')
 
 
 def test_the_thirteen_tasks_have_rulers_parameters():
