@@ -1,0 +1,89 @@
+"""Train a tiny random Llama through two stages and print a hash of the weights: what the drills break.
+
+    python experiments/checks/drill_training.py WORKDIR [--steps 6] [--checkpoint-every 4] [--mesh 1,1,2,1]
+
+Everything apart from the model and the data is what experiments/extend.py uses.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import math
+import os
+import pathlib
+import sys
+
+from lct.cli.main import run_script
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('workdir', type=pathlib.Path)
+    parser.add_argument('--steps', type=int, default=6, help='of each of the two stages')
+    parser.add_argument('--checkpoint-every', type=int, default=4)
+    parser.add_argument('--keep-checkpoints', type=int, default=2)
+    parser.add_argument('--mesh', default='1,1,2,1', help='of both stages')
+    parser.add_argument('--embed-dim', type=int, default=32, help='width of the model')
+    return parser.parse_args()
+
+
+def run():
+    args = parse_args()
+    mesh = tuple(map(int, args.mesh.split(',')))
+    import jax
+
+    from lct import processes
+
+    count = processes.join()
+    if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+        jax.config.update('jax_num_cpu_devices', -(-math.prod(mesh) // count))
+
+    import numpy as np
+
+    from lct import sharding
+    from lct.data.batches.memory_source import MemorySource
+    from lct.data.tokenizer import load
+    from lct.models import llama
+    from lct.ops import rope
+    from lct.ops.blockwise_attention import Chunks
+    from lct.ops.strategies import Attention
+    from lct.train import checkpoint, loop, stopping
+    from lct.train.metrics import log
+    from lct.train.optimizer import OptimizerConfig
+    from lct.train.stages import Stage
+
+    model = llama.LlamaConfig(
+        vocab_size=258, embed_dim=args.embed_dim, mlp_dim=2 * args.embed_dim, num_layers=2, num_heads=4,
+        num_kv_heads=2, head_dim=8, max_position_embeddings=64, tie_embeddings=True,
+        rope=rope.RopeConfig(theta=1000.0))
+    common = {
+        'num_steps': args.steps, 'batch_size': 2, 'learning_rate': 1e-3, 'warmup_steps': 2, 'mesh': mesh,
+        'memory': llama.Memory(remat='none', attention=Attention(chunks=Chunks(8, 8)), loss_chunk=8)}
+    settings = loop.Run(
+        stages=(Stage(name='short', seq_len=64, **common),
+                Stage(name='long', seq_len=128, theta='dynamic_ntk', **common)),
+        optimizer=OptimizerConfig(weight_decay=0.01), checkpoint_every=args.checkpoint_every,
+        keep_checkpoints=args.keep_checkpoints, line_every_s=0)
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(0, 256, int(n)).astype(np.int32) for n in rng.integers(20, 400, 30)]
+    identity = {'model': dataclasses.asdict(model), 'steps': args.steps}
+    lock = checkpoint.lock_workdir(args.workdir, identity)  # noqa: F841  held while the process lives
+    with stopping.catch_signals() as stop_requested:
+        try:
+            _, params, _ = loop.train(
+                settings, model, lambda: llama.init(model, jax.random.key(0)),
+                MemorySource(documents, load('bytes'), seed=0), args.workdir, stop_requested)
+        except stopping.Interrupted as stop:
+            log(str(stop))
+            processes.leave(130)
+    total = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(sharding.collect(params))):
+        total.update(np.ascontiguousarray(leaf).tobytes())
+    log(f'weights {total.hexdigest()}')
+    processes.wait_for_all()
+    sys.stdout.flush()
+
+
+if __name__ == '__main__':
+    run_script(run, resumes=True)
