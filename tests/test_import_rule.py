@@ -10,10 +10,11 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'lct').rglo
 MAX_LINES = 400
 
 # What a module of the package may import from the package, besides its own folder.
-BELOW = ('ops', 'models', 'data', 'files', 'sharding', 'processes', 'text')
+BELOW = ('ops', 'models', 'data', 'exit_status', 'files', 'sharding', 'processes', 'text')
 MAY_IMPORT = {
     'sharding': (),
-    'processes': (),
+    'exit_status': (),
+    'processes': ('exit_status',),
     'files': (),
     'text': (),
     'data': ('files', 'text'),
@@ -32,7 +33,7 @@ HOMES = {
     'orbax': 'lct/train/',
     'tensorboardX': 'lct/train/',
 }
-NO_JAX = ('data', 'files', 'text')  # numpy alone
+NO_JAX = ('data', 'exit_status', 'files', 'text')  # numpy alone
 JAX = ('jax', 'jaxlib', 'flax')
 
 
