@@ -36,9 +36,9 @@ from lct.models import llama, lora
 from lct.models.llama import LlamaConfig
 from lct.text import clock
 from lct.train import loop, stages, stopping
-from lct.train.checkpoint import lock_workdir
 from lct.train.metrics import log
 from lct.train.warnings import stage_warnings
+from lct.train.workdir import lock_workdir
 from lct.weights import llama_hf
 from lct.weights.tensors import check_dtype
 

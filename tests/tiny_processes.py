@@ -14,8 +14,9 @@ import tiny_training
 
 from lct import processes, sharding
 from lct.models import llama
-from lct.train import checkpoint, loop, progress, stopping
+from lct.train import loop, progress, stopping
 from lct.train.metrics import log
+from lct.train.workdir import lock_workdir
 
 DEVICES = 2
 STAGE = tiny_training.stage('ring', 64, (1, 1, DEVICES, 1))
@@ -24,7 +25,7 @@ RUN = loop.Run(stages=(STAGE,), checkpoint_every=4, line_every_s=0)
 
 def train(workdir, stop_requested=()):
     config = tiny_training.CONFIG
-    lock = checkpoint.lock_workdir(workdir, {'what': 'tiny'})  # noqa: F841
+    lock = lock_workdir(workdir, {'what': 'tiny'})  # noqa: F841
     start = lambda: llama.init(config, jax.random.key(0))
     return loop.train(RUN, config, start, tiny_training.mixture(), workdir, stop_requested)
 

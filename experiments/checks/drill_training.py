@@ -48,10 +48,11 @@ def run():
     from lct.ops import rope
     from lct.ops.blockwise_attention import Chunks
     from lct.ops.strategies import Attention
-    from lct.train import checkpoint, loop, stopping
+    from lct.train import loop, stopping
     from lct.train.metrics import log
     from lct.train.optimizer import OptimizerConfig
     from lct.train.stages import Stage
+    from lct.train.workdir import lock_workdir
 
     model = llama.LlamaConfig(
         vocab_size=258, embed_dim=args.embed_dim, mlp_dim=2 * args.embed_dim, num_layers=2, num_heads=4,
@@ -68,7 +69,7 @@ def run():
     rng = np.random.default_rng(0)
     documents = [rng.integers(0, 256, int(n)).astype(np.int32) for n in rng.integers(20, 400, 30)]
     identity = {'model': dataclasses.asdict(model), 'steps': args.steps}
-    lock = checkpoint.lock_workdir(args.workdir, identity)  # noqa: F841  held while the process lives
+    lock = lock_workdir(args.workdir, identity)  # noqa: F841  held while the process lives
     with stopping.catch_signals() as stop_requested:
         try:
             _, params, _ = loop.train(

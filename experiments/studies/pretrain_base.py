@@ -27,8 +27,8 @@ def run():
     from lct.models import llama
     from lct.ops.rope import RopeConfig
     from lct.train import loop, stopping
-    from lct.train.checkpoint import lock_workdir
     from lct.train.metrics import log
+    from lct.train.workdir import lock_workdir
     from lct.weights import llama_hf
 
     workdir, run_config = pathlib.Path(args.workdir), make_run(config)

@@ -41,8 +41,8 @@ from lct.ops import theta as laws
 from lct.ops.rope import critical_base, extrapolation_bound, frequencies
 from lct.text import clock, table
 from lct.train import loop, stages, stopping
-from lct.train.checkpoint import lock_workdir
 from lct.train.metrics import log
+from lct.train.workdir import lock_workdir
 from lct.weights import llama_hf
 
 CHOSEN = '''"""The theta that studies/theta_search.py chose for {target:,} tokens, with its settings.
