@@ -24,6 +24,7 @@ BASES = {
     'gradient_llama3_70b': LLAMA3_70B,
     'lwm_text_7b': LLAMA2_7B,
     'easycontext_llama2_7b': LLAMA2_7B,
+    'prolong_llama3_8b': LLAMA3_8B,
 }
 OWN = {  # nothing published to compare with
     'base', 'laptop', 'laptop_gated', 'laptop_lora', 'laptop_one_shot', 'smoke', 'theta_4k',
@@ -44,6 +45,7 @@ THETAS = {
         (32768, 1e6), (65536, 5e6), (256000, 10e6), (256000, 25e6), (256000, 50e6), (512000, 100e6),
         (512000, 250e6),
     ],
+    'prolong_llama3_8b': [(65536, 8e6), (524288, 128e6)],
 }
 # The cards' own digits, for the thetas that a rule explains.
 RULES = {
@@ -152,6 +154,10 @@ def test_total_tokens(name, i):
         assert math.isclose(total, published['total_tokens'], rel_tol=0.05)
     elif name == 'easycontext_llama2_7b':  # prints no totals, but "about 1M tokens a step"
         assert math.isclose(stage.tokens_per_step, 1e6, rel_tol=0.05)
+    elif name == 'prolong_llama3_8b':  # prints 20B, and batches of 4M and 8M
+        assert stage.tokens_per_step == {'64K': 2**22, '512K': 2**23}[stage.name]
+        assert math.isclose(total, published['total_tokens'], rel_tol=0.05)
+        assert math.isclose(sum(published['mixture'].values()), 1)
     else:
         assert total == published['total_tokens']
 
