@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lct import processes, sharding
+from lct import exit_status, processes, sharding
 from lct.cli.config import as_plain, make_run, parse_args, run_identity, setup_devices, windowed
 from lct.cli.corpus import open_corpus
 from lct.cli.main import run_script
@@ -87,7 +87,7 @@ def run():
             base, extended, model, params, summary = extend(job, stop_requested)
         except stopping.Interrupted as stop:
             log(str(stop))
-            sys.exit(130)
+            sys.exit(exit_status.STOPPED)
     params = sharding.collect(params)
     if processes.is_first():  # the others have given their shards of the model
         report = report_of(job, base, extended, summary, time.monotonic() - began)

@@ -237,3 +237,18 @@ def test_only_runs_that_continue_say_so(resumes, capsys):
         raise KeyboardInterrupt
 
     assert ('continues' in sentence(script, capsys, resumes=resumes)) is resumes
+
+
+def test_an_error_decides_on_the_exit_status(capsys):
+    class Lost(RuntimeError):
+        exit_status = 76
+
+    def script(error):
+        raise error
+
+    for error, status, message in ((Lost('gone'), 76, 'error: gone'), (OSError('full'), 1, 'error: full'),
+                                   (TypeError('a\nb'), 1, 'error: TypeError: a (')):
+        with pytest.raises(SystemExit) as ended:
+            run_script(lambda error=error: script(error))
+        printed = capsys.readouterr().err.splitlines()
+        assert ended.value.code == status and len(printed) == 1 and printed[0].startswith(message)

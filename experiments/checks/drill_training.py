@@ -33,7 +33,7 @@ def run():
     mesh = tuple(map(int, args.mesh.split(',')))
     import jax
 
-    from lct import processes
+    from lct import exit_status, processes
 
     count = processes.join()
     if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
@@ -77,7 +77,7 @@ def run():
                 MemorySource(documents, load('bytes'), seed=0), args.workdir, stop_requested)
         except stopping.Interrupted as stop:
             log(str(stop))
-            processes.leave(130)
+            processes.leave(exit_status.STOPPED)
     total = hashlib.sha256()
     for leaf in jax.tree.leaves(jax.device_get(sharding.collect(params))):
         total.update(np.ascontiguousarray(leaf).tobytes())

@@ -9,6 +9,7 @@ import json
 import pathlib
 import sys
 
+from lct import exit_status
 from lct.cli.config import as_plain, make_run, parse_args, setup_devices
 from lct.cli.corpus import tokenize_documents
 from lct.cli.main import run_script
@@ -61,7 +62,7 @@ def run():
             )
         except stopping.Interrupted as stop:
             log(str(stop))
-            sys.exit(130)
+            sys.exit(exit_status.STOPPED)
     llama_hf.save(workdir / 'model', model, params, dtype='float32', tokenizer_from=folder, overwrite=True)
     log(f'wrote {workdir / "model"}')
 

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lct import sharding
+from lct import exit_status, sharding
 from lct.cli.config import as_plain, make_run, parse_args, setup_devices, windowed
 from lct.cli.corpus import tokenize_documents
 from lct.cli.main import run_script
@@ -105,7 +105,7 @@ def run():
                     results.append(run_one(search, name, theta, seed, stop_requested))
         except stopping.Interrupted as stop:
             log(str(stop))
-            sys.exit(130)
+            sys.exit(exit_status.STOPPED)
     report(search, summarise(config, search.base, untrained, results))
 
 

@@ -7,6 +7,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 
+from lct import exit_status
+
 
 @contextlib.contextmanager
 def needs(packages: str) -> Iterator[None]:
@@ -28,7 +30,8 @@ def check_positive(args: argparse.Namespace, *names: str) -> None:
 
 
 def run_script(function: Callable[[], object], resumes: bool = False) -> None:
-    """Run a script. An error that its user can fix ends in one sentence; LCT_TRACEBACK=1 shows the traceback.
+    """Run a script. An error ends in one sentence and its exit_status, or ERROR if it has none;
+    LCT_TRACEBACK=1 shows the traceback.
 
     resumes: whether the same command continues an interrupted run.
     """
@@ -38,15 +41,22 @@ def run_script(function: Callable[[], object], resumes: bool = False) -> None:
         function()
     except KeyboardInterrupt:
         print('stopped' + '; the same command continues from the last checkpoint' * resumes, file=sys.stderr)
-        processes.leave(130)
+        processes.leave(exit_status.STOPPED)
     except Exception as error:
-        fixable = isinstance(error, (ValueError, FloatingPointError, OSError))
-        if fixable and not os.environ.get('LCT_TRACEBACK'):
-            text = str(error)
-            if isinstance(error, OSError) and error.filename is not None:
-                text = (f'{error.filename} can be neither read nor written ({error.strerror}); name another '
-                        'file or folder')
-            print('error:', ' '.join(text.split()), file=sys.stderr)
-        else:
+        if os.environ.get('LCT_TRACEBACK'):
             traceback.print_exc()
-        processes.leave(1)
+        else:
+            print('error:', ' '.join(_sentence(error).split()), file=sys.stderr)
+        processes.leave(getattr(error, 'exit_status', exit_status.ERROR))
+
+
+def _sentence(error):
+    if isinstance(error, OSError) and error.filename is not None:
+        return (f'{error.filename} can be neither read nor written ({error.strerror}); name another file or '
+                'folder')
+    if isinstance(error, (ValueError, FloatingPointError, OSError)) or hasattr(error, 'exit_status'):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = (str(error).strip() or 'no message').splitlines()[0][:300]
+    return (f'{type(error).__name__}: {text} ({place.filename}:{place.lineno}); LCT_TRACEBACK=1 shows the '
+            'traceback')
