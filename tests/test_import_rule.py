@@ -10,14 +10,15 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'lct').rglo
 MAX_LINES = 400
 
 # What a module of the package may import from the package, besides its own folder.
-BELOW = ('ops', 'models', 'data', 'exit_status', 'files', 'sharding', 'processes', 'text')
+BELOW = ('ops', 'models', 'checksums', 'data', 'exit_status', 'files', 'sharding', 'processes', 'text')
 MAY_IMPORT = {
     'sharding': (),
     'exit_status': (),
     'processes': ('exit_status',),
+    'checksums': (),
     'files': (),
     'text': (),
-    'data': ('files', 'text'),
+    'data': ('checksums', 'files', 'text'),
     'ops': ('text',),
     'models': ('ops', 'sharding', 'text'),
     'weights': BELOW,
@@ -33,7 +34,7 @@ HOMES = {
     'orbax': 'lct/train/',
     'tensorboardX': 'lct/train/',
 }
-NO_JAX = ('data', 'exit_status', 'files', 'text')  # numpy alone
+NO_JAX = ('checksums', 'data', 'exit_status', 'files', 'text')  # numpy alone
 JAX = ('jax', 'jaxlib', 'flax')
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from lct.data.corpus import store_writer
-from lct.data.corpus.store import Store, fingerprint_of
+from lct.data.corpus.index import fingerprint_of
+from lct.data.corpus.shards import sha256_of
+from lct.data.corpus.store import Store
 from lct.data.corpus.store_writer import Writer
 
 NUM = 40
@@ -141,8 +143,21 @@ def flip(path):
      r'shard-00001.npy has \d+ bytes where \d+ were written; copy it again'),
     (lambda s: (s / 'shard-00002.npy').unlink(), 'shard-00002.npy is missing'),
     (lambda s: (s / 'lengths.npy').write_bytes(b''), 'lengths.npy has 0 bytes'),
-    (lambda s: change_index(s, version=2), 'is a token store of version 2, and this release reads version 1'),
+    (lambda s: change_index(s, version=3),
+     'is a token store of version 3, and this release reads versions 1 and 2'),
     (lambda s: change_index(s, format='other'), 'is not the index of a token store'),
+    (lambda s: change_index(s, num_documents=-1), 'index.json has an invalid num_documents -1; tokenize'),
+    (lambda s: change_index(s, num_tokens=10**4000), 'has an invalid num_tokens with too many digits'),
+    (lambda s: change_index(s, num_tokens=1), 'has shards that do not hold num_tokens 1 in total'),
+    (lambda s: change_index(s, vocab_size=True), 'has an invalid vocab_size True'),
+    (lambda s: change_index(s, vocab_size=2**17), r'gives shards \d+ bytes, which are not a header and'),
+    (lambda s: change_index(s, sources='ab'), "has an invalid sources 'ab'"),
+    (lambda s: change_index(s, sources=['a', 'a']), 'names a source twice'),
+    (lambda s: change_index(s, counts={}), "lacks the field 'empty'"),
+    (lambda s: change_index(s, tables={}), "lacks the field 'offsets'"),
+    (lambda s: change_index(s, shards=[7]), 'has an entry 7 in shards, which is not an object'),
+    (lambda s: change_index(s, chunk_bytes=0), 'has an invalid chunk_bytes 0'),
+    (lambda s: (s / 'index.json').write_text('[' * 10**6), 'is not valid JSON'),
     (lambda s: (s / 'index.json').write_text(
         (s / 'index.json').read_text().replace('"vocab_size": 300', '"vocab_size": 301')),
      'index.json differs from what was written'),
@@ -173,8 +188,105 @@ def test_a_shard_of_another_type_and_tokens_that_are_not_there(tmp_path):
             store.tokens(document, start, stop)
     path = tmp_path / 's' / 'shard-00000.npy'
     np.save(path, np.load(path).astype('<i2'))  # as many bytes
-    with pytest.raises(ValueError, match=r'shard-00000.npy holds int16 \[\d+\] where the index says uint16'):
+    with pytest.raises(ValueError, match='shard-00000.npy differs from what was written'):
         Store(tmp_path / 's').tokens(0, 0, 1)
+
+
+def read_all(store):
+    return [store.tokens(i, 0, int(store.lengths[i])).tolist() for i in range(store.num_documents)]
+
+
+def test_every_read_is_verified_and_costs_one_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_writer, 'CHUNK', 512)
+    rng = np.random.default_rng(0)
+    documents = [(str(i), 'a', rng.integers(0, 300, 1000).astype(np.int32)) for i in range(8)]
+    store = write(tmp_path / 's', documents, shard_tokens=3000)
+    assert read_all(store) == [ids.tolist() for _, _, ids in documents]
+    reads = []
+    monkeypatch.setattr(os, 'pread', lambda fd, n, at, pread=os.pread: reads.append(n) or pread(fd, n, at))
+    store.tokens(1, 10, 20)
+    assert reads == [512]
+    monkeypatch.undo()
+    path = tmp_path / 's' / 'shard-00001.npy'
+    content = path.read_bytes()
+    path.write_bytes(content[:700] + bytes([content[700] ^ 4]) + content[701:])  # while the store is open
+    number = int(np.searchsorted(np.cumsum(store.lengths), store._index['shards'][0]['count'], side='right'))
+    with pytest.raises(ValueError, match=r'shard-00001.npy differs from what was written \(another crc32 of '
+                                         r'chunk 1\); copy it again'):
+        store.tokens(number, 0, 1000)
+    assert store.tokens(0, 0, 1000).tolist() == documents[0][2].tolist()  # an intact part
+    path.write_bytes(content[:-2])
+    with pytest.raises(ValueError, match='shard-00001.npy differs from what was written'):
+        read_all(store)
+    path.write_bytes(content)
+    assert read_all(store) == [ids.tolist() for _, _, ids in documents]
+
+
+@pytest.mark.parametrize('name, use', [
+    ('lengths', lambda s: s.lengths), ('source_of', lambda s: s.source_of), ('names', lambda s: s.names[0]),
+    ('name_offsets', lambda s: s.names[0]), ('offsets', read_all), ('crc32s', read_all)])
+def test_a_table_is_verified_at_its_first_use(tmp_path, name, use):
+    write(tmp_path / 's', corpus())
+    flip(tmp_path / 's' / f'{name}.npy')
+    store = Store(tmp_path / 's')
+    with pytest.raises(ValueError, match=f'{name}.npy differs from what was written'):
+        use(store)
+
+
+def as_version_1(folder):
+    """Turn a store into what the first release wrote."""
+    index = json.loads((folder / 'index.json').read_text())
+    del index['tables']['crc32s'], index['chunk_bytes']
+    (folder / 'crc32s.npy').unlink()
+    index['version'] = 1
+    (folder / 'index.json').write_text(json.dumps({**index, 'sha256': fingerprint_of(index)}))
+
+
+def test_the_shards_of_version_1_are_verified_whole(tmp_path):
+    expected = read_all(write(tmp_path / 's', corpus()))
+    as_version_1(tmp_path / 's')
+    store = Store(tmp_path / 's')
+    assert read_all(store) == expected
+    path = tmp_path / 's' / 'shard-00001.npy'
+    intact = path.read_bytes()
+    flip(path)
+    for opened in (store, Store(tmp_path / 's')):  # one of them had read the shard
+        with pytest.raises(ValueError, match=r'shard-00001.npy differs .* \(another sha256\)'):
+            read_all(opened)
+    path.write_bytes(intact)
+    assert read_all(store) == expected
+
+
+@pytest.mark.parametrize('name, change, message', [
+    ('lengths', lambda x: x * 2, r'lengths.npy has numbers that do not add up to \d+ tokens'),
+    ('offsets', lambda x: x[::-1], 'offsets.npy has numbers that contradict lengths.npy'),
+    ('source_of', lambda x: x + 9, 'source_of.npy has numbers that are not all below 2'),
+    ('name_offsets', lambda x: x[::-1], 'name_offsets.npy has numbers that do not ascend'),
+])
+def test_tables_that_contradict_each_other(tmp_path, name, change, message):
+    write(tmp_path / 's', corpus())
+    path = tmp_path / 's' / f'{name}.npy'
+    np.save(path, change(np.load(path)))
+    index = json.loads((tmp_path / 's' / 'index.json').read_text())
+    index['tables'][name]['sha256'] = sha256_of(path)
+    change_index(tmp_path / 's', **index)
+    store = Store(tmp_path / 's')
+    with pytest.raises(ValueError, match=message):
+        store.names, store.source_of, read_all(store)
+
+
+@pytest.mark.parametrize('name', ['00000.json', '00001.npz'])
+def test_a_store_is_not_continued_over_a_flipped_bit(tmp_path, name):
+    documents = corpus()
+    write(tmp_path / 's', documents, finish=False)
+    path = tmp_path / 's.partial' / name
+    content = path.read_bytes()
+    for at in np.random.default_rng(0).integers(0, len(content), 20):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1:])
+        with pytest.raises(ValueError, match=f'{name} .*; remove .* to begin anew'):
+            write(tmp_path / 's', documents)
+    path.write_bytes(content)
+    write(tmp_path / 's', documents)
 
 
 def test_the_fingerprint_follows_the_tokens(tmp_path):

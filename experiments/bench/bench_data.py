@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 
 import numpy as np
 
@@ -115,26 +116,40 @@ def reading(tokenizer, seq_len=2**20, hosts=64):
 
 def sparse_store(path, lengths, tokenizer):
     """Write a store of documents of these lengths with sparse shards; it opens and plans like a full one."""
-    from lct.data.corpus import store
+    from lct.data.corpus import index as store
+    from lct.data.corpus.shards import sha256_of
 
     path.mkdir()
     ends, shard = np.concatenate([[0], np.cumsum(lengths)]), 2**30
     tables = {'offsets': ends, 'lengths': lengths,
               'source_of': (np.arange(len(lengths)) % 2).astype(np.int32),
               'names': np.zeros(0, np.uint8), 'name_offsets': np.zeros(len(lengths) + 1, np.int64)}
-    for name, values in tables.items():
-        np.save(path / f'{name}.npy', values)
-    shards = []
+    shards, crc32s = [], []
     for start in range(0, int(ends[-1]), shard):
         name, count = f'shard-{len(shards):05d}.npy', min(shard, int(ends[-1]) - start)
         np.lib.format.open_memmap(path / name, 'w+', np.uint16, (count,))
         shards.append({'count': count, 'bytes': (path / name).stat().st_size, 'sha256': ''})
+        crc32s += sparse_crc32s(path / name, store.CHUNK)
+    tables['crc32s'] = np.array(crc32s, np.uint32)
+    for name, values in tables.items():
+        np.save(path / f'{name}.npy', values)
     index = {'format': store.FORMAT, 'version': store.VERSION, 'tokenizer_hash': tokenizer.fingerprint,
              'vocab_size': tokenizer.vocab_size, 'num_tokens': int(ends[-1]), 'num_documents': len(lengths),
-             'sources': ['a', 'b'], 'counts': {}, 'shards': shards,
+             'sources': ['a', 'b'], 'counts': dict.fromkeys(store.COUNTS, 0), 'shards': shards,
+             'chunk_bytes': store.CHUNK,
              'tables': {name: {'count': len(values), 'bytes': (path / f'{name}.npy').stat().st_size,
-                               'sha256': ''} for name, values in tables.items()}}
+                               'sha256': sha256_of(path / f'{name}.npy')} for name, values in tables.items()}}
     (path / 'index.json').write_text(json.dumps({**index, 'sha256': store.fingerprint_of(index)}))
+
+
+def sparse_crc32s(path, chunk_bytes):
+    """The crc32 of each chunk of a .npy of zeros, of which only the first one is read."""
+    size = path.stat().st_size
+    with open(path, 'rb') as file:
+        first = zlib.crc32(file.read(chunk_bytes))
+    full, last = divmod(size, chunk_bytes)
+    zeros = [zlib.crc32(bytes(chunk_bytes))] * full + [zlib.crc32(bytes(last))] * bool(last)
+    return [first, *zeros[1:]]
 
 
 def first_batch(tokenizer, folder):

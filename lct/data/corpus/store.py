@@ -1,7 +1,8 @@
-"""The token ids of a corpus on disk: shards and tables that are memory-mapped, with their sha256.
+"""The token ids of a corpus on disk: shards and tables, with checksums of all of them.
 
     index.json          version, tokenizer, vocab_size, sources, counts; of each file: count, bytes, sha256
     shard-00000.npy ..  uint16 or int32 [tokens]: all documents one after the other, cut anywhere into shards
+    crc32s.npy          uint32: the crc32 of every 64 KiB of every shard
     offsets.npy         int64 [documents + 1]: where each document begins in the tokens of all shards
     lengths.npy         int64 [documents]
     source_of.npy       int32 [documents]: index into the sources
@@ -15,8 +16,7 @@ zarr a chunk, so a slice of a long document costs more than the slice. Arrow IPC
 40 MB.
 """
 
-import hashlib
-import json
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -24,18 +24,15 @@ from typing import Any
 
 import numpy as np
 
-FORMAT, VERSION = 'lct token store', 1
-TABLES = {'offsets': np.int64, 'lengths': np.int64, 'source_of': np.int32, 'names': np.uint8,
-          'name_offsets': np.int64}
-
-
-def ids_dtype(vocab_size: int) -> np.dtype:
-    """The dtype in which ids below vocab_size are stored: uint16 or int32, little-endian."""
-    return np.dtype('<u2' if vocab_size <= 2**16 else '<i4')
+from lct.data.corpus.index import CHUNK, TABLES, ids_dtype, read_index
+from lct.data.corpus.shards import Shards, check_size, damaged, sha256_of, shard_name
 
 
 class Store:
     """A finished store. Opening it reads the index alone, so the time does not depend on the corpus.
+
+    A table is verified when it is first used, and every range of tokens whenever it is read, so that a run
+    over a hundredth of a large store reads a hundredth of it. Tables are memory-mapped.
 
     lengths: int64 [documents], tokens without special tokens. sources: their names.
     source_of: int32 [documents], index into sources. names: a sequence of str, read on access.
@@ -45,49 +42,70 @@ class Store:
       changed ids.
 
     Raises:
-      ValueError: for a folder that is not a store of this version, and for files of a wrong size.
+      ValueError: for a folder that is not a store of a known version, and for files of a wrong size; on use,
+        for contents that are not as they were written.
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = pathlib.Path(folder)
-        self._index = index = _read_index(self.folder)
-        self._dtype = ids_dtype(index['vocab_size'])
+        self._index = index = read_index(self.folder)
+        self.version = index['version']
         self.tokenizer_hash, self.vocab_size = index['tokenizer_hash'], index['vocab_size']
         self.fingerprint, self.counts = index['sha256'], index['counts']
         self.num_tokens, self.num_documents = index['num_tokens'], index['num_documents']
         self.sources = tuple(index['sources'])
         for name, file in self._files():
             check_size(self.folder / name, file['bytes'])
-        tables = {name: _map(self.folder / f'{name}.npy', dtype, index['tables'][name]['count'])
-                  for name, dtype in TABLES.items()}
-        self.lengths, self.source_of = tables['lengths'], tables['source_of']
-        self._offsets = tables['offsets']
-        self.names = _Names(tables['names'], tables['name_offsets'])
-        self._shard_ends = np.cumsum([shard['count'] for shard in index['shards']])
-        self._shards = {}
 
     def __reduce__(self) -> tuple:
         return Store, (self.folder,)
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        lengths = self._table('lengths')
+        self._check('lengths', lengths.min(initial=0) >= 0 and lengths.sum() == self.num_tokens,
+                    f'do not add up to {self.num_tokens} tokens')
+        return lengths
+
+    @functools.cached_property
+    def source_of(self) -> np.ndarray:
+        source_of = self._table('source_of')
+        is_valid = source_of.min(initial=0) >= 0 and source_of.max(initial=-1) < len(self.sources)
+        self._check('source_of', is_valid, f'are not all below {len(self.sources)}, the number of sources')
+        return source_of
+
+    @functools.cached_property
+    def names(self) -> Sequence[str]:
+        text, offsets = self._table('names'), self._table('name_offsets')
+        is_valid = offsets[0] == 0 and offsets[-1] == len(text) and (np.diff(offsets) >= 0).all()
+        self._check('name_offsets', is_valid, f'do not ascend from 0 to {len(text)}, the bytes of all names')
+        return _Names(text, offsets)
+
+    @functools.cached_property
+    def _offsets(self) -> np.ndarray:
+        offsets = self._table('offsets')
+        is_valid = offsets[0] == 0 and np.array_equal(np.diff(offsets), self.lengths)
+        self._check('offsets', is_valid, 'contradict lengths.npy')
+        return offsets
+
+    @functools.cached_property
+    def _shards(self) -> Shards:
+        crc32s = np.array(self._table('crc32s')) if self.version > 1 else None
+        return Shards(self.folder, self._index['shards'], ids_dtype(self.vocab_size), crc32s,
+                      self._index.get('chunk_bytes', CHUNK))
 
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
         """int32 [stop - start]: tokens start..stop of a document. No others are read.
 
         Raises:
-          ValueError: if the document does not have them.
+          ValueError: if the document does not have them, or their shard is not as it was written.
         """
         if not (0 <= document < self.num_documents and 0 <= start <= stop <= self.lengths[document]):
             held = self.lengths[document] if 0 <= document < self.num_documents else 'none'
             raise ValueError(f'tokens {start} to {stop} of document {document}: {self.folder} has '
                              f'{self.num_documents} documents, and of this one {held} tokens')
         out = np.empty(stop - start, np.int32)
-        at, done = int(self._offsets[document]) + start, 0
-        while done < len(out):
-            number = int(np.searchsorted(self._shard_ends, at, side='right'))
-            end = int(self._shard_ends[number])
-            first = at - (end - self._index['shards'][number]['count'])
-            count = min(len(out) - done, end - at)
-            out[done:done + count] = self._shard(number)[first:first + count]
-            at, done = at + count, done + count
+        self._shards.read(int(self._offsets[document]) + start, out)
         return out
 
     def verify(self, progress: Callable[[int, int], object] | None = None) -> None:
@@ -100,29 +118,34 @@ class Store:
         """
         done, total = 0, sum(file['bytes'] for _, file in self._files())
         for name, file in self._files():
-            path = self.folder / name
-            check_size(path, file['bytes'])
-            if sha256_of(path) != file['sha256']:
-                raise ValueError(f'{path} differs from what was written (another sha256); copy it again from '
-                                 'an intact store, or tokenize the corpus again')
+            self._verify_file(name, file)
             done += file['bytes']
             if progress is not None:
                 progress(done, total)
 
     def _files(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(name, {count, bytes, sha256}) of every file but the index."""
-        yield from ((f'{name}.npy', file) for name, file in self._index['tables'].items())
+        yield from ((f'{name}.npy', file) for name, file in self._index['tables'].items() if name in TABLES)
         yield from ((shard_name(i), file) for i, file in enumerate(self._index['shards']))
 
-    def _shard(self, number: int, max_open: int = 256) -> np.ndarray:
-        shard = self._shards.get(number)
-        if shard is None:
-            count = self._index['shards'][number]['count']
-            shard = _map(self.folder / shard_name(number), self._dtype, count)
-            if len(self._shards) >= max_open:  # each open map holds a file descriptor
-                self._shards.clear()
-            self._shards[number] = shard
-        return shard
+    def _verify_file(self, name: str, file: dict[str, Any]) -> None:
+        check_size(self.folder / name, file['bytes'])
+        if sha256_of(self.folder / name) != file['sha256']:
+            raise damaged(self.folder / name, 'another sha256')
+
+    def _table(self, name: str) -> np.ndarray:
+        """A memory-mapped table, verified."""
+        file, dtype = self._index['tables'][name], np.dtype(TABLES[name])
+        self._verify_file(f'{name}.npy', file)
+        if not file['count']:
+            return np.zeros(0, dtype)
+        offset = file['bytes'] - file['count'] * dtype.itemsize
+        return np.memmap(self.folder / f'{name}.npy', dtype, 'r', offset, (file['count'],)).view(np.ndarray)
+
+    def _check(self, name: str, is_valid: bool, contradiction: str) -> None:
+        if not is_valid:
+            raise ValueError(f'{self.folder / name}.npy has numbers that {contradiction}; tokenize the '
+                             'corpus again')
 
 
 class _Names(Sequence):
@@ -137,59 +160,3 @@ class _Names(Sequence):
             raise IndexError(f'document {document} of {len(self)}')
         start, stop = self._offsets[document:document + 2]
         return self._text[start:stop].tobytes().decode('utf-8', 'surrogateescape')
-
-
-def shard_name(number: int) -> str:
-    return f'shard-{number:05d}.npy'
-
-
-def _map(path: pathlib.Path, dtype: np.dtype, count: int) -> np.ndarray:
-    """The memory-mapped numbers of a .npy, which must be what the index says."""
-    try:
-        numbers = np.load(path, mmap_mode='r')
-    except ValueError as error:
-        raise ValueError(f'{path} is damaged ({error}); copy it again') from None
-    if numbers.dtype != dtype or numbers.shape != (count,):
-        raise ValueError(f'{path} holds {numbers.dtype} {list(numbers.shape)} where the index says '
-                         f'{np.dtype(dtype)} [{count}]; copy it again')
-    return numbers.view(np.ndarray)
-
-
-def check_size(path: pathlib.Path, expected: int) -> None:
-    """Refuse a file that is missing or does not have the expected bytes."""
-    size = path.stat().st_size if path.exists() else None
-    if size != expected:
-        found = 'is missing' if size is None else f'has {size} bytes where {expected} were written'
-        raise ValueError(f'{path} {found}; copy it again from an intact store, or tokenize the corpus again')
-
-
-def _read_index(folder: pathlib.Path) -> dict[str, Any]:
-    path = folder / 'index.json'
-    if not path.is_file():
-        raise ValueError(f'{folder} is not a token store: it has no index.json; make one with '
-                         'experiments/tokenize_corpus.py')
-    try:
-        index = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise ValueError(f'{path} is not valid JSON ({error}); copy it again') from None
-    if not isinstance(index, dict) or index.get('format') != FORMAT:
-        raise ValueError(f'{path} is not the index of a token store; give the folder of one')
-    if index.get('version') != VERSION:
-        raise ValueError(f'{folder} is a token store of version {index.get("version")!r}, and this release '
-                         f'reads version {VERSION}; tokenize the corpus again, '
-                         'or use the release that wrote it')
-    if index.get('sha256') != fingerprint_of(index):
-        raise ValueError(f'{path} differs from what was written (another sha256); copy it again')
-    return index
-
-
-def fingerprint_of(index: dict[str, Any]) -> str:
-    """sha256 of an index without its own sha256."""
-    rest = {key: value for key, value in index.items() if key != 'sha256'}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def sha256_of(path: str | os.PathLike) -> str:
-    """sha256 of a file."""
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()

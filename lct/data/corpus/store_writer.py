@@ -4,7 +4,7 @@ A writer that was stopped leaves nothing under the name of the store. Its closed
 
     FOLDER.partial/plan.json     the inputs and options of the store: another plan is refused
                    00000.json    the record of closed shard 0: checksum, where its input ended, counts so far
-                   00000.npz     the documents that end in it
+                   00000.npz     the documents that end in it, and the crc32 of its chunks
                    store/        becomes FOLDER
 """
 
@@ -24,19 +24,11 @@ from typing import Any
 import numpy as np
 
 from lct import files
-from lct.data.corpus.store import (
-    FORMAT,
-    TABLES,
-    VERSION,
-    Store,
-    check_size,
-    fingerprint_of,
-    ids_dtype,
-    sha256_of,
-    shard_name,
-)
+from lct.checksums import chunk_crc32s
+from lct.data.corpus.index import CHUNK, COUNTS, FORMAT, TABLES, VERSION, fingerprint_of, ids_dtype
+from lct.data.corpus.shards import check_size, sha256_of, shard_name
+from lct.data.corpus.store import Store
 
-COUNTS = ('empty', 'bad', 'inexact_cuts')
 START = {'cursor': None, 'counts': {}, 'num_tokens': 0, 'num_documents': 0, 'document_start': 0,
          'name_bytes': 0, 'sources': []}
 
@@ -134,13 +126,17 @@ class Writer(contextlib.AbstractContextManager):
         with files.atomic_file(self.partial / f'{number:05d}.npz', 'wb') as file:
             np.savez(file, ends=np.array(self._ends, np.int64), source_of=np.array(self._source_of, np.int32),
                      names=np.frombuffer(self._names, np.uint8),
-                     name_ends=np.array(self._name_ends, np.int64))
+                     name_ends=np.array(self._name_ends, np.int64),
+                     crc32s=np.array(chunk_crc32s(self._store / shard_name(number), CHUNK), np.uint32))
         self._name_bytes += len(self._names)
-        record = {'file': shard, 'cursor': cursor, 'num_tokens': self.num_tokens, 'counts': dict(self.counts),
-                  'num_documents': self.num_documents, 'document_start': self._document_start,
-                  'name_bytes': self._name_bytes, 'sources': list(self._sources)}
+        arrays = sha256_of(self.partial / f'{number:05d}.npz')
+        record = {'file': shard, 'arrays': arrays, 'cursor': cursor, 'num_tokens': self.num_tokens,
+                  'counts': dict(self.counts), 'num_documents': self.num_documents,
+                  'document_start': self._document_start, 'name_bytes': self._name_bytes,
+                  'sources': list(self._sources)}
         # The record is the last of the three files: it makes them count.
-        files.write_atomically(self.partial / f'{number:05d}.json', json.dumps(record))
+        text = json.dumps({**record, 'sha256': fingerprint_of(record)})
+        files.write_atomically(self.partial / f'{number:05d}.json', text)
         self._records.append(record)
         self.cursor = cursor
         self._open_shard()
@@ -155,7 +151,7 @@ class Writer(contextlib.AbstractContextManager):
         self._shard.abandon()
         index = {
             'format': FORMAT, 'version': VERSION, 'tokenizer_hash': self._plan['tokenizer'],
-            'vocab_size': self._plan['vocab_size'], 'num_tokens': self.num_tokens,
+            'vocab_size': self._plan['vocab_size'], 'chunk_bytes': CHUNK, 'num_tokens': self.num_tokens,
             'num_documents': self.num_documents, 'sources': list(self._sources),
             'counts': {key: self.counts[key] for key in COUNTS}, 'tables': self._write_tables(),
             'shards': [record['file'] for record in self._records]}
@@ -169,7 +165,7 @@ class Writer(contextlib.AbstractContextManager):
         path = self.partial / 'plan.json'
         if not (self.partial / '00000.json').exists():  # no shard to continue from: any plan will do
             files.write_atomically(path, json.dumps(self._plan))
-        begun = json.loads(path.read_text())
+        begun = self._read_json(path)
         for key, value in self._plan.items():
             if begun.get(key) != value and key == 'corpus':
                 raise ValueError(f'the files of the corpus changed since {self.partial} was begun; remove '
@@ -182,9 +178,21 @@ class Writer(contextlib.AbstractContextManager):
         path = self.partial / f'{number:05d}.json'
         if not path.exists():
             return None
-        record = json.loads(path.read_text())
+        record = self._read_json(path)
+        if record.get('sha256') != fingerprint_of(record):
+            raise self._damaged(path)
         check_size(self._store / shard_name(number), record['file']['bytes'])
         return record
+
+    def _read_json(self, path: pathlib.Path) -> dict[str, Any]:
+        try:
+            value = json.loads(path.read_text())
+        except (ValueError, RecursionError, FileNotFoundError):
+            raise self._damaged(path) from None
+        return value if isinstance(value, dict) else {}
+
+    def _damaged(self, path: pathlib.Path) -> ValueError:
+        return ValueError(f'{path} differs from what was written; remove {self.partial} to begin anew')
 
     def _open_shard(self) -> None:
         self._shard = _NpyFile(self._store / shard_name(len(self._records)), self._dtype)
@@ -196,14 +204,19 @@ class Writer(contextlib.AbstractContextManager):
         for name in ('offsets', 'name_offsets'):
             tables[name].append(np.zeros(1, np.int64))
         end = 0
-        for number in range(len(self._records)):
-            with np.load(self.partial / f'{number:05d}.npz') as shard:
-                tables['offsets'].append(shard['ends'])
-                tables['lengths'].append(np.diff(shard['ends'], prepend=end))
-                tables['source_of'].append(shard['source_of'])
-                tables['names'].append(shard['names'])
-                tables['name_offsets'].append(shard['name_ends'])
-                end = shard['ends'][-1] if len(shard['ends']) else end
+        for number, record in enumerate(self._records):
+            path = self.partial / f'{number:05d}.npz'
+            if not path.exists() or sha256_of(path) != record['arrays']:
+                raise self._damaged(path)
+            with np.load(path) as arrays:
+                shard = dict(arrays)
+            tables['offsets'].append(shard['ends'])
+            tables['lengths'].append(np.diff(shard['ends'], prepend=end))
+            tables['source_of'].append(shard['source_of'])
+            tables['names'].append(shard['names'])
+            tables['name_offsets'].append(shard['name_ends'])
+            tables['crc32s'].append(shard['crc32s'])
+            end = shard['ends'][-1] if len(shard['ends']) else end
         return {name: file.close() for name, file in tables.items()}
 
 

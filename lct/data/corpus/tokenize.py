@@ -22,7 +22,8 @@ import numpy as np
 
 from lct.data import tokenizer as tokenizers
 from lct.data.corpus import files
-from lct.data.corpus.store import Store, ids_dtype
+from lct.data.corpus.index import ids_dtype
+from lct.data.corpus.store import Store
 from lct.data.corpus.store_writer import Writer
 
 BATCH = 64  # segments encoded at a time: meanwhile the library holds hundreds of bytes per token
