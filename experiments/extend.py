@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lct import exit_status, processes, sharding
-from lct.cli.config import as_plain, make_run, parse_args, run_identity, setup_devices, windowed
+from lct.cli.config import as_plain, make_run, parse_args, setup_devices, windowed
 from lct.cli.corpus import open_corpus
 from lct.cli.main import run_script
 from lct.cli.model import find_model, model_fingerprint
@@ -35,10 +35,10 @@ from lct.files import write_atomically
 from lct.models import llama, lora
 from lct.models.llama import LlamaConfig
 from lct.text import clock
-from lct.train import loop, stages, stopping
+from lct.train import changes, loop, stages, stopping
 from lct.train.metrics import log
 from lct.train.warnings import stage_warnings
-from lct.train.workdir import lock_workdir
+from lct.train.workdir import lock_workdir, recorded_changes
 from lct.weights import llama_hf
 from lct.weights.tensors import check_dtype
 
@@ -131,10 +131,10 @@ def check(config, workdir):
     check_dtype(config.get('save_dtype', 'bfloat16'))
     workdir.mkdir(parents=True, exist_ok=True)
     llama_hf.check_writable(workdir / 'model', nbytes, overwrite=True)
-    lock = lock_workdir(workdir, {**run_identity(config), 'inputs': {
+    lock = lock_workdir(workdir, {**as_plain(config), 'inputs': {
         'model': model_fingerprint(folder), 'tokenizer': tokenizer.fingerprint, 'tokens': rows.num_tokens,
         'held_out': zlib.crc32(evaluation.haystack.tobytes()),
-    }})
+    }}, may_change=True)
     job = Job(config, workdir, settings, mesh, folder, base, start, rows, evaluation, size, trained, lock)
     log(
         f'{folder.name}: {size:,} parameters, {trained:,} of them trained ({trained / size:.2%}), native '
@@ -183,7 +183,9 @@ def extend(job, stop_requested):
     base = before_after.measure(evaluation, 'base', job.base, load, job.workdir, job.mesh)
     config, params, summary = loop.train(
         job.settings, job.start, load, job.rows, job.workdir, stop_requested, gate_scores)
-    extended = before_after.measure(evaluation, 'extended', config, lambda: params, job.workdir, job.mesh)
+    trained = {'training': changes.training_fields(as_plain(job.config))}
+    extended = before_after.measure(
+        evaluation, 'extended', config, lambda: params, job.workdir, job.mesh, trained)
     return base, extended, config, params, summary
 
 
@@ -205,7 +207,8 @@ def report_of(job, base, extended, summary, seconds):
         'needle': {name: json.loads(one.recall.to_json()) for name, one in measured.items()},
         'needle_suite': {name: one.needle for name, one in measured.items()},
         'loss_by_position': {name: one.loss.to_dict() for name, one in measured.items()},
-        'config': as_plain(job.config), 'command': 'python ' + ' '.join(map(shlex.quote, sys.argv)),
+        'config': as_plain(job.config), 'config_changes': recorded_changes(job.workdir),
+        'command': 'python ' + ' '.join(map(shlex.quote, sys.argv)),
         'versions': {'jax': jax.__version__, 'python': platform.python_version()},
         'device': jax.devices()[0].device_kind, 'num_devices': job.mesh.size,
         'num_processes': jax.process_count(), 'seconds_of_this_call': seconds,

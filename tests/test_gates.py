@@ -11,7 +11,6 @@ import pytest
 import tiny
 import tiny_training
 
-from lct.cli.config import as_plain, load_config, make_run, run_identity
 from lct.models import llama
 from lct.train import gates, loop, stages
 
@@ -152,12 +151,3 @@ def test_impossible_gates_are_refused(fields, message):
 def test_a_gate_without_an_evaluation_is_refused_before_anything_is_computed(tmp_path):
     with pytest.raises(ValueError, match='no gate_scores to measure it by'):
         train(tmp_path, None)
-
-
-def test_a_run_may_go_on_with_other_gates():
-    """Gates are not part of the identity of a run."""
-    gated, plain = (load_config(EXPERIMENTS / 'configs' / f'{name}.py')
-                   for name in ('laptop_gated', 'laptop'))
-    plain.name = gated.name
-    assert all(stage.gate.every == 10 for stage in make_run(gated).stages)
-    assert run_identity(gated) == run_identity(plain) != as_plain(gated)

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import fcntl
 import json
 import shutil
 
@@ -22,7 +21,6 @@ from lct.models.flops import matmul_params, train_flops
 from lct.train import checkpoint, loop, optimizer, stages, state, stopping
 from lct.train.metrics import Metrics, Pace
 from lct.train.step import loss_and_grads, train_step
-from lct.train.workdir import lock_workdir
 
 STAGE = stages.Stage(name='only', seq_len=32, num_steps=40, batch_size=4, learning_rate=1e-2,
                      mesh=(1, 1, 1, 1), final_fraction=0.5, memory=tiny.MEMORY)
@@ -192,27 +190,6 @@ def test_outside_the_main_thread_no_signal_is_caught():
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         assert pool.submit(catch).result() == []
-
-
-def test_a_folder_is_locked_to_one_config_and_one_process(tmp_path, monkeypatch):
-    config = {'seed': 0, 'stages': [{'num_steps': 80, 'mesh': [1, 1]}, {'num_steps': 10}], 'extra': []}
-    lock = lock_workdir(tmp_path, config)
-    with pytest.raises(ValueError, match='another process runs in'):
-        lock_workdir(tmp_path, config)
-    lock.close()
-    lock_workdir(tmp_path, config).close()
-    other = {'seed': 0, 'stages': [{'num_steps': 40, 'mesh': [1, 2]}], 'extra': []}
-    with pytest.raises(ValueError, match='stages.0.mesh.1 1 -> 2, stages.0.num_steps 80 -> 40, '
-                                         r'stages.1.num_steps 10 -> \(absent\); set this back'):
-        lock_workdir(tmp_path, other)
-    with pytest.raises(ValueError, match=r'e \(absent\) -> 1 and 3 more'):
-        lock_workdir(tmp_path, {**config, **dict.fromkeys('abcdefgh', 1)})
-
-    def unsupported(*args):
-        raise OSError(95, 'Operation not supported')
-
-    monkeypatch.setattr(fcntl, 'flock', unsupported)  # as on some network file systems
-    lock_workdir(tmp_path, config).close()
 
 
 def test_schedule_warms_up_decays_and_starts_again_with_the_next_stage():

@@ -33,7 +33,7 @@ def run():
     from lct.weights import llama_hf
 
     workdir, run_config = pathlib.Path(args.workdir), make_run(config)
-    lock = lock_workdir(workdir, as_plain(config))  # noqa: F841  held while the process lives
+    lock = lock_workdir(workdir, as_plain(config), may_change=True)  # noqa: F841  held while the process lives
     training, _ = documents.split(documents.read(config.corpus, config.corpus_bytes), config.held_out)
     texts = [document.text for document in training]
     folder = workdir / 'tokenizer'

@@ -123,16 +123,6 @@ def as_plain(config: Any) -> Any:
     return config
 
 
-def run_identity(config: ConfigDict) -> dict:
-    """as_plain(config) without the fields that may change when a run is continued: the gates of its stages,
-    and the dtype of the model that it writes at its end."""
-    values = as_plain(config)
-    values.pop('save_dtype', None)
-    for stage in values['stages']:
-        stage.pop('gate', None)
-    return values
-
-
 def make_run(config: ConfigDict) -> Run:
     """The train.loop.Run of a ConfigDict."""
     from lct.models.lora import Adapter

@@ -7,17 +7,17 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from lct import files, processes
+from lct import processes
 from lct.data.corpus.documents import Document
 from lct.data.tokenizer import Tokenizer
-from lct.eval import recall_probe, runner
+from lct.eval import kept_results, recall_probe, runner
 from lct.eval.loss import by_position
 from lct.eval.loss.by_position import EvaluationWindows, LossBins
 from lct.eval.recall_probe import Decoding, RecallGrid, RecallResult
@@ -95,6 +95,18 @@ class Evaluation:
     check_stop: Callable[[], None] = lambda: None
     log: Callable[[str], None] = lambda text: None
 
+    def settings(self, kind: str) -> dict[str, Any]:
+        """What a measurement depends on apart from the model, as plain values. kind: as in measure."""
+        text = {'haystack': kept_results.crc32_of(self.haystack), 'tokenizer': self.tokenizer.fingerprint}
+        if kind == 'needle':
+            return {**dataclasses.asdict(self.grid), **text}
+        if kind == 'needle_suite':
+            plan = self.needle_plan
+            return {'lengths': plan.lengths, 'depths': plan.depths, 'samples': sorted(plan.counts.items()),
+                    'seed': plan.material.seed, **text}
+        windows = self.windows if kind == 'loss' else self.short_windows
+        return {'windows': windows.tokens.shape, 'tokens': kept_results.crc32_of(windows.tokens)}
+
     def recall(self, name: str, config: LlamaConfig, params: Params) -> RecallResult:
         """The recall probe on the current mesh. name: of the model, in progress lines."""
         start = time.monotonic()
@@ -160,22 +172,25 @@ class Evaluation:
 
 
 def measure(evaluation: Evaluation, name: str, config: LlamaConfig, load_params: Callable[[], Params],
-            folder: Path, mesh: jax.sharding.Mesh) -> Measurements:
+            folder: Path, mesh: jax.sharding.Mesh, trained: Mapping[str, Any] | None = None) -> Measurements:
     """The measurements of one model, read from their files in folder or computed on the mesh and kept there.
 
     name: 'base' or 'extended'. load_params: called at most once, and only if something is left to compute.
+    trained: what the weights depend on, as plain values. A measurement is computed again where it, or the
+    settings of the evaluation, differ from those in the file.
     """
     params = None
 
     def keep(kind, compute, to_json, from_json):
         nonlocal params
-        path = folder / f'{kind}_{name}.json'
-        if processes.from_first(path.exists()):
-            return from_json(path.read_text())
+        path, settings = folder / f'{kind}_{name}.json', {**evaluation.settings(kind), **(trained or {})}
+        kept = kept_results.read(path, settings, evaluation.log)
+        if processes.from_first(kept is not None):
+            return from_json(json.dumps(kept))
         params = load_params() if params is None else params
         text = to_json(compute(name, config, params))
         if processes.is_first():
-            files.write_atomically(path, text)
+            kept_results.write(path, settings, json.loads(text))
         return from_json(text)
 
     loss_json = (LossBins.to_json, LossBins.from_json)

@@ -1,4 +1,4 @@
-"""The work directory of a run: one process at a time, and one config."""
+"""The work directory of a run: one process at a time, and one config, of which some fields may change."""
 
 import fcntl
 import json
@@ -6,11 +6,19 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lct import files, processes
+from lct.train import changes
+from lct.train.metrics import log
+
+MOST = 5  # changes that an error lists
 
 
-def lock_workdir(workdir: str | Path, config: Any) -> TextIO | None:
-    """Lock workdir for this run: record its config there, or check that it equals the recorded one. Of
-    several processes the first does it for all.
+def lock_workdir(workdir: str | Path, config: dict[str, Any], may_change: bool = False) -> TextIO | None:
+    """Lock workdir for this run: record its config there, or compare it with the recorded one. Of several
+    processes the first does it for all.
+
+    config: plain dicts, lists and values. may_change: whether the fields of lct.train.changes may differ.
+    Then the new config is recorded, config.json keeps every change under 'changes', with the steps that were
+    taken before it took effect, and a line names it.
 
     Returns:
       The open lock file, which holds the lock until it is closed; None in the other processes.
@@ -19,9 +27,8 @@ def lock_workdir(workdir: str | Path, config: Any) -> TextIO | None:
         locked it, or if the processes of this run have different configs.
     """
     workdir = Path(workdir)
-    path = workdir / 'config.json'
-    text = json.dumps(config, indent=2, sort_keys=True)
-    processes.check_same(text, 'their config or the inputs that it names')
+    config = json.loads(json.dumps(config))
+    processes.check_same(json.dumps(config, sort_keys=True), 'their config or the inputs that it names')
     if not processes.is_first():
         return None
     workdir.mkdir(parents=True, exist_ok=True)
@@ -35,38 +42,61 @@ def lock_workdir(workdir: str | Path, config: Any) -> TextIO | None:
         ) from error
     except OSError:
         pass  # some network file systems have no flock: a run without the lock is better than none
-    if path.exists():
-        differences = _differences(path, text)
-        if differences:
-            lock.close()
-            raise ValueError(
-                f'{workdir} holds a run with another config: {differences}; set this back to continue that '
-                'run, or choose another --workdir, or delete it'
-            )
-    else:
-        files.write_atomically(path, text)
+    try:
+        _record(workdir, config, may_change)
+    except ValueError:
+        lock.close()
+        raise
     return lock
 
 
-def _differences(path, text, most=5):
-    """The fields of text that differ from the JSON at path: 'stages.0.num_steps 80 -> 40, ...', or ''."""
+def recorded_changes(workdir: str | Path) -> list[dict[str, Any]]:
+    """The changes of a run's config so far, oldest first: {step, field, old, new}."""
+    return _read(Path(workdir) / 'config.json').get('changes', [])
+
+
+def _record(workdir, config, may_change):
+    path = workdir / 'config.json'
+    history = []
+    if path.exists():
+        old = _read(path)
+        history, step = old.pop('changes', []), _steps_taken(workdir)
+        found = changes.differences(old, config)
+        refused = [changes.refusal(change, old, config, step) if may_change else str(change)
+                   for change in found]
+        _refuse([text for text in refused if text], workdir)
+        if not found:
+            return
+        log(f'config changed after step {step}: {", ".join(map(str, found))}')
+        history += [{'step': changes.steps_before(change, old, step), 'field': change.field,
+                     'old': change.old, 'new': change.new} for change in found]
+    changed = {'changes': history} if history else {}
+    files.write_atomically(path, json.dumps({**config, **changed}, indent=2, sort_keys=True))
+
+
+def _refuse(differences, workdir):
+    if not differences:
+        return
+    more = len(differences) - MOST
+    more = f' and {more} more (see {workdir / "config.json"})' if more > 0 else ''
+    raise ValueError(
+        f'{workdir} holds a run with another config: {", ".join(differences[:MOST])}{more}; set this back to '
+        'continue that run, or choose another --workdir, or delete it')
+
+
+def _read(path):
     try:
-        old = dict(_flat(json.loads(path.read_text())))
+        config = json.loads(path.read_text())
+        if isinstance(config, dict) and isinstance(config.get('stages', []), list):
+            return config
     except ValueError:
-        return f'{path} is damaged'
-    new = dict(_flat(json.loads(text)))
-    show = lambda values, key: json.dumps(values[key]) if key in values else '(absent)'
-    changed = [key for key in sorted({*old, *new}) if show(old, key) != show(new, key)]
-    more = f' and {len(changed) - most} more (see {path})' if len(changed) > most else ''
-    return ', '.join(f'{key} {show(old, key)} -> {show(new, key)}' for key in changed[:most]) + more
+        pass
+    raise ValueError(f'{path} is damaged: it is not a JSON object; write the config of the run there, or '
+                     'choose another --workdir')
 
 
-def _flat(tree, prefix=''):
-    """(dotted path, value) of every leaf of nested dicts and lists; an empty one is a leaf."""
-    if isinstance(tree, list):
-        tree = dict(enumerate(tree)) or tree
-    items = tree.items() if isinstance(tree, dict) else ()
-    if not items and prefix:
-        yield prefix, tree
-    for key, value in items:
-        yield from _flat(value, f'{prefix}.{key}' if prefix else str(key))
+def _steps_taken(workdir):
+    """The step of the newest checkpoint under workdir, damaged or not; 0 without one."""
+    folder = workdir / 'checkpoints'
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return max((int(name) for name in names if name.isdigit()), default=0)
