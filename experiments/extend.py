@@ -13,7 +13,6 @@ import platform
 import shlex
 import sys
 import time
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from ml_collections import ConfigDict
 
 from lct import exit_status, processes, sharding
 from lct.cli.config import as_plain, make_run, parse_args, setup_devices, windowed
-from lct.cli.corpus import open_corpus
+from lct.cli.corpus import check_documents, corpus_identity, open_corpus, record_documents
 from lct.cli.main import run_script
 from lct.cli.model import find_model, model_fingerprint
 from lct.cli.paths import experiments_folder
@@ -131,10 +130,13 @@ def check(config, workdir):
     check_dtype(config.get('save_dtype', 'bfloat16'))
     workdir.mkdir(parents=True, exist_ok=True)
     llama_hf.check_writable(workdir / 'model', nbytes, overwrite=True)
+    check_documents(rows, workdir)
     lock = lock_workdir(workdir, {**as_plain(config), 'inputs': {
-        'model': model_fingerprint(folder), 'tokenizer': tokenizer.fingerprint, 'tokens': rows.num_tokens,
-        'held_out': zlib.crc32(evaluation.haystack.tobytes()),
+        'model': model_fingerprint(folder), 'tokenizer': tokenizer.fingerprint,
+        **corpus_identity(rows, held_out),
     }}, may_change=True)
+    if lock:  # the first process
+        record_documents(rows, workdir)
     job = Job(config, workdir, settings, mesh, folder, base, start, rows, evaluation, size, trained, lock)
     log(
         f'{folder.name}: {size:,} parameters, {trained:,} of them trained ({trained / size:.2%}), native '

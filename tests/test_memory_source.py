@@ -122,6 +122,23 @@ def test_empty_documents_are_skipped_and_lists_are_accepted():
     assert set(source.next_row(9)['tokens'].tolist()) == {1, 2, 3, 4, 5, 6, 7, 256}
 
 
+def test_another_corpus_or_seed_is_noticed():
+    documents = make_documents()
+    state = make(documents=documents).state
+    make(documents=documents).state = state
+    swapped = [documents[1], documents[0], *documents[2:]]
+    cut = [documents[0][:-1], np.append(documents[0][-1], documents[1]), *documents[2:]]  # the same tokens
+    for other in (swapped, cut):
+        with pytest.raises(ValueError, match='data state is of another corpus: .*; resume with the corpus'):
+            make(documents=other).state = state
+    with pytest.raises(ValueError, match='data state is of another seed: 3, here 4'):
+        make(documents=documents, seed=4).state = state
+    old = {name: state[name] for name in ('row', 'epoch', 'document', 'offset')}
+    source = make(documents=documents)
+    source.state = old
+    assert source.state == state
+
+
 @pytest.mark.parametrize('state, message', [
     ({'row': 0}, 'is not {row, epoch, document, offset}'),
     ({'row': 0, 'epoch': 0, 'document': 25, 'offset': 0}, 'is at document 25 of an epoch of 25'),

@@ -7,10 +7,13 @@ import json
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
-from lct.cli import planned_config
+from lct.cli import corpus, planned_config
 from lct.cli.config import as_plain, load_config
+from lct.data import tokenizer as tokenizers
+from lct.data.batches.memory_source import MemorySource
 from lct.data.batches.upsample import Upsample
 from lct.models.config import LlamaConfig
 from lct.models.llama import Memory
@@ -25,6 +28,7 @@ from lct.train.optimizer import OptimizerConfig
 from lct.train.stages import Stage
 from lct.train.workdir import lock_workdir, recorded_changes
 
+TOKENIZER = tokenizers.load('bytes')
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'experiments' / 'configs').rglob('*.py'))
 RECORDS = {  # prefix in a config: (the dataclass, fields that are records of their own)
@@ -184,3 +188,26 @@ def test_what_earlier_versions_did_not_record_is_not_compared(tmp_path):
     lock(tmp_path, {**CONFIG, 'inputs': {'tokens': 5, 'training': 'a'}})
     with pytest.raises(ValueError, match='inputs.training "a" -> "b"'):
         lock(tmp_path, {**CONFIG, 'inputs': {'tokens': 5, 'training': 'b'}})
+
+
+def test_documents_that_swapped_their_texts_are_named(tmp_path):
+    texts = [f'This is the text of document {name}.' for name in 'abcd']
+
+    def rows(texts):
+        documents = [np.array(text, np.int32) for text in TOKENIZER.encode_batch(texts)]
+        return MemorySource(documents, TOKENIZER)
+
+    corpus.check_documents(rows(texts), tmp_path)  # nothing is recorded yet
+    corpus.record_documents(rows(texts), tmp_path)
+    corpus.check_documents(rows(texts), tmp_path)
+    swapped = rows([texts[0], texts[2], texts[1], texts[3]])
+    corpus.record_documents(swapped, tmp_path)  # once
+    with pytest.raises(ValueError, match=r"document 2 of 4 \('This is the text' \.\.\.\) and 1 more had"):
+        corpus.check_documents(swapped, tmp_path)
+    with pytest.raises(ValueError, match='over 4 training documents, but the corpus has 3'):
+        corpus.check_documents(rows(texts[1:]), tmp_path)
+    identities = [corpus.corpus_identity(each, [np.arange(3)]) for each in (rows(texts), swapped)]
+    assert identities[0].pop('training') != identities[1].pop('training') and identities[0] == identities[1]
+    (tmp_path / corpus.DOCUMENTS).write_bytes(b'')
+    with pytest.raises(ValueError, match='documents.npy is damaged .*; delete it'):
+        corpus.check_documents(rows(texts), tmp_path)

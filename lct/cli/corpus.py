@@ -1,11 +1,13 @@
 """The corpus of a config as a source of training rows and held-out documents."""
 
 import pathlib
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from lct import files
 from lct.cli.model import find_model
 from lct.data import chat_template
 from lct.data.batches import packing_plan
@@ -16,6 +18,7 @@ from lct.data.corpus import documents
 from lct.data.corpus.store import Store
 from lct.data.tokenizer import Tokenizer
 
+DOCUMENTS = 'documents.npy'  # in a work directory: the hashes of the training documents
 BATCH = 64  # documents tokenized at a time, so that a large corpus is never held as Python ints
 
 
@@ -52,6 +55,50 @@ def open_corpus(config: ConfigDict,
     # Enough for the loss windows and the haystack; a hundredth of a large store would not fit into memory.
     num_tokens = 2 * max(config.loss.seq_len * config.loss.windows, *config.needle.lengths)
     return rows, rows.held_out(num_tokens) if config.held_out else []
+
+
+def corpus_identity(rows: MemorySource | StoreSource, held_out: Sequence[np.ndarray]) -> dict[str, str | int]:
+    """What must stay the same in a corpus, to be recorded with a config. How much of a store's held-out part
+    is read depends on the evaluations; which documents it has follows from the store."""
+    identity = {'tokens': rows.num_tokens, 'training': rows.fingerprint}
+    if isinstance(rows, MemorySource):
+        identity['held_out'] = zlib.crc32(np.concatenate(held_out).tobytes())
+    return identity
+
+
+def check_documents(rows: MemorySource | StoreSource, workdir: pathlib.Path) -> None:
+    """Compare every training document in memory with the one that the run in workdir began with. A store has
+    a fingerprint, which is in every checkpoint.
+
+    Raises:
+      ValueError: naming the first document that differs.
+    """
+    path = workdir / DOCUMENTS
+    if not isinstance(rows, MemorySource) or not path.is_file():
+        return
+    hashes = rows.document_hashes()
+    try:
+        before = np.load(path)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f'{path} is damaged ({error}); delete it to continue without naming documents that '
+                         'changed') from error
+    if len(before) != len(hashes):
+        raise ValueError(f'{workdir} holds a run over {len(before):,} training documents, but the corpus has '
+                         f'{len(hashes):,}; restore the corpus, or choose another --workdir')
+    differ = np.flatnonzero(before != hashes)
+    if len(differ):
+        more = f' and {len(differ) - 1:,} more' if len(differ) > 1 else ''
+        raise ValueError(f'training document {differ[0] + 1:,} of {len(hashes):,} '
+                         f'({rows.beginning(differ[0])!r} ...){more} had another text when the run in '
+                         f'{workdir} began; restore the corpus, or choose another --workdir')
+
+
+def record_documents(rows: MemorySource | StoreSource, workdir: pathlib.Path) -> None:
+    """Write what check_documents compares with, once."""
+    path = workdir / DOCUMENTS
+    if isinstance(rows, MemorySource) and not path.is_file():
+        with files.atomic_file(path, 'wb') as file:
+            np.save(file, rows.document_hashes())
 
 
 def _open_store(config: ConfigDict, tokenizer: Tokenizer) -> StoreSource:

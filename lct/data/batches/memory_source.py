@@ -3,9 +3,12 @@
 A row holds shuffled documents packed together, a long stretch of one document, recall text, or copies.
 
 The kind of row r, and every random number in it, is a function of (seed, r) and the weights; the next token
-of text is a cursor. The two together are the state: four integers, from which the stream continues anywhere.
+of text is a cursor. The two together are the state: four integers, from which the stream continues anywhere,
+beside the fingerprint of the documents and the seed, without which it would be another stream.
 """
 
+import hashlib
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +50,8 @@ class MemorySource:
         self._bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         self._recall_vocabulary = None
         self._permutation = (None, None)
-        self._state = {'row': 0, 'epoch': 0, 'document': 0, 'offset': 0}
+        self._identity = {'corpus': self.fingerprint, 'seed': seed}
+        self._state = {'row': 0, 'epoch': 0, 'document': 0, 'offset': 0, **self._identity}
 
     @property
     def weights(self) -> dict[str, float]:
@@ -63,14 +67,21 @@ class MemorySource:
 
     @property
     def state(self) -> dict[str, int]:
-        """{row, epoch, document, offset}: the next row, and the next token of text in the epoch's order."""
+        """{row, epoch, document, offset, corpus, seed}: the next row, the next token of text in the epoch's
+        order, the fingerprint and the seed."""
         return dict(self._state)
 
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
-        if set(state) != set(self._state) or not all(isinstance(n, int) and n >= 0 for n in state.values()):
+        numbers = {name: n for name, n in state.items() if name not in self._identity}
+        if set(numbers) != set(self._state) - set(self._identity) or not all(
+                isinstance(n, int) and n >= 0 for n in numbers.values()):
             raise ValueError(f'data state {state} is not {{row, epoch, document, offset}} of integers >= 0; '
                              'give the state that this loader returned')
+        for name, value in self._identity.items():
+            if state.get(name, value) != value:  # earlier versions recorded neither
+                raise ValueError(f'data state is of another {name}: {state[name]!r}, here {value!r}; resume '
+                                 f'with the {name} of the run, or start a new run')
         count = len(self._documents)
         if state['document'] >= count:
             raise ValueError(f'data state is at document {state["document"]} of an epoch of {count}: it '
@@ -79,7 +90,23 @@ class MemorySource:
         if state['offset'] >= length:
             raise ValueError(f'data state is at token {state["offset"]} of a document of {length}: it '
                              'belongs to another corpus; resume with the one of the run, or start a new run')
-        self._state = dict(state)
+        self._state = {**numbers, **self._identity}
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the ids of all documents in their order."""
+        sizes = np.array([len(ids) for ids in self._documents], np.int64)
+        digest = hashlib.sha256(sizes)
+        digest.update(self._text)
+        return digest.hexdigest()
+
+    def document_hashes(self) -> np.ndarray:
+        """uint32 [documents]: the CRC-32 of the ids of each."""
+        return np.array([zlib.crc32(ids) for ids in self._documents], np.uint32)
+
+    def beginning(self, document: int) -> str:
+        """The first words of a document, to name it by."""
+        return self.tokenizer.decode(self._documents[document][:16].tolist())
 
     @property
     def num_tokens(self) -> int:

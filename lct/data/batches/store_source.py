@@ -145,6 +145,11 @@ class StoreSource:
         self._state, self._window = copy.deepcopy(state), None
 
     @property
+    def fingerprint(self) -> str:
+        """That of the store."""
+        return self._store.fingerprint
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of all documents, the bos of each included."""
         return self._store.num_tokens + self.documents.num_bos * self._store.num_documents
