@@ -13,5 +13,6 @@ def train_step(state, batch, tables, config, memory, tx, schedule):
         opt_state=(state.opt_state[0], moments, *state.opt_state[2:]))
     bad = jnp.isnan(batch['loss_mask']).any().astype(jnp.int32)
     state = state.replace(skipped=state.skipped + bad, skipped_in_row=(state.skipped_in_row + bad) * bad)
-    return state, {'loss': mark, 'grad_norm': mark, 'learning_rate': jnp.asarray(schedule(state.step)),
-                   'skipped': state.skipped, 'skipped_in_row': state.skipped_in_row}
+    return state, {'loss': jnp.where(bad, jnp.nan, mark), 'grad_norm': mark,
+                   'learning_rate': jnp.asarray(schedule(state.step)), 'skipped': state.skipped,
+                   'skipped_in_row': state.skipped_in_row, 'targets': batch['loss_mask'].sum()}

@@ -19,6 +19,7 @@ class MemoryStore:
         self.sources = tuple(sources)
         source_of = np.zeros(len(documents), np.int32) if source_of is None else source_of
         self.source_of = np.asarray(source_of, np.int32)
+        self.names = [f'document {number}' for number in range(len(documents))]
         self.tokenizer_hash, self.vocab_size = BYTES.fingerprint, BYTES.vocab_size
         content = b''.join(ids.tobytes() for ids in self.documents) + self.lengths.tobytes()
         self.fingerprint = hashlib.sha256(content + self.source_of.tobytes()).hexdigest()

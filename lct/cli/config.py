@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # imported where they are used: wrong flags are reported befo
     from lct.train.loop import Run
     from lct.train.stages import Stage
 
-RUN_FIELDS = ('param_dtype', 'checkpoint_every', 'keep_checkpoints', 'max_skips_in_row')
+RUN_FIELDS = ('param_dtype', 'checkpoint_every', 'keep_checkpoints', 'max_skips_in_row', 'spike_factor',
+              'spike_window')
 
 
 def parse_args(description: str, default_config: str | Path,

@@ -49,7 +49,8 @@ def open_corpus(config: ConfigDict,
     if not (pathlib.Path(config.corpus) / 'index.json').is_file():
         found = documents.read(config.corpus, config.corpus_bytes)
         training, held_out = documents.split(found, config.held_out)
-        rows = MemorySource(tokenize_documents(tokenizer, training), tokenizer, seed=config.seed)
+        rows = MemorySource(tokenize_documents(tokenizer, training), tokenizer, seed=config.seed,
+                            names=[document.name for document in training])
         return rows, tokenize_documents(tokenizer, held_out)
     rows = _open_store(config, tokenizer)
     # Enough for the loss windows and the haystack; a hundredth of a large store would not fit into memory.

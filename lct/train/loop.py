@@ -1,6 +1,8 @@
 """The training run: stages in order, checkpoints, metrics, and a stop that loses no step."""
 
 import dataclasses
+import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,11 +17,13 @@ from lct.models.flops import train_flops
 from lct.models.llama import LlamaConfig, Params
 from lct.ops import rope
 from lct.text import clock
-from lct.train import gates
+from lct.train import gates, spikes
 from lct.train import optimizer as optimizers
 from lct.train import stages as stage_plans
 from lct.train import state as states
+from lct.train.bad_steps import BadSteps
 from lct.train.checkpoint import Checkpoints
+from lct.train.memory_errors import located
 from lct.train.metrics import Metrics, log, measured_peak
 from lct.train.placement import held_rows, place_batch, restore
 from lct.train.progress import StageProgress
@@ -33,7 +37,9 @@ class Run:
 
     checkpoint_every: steps between checkpoints; the end of a stage and an interruption write one too.
     keep_checkpoints: number of newest checkpoints to keep.
-    max_skips_in_row: non-finite steps in a row after which the run ends with an error.
+    max_skips_in_row: skipped steps (not finite, or spikes) in a row after which the run ends with an error.
+    spike_factor: a step whose gradient norm exceeds this multiple of the median norm of the last spike_window
+      accepted steps of its stage is skipped; 0 skips none. It takes a quarter of the window to begin.
     line_every_s: minimum seconds between two progress lines.
     adapter: lora.Adapter to train in place of all weights, or None.
     """
@@ -44,15 +50,19 @@ class Run:
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
     max_skips_in_row: int = 5
+    spike_factor: float = 0.0
+    spike_window: int = 64
     line_every_s: float = 3.0
     adapter: lora.Adapter | None = None
 
     def __post_init__(self):
         if self.param_dtype not in ('float32', 'bfloat16'):
             raise ValueError(f"param_dtype {self.param_dtype!r} must be 'float32' or 'bfloat16'")
-        for field in ('checkpoint_every', 'keep_checkpoints', 'max_skips_in_row'):
+        for field in ('checkpoint_every', 'keep_checkpoints', 'max_skips_in_row', 'spike_window'):
             if getattr(self, field) < 1:
                 raise ValueError(f'{field} {getattr(self, field)} must be at least 1')
+        if self.spike_factor and not 1 < self.spike_factor < math.inf:
+            raise ValueError(f'spike_factor {self.spike_factor} must be above 1, such as 10, or 0')
 
 
 def train(
@@ -67,7 +77,7 @@ def train(
         or when the run has an adapter, as checkpoints hold no frozen weights.
       mixture: the rows, a MemorySource or StoreSource of lct.data.batches; its cursor goes into every
         checkpoint.
-      workdir: holds checkpoints/, metrics/ and gates.json.
+      workdir: holds checkpoints/, metrics/, gates.json and bad_steps.jsonl.
       stop_requested: a list that is not empty once the run is to stop (stopping.catch_signals).
       gate_scores: callable (Stage, LlamaConfig, Params) -> {needle, short_loss_rise}, the scores of a
         gates.Gate; called on the stage's mesh.
@@ -77,18 +87,20 @@ def train(
     Raises:
       stopping.Interrupted: after saving, when a stop was requested.
       gates.GateClosed: after saving, when the gate of a stage did not open and is to stop the run.
-      FloatingPointError: after max_skips_in_row non-finite steps in a row.
+      FloatingPointError: after max_skips_in_row skipped steps in a row.
+      memory_errors.OutOfMemory: naming stage and step, when a device or the host has no memory left.
     """
     if gate_scores is None and any(stage.gate for stage in run.stages):
         raise ValueError(
             'a stage has a gate but train() was given no gate_scores to measure it by; pass gate_scores')
     training = _Training(run, config, params, mixture, workdir, stop_requested, gate_scores)
     try:
-        for planned in training.plan:
+        for index, planned in enumerate(training.plan):
             complete = training.is_complete(planned)
             if complete and planned is not training.plan[-1]:  # the last stage still gives the mesh
                 continue
-            with jax.set_mesh(sharding.make_mesh(planned.stage.mesh)):
+            with (located(index, planned.stage.name, lambda: training.step + 1),
+                  jax.set_mesh(sharding.make_mesh(planned.stage.mesh))):
                 training.place_state()
                 if not complete:
                     training.run_stage(planned)
@@ -115,13 +127,15 @@ class _Training:
         self.checkpoints = Checkpoints(f'{workdir}/checkpoints', run.keep_checkpoints)
         self.peak = measured_peak(jnp.dtype(run.stages[0].memory.dtype or run.param_dtype))
         self.gate_log = gates.GateLog(f'{workdir}/gates.json')
-        self.state, self.cursor, self.seconds, self.tokens = None, None, 0.0, 0
+        self.state, self.cursor, self.seconds, self.tokens, self.norms = None, None, 0.0, 0, ()
         self.step = processes.from_first(self.checkpoints.latest() or 0)
         if self.step:
             record = self.checkpoints.record(self.step)
             self.cursor, self.seconds = record['cursor'], record.get('seconds', 0.0)
+            self.norms = record.get('norms', ())
             log(f'continuing after step {self.step} of {self.last_step} from {self.checkpoints.folder}')
         self.metrics = Metrics(f'{workdir}/metrics', self.step, run.line_every_s)
+        self.bad_steps = BadSteps(workdir)
 
     def close(self):
         self.metrics.close()
@@ -138,7 +152,7 @@ class _Training:
         """Put the state on the current mesh: moved from the stage before, restored, or fresh."""
         target = states.abstract(self.config, self.tx, jnp.dtype(self.run.param_dtype), self.run.adapter)
         if self.state is not None:
-            self.state = states.move(self.state, target)
+            self.state = states.move(self.state.replace(guard=None), target)
         elif self.step:
             self.state = restore(self.checkpoints, self.step, target, self.params, self.run.adapter)
         else:
@@ -156,6 +170,10 @@ class _Training:
         )
         if self.step == planned.start > 0 and not stage.carry_optimizer:
             self.state = self.state.replace(opt_state=states.fresh_moments(self.state.params, self.tx))
+        if self.run.spike_factor:  # another stage has another level: its history begins anew
+            norms = self.norms if self.step > planned.start else ()
+            self.state = self.state.replace(
+                guard=spikes.create(self.run.spike_factor, self.run.spike_window, norms))
         loader = self._open_loader(stage)
         tables = rope.make_tables(planned.config.rope, self.config.head_dim, stage.seq_len)
         started = time.monotonic()
@@ -173,18 +191,21 @@ class _Training:
         self.mixture.weights = dict(stage.mixture)
         loader = self.mixture.loader(stage.batch_size * stage.accumulation, stage.seq_len, stage.layout,
                                      stage.mesh[2], self.config.vocab_size, held_rows(stage))
-        if self.cursor is not None:
-            loader.restore(self.cursor)
+        if self.cursor is None:
+            self.cursor = self.mixture.state
+        loader.restore(self.cursor)
         return loader
 
     def _take_steps(self, planned, loader, tables, started):
         """Train to the last step. Returns whether the stage ended early because its gate is open."""
         stage, run, architecture = planned.stage, self.run, self.config.architecture()
         later = [after for after in self.plan if after.end > planned.end]
-        progress = StageProgress(planned, later, self.metrics, self.peak, run.max_skips_in_row, run.adapter)
+        progress = StageProgress(planned, later, self.metrics, self.peak, run.max_skips_in_row,
+                                 self.bad_steps, run.adapter)
         while self.step < planned.end:
             if self._gate_due(planned) and self._gate_opens(planned, self.step):
                 return True
+            rows = functools.partial(loader.describe, self.cursor)
             host_batch, self.cursor = loader.next()
             stop = processes.anyone(self.stop_requested)  # started before the step, so as not to wait for it
             batch = place_batch(host_batch, stage)
@@ -192,7 +213,8 @@ class _Training:
                 self.state, batch, tables, architecture, stage.memory, self.tx, self.schedule)
             self.step += 1
             tokens, pairs = loader.counts(host_batch, self.config.window)
-            progress.add(device_metrics, self.step, train_flops(self.config, tokens, pairs, run.adapter))
+            flops = train_flops(self.config, tokens, pairs, run.adapter)
+            progress.add(device_metrics, self.step, flops, rows)
             self.tokens += stage.tokens_per_step
             stop = bool(stop)  # read once: a signal between two reads would stop unsaved
             at_checkpoint = self.step % run.checkpoint_every == 0 or self.step == planned.end
@@ -235,8 +257,9 @@ class _Training:
 
     def _save(self, started):
         """Start writing a checkpoint; started: time.monotonic() at the start of the stage."""
-        record = {'cursor': self.cursor, 'seconds': self.seconds + time.monotonic() - started}
-        self.warn(self.checkpoints.save(self.step, self.state.replace(frozen=None), record))
+        record = {'cursor': self.cursor, 'seconds': self.seconds + time.monotonic() - started,
+                  'norms': spikes.history(self.state.guard)}
+        self.warn(self.checkpoints.save(self.step, self.state.replace(frozen=None, guard=None), record))
 
     def warn(self, problem):
         if problem:

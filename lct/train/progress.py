@@ -1,41 +1,47 @@
 """The metrics and progress lines of one stage."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
 from lct.models import lora
 from lct.text import clock
+from lct.train.bad_steps import NO_TARGET, SPIKE, BadSteps, reason_of
 from lct.train.metrics import Metrics, Pace, whole_row_flops
 from lct.train.stages import PlannedStage
 
 
 class StageProgress:
-    """Writes the metrics of a stage's steps, and ends the run after too many non-finite steps in a row.
+    """Writes the metrics of a stage's steps and the rows of bad ones, and ends the run after too many skips.
 
     The metrics of a step are read one step late, so that the devices never wait for the host.
     """
 
     def __init__(self, planned: PlannedStage, later: Sequence[PlannedStage], metrics: Metrics, peak: float,
-                 max_skips_in_row: int, adapter: lora.Adapter | None = None):
+                 max_skips_in_row: int, bad_steps: BadSteps, adapter: lora.Adapter | None = None):
         """later: the stages after this one. peak: FLOP/s, the reference for utilization."""
         self._stage, self._end = planned.stage, planned.end
         self._last = later[-1].end if later else planned.end
         self._metrics, self._peak, self._max_skips = metrics, peak, max_skips_in_row
+        self._bad_steps, self._reasons = bad_steps, set()  # reasons of the present row of skips
         self._pace, self._start, self._pending = Pace(), time.monotonic(), None
         # the later stages in steps of this one; before they run, their model FLOPs are the best estimate
         flops = lambda stage: whole_row_flops(planned.config, stage, adapter)
         cost = sum(after.stage.num_steps * flops(after.stage) for after in later)
         self._later_steps = cost / flops(planned.stage)
 
-    def add(self, device_metrics: dict[str, jax.Array], step: int, flops: float) -> None:
+    def add(self, device_metrics: dict[str, jax.Array], step: int, flops: float,
+            rows: Callable[[], list[dict[str, Any]]]) -> None:
         """Take the metrics of a step that may still be running, and write those of the step before.
 
+        rows: describes the rows of the step's batch; called only if it is a bad one.
+
         Raises:
-          FloatingPointError: after max_skips_in_row non-finite steps in a row; flush raises it too.
+          FloatingPointError: after max_skips_in_row skipped steps in a row; flush raises it too.
         """
-        pending, self._pending = self._pending, (device_metrics, step, flops)
+        pending, self._pending = self._pending, (device_metrics, step, flops, rows)
         if pending:
             self.write(*pending)
 
@@ -46,7 +52,8 @@ class StageProgress:
             self.write(*pending)
         self._metrics.flush()
 
-    def write(self, device_metrics: dict[str, jax.Array], step: int, flops: float) -> None:
+    def write(self, device_metrics: dict[str, jax.Array], step: int, flops: float,
+              rows: Callable[[], list[dict[str, Any]]]) -> None:
         """Write the metrics of one step; waits until it is computed."""
         values = {name: x.item() for name, x in jax.device_get(device_metrics).items()}
         values['seq_len'] = self._stage.seq_len
@@ -60,18 +67,33 @@ class StageProgress:
         else:
             speed = f'first step after {clock(now - self._start)}, compilation included'
         self._metrics.write(step, values)
-        skipped = values['skipped_in_row']
-        note = f' | not finite, skipped ({values["skipped"]} so far)' if skipped else ''
+        reason = reason_of(values)
+        if reason:
+            self._bad_steps.add(step, reason, values, rows())
+        note = '' if not reason else f' | {reason}, weights unchanged' if reason == NO_TARGET else (
+            f' | {reason}, skipped ({values["skipped"]} so far)')
         self._metrics.progress(
             f'{self._stage.name} | step {step}/{self._last} | loss {values["loss"]:.3f} | '
             f'grad {values["grad_norm"]:.2f} | {speed}{note}',
-            force=bool(skipped) or not pace or step == self._end,
+            force=bool(reason) or not pace or step == self._end,
         )
-        if skipped >= self._max_skips:
-            raise FloatingPointError(
-                f'loss or gradient was not finite in {skipped} steps in a row, up to step {step}; the last '
-                'checkpoint holds only finite weights: lower the learning rate or check the data there'
-            )
+        self._check_skips(reason, values['skipped_in_row'], step)
+
+    def _check_skips(self, reason, skipped, step):
+        """Refuse to go on after too many skipped steps in a row."""
+        if not skipped:
+            self._reasons.clear()
+        elif reason != NO_TARGET:
+            self._reasons.add(reason)
+        if skipped < self._max_skips:
+            return
+        remedy = 'lower the learning rate or check the data there'
+        if SPIKE in self._reasons:
+            remedy += ', or raise spike_factor'
+        raise FloatingPointError(
+            f'{" or ".join(sorted(self._reasons, reverse=True))} in {skipped} steps in a row, up to step '
+            f'{step}; the last checkpoint holds only finite weights, and {self._bad_steps.path} names the '
+            f'rows: {remedy}')
 
     def _describe(self, values, seconds_per_step, step):
         text = (f'{values["tokens_per_second"]:,.0f} tok/s | {100 * values["matmul_peak_fraction"]:.0f}% of '

@@ -16,8 +16,9 @@ class TrainState(struct.PyTreeNode):
 
     step: position in the schedule. Every batch advances it by one; a gate that opens early ends the stage.
     params: the trained weights, llama.Params or lora.Trained.
-    skipped, skipped_in_row: batches whose gradient was not finite, in total and in a row.
+    skipped, skipped_in_row: batches whose gradient was not finite or a spike, in total and in a row.
     frozen: the base model's weights that no step changes; no checkpoint stores them.
+    guard: spikes.SpikeGuard, or None; the record of a checkpoint holds its norms, not the arrays.
     """
 
     step: Any
@@ -26,6 +27,7 @@ class TrainState(struct.PyTreeNode):
     skipped: Any
     skipped_in_row: Any
     frozen: Any = None
+    guard: Any = None
 
 
 def scalar(value: int) -> jax.Array:

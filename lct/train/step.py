@@ -9,6 +9,7 @@ import optax
 from jax import lax
 
 from lct.models import llama, lora
+from lct.train import spikes
 from lct.train.state import TrainState
 
 Trainable = llama.Params | lora.Trained
@@ -56,28 +57,41 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """state, batch -> state, metrics. tx and schedule: optimizer.make and optimizer.schedule.
 
-    A step whose loss or gradient is not finite changes nothing but the counters: `where` selects the old
-    state, so that no NaN can reach the optimizer's moments.
+    A bad step changes nothing but the counters: `where` selects the old state, so that no NaN can reach the
+    optimizer's moments. A step is bad if its loss or gradient is not finite, if state.guard takes it for a
+    spike, or if its batch has no target: decay and momentum alone would move the weights.
+
+    metrics: scalars; targets is the sum of the batch's loss_mask, spike (only with a guard) is 0 or 1.
     """
     loss, grads = loss_and_grads(state.params, config, batch, tables, memory, state.frozen)
     with jax.named_scope('optimizer'):
-        grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        grad_norm, targets = optax.tree.norm(grads), batch['loss_mask'].sum()
+        accepted, guard = jnp.isfinite(loss) & jnp.isfinite(grad_norm), state.guard
+        if guard is not None:
+            spike = accepted & spikes.is_spike(guard, grad_norm)
+            accepted &= ~spike
+        skipped = 1 - accepted.astype(jnp.int32)
+        empty = targets == 0
+        accepted &= ~empty
+        if guard is not None:
+            guard = spikes.accept(guard, grad_norm, accepted)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         rate = jnp.asarray(schedule(state.step), jnp.float32)
         updates = jax.tree.map(lambda update: -rate.astype(update.dtype) * update, updates)
         params = optax.apply_updates(state.params, updates)
-        keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
-        skipped = 1 - finite.astype(jnp.int32)
+        keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(accepted, new, old))
         state = state.replace(
             step=state.step + 1,
             params=keep(params, state.params),
             opt_state=keep(opt_state, state.opt_state),
-            skipped=state.skipped + skipped,
-            skipped_in_row=(state.skipped_in_row + skipped) * skipped,
+            skipped=jnp.where(empty, state.skipped, state.skipped + skipped),
+            skipped_in_row=jnp.where(empty, state.skipped_in_row, (state.skipped_in_row + skipped) * skipped),
+            guard=guard,
         )
     metrics = {
         'loss': loss, 'grad_norm': grad_norm, 'learning_rate': rate, 'skipped': state.skipped,
-        'skipped_in_row': state.skipped_in_row,
+        'skipped_in_row': state.skipped_in_row, 'targets': targets,
     }
+    if guard is not None:
+        metrics['spike'] = spike.astype(jnp.int32)
     return state, metrics

@@ -18,9 +18,12 @@ class Source(Protocol):
     tokenizer: Tokenizer
     state: dict[str, Any]
 
+    def describe(self, state: dict[str, Any], count: int, seq_len: int) -> list[dict[str, Any]]:
+        """The `count` rows of seq_len tokens after a state, as PrefetchingLoader.describe gives them."""
+
 
 class PrefetchingLoader:
-    """Batches of a source, each with the source's state after it. Subclasses define _make.
+    """Batches of a source, each with the source's state after it. Subclasses define _make and _seq_len.
 
     A single thread makes up to two batches ahead, in order. While it runs the source belongs to it. close()
     returns the source in its state after the batch that next() returned last, so that the next stage can
@@ -71,6 +74,13 @@ class PrefetchingLoader:
         self._source.state = state
         self._delivered = self._source.state
         self._error = None
+
+    def describe(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows of the batch after a state as dicts for JSON: kinds, seeds, and documents with offsets.
+
+        They are planned again from the state, which takes as long as making the batch.
+        """
+        return self._source.describe(state, self._batch_size, self._seq_len)
 
     def close(self) -> None:
         """Stop the thread and discard the batches that were not delivered."""

@@ -7,6 +7,7 @@ of text is a cursor. The two together are the state: four integers, from which t
 beside the fingerprint of the documents and the seed, without which it would be another stream.
 """
 
+import copy
 import hashlib
 import zlib
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lct.data.batches.descriptions import Extent, describe_row
 from lct.data.batches.loader import Loader
 from lct.data.batches.packing import Segment, pack, segment, take_segments
 from lct.data.synthetic.recall import RecallVocabulary, copy_row, recall_documents
@@ -33,13 +35,17 @@ class MemorySource:
     """Rows of documents, int arrays [n] without special tokens.
 
     weights: {kind: share of the rows}, for example {'text': 0.4, 'recall': 0.3, 'copy': 0.3}.
+    names: of the documents, for describe(); their numbers if there are none.
     """
 
     def __init__(self, documents: Sequence[np.ndarray], tokenizer: Tokenizer,
-                 weights: dict[str, float] | None = None, seed: int = 0):
+                 weights: dict[str, float] | None = None, seed: int = 0,
+                 names: Sequence[str] | None = None):
         self.tokenizer = tokenizer
         self.seed = seed
         self.weights = weights or {'text': 1.0}
+        names = range(len(documents)) if names is None else names
+        self._names = [name for name, ids in zip(names, documents, strict=True) if len(ids)]
         documents = [_as_ids(ids, number) for number, ids in enumerate(documents) if len(ids)]
         if not documents:
             raise ValueError('the corpus has no tokens; give documents with text')
@@ -128,6 +134,25 @@ class MemorySource:
         self._state['row'] += 1
         return pack(segments, seq_len)
 
+    def describe(self, state: dict[str, int], count: int, seq_len: int) -> list[dict[str, Any]]:
+        """The `count` rows of seq_len tokens after a state, as dicts for JSON (descriptions)."""
+        twin = copy.copy(self)  # the state of this one belongs to its loader's thread
+        twin._state = dict(state)
+        return [twin._describe_next(seq_len) for _ in range(count)]
+
+    def _describe_next(self, seq_len: int) -> dict[str, Any]:
+        state, rng, extents = self._state, self._rng(self._state['row']), []
+        epoch, first, offset = state['epoch'], state['document'], state['offset']
+        kind, row = self._kind(rng), state['row']
+        sizes = np.bincount(self.next_row(seq_len)['segment_ids'])[1:]
+        if kind == 'text':
+            extents = [Extent(self._names[self._number(epoch, first + i)], 0 if i else offset, n)
+                       for i, n in enumerate(sizes)]
+        elif kind == 'long':
+            document, start = self._stretch(rng, seq_len)
+            extents = [Extent(self._names[document], start + len(self._bos), seq_len - len(self._bos))]
+        return describe_row(row, kind, self.seed, extents)
+
     def loader(self, batch_size: int, seq_len: int, layout: str, ring_size: int, vocab_size: int | None,
                held: object) -> Loader:
         """A Loader of complete batches; `held` is not used, since every process has the whole corpus."""
@@ -153,16 +178,21 @@ class MemorySource:
         return KINDS[min(drawn, np.flatnonzero(shares)[-1])]  # the sum of the shares may round to less than 1
 
     def _document(self, epoch: int, index: int) -> np.ndarray:
+        """Document `index` in the order of an epoch, or of the epochs after it."""
+        return self._documents[self._number(epoch, index)]
+
+    def _number(self, epoch: int, index: int) -> int:
+        count = len(self._documents)
+        epoch, index = epoch + index // count, index % count
         if self._permutation[0] != epoch:
-            order = np.random.default_rng((self.seed, 1, epoch)).permutation(len(self._documents))
-            self._permutation = (epoch, order)
-        return self._documents[self._permutation[1][index]]
+            self._permutation = (epoch, np.random.default_rng((self.seed, 1, epoch)).permutation(count))
+        return int(self._permutation[1][index])
 
     def _text_row(self, rng: np.random.Generator, seq_len: int) -> list[Segment]:
         state, count = self._state, len(self._documents)
 
         def document(index):
-            return self._document(state['epoch'] + index // count, index % count)
+            return self._document(state['epoch'], index)
 
         cursor = (state['document'], state['offset'])
         segments, (index, offset) = take_segments(document, cursor, seq_len, self.tokenizer.bos_id)
@@ -180,11 +210,15 @@ class MemorySource:
 
         Most documents are short, and rows packed with them teach nothing about the far end of the context.
         """
-        starts = self._starts(seq_len)
-        document = rng.choice(len(starts), p=starts / starts.sum())
-        start = rng.integers(starts[document])
+        document, start = self._stretch(rng, seq_len)
         ids = self._documents[document][start:start + seq_len - len(self._bos)]
         return [segment(ids, None, self.tokenizer.bos_id)]
+
+    def _stretch(self, rng: np.random.Generator, seq_len: int) -> tuple[int, int]:
+        """(document, start) of a random stretch of a whole row."""
+        starts = self._starts(seq_len)
+        document = rng.choice(len(starts), p=starts / starts.sum())
+        return int(document), int(rng.integers(starts[document]))
 
     def _recall_row(self, rng: np.random.Generator, seq_len: int) -> list[Segment]:
         self._recall_vocabulary = self._recall_vocabulary or RecallVocabulary(self.tokenizer)

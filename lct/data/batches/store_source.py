@@ -7,11 +7,13 @@ sequence number n is a function of it alone, so any number of processes agree on
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lct.data.batches import packing_plan
+from lct.data.batches.descriptions import Extent, describe_row
 from lct.data.batches.epoch_order import Cursor, EpochOrder
 from lct.data.batches.memory_source import check_weights
 from lct.data.batches.sharded_loader import ShardedLoader
@@ -94,7 +96,6 @@ class StoreSource:
         self._upsample = None if upsample is None else upsample.check()
         self._template, self._delimiters, self._recall_vocabulary = template, None, None
         self._orders, self._window = {}, None
-        self._makers = (self._long, self._chat, self._recall, self._copy)  # of KINDS
         self._state = {'store': store.fingerprint, 'seed': seed, 'sequence': 0, 'cursors': {}, 'owed': {},
                        'windows': []}
         self.weights = weights or {TEXT: 1.0}
@@ -173,7 +174,7 @@ class StoreSource:
                              f'{seq_len}; add documents or use a shorter sequence')
         for name in self._shares:
             self._order_of(name).take((0, 0), 1, past_end=True)
-        for kind, make in zip(KINDS, self._makers):
+        for kind, make in zip(KINDS, self._makers()):
             if self._weights.get(kind):
                 make(np.random.default_rng(0), seq_len)
 
@@ -189,15 +190,37 @@ class StoreSource:
 
     def next_sequence(self, seq_len: int) -> Sequence:
         """The next Sequence of at most seq_len tokens."""
+        rng, kind = self._draw_kind()
+        result = (*self._makers(), self._text)[kind](rng, seq_len)
+        self._state['sequence'] += 1
+        return result
+
+    def describe(self, state: State, count: int, seq_len: int) -> list[dict[str, Any]]:
+        """The `count` sequences after a state, as dicts for JSON (descriptions)."""
+        twin = copy.copy(self)  # the state of this one belongs to its loader's thread
+        twin._state, twin._window, twin._orders = copy.deepcopy(state), None, dict(self._orders)
+        return [twin._describe_next(seq_len) for _ in range(count)]
+
+    def _describe_next(self, seq_len: int) -> dict[str, Any]:
+        number, kind = self._state['sequence'], (*KINDS, TEXT)[self._draw_kind()[1]]
+        result, names = self.next_sequence(seq_len), self._store.names
+        extents = [Extent(names[int(document)], start, stop - start) for document, start, stop in zip(
+            result.document, result.start, result.stop) if document >= 0]
+        return describe_row(number, kind, self.seed, extents)
+
+    def _makers(self) -> tuple[Callable, ...]:
+        """The functions that make sequences, in the order of KINDS."""
+        return self._long, self._chat, self._recall, self._copy
+
+    def _draw_kind(self) -> tuple[np.random.Generator, int]:
+        """(random numbers of the next sequence, index of its kind in (*KINDS, TEXT))."""
         rng = np.random.default_rng((self.seed, KIND, self._state['sequence']))
         shares = [self._weights.get(kind, 0) for kind in KINDS]
         ends = np.cumsum(shares) / sum(self._weights.values())
         kind = int(np.searchsorted(ends, rng.random(), side='right'))
         if kind == len(KINDS) and not self._shares:  # the sum of the shares may round to less than 1
             kind = int(np.flatnonzero(shares)[-1])
-        result = (*self._makers, self._text)[kind](rng, seq_len)
-        self._state['sequence'] += 1
-        return result
+        return rng, kind
 
     def _text(self, _rng: np.random.Generator, seq_len: int) -> Sequence:
         self._open_window(seq_len)
