@@ -1,11 +1,14 @@
 import datetime
+import functools
 import json
 import pathlib
+import resource
+import time
 
 import chat_cases
 import pytest
 
-from lct.data import chat_template, tokenizer_json
+from lct.data import chat_template, template_limits, tokenizer_json
 from lct.data import tokenizer as tokenizers
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / 'golden' / 'chat.json').read_text())
@@ -72,6 +75,84 @@ def test_the_sandbox_holds(attack):
         assert str(error).startswith('bad template ')
     else:
         assert text == ''  # an undefined that prints as nothing
+
+
+GROW = '{% set n = namespace(x=START) %}{% for i in range(99) %}{% set n.x = STEP %}{% endfor %}{{ n.x }}'
+
+
+def grow(start, step):
+    return GROW.replace('START', start).replace('STEP', step)
+
+
+@pytest.mark.parametrize('attack', [
+    '{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}',
+    '{% for a in range(99999) if a < 0 %}{% endfor %}' * 9,
+    '{% for a in range(9999) %}' + 'x' * 9999 + '{% endfor %}',
+    '{% macro m() %}' + 'x' * 9999 + '{% endmacro %}{% for i in range(9999) %}{% set x = m() %}{% endfor %}',
+    '{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}',
+    '{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}',
+    '{% block a %}{{ self.a() }}{% endblock %}',
+    grow("'xx'", 'n.x + n.x'), grow("'xx'", 'n.x ~ n.x'), grow("'xx'", 'n.x * 9'),
+    grow('[1]', 'n.x * 9'),
+    grow('[]', '[n.x, n.x]'), grow('[]', '{1: n.x, 2: n.x}'), grow('()', 'dict(a=n.x, b=n.x)'),
+    grow('1', '[[n.x]]'), grow('3', 'n.x * n.x'), grow("'x'", "n.x.replace('', n.x)"),
+    '{{ 9**9999**9 }}', '{{ 1.5|round(10**9, "ceil") }}',
+    "{{ strftime_now('%999999999d') }}", "{{ strftime_now('%c' * 99999) }}", "{{ 'x' * 10**9 }}",
+    "{{ ('x' * 99999)|join('y' * 99999) }}", "{{ ('y' * 99999).join(range(9999)|map('string')) }}",
+    "{{ '%999999999d' % 1 }}", "{{ '%*d' % (10**9, 1) }}", "{{ '%999999999d'|format(1) }}",
+    "{{ '{:>999999999}'.format(1) }}", "{{ '{:{w}}'.format(1, w=10**9) }}", "{{ 'x'|center(10**9) }}",
+    "{{ 'x'.ljust(10**9) }}", "{{ ('\t' * 99999).expandtabs(99999) }}", "{{ ('\n' * 99999)|indent(99999) }}",
+    "{{ [1]|batch(10**9, 'x')|list }}", '{{ [1]|tojson(indent=10**9) }}',
+    '{{ ([[1]] * 60000)|sum(start=[]) }}',
+    "{{ ('a' * 90000).translate({97: 'x' * 90000}) }}", "{{ ('<!---->' * 90000)|striptags }}",
+    "{{ ('a' * 200000).rfind('b' + 'a' * 100000) }}", '{{ (1).to_bytes(10**9) }}',
+    "{% autoescape 'x'|center(10**9) %}{% endautoescape %}", "{{ raise_exception('x' * 99999) }}",
+    '{{ ' + '(' * 20000 + ' }}', '{{ 1' + ' + 1' * 9999 + ' }}', '{% if 1 %}' * 999 + '{% endif %}' * 999,
+    '{{ ' + '9' * 5000 + ' }}', 'x' * 10**6,
+])
+def test_work_is_limited(attack):
+    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r'^mine[ ,]') as error:
+        chat_template.ChatTemplate(attack, name='mine').render(USER)
+    assert len(str(error.value)) < 500 and '\n' not in str(error.value)
+    assert time.process_time() - start < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_time_is_limited(monkeypatch):
+    template = chat_template.ChatTemplate(chat_cases.LLAMA3, chat_cases.TOKENS, 'mine')
+    assert template.render(USER)
+    monkeypatch.setattr(template_limits, 'SECONDS', -1)
+    with pytest.raises(ValueError, match='mine takes more than -0.[0-9] s for these messages'):
+        template.render(USER)
+
+
+def test_iterators_over_iterators_do_not_recurse():
+    chain = grow('[1]', 'n.x|map("string")').replace('99', '20_000').replace('{{ n.x }}', '{{ n.x|list }}')
+    assert chat_template.ChatTemplate(chain).render(USER) == "['1']"
+
+
+def test_more_work_is_granted_for_more_messages():
+    template = chat_template.ChatTemplate(
+        '{% for m in messages %}{% set rest = messages[loop.index0:] %}'
+        "{{ rest|selectattr('role', 'equalto', 'user')|list|length }}{% endfor %}")
+    assert template.render(USER * 200).startswith('200199198')
+    long = 'A long text. ' * 300_000
+    text = chat_template.ChatTemplate(chat_cases.LLAMA3, chat_cases.TOKENS).render(
+        [{'role': 'user', 'content': long}])
+    assert len(text) > len(long)
+
+
+def test_messages_are_not_nested_without_end(tokenizer):
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    template = chat_template.ChatTemplate(chat_cases.LLAMA3, chat_cases.TOKENS, 'mine')
+    for function in (template.render, functools.partial(template.encode, tokenizer)):
+        with pytest.raises(ValueError, match='mine: the messages are nested more than 100 deep; pass'):
+            function([{'role': 'user', 'content': deep}])
+    while deep:  # from the outside inwards: Python frees nested lists by recursion
+        deep = deep.pop()
 
 
 def test_errors_name_the_template_and_the_reason(tmp_path):

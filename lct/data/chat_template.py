@@ -1,8 +1,8 @@
 """Chat templates: sandboxed Jinja that renders messages in the text format of an instruct model.
 
 The template comes with the model (chat_template.jinja or tokenizer_config.json), so it is untrusted code: it
-runs without access to Python, and any failure in it is a ValueError. It has the functions that transformers'
-apply_chat_template provides, so that a folder renders alike in both.
+runs without access to Python and within limits on its work, and any failure in it is a ValueError. It has the
+functions that transformers' apply_chat_template provides, so that a folder renders alike in both.
 """
 
 import datetime
@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import ext, nodes, sandbox, utils
 
+from lct.data.template_environment import Environment, limited, make_strftime
+from lct.data.template_limits import MAX_DEPTH, LimitExceeded
 from lct.data.tokenizer import Tokenizer
 
 TOKENS = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
 PRIVATE_USE = range(0xE000, 0xF900)
+MAX_SOURCE = 64_000  # characters; the longest of published models have about 20,000
+MAX_ERROR = 300  # characters of a message that the template itself words
 
 
 class ChatTemplate:
@@ -31,10 +34,18 @@ class ChatTemplate:
     def __init__(self, source: str, tokens: dict[str, str] | None = None, name: str = 'chat template'):
         """tokens: {'bos_token': its spelling, ...}."""
         self.source, self.tokens, self.name = source, tokens or {}, name
+        if len(source) > MAX_SOURCE:
+            raise ValueError(f'{name} has {len(source):,} characters, more than {MAX_SOURCE:,}; it is not a '
+                             "chat template, so take that of the model's publisher")
         try:
-            self._template = _environment().from_string(source)
+            with limited():
+                self._template = Environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise ValueError(f'{name}, line {error.lineno}: {error.message}; correct the template') from None
+            raise ValueError(f'{name}, line {error.lineno}: {_shorten(error.message)}; correct the '
+                             'template') from None
+        except Exception as error:  # of Python's own compiler, such as for hundreds of nested brackets
+            raise ValueError(f'{name} cannot be compiled ({_describe(error)}); correct the '
+                             'template') from None
 
     def render(self, messages: Sequence[dict], *, add_generation_prompt: bool = False, tools: Any = None,
                documents: Any = None, now: datetime.datetime | None = None, **variables: Any) -> str:
@@ -54,14 +65,18 @@ class ChatTemplate:
         values = _plain(values, self.name)
         now = now or datetime.datetime.now()
         try:
-            return self._template.render(
-                {'strftime_now': now.strftime, **self.tokens, **values,
-                 'add_generation_prompt': add_generation_prompt})
+            with limited(values, self.tokens):
+                return self._template.render(
+                    {'strftime_now': make_strftime(now), **self.tokens, **values,
+                     'add_generation_prompt': add_generation_prompt})
+        except LimitExceeded as error:
+            raise ValueError(f'{self.name} {error} for these messages, far more than a chat template needs; '
+                             "take the template of the model's publisher, or correct it") from None
         except jinja2.TemplateError as error:
-            raise ValueError(f'{self.name} refuses these messages: {error}') from None
+            raise ValueError(f'{self.name} refuses these messages: {_shorten(error)}') from None
         except Exception as error:  # untrusted code may raise anything
-            raise ValueError(
-                f'{self.name} fails on these messages: {type(error).__name__}: {error}') from error
+            raise ValueError(f'{self.name} fails on these messages: {_describe(error)}; correct one of '
+                             'them') from None
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[dict], **options: Any) -> list[int]:
         """Token ids of render(messages, **options).
@@ -69,6 +84,8 @@ class ChatTemplate:
         Only the template can write special tokens: one that is spelled in a message is plain text, so no
         message can end its own turn.
         """
+        messages = _plain(list(messages), self.name)
+        options = {key: x if key == 'now' else _plain(x, self.name) for key, x in options.items()}
         spellings = sorted(map(re.escape, tokenizer.special_tokens), key=len, reverse=True)
         pattern = re.compile('|'.join(spellings) or '(?!)')
         everything = json.dumps([messages, options], ensure_ascii=False, default=str) + self.source
@@ -128,55 +145,23 @@ def _templates(value: Any) -> dict[Any, Any]:
     return {'default': value}
 
 
-class _Generation(ext.Extension):
-    """{% generation %} ... {% endgeneration %} marks the assistant's text; rendering ignores it."""
-
-    tags = {'generation'}
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(['name:endgeneration'], drop_needle=True), lineno=line)
+def _shorten(message: Any) -> str:
+    text = str(message)
+    return text if len(text) <= MAX_ERROR else text[:MAX_ERROR] + '...'
 
 
-class _Namespace(utils.Namespace):
-    """namespace() without names that begin with '_': Jinja itself looks these up on objects."""
-
-    def __init__(self, **values):
-        super().__init__()
-        for name, value in values.items():
-            self[name] = value
-
-    def __setitem__(self, name, value):
-        if name.startswith('_'):
-            raise jinja2.exceptions.SecurityError(f'namespace cannot hold {name!r}')
-        super().__setitem__(name, value)
+def _describe(error: Exception) -> str:
+    return f'{type(error).__name__}: {_shorten(error)}'
 
 
-def _environment() -> jinja2.Environment:
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols, _Generation])
-    environment.filters['tojson'] = _to_json
-    environment.globals = {'range': sandbox.safe_range, 'dict': lambda *x, **y: dict(*x, **y),
-                           'namespace': _Namespace, 'raise_exception': _raise}
-    return environment
-
-
-def _to_json(x: Any, ensure_ascii: bool = False, indent: int | None = None,
-             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
-    """json.dumps, as transformers does it: Jinja's own tojson escapes HTML."""
-    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _plain(value: Any, name: str) -> Any:
+def _plain(value: Any, name: str, depth: int = 0) -> Any:
     """A copy of value, which must be plain JSON values: a template could call methods of an object."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f'{name}: the messages are nested more than {MAX_DEPTH} deep; pass flatter ones')
     if isinstance(value, dict):
-        return {_plain(key, name): _plain(x, name) for key, x in value.items()}
+        return {_plain(key, name): _plain(x, name, depth + 1) for key, x in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(x, name) for x in value]
+        return [_plain(x, name, depth + 1) for x in value]
     if value is None or type(value) in (str, int, float, bool):
         return value
     raise ValueError(f'{name}: {value!r} of type {type(value).__name__} is not a plain JSON value; pass '
