@@ -25,7 +25,8 @@ def test_save_copies_the_tokenizer_and_its_ids(folder, tmp_path):
     (folder / 'generation_config.json').write_text('{"eos_token_id": 2}')
     llama_hf.save(tmp_path / 'saved', config, params, tokenizer_from=folder, card='# A model\n')
     assert sorted(os.listdir(tmp_path / 'saved')) == [
-        'README.md', 'config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json']
+        'README.md', 'config.json', 'generation_config.json', 'lct_manifest.json', 'model.safetensors',
+        'tokenizer.json']
     values = json.loads((tmp_path / 'saved' / 'config.json').read_text())
     assert (values['bos_token_id'], values['eos_token_id'], values['torch_dtype']) == (1, 2, 'bfloat16')
     (tmp_path / 'empty').mkdir()
@@ -77,7 +78,7 @@ def test_a_living_writer_is_left_alone(tmp_path):
         (tmp_path / 'other').write_text('')
         with folders.atomic_folder(tmp_path / 'model'):
             assert os.path.isdir(first)
-        os.rmdir(tmp_path / 'model')
+        shutil.rmtree(tmp_path / 'model')
     assert sorted(os.listdir(tmp_path)) == ['model', 'other']
 
 

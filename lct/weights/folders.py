@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 
 from lct import files
+from lct.weights import manifest
 
 
 def check_writable(folder: str | os.PathLike, nbytes: int, overwrite: bool = False) -> None:
@@ -40,7 +41,8 @@ def check_writable(folder: str | os.PathLike, nbytes: int, overwrite: bool = Fal
 def atomic_folder(folder: str | os.PathLike, overwrite: bool = False) -> Iterator[str]:
     """A temporary sibling folder to write in. It becomes folder at the end of the block; an error removes it.
 
-    Everything is on disk before the rename, so a folder under its final name is complete. An overwritten
+    Its manifest is added, and everything is on disk before the rename, so a folder under its final name is
+    complete and can be verified. An overwritten
     folder is first moved aside and only then removed. The next writer of the same folder clears what a killed
     one left.
 
@@ -57,6 +59,7 @@ def atomic_folder(folder: str | os.PathLike, overwrite: bool = False) -> Iterato
         with contextlib.suppress(OSError):  # a network file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
+        manifest.write(temporary)
         for name in os.listdir(temporary):
             files.sync(os.path.join(temporary, name))
         files.sync(temporary)

@@ -15,7 +15,7 @@ import shutil
 from typing import Any
 
 from lct.models.llama import LlamaConfig, Params
-from lct.weights import folders, json_files, streaming, torch_files
+from lct.weights import folders, json_files, manifest, streaming, torch_files
 from lct.weights.json_files import short_repr
 from lct.weights.llama_meta_config import config_from_params, params_from_config
 from lct.weights.mapping import checkpoint_shapes, tensor_names
@@ -88,7 +88,7 @@ def read_folder(folder: str | os.PathLike) -> list[dict[str, Tensor]]:
     for rank, name in enumerate(found):
         if name != f'consolidated.{rank:02d}.pth':
             raise ValueError(f'{folder} lacks consolidated.{rank:02d}.pth but holds {name}; copy it again')
-    return [torch_files.read_header(os.path.join(folder, name)) for name in found]
+    return [manifest.verified(folder, torch_files.read_header(os.path.join(folder, name))) for name in found]
 
 
 def _matrices(config, files):

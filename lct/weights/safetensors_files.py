@@ -13,6 +13,7 @@ import re
 import numpy as np
 
 from lct import files
+from lct.weights import manifest
 from lct.weights.json_files import MAX_BYTES, parse_object, read_json, short_repr
 from lct.weights.tensors import FLOATS, Tensor
 
@@ -115,8 +116,13 @@ def read_folder(folder: str | os.PathLike) -> dict[str, Tensor]:
     """{name: Tensor} of the model in a folder: model.safetensors, or the shards of its index.
 
     Raises:
-      ValueError: if neither is there, or both, or index and shards disagree.
+      ValueError: if neither is there, or both, or index and shards disagree, or the files are not as the
+        manifest of the folder says.
     """
+    return manifest.verified(folder, _read_headers(folder))
+
+
+def _read_headers(folder):
     single = os.path.join(folder, 'model.safetensors')
     index_path = single + '.index.json'
     if os.path.exists(single) and os.path.exists(index_path):

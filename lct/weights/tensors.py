@@ -1,7 +1,7 @@
 """Tensors in files, and the weight matrices that a format stores as one tensor or as several shards."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -21,22 +21,29 @@ def check_dtype(dtype: str) -> None:
 
 
 class Tensor(NamedTuple):
-    """The place of one tensor in a file: offset in bytes, strides in elements (None if it is contiguous)."""
+    """The place of one tensor in a file: offset in bytes, strides in elements (None if it is contiguous).
+
+    check: called with a range of bytes (start, stop) of the file before it is read; see manifest.
+    """
 
     path: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
     strides: tuple[int, ...] | None = None
+    check: Callable[[int, int], object] | None = None
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
-        """A read-only memory map of a rectangle; the bytes are read when they are used."""
+        """A read-only memory map of a rectangle; the bytes are read when they are used, or verified."""
         dtype = FLOATS[self.dtype]
         strides = self.strides or contiguous_strides(self.shape)
         ranges = [range(n)[selected] for n, selected in zip(self.shape, (rows, cols))]
         start = sum(one.start * stride for one, stride in zip(ranges, strides))
         extent = 1 + sum((len(one) - 1) * stride for one, stride in zip(ranges, strides))
-        flat = np.memmap(self.path, dtype, 'r', self.offset + start * dtype.itemsize, (extent,))
+        begin = self.offset + start * dtype.itemsize
+        if self.check is not None:
+            self.check(begin, begin + extent * dtype.itemsize)
+        flat = np.memmap(self.path, dtype, 'r', begin, (extent,))
         steps = [stride * dtype.itemsize for stride in strides]
         return np.ndarray([len(one) for one in ranges], dtype, flat, strides=steps)
 
