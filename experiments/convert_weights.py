@@ -14,6 +14,7 @@ import os
 import pathlib
 
 from lct.cli.main import run_script
+from lct.cli.model import warn_of_edits
 from lct.text import table
 
 ORBAX = 'params'  # the folder of arrays beside the config.json
@@ -130,6 +131,7 @@ def convert(source, target, to, *, dtype=None, num_files=1, overwrite=False, **o
 
         llama_gguf.to_hf(source, target, dtype=dtype or 'bfloat16', overwrite=overwrite)
         return load(target)
+    warn_of_edits(source)
     config, params = load(source, dtype, **overrides)
     options = {'dtype': params.embed.dtype.name, 'overwrite': overwrite,
                'tokenizer_from': source if has_tokenizer(source) else None}

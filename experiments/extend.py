@@ -24,7 +24,7 @@ from lct import exit_status, processes, sharding
 from lct.cli.config import as_plain, make_run, parse_args, setup_devices, windowed
 from lct.cli.corpus import check_documents, corpus_identity, open_corpus, record_documents
 from lct.cli.main import run_script
-from lct.cli.model import find_model, model_fingerprint
+from lct.cli.model import find_model, model_fingerprint, warn_of_edits
 from lct.cli.paths import experiments_folder
 from lct.data import tokenizer as tokenizers
 from lct.eval import before_after, recall_probe
@@ -106,6 +106,7 @@ def check(config, workdir):
     folder = find_model(config.model_folder)
     base = llama_hf.read_config(folder)
     llama_hf.check(folder)
+    warn_of_edits(folder)
     tokenizer = tokenizers.load(folder)
     tokenizers.check_vocab_size(tokenizer, base.vocab_size)
     start = windowed(base, config)
@@ -132,7 +133,7 @@ def check(config, workdir):
     llama_hf.check_writable(workdir / 'model', nbytes, overwrite=True)
     check_documents(rows, workdir)
     lock = lock_workdir(workdir, {**as_plain(config), 'inputs': {
-        'model': model_fingerprint(folder), 'tokenizer': tokenizer.fingerprint,
+        'model': model_fingerprint(folder, workdir), 'tokenizer': tokenizer.fingerprint,
         **corpus_identity(rows, held_out),
     }}, may_change=True)
     if lock:  # the first process

@@ -2,12 +2,13 @@
 
 import argparse
 import contextlib
+import json
 import math
 import os
 import sys
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lct.cli.main import check_positive
 from lct.cli.paths import experiments_folder
@@ -15,6 +16,11 @@ from lct.cli.paths import experiments_folder
 if TYPE_CHECKING:  # imported late, so that --help is fast
     from lct.data.chat_template import ChatTemplate
     from lct.eval.runner import Model
+
+
+# Fields of a config.json that change what the same weights compute.
+MODEL_FIELDS = ('rope_theta', 'rope_scaling', 'rope_parameters', 'rms_norm_eps', 'tie_word_embeddings',
+                'max_position_embeddings')
 
 
 def find_model(name: str | Path) -> Path:
@@ -33,13 +39,52 @@ def find_model(name: str | Path) -> Path:
     return in_project if in_project.exists() else path
 
 
-def model_fingerprint(folder: str | Path) -> dict[str, list[int]]:
-    """{file: [bytes, crc32 of the first MiB]}: distinguishes checkpoints without reading all of them."""
+def model_fingerprint(folder: str | Path, workdir: Path) -> dict[str, Any]:
+    """What a run records of its model: {file: [bytes, crc32 of the first MiB]} of the weights, one number
+    over all their bytes, and the fields of config.json that change what the weights compute.
+
+    All bytes are read unless the folder has a manifest or workdir the result of an earlier call, by the first
+    process alone; the others wait for its number.
+    """
+    from lct import processes
+    from lct.weights import json_files
+
+    folder = Path(folder)
     out = {}
-    for path in sorted(Path(folder).glob('*.safetensors')):
+    for path in sorted(folder.glob('*.safetensors')):
         with path.open('rb') as file:
             out[path.name] = [path.stat().st_size, zlib.crc32(file.read(2**20))]
-    return out
+    number = _crc32_of_all(folder, workdir / 'model_crc32.json') >> 1 if processes.is_first() else 0
+    out['all bytes'] = processes.from_first(number)
+    values = json_files.read_json(folder / 'config.json')
+    return out | {f'config.json {key}': json.dumps(values[key], sort_keys=True)
+                  for key in MODEL_FIELDS if key in values}
+
+
+def _crc32_of_all(folder: Path, cache: Path) -> int:
+    """A crc32 over all bytes of the weights, from the cache if names, sizes and times are those of then."""
+    from lct import files
+    from lct.weights import manifest
+
+    stats = {path.name: path.stat() for path in sorted(folder.glob('*.safetensors'))}
+    key = [str(folder.resolve()), {name: [one.st_size, one.st_mtime_ns] for name, one in stats.items()}]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(cache.read_text())
+        if known['key'] == key and isinstance(known['crc32'], int):
+            return known['crc32']
+    number = zlib.crc32(json.dumps(manifest.file_totals(folder, ['.safetensors'])).encode())
+    files.write_atomically(cache, json.dumps({'key': key, 'crc32': number}))
+    return number
+
+
+def warn_of_edits(folder: str | Path) -> None:
+    """A line on stderr for each file beside the weights that is not as lct wrote it."""
+    from lct import processes
+    from lct.weights import manifest
+
+    for sentence in manifest.edited(folder):
+        if processes.is_first():
+            print(f'WARNING: {sentence}', file=sys.stderr, flush=True)
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +137,7 @@ def load_model(args: argparse.Namespace) -> tuple['Model', Path]:
     if not folder.is_dir():
         raise ValueError(
             f"--model {args.model} is not a folder; give a Hugging Face folder, 'base' or 'smollm2'")
+    warn_of_edits(folder)
     tokenizer = tokenizers.load(folder)
     tokenizers.check_vocab_size(tokenizer, llama_hf.read_config(folder).vocab_size)
     template = None if args.plain else _load_template(folder)

@@ -104,7 +104,8 @@ def verified(folder: str | os.PathLike, tensors: dict[str, Tensor]) -> dict[str,
             raise ValueError(f'{path} is not in {NAME}, which was written for other weights; '
                              f'delete {NAME} to read it unverified')
         check = _range_check(path, file, held)
-        check(0, min(tensor.offset for tensor in held.values()))
+        check(0, min(tensor.offset for tensor in held.values()))  # its tables
+        check(max(tensor.offset + tensor_bytes(tensor) for tensor in held.values()), file.bytes)
         result |= {name: tensor._replace(check=check) for name, tensor in held.items()}
     return {name: result[name] for name in tensors}
 
