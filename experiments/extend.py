@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lct import exit_status, processes, sharding
+from lct import exit_status, processes, sharding, watchdog
 from lct.cli.config import as_plain, make_run, parse_args, setup_devices, windowed
 from lct.cli.corpus import check_documents, corpus_identity, open_corpus, record_documents
 from lct.cli.main import run_script
@@ -80,21 +80,28 @@ def run():
     config, args = parse_args(__doc__, experiments_folder() / 'configs' / 'laptop.py', 'runs/laptop')
     setup_devices(config)
     began = time.monotonic()
-    job = check(config, Path(args.workdir))
-    with stopping.catch_signals() as stop_requested:
+    with watchdog.watch(config.watchdog, args.workdir, jax.process_index()):
+        job = check(config, Path(args.workdir))
         try:
-            base, extended, model, params, summary = extend(job, stop_requested)
+            with stopping.catch_signals() as stop_requested:
+                finish(job, stop_requested, began)
         except stopping.Interrupted as stop:
             log(str(stop))
             sys.exit(exit_status.STOPPED)
-    params = sharding.collect(params)
-    if processes.is_first():  # the others have given their shards of the model
-        report = report_of(job, base, extended, summary, time.monotonic() - began)
-        write_report(job, base, extended, report)
-        if model.window is None:
-            export(job, base, extended, report, model, params)
-        log_results(job, report, exported=model.window is None)
-    processes.wait_for_all()
+
+
+def finish(job, stop_requested, began):
+    """Measure, train, measure and write all results. began: time.monotonic() at the start of this call."""
+    base, extended, model, params, summary = extend(job, stop_requested)
+    with watchdog.phase('save'):
+        params = sharding.collect(params)
+        if processes.is_first():  # the others have given their shards of the model
+            report = report_of(job, base, extended, summary, time.monotonic() - began)
+            write_report(job, base, extended, report)
+            if model.window is None:
+                export(job, base, extended, report, model, params)
+            log_results(job, report, exported=model.window is None)
+        processes.wait_for_all()
     log(f'{job.native:,} -> {job.target:,} tokens; this call took {clock(time.monotonic() - began)}')
 
 
@@ -178,17 +185,20 @@ def extend(job, stop_requested):
     evaluation = dataclasses.replace(job.evaluation, check_stop=lambda: stopping.check_stop(stop_requested))
 
     def load():
-        return llama_hf.load(job.folder, dtype=job.settings.param_dtype)[1]
+        with watchdog.phase('set_up'):
+            return llama_hf.load(job.folder, dtype=job.settings.param_dtype)[1]
 
     def gate_scores(stage, config, params):
         return evaluation.gate_scores(stage, config, params, base.short_loss)
 
-    base = before_after.measure(evaluation, 'base', job.base, load, job.workdir, job.mesh)
+    with watchdog.phase('evaluation'):
+        base = before_after.measure(evaluation, 'base', job.base, load, job.workdir, job.mesh)
     config, params, summary = loop.train(
         job.settings, job.start, load, job.rows, job.workdir, stop_requested, gate_scores)
     trained = {'training': changes.training_fields(as_plain(job.config))}
-    extended = before_after.measure(
-        evaluation, 'extended', config, lambda: params, job.workdir, job.mesh, trained)
+    with watchdog.phase('evaluation'):
+        extended = before_after.measure(
+            evaluation, 'extended', config, lambda: params, job.workdir, job.mesh, trained)
     return base, extended, config, params, summary
 
 

@@ -10,11 +10,16 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'lct').rglo
 MAX_LINES = 400
 
 # What a module of the package may import from the package, besides its own folder.
-BELOW = ('ops', 'models', 'checksums', 'data', 'exit_status', 'files', 'sharding', 'processes', 'text')
+BELOW = ('ops', 'models', 'checksums', 'data', 'exit_status', 'files', 'sharding', 'processes',
+         'stop_signals', 'terminal', 'text', 'watchdog')
 MAY_IMPORT = {
     'sharding': (),
     'exit_status': (),
-    'processes': ('exit_status',),
+    'last_resort': ('exit_status',),
+    'processes': ('exit_status', 'terminal', 'watchdog'),
+    'stop_signals': ('exit_status', 'terminal', 'watchdog'),
+    'terminal': (),
+    'watchdog': ('exit_status', 'last_resort', 'terminal'),
     'checksums': (),
     'files': (),
     'text': (),
@@ -34,7 +39,8 @@ HOMES = {
     'orbax': 'lct/train/',
     'tensorboardX': 'lct/train/',
 }
-NO_JAX = ('checksums', 'data', 'exit_status', 'files', 'text')  # numpy alone
+NO_JAX = ('checksums', 'data', 'exit_status', 'files', 'last_resort', 'stop_signals', 'terminal',
+          'text', 'watchdog')  # numpy alone
 JAX = ('jax', 'jaxlib', 'flax')
 
 

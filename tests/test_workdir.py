@@ -10,6 +10,7 @@ import re
 import numpy as np
 import pytest
 
+from lct import watchdog
 from lct.cli import corpus, planned_config
 from lct.cli.config import as_plain, load_config
 from lct.data import tokenizer as tokenizers
@@ -40,7 +41,7 @@ RECORDS = {  # prefix in a config: (the dataclass, fields that are records of th
 FURTHER = {f'stages.0.memory.{side}_chunk' for side in ('query', 'key')} | {
     f'upsample.{name}' for name in Upsample._fields} | {
     f'inputs.{name}' for name in ('model.file', 'tokenizer', 'training', 'tokens', 'held_out')} | {
-    'model.rope_theta', 'stages.0.mixture.text'}
+    'model.rope_theta', 'stages.0.mixture.text'} | {f'watchdog.{name}' for name in watchdog.BUDGETS}
 SCRIPTS = ('lct/cli/config.py', 'lct/cli/corpus.py', 'experiments/extend.py')
 STAGE = {'name': '2K', 'seq_len': 2048, 'num_steps': 70, 'learning_rate': 1e-3, 'mesh': [1, 1, 8, 1],
          'batch_size': 4, 'accumulation': 1, 'theta': 'keep', 'mixture': {'text': 1.0},

@@ -25,6 +25,7 @@ def parse_args():
     parser.add_argument('--keep-checkpoints', type=int, default=2)
     parser.add_argument('--mesh', default='1,1,2,1', help='of both stages')
     parser.add_argument('--embed-dim', type=int, default=32, help='width of the model')
+    parser.add_argument('--watchdog', default='', help='budgets in seconds, such as step=5,data=3')
     return parser.parse_args()
 
 
@@ -41,7 +42,7 @@ def run():
 
     import numpy as np
 
-    from lct import sharding
+    from lct import sharding, watchdog
     from lct.data.batches.memory_source import MemorySource
     from lct.data.tokenizer import load
     from lct.models import llama
@@ -70,7 +71,10 @@ def run():
     documents = [rng.integers(0, 256, int(n)).astype(np.int32) for n in rng.integers(20, 400, 30)]
     identity = {'model': dataclasses.asdict(model), 'steps': args.steps}
     lock = lock_workdir(args.workdir, identity)  # noqa: F841  held while the process lives
-    with stopping.catch_signals() as stop_requested:
+    budgets = dict(item.split('=') for item in args.watchdog.split(',') if item)
+    budgets = {name: float(seconds) for name, seconds in budgets.items()}
+    with (watchdog.watch(budgets, args.workdir, jax.process_index()),
+          stopping.catch_signals() as stop_requested):
         try:
             _, params, _ = loop.train(
                 settings, model, lambda: llama.init(model, jax.random.key(0)),

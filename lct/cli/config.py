@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
+from lct import watchdog
 from lct.cli.paths import experiments_folder
 
 if TYPE_CHECKING:  # imported where they are used: wrong flags are reported before jax is loaded
@@ -34,8 +35,10 @@ def parse_args(description: str, default_config: str | Path,
                         help='override a field of the config, for example stages.0.num_steps=10')
     args = parser.parse_args()
     config = load_config(args.config)
+    config.watchdog = {**watchdog.BUDGETS, **config.get('watchdog', {})}
     for override in args.set:
         set_field(config, override)
+    watchdog.budgets_of(config.watchdog)
     if config.get('seed', 0) < 0:
         raise ValueError(f'config.seed {config.seed} must be 0 or more')
     if args.mesh:

@@ -7,7 +7,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 
-from lct import exit_status
+from lct import exit_status, stop_signals
+from lct.terminal import write_line
 
 
 @contextlib.contextmanager
@@ -33,20 +34,23 @@ def run_script(function: Callable[[], object], resumes: bool = False) -> None:
     """Run a script. An error ends in one sentence and its exit_status, or ERROR if it has none;
     LCT_TRACEBACK=1 shows the traceback.
 
-    resumes: whether the same command continues an interrupted run.
+    resumes: whether the same command continues an interrupted run. SIGTERM, SIGUSR1 and SIGHUP are then like
+      Ctrl-C.
     """
     from lct import processes
 
+    signals = stop_signals.catch(lambda name: None, interrupt=True)
     try:
-        function()
+        with signals if resumes else contextlib.nullcontext():
+            function()
     except KeyboardInterrupt:
-        print('stopped' + '; the same command continues from the last checkpoint' * resumes, file=sys.stderr)
+        write_line('stopped' + '; the same command continues from the last checkpoint' * resumes, sys.stderr)
         processes.leave(exit_status.STOPPED)
     except Exception as error:
         if os.environ.get('LCT_TRACEBACK'):
             traceback.print_exc()
         else:
-            print('error:', ' '.join(_sentence(error).split()), file=sys.stderr)
+            write_line('error: ' + ' '.join(_sentence(error).split()), sys.stderr)
         processes.leave(getattr(error, 'exit_status', exit_status.ERROR))
 
 

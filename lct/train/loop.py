@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lct import processes, sharding
+from lct import processes, sharding, watchdog
 from lct.models import lora
 from lct.models.flops import train_flops
 from lct.models.llama import LlamaConfig, Params
@@ -101,13 +101,16 @@ def train(
                 continue
             with (located(index, planned.stage.name, lambda: training.step + 1),
                   jax.set_mesh(sharding.make_mesh(planned.stage.mesh))):
-                training.place_state()
+                with watchdog.phase('set_up'):
+                    training.place_state()
                 if not complete:
                     training.run_stage(planned)
-        training.warn(training.checkpoints.wait())
+        with watchdog.phase('save', training.step):
+            training.warn(training.checkpoints.wait())
         return training.plan[-1].config, states.model(training.state), training.summary()
     finally:
-        training.close()
+        with watchdog.phase('save', training.step):
+            training.close()
 
 
 class _Training:
@@ -162,7 +165,7 @@ class _Training:
         """Train to the end of a stage, or until its gate opens."""
         stage = planned.stage
         if processes.anyone(self.stop_requested):  # between two stages: the one before is saved
-            raise Interrupted(stop_message(self.checkpoints, self.step, self.last_step))
+            self._interrupt()
         log(
             f'stage {stage.name}: {stage.num_steps} steps of {stage.tokens_per_step:,} tokens, '
             f'seq_len {stage.seq_len:,}, theta {planned.config.rope.theta:,.0f} ({stage.theta}), '
@@ -181,7 +184,8 @@ class _Training:
             gate_open = self._take_steps(planned, loader, tables, started)
         finally:
             waited = loader.waited_s
-            loader.close()
+            with watchdog.phase('data', self.step):
+                loader.close()
         reason = self._end_stage(planned, gate_open, started)
         self.seconds += time.monotonic() - started
         log(f'stage {stage.name}: done in {clock(time.monotonic() - started)}, {reason}, input waits '
@@ -202,28 +206,33 @@ class _Training:
         later = [after for after in self.plan if after.end > planned.end]
         progress = StageProgress(planned, later, self.metrics, self.peak, run.max_skips_in_row,
                                  self.bad_steps, run.adapter)
+        first = self.step
         while self.step < planned.end:
             if self._gate_due(planned) and self._gate_opens(planned, self.step):
                 return True
             rows = functools.partial(loader.describe, self.cursor)
-            host_batch, self.cursor = loader.next()
-            stop = processes.anyone(self.stop_requested)  # started before the step, so as not to wait for it
-            batch = place_batch(host_batch, stage)
-            self.state, device_metrics = train_step(
-                self.state, batch, tables, architecture, stage.memory, self.tx, self.schedule)
-            self.step += 1
-            tokens, pairs = loader.counts(host_batch, self.config.window)
-            flops = train_flops(self.config, tokens, pairs, run.adapter)
-            progress.add(device_metrics, self.step, flops, rows)
-            self.tokens += stage.tokens_per_step
-            stop = bool(stop)  # read once: a signal between two reads would stop unsaved
+            with watchdog.phase('data', self.step + 1):
+                host_batch, self.cursor = loader.next()
+            # the metrics of the first step are read in the second: until then other processes may compile
+            with watchdog.phase('compile' if self.step < first + 2 else 'step', self.step + 1):
+                stop = processes.anyone(self.stop_requested)  # started before the step: no wait for it
+                batch = place_batch(host_batch, stage)
+                self.state, device_metrics = train_step(
+                    self.state, batch, tables, architecture, stage.memory, self.tx, self.schedule)
+                self.step += 1
+                tokens, pairs = loader.counts(host_batch, self.config.window)
+                flops = train_flops(self.config, tokens, pairs, run.adapter)
+                progress.add(device_metrics, self.step, flops, rows)
+                self.tokens += stage.tokens_per_step
+                stop = bool(stop)  # read once: a signal between two reads would stop unsaved
             at_checkpoint = self.step % run.checkpoint_every == 0 or self.step == planned.end
             if at_checkpoint or stop or self._gate_due(planned):
-                jax.block_until_ready(self.state)
+                with watchdog.phase('compile' if self.step < first + 2 else 'step', self.step):
+                    jax.block_until_ready(self.state)
                 progress.flush()
                 self._save(started)
             if stop:
-                raise Interrupted(stop_message(self.checkpoints, self.step, self.last_step))
+                self._interrupt()
         return False
 
     def _gate_due(self, planned):
@@ -233,7 +242,8 @@ class _Training:
         """Whether the stage's gate opens at a step of the schedule; logged scores are not measured again."""
         stage, row = planned.stage, self.gate_log.at(planned.stage.name, step)
         if row is None:
-            scores = self.gate_scores(stage, planned.config, states.model(self.state))
+            with watchdog.phase('evaluation', step):
+                scores = self.gate_scores(stage, planned.config, states.model(self.state))
             row = self.gate_log.add(stage.name, step, step - planned.start, scores)
         opens = bool(processes.from_first(stage.gate.opens(row)))
         log(f'stage {stage.name}: gate {"open" if opens else "closed"} after {row["steps"]} steps: '
@@ -259,7 +269,12 @@ class _Training:
         """Start writing a checkpoint; started: time.monotonic() at the start of the stage."""
         record = {'cursor': self.cursor, 'seconds': self.seconds + time.monotonic() - started,
                   'norms': spikes.history(self.state.guard)}
-        self.warn(self.checkpoints.save(self.step, self.state.replace(frozen=None, guard=None), record))
+        with watchdog.phase('save', self.step):
+            self.warn(self.checkpoints.save(self.step, self.state.replace(frozen=None, guard=None), record))
+
+    def _interrupt(self):
+        with watchdog.phase('save', self.step):
+            raise Interrupted(stop_message(self.checkpoints, self.step, self.last_step))
 
     def warn(self, problem):
         if problem:

@@ -15,6 +15,7 @@ from lct import files, processes
 from lct.models.flops import train_flops, visible_pairs
 from lct.models.llama import LlamaConfig
 from lct.models.lora import Adapter
+from lct.terminal import write_line
 from lct.train.stages import Stage
 
 
@@ -114,4 +115,4 @@ def _step_of(row):
 def log(text: str) -> None:
     """One line on stdout from the first process only, visible at once."""
     if processes.is_first():
-        print(text, flush=True)
+        write_line(text)

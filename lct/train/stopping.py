@@ -1,12 +1,10 @@
-"""Ctrl-C and SIGTERM as requests to stop: all processes finish the step in hand and save."""
+"""Signals as requests to stop: all processes finish the step in hand and save."""
 
 import contextlib
-import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 
-from lct import processes
+from lct import processes, stop_signals, watchdog
+from lct.terminal import write_now
 from lct.train.checkpoint import Checkpoints
 
 
@@ -16,30 +14,24 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[str]]:
-    """Yield a list that gets the name of the first SIGINT or SIGTERM; a second raises KeyboardInterrupt.
+    """Yield a list that gets the name of the first SIGINT, SIGTERM, SIGUSR1 or SIGHUP; a second signal ends
+    the process at once, see stop_signals.
 
     Outside the main thread, where Python takes no handlers, the list stays empty.
     """
     stop_requested = []
-    if threading.current_thread() is not threading.main_thread():
-        yield stop_requested
-        return
 
-    def handle(number, _frame):
-        if stop_requested:
-            raise KeyboardInterrupt
-        stop_requested.append(signal.Signals(number).name)
-        # not print: the signal may have come in the middle of one, and a buffered stream cannot be re-entered
-        with contextlib.suppress(OSError):
-            text = f'{stop_requested[0]}: stopping after this step and saving (once more to stop at once)\n'
-            os.write(2, text.encode())
+    def request(name):
+        stop_requested.append(name)
+        phase = watchdog.current()
+        if phase is not None and phase.name in ('set_up', 'evaluation'):
+            promise = f'stopping; in phase {phase} there is nothing to save'
+        else:
+            promise = 'stopping after this step and saving'
+        write_now(f'{name}: {promise} (once more to stop at once)\n')
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with stop_signals.catch(request):
         yield stop_requested
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def check_stop(stop_requested: Sequence[str]) -> None:
@@ -48,6 +40,7 @@ def check_stop(stop_requested: Sequence[str]) -> None:
     Raises:
       Interrupted: if any process was requested to stop.
     """
+    watchdog.beat()
     if processes.anyone(stop_requested):
         reason = stop_requested[0] if stop_requested else 'a signal to another process'
         raise Interrupted(f'{reason}: stopped; what is finished is kept, run the same command to continue')
