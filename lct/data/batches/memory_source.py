@@ -1,6 +1,7 @@
 """Training rows over documents in memory: an endless, deterministic stream.
 
-A row holds shuffled documents packed together, a long stretch of one document, recall text, or copies.
+A row holds shuffled documents packed together, a long stretch of one document, recall text, copies, or
+generated forms of reading back.
 
 The kind of row r, and every random number in it, is a function of (seed, r) and the weights; the next token
 of text is a cursor. The two together are the state: four integers, from which the stream continues anywhere,
@@ -18,10 +19,12 @@ import numpy as np
 from lct.data.batches.descriptions import Extent, describe_row
 from lct.data.batches.loader import Loader
 from lct.data.batches.packing import Segment, pack, segment, take_segments
+from lct.data.synthetic.forms.documents import form_documents
+from lct.data.synthetic.forms.passages import PassageEncoder
 from lct.data.synthetic.recall import RecallVocabulary, copy_row, recall_documents
 from lct.data.tokenizer import Tokenizer
 
-KINDS = ('text', 'recall', 'copy', 'long')
+KINDS = ('text', 'recall', 'copy', 'long', 'forms')
 
 
 def check_weights(weights: dict[str, float]) -> None:
@@ -54,7 +57,7 @@ class MemorySource:
         self._documents = np.split(self._text, np.cumsum([len(ids) for ids in documents])[:-1])
         self._vocab_ids = np.unique(self._text)
         self._bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        self._recall_vocabulary = None
+        self._recall_vocabulary = self._form_encoder = None
         self._permutation = (None, None)
         self._identity = {'corpus': self.fingerprint, 'seed': seed}
         self._state = {'row': 0, 'epoch': 0, 'document': 0, 'offset': 0, **self._identity}
@@ -129,7 +132,7 @@ class MemorySource:
         rng = self._rng(self._state['row'])
         kind = self._kind(rng)
         make = {'text': self._text_row, 'recall': self._recall_row, 'copy': self._copy_row,
-                'long': self._long_row}[kind]
+                'long': self._long_row, 'forms': self._forms_row}[kind]
         segments = make(rng, seq_len)
         self._state['row'] += 1
         return pack(segments, seq_len)
@@ -224,6 +227,11 @@ class MemorySource:
         self._recall_vocabulary = self._recall_vocabulary or RecallVocabulary(self.tokenizer)
         return [segment(ids, weights, self.tokenizer.bos_id)
                 for ids, weights in recall_documents(rng, self._recall_vocabulary, self._text, seq_len)]
+
+    def _forms_row(self, rng: np.random.Generator, seq_len: int) -> list[Segment]:
+        self._form_encoder = self._form_encoder or PassageEncoder(self.tokenizer)
+        return [segment(ids, weights, self.tokenizer.bos_id)
+                for ids, weights in form_documents(rng, self._form_encoder, self._text, seq_len)]
 
     def _copy_row(self, rng: np.random.Generator, seq_len: int) -> list[Segment]:
         ids, weights = copy_row(rng, self._text, seq_len - len(self._bos), vocab_ids=self._vocab_ids)
