@@ -231,8 +231,8 @@ def test_documents_of_no_token_and_of_one():
 def test_bad_mixes_and_states():
     store = make_store()
     for weights, message in [
-        ({'news': 1}, "weight 'news' is neither text, long, chat, recall, copy nor a source of the store, "
-                      "which has books, code, web"),
+        ({'news': 1}, "weight 'news' is neither text, long, chat, recall, copy, forms nor a source of the "
+                      "store, which has books, code, web"),
         ({'books': 0}, 'must be non-negative with a positive sum'),
         ({'books': -1, 'code': 3}, 'must be non-negative with a positive sum'),
         ({'books': float('nan')}, 'must be non-negative with a positive sum'),

@@ -143,7 +143,7 @@ def test_the_stream_of_batches_is_the_same_on_any_mesh_layout_and_number_of_proc
 
 @pytest.mark.parametrize('options', [
     {}, {'mode': packing_plan.joined},
-    {'weights': {'books': 3, 'chat': 1, 'recall': 1, 'copy': 1, 'long': 1}}])
+    {'weights': {'books': 3, 'chat': 1, 'recall': 1, 'copy': 1, 'forms': 1, 'long': 1}}])
 def test_resume_on_another_mesh_and_number_of_processes_hash_for_hash(options):
     store = MemoryStore(make_store(count=80, median=400).documents, ('books', 'code'), np.arange(80) % 2)
     options |= {'seq_len': 2048}
@@ -188,12 +188,17 @@ def test_ids_that_the_model_does_not_have_are_refused():
             loader.next()
 
 
-@pytest.mark.parametrize('kind', ['recall', 'copy'])
-def test_recall_and_copy_rows_are_those_of_the_recall_module_over_text_of_the_store(kind):
+@pytest.mark.parametrize('kind', ['recall', 'copy', 'forms'])
+def test_synthetic_rows_are_those_of_their_modules_over_text_of_the_store(kind):
     """The same random numbers over the tokens themselves give the same rows."""
     from lct.data.synthetic import over_store, recall
+    from lct.data.synthetic.forms import documents as forms
+    from lct.data.synthetic.forms.passages import PassageEncoder
 
     store = make_store(count=20, median=500)
+    if kind == 'forms':  # no line ends, near which statements are placed: references do not show them
+        store = MemoryStore([ids % 200 + 20 for ids in store.documents])
+    encoder = PassageEncoder(BYTES)
     documents, recall_vocabulary = StoreDocuments(store, BYTES.bos_id), recall.RecallVocabulary(BYTES)
     spans = [(d, 1, int(store.lengths[d]) + 1) for d in np.flatnonzero(store.lengths > 20).tolist()]
     haystack = np.concatenate([store.documents[d] for d, _, _ in spans])
@@ -203,6 +208,9 @@ def test_recall_and_copy_rows_are_those_of_the_recall_module_over_text_of_the_st
         if kind == 'recall':
             row = over_store.recall(one, recall_vocabulary, spans, 900)
             expected = recall.recall_documents(two, recall_vocabulary, haystack, 900)
+        elif kind == 'forms':
+            row = over_store.forms(one, encoder, spans, 900)
+            expected = forms.form_documents(two, encoder, haystack, 900)
         else:
             row = over_store.copy(one, spans, 900, vocab_ids, documents.bos)
             expected = [recall.copy_row(two, haystack, 899, vocab_ids=vocab_ids)]

@@ -2,8 +2,9 @@
 
     python experiments/studies/pretrain_base.py --config experiments/configs/base.py --workdir runs/base
 
-It takes about an hour on two busy cores. The stages first teach reading back (copies, facts and other generated
-forms) at short lengths, where the one earlier place that matters is easy to find, then stretch it to 512.
+It takes about an hour on two busy cores. The stages first teach reading back (copies, facts and other
+generated forms) at short lengths, where the one earlier place that matters is easy to find, then stretch it
+to 512.
 
 theta: Llama-3 pairs 500,000 with 8,192 tokens. The base of the RoPE scaling law that puts the same share of
 dims past one full turn at 512 tokens is 500000^(ln(512 / 2 pi) / ln(8192 / 2 pi)) = 3,134.
@@ -37,10 +38,13 @@ def get_config():
     }
     config.stages = (
         stage(name='read back 128', seq_len=128, batch_size=24, num_steps=1600, learning_rate=2e-3,
-              final_fraction=1.0, mixture={'text': 0.1, 'recall': 0.2, 'copy': 0.25, 'forms': 0.45}, **common),
+              final_fraction=1.0,
+              mixture={'text': 0.1, 'recall': 0.2, 'copy': 0.25, 'forms': 0.45}, **common),
         stage(name='read back 256', seq_len=256, batch_size=12, num_steps=1500, learning_rate=2e-3,
-              final_fraction=0.8, mixture={'text': 0.1, 'recall': 0.15, 'copy': 0.1, 'forms': 0.65}, **common),
+              final_fraction=0.8,
+              mixture={'text': 0.1, 'recall': 0.15, 'copy': 0.1, 'forms': 0.65}, **common),
         stage(name='native 512', seq_len=512, batch_size=8, num_steps=2600, learning_rate=1.6e-3,
-              final_fraction=0.05, mixture={'text': 0.12, 'recall': 0.1, 'copy': 0.03, 'forms': 0.75}, **common),
+              final_fraction=0.05,
+              mixture={'text': 0.12, 'recall': 0.1, 'copy': 0.03, 'forms': 0.75}, **common),
     )
     return config

@@ -23,14 +23,15 @@ from lct.data.chat_template import ChatTemplate
 from lct.data.corpus.store import Store
 from lct.data.sequence import Sequence
 from lct.data.synthetic import chat, over_store
+from lct.data.synthetic.forms.passages import PassageEncoder
 from lct.data.synthetic.over_store import Span
 from lct.data.synthetic.recall import RecallVocabulary
 from lct.data.tokenizer import Tokenizer
 
 TEXT = 'text'  # all sources in their own proportion
-KINDS = ('long', 'chat', 'recall', 'copy')  # sequences made of random documents of the store
+KINDS = ('long', 'chat', 'recall', 'copy', 'forms')  # sequences made of random documents of the store
 MIN_SEQUENCES, MIN_TOKENS = 128, 2**22  # of a window
-MIN_SPAN = 2  # tokens of a document, for the text of recall and copy rows
+MIN_SPAN = 2  # tokens of a document, for the text of recall, copy and forms rows
 KIND, WINDOW = 0, 1  # second component of a random key: what it decides
 
 State = dict[str, Any]
@@ -94,7 +95,8 @@ class StoreSource:
         self.documents = StoreDocuments(store, tokenizer.bos_id)
         self._store, self._mode, self._held_out = store, mode, held_out
         self._upsample = None if upsample is None else upsample.check()
-        self._template, self._delimiters, self._recall_vocabulary = template, None, None
+        self._template, self._delimiters = template, None
+        self._recall_vocabulary = self._form_encoder = None
         self._orders, self._window = {}, None
         self._state = {'store': store.fingerprint, 'seed': seed, 'sequence': 0, 'cursors': {}, 'owed': {},
                        'windows': []}
@@ -210,7 +212,7 @@ class StoreSource:
 
     def _makers(self) -> tuple[Callable, ...]:
         """The functions that make sequences, in the order of KINDS."""
-        return self._long, self._chat, self._recall, self._copy
+        return self._long, self._chat, self._recall, self._copy, self._forms
 
     def _draw_kind(self) -> tuple[np.random.Generator, int]:
         """(random numbers of the next sequence, index of its kind in (*KINDS, TEXT))."""
@@ -316,6 +318,10 @@ class StoreSource:
         special = [*self.tokenizer.special_tokens.values(), *self.documents.bos]
         vocab_ids = np.setdiff1d(np.arange(self._store.vocab_size), special)
         return over_store.copy(rng, self._spans(rng, seq_len), seq_len, vocab_ids, self.documents.bos)
+
+    def _forms(self, rng: np.random.Generator, seq_len: int) -> Sequence:
+        self._form_encoder = self._form_encoder or PassageEncoder(self.tokenizer)
+        return over_store.forms(rng, self._form_encoder, self._spans(rng, seq_len), seq_len)
 
     def _spans(self, rng: np.random.Generator, seq_len: int) -> list[Span]:
         return over_store.random_spans(rng, self._order_of(TEXT), self.documents, seq_len, MIN_SPAN)

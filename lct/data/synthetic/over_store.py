@@ -1,6 +1,6 @@
-"""Recall rows, copy rows and stretches of one long document over a token store.
+"""Recall, copy and forms rows and stretches of one long document over a token store.
 
-Recall and copy rows are laid out in full, as in recall.py, but over a haystack of references (-1, -2, ...) in
+All but the last are laid out in full, as in recall.py, but over a haystack of references (-1, -2, ...) in
 place of tokens, so that each process reads only the text that its devices hold. The layout is work for every
 token of the row, in every process, but reads nothing.
 """
@@ -12,6 +12,8 @@ import numpy as np
 from lct.data.batches.epoch_order import EpochOrder
 from lct.data.batches.store_documents import StoreDocuments
 from lct.data.sequence import Sequence
+from lct.data.synthetic.forms.documents import form_documents
+from lct.data.synthetic.forms.passages import PassageEncoder
 from lct.data.synthetic.recall import RecallVocabulary, Row, copy_row, recall_documents
 
 BATCH = 64  # documents drawn at a time
@@ -29,6 +31,11 @@ def recall(rng: np.random.Generator, vocabulary: RecallVocabulary, spans: list[S
            seq_len: int) -> Sequence:
     """Recall documents that fill seq_len tokens, over the text of spans."""
     return _sequence(recall_documents(rng, vocabulary, _references(spans), seq_len), spans, vocabulary.bos)
+
+
+def forms(rng: np.random.Generator, encoder: PassageEncoder, spans: list[Span], seq_len: int) -> Sequence:
+    """Documents of generated forms that fill seq_len tokens, over the text of spans."""
+    return _sequence(form_documents(rng, encoder, _references(spans), seq_len), spans, encoder.bos)
 
 
 def copy(rng: np.random.Generator, spans: list[Span], seq_len: int, vocab_ids: np.ndarray,
