@@ -73,10 +73,19 @@ def make_mesh(degrees: Sequence[int], devices: Sequence[jax.Device] | None = Non
     if needed > len(devices):
         raise ValueError(
             f'mesh {degrees} needs {product} = {needed} devices but this process has {len(devices)} '
-            f'({devices[0].platform}); use a smaller mesh, or on CPU set '
+            f'({devices[0].platform}); use {_smaller(degrees, len(devices))}, or on CPU set '
             f'XLA_FLAGS=--xla_force_host_platform_device_count={needed}'
         )
     return Mesh(_arranged(degrees, devices[:needed]), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def _smaller(degrees, count):
+    """A mesh of at most count devices with a shorter ring, if that suffices, in words."""
+    data, fsdp, sequence, tensor = degrees
+    room = count // (data * fsdp * tensor)
+    if not room:
+        return 'a smaller mesh'
+    return f'a smaller mesh such as {(data, fsdp, min(sequence, 1 << (room.bit_length() - 1)), tensor)}'
 
 
 def _arranged(degrees, devices):

@@ -58,6 +58,19 @@ def parse_length(text: str) -> int:
     return int(match[1]) * UNITS.get(match[2], 1)
 
 
+def multiples_near(number: int, unit: int) -> str:
+    """The multiples of unit around a number: 1000, 16 -> '992 or 1008'."""
+    below = number // unit * unit
+    return ' or '.join(str(n) for n in (below, below + unit) if n)
+
+
+def divisors_near(number: int, divisor: int) -> str:
+    """The divisors of number around one that does not divide it: 128, 3 -> '2 or 4'."""
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    around = max(n for n in divisors if n < divisor), min((n for n in divisors if n > divisor), default=0)
+    return ' or '.join(str(n) for n in around if n)
+
+
 def clock(seconds: float) -> str:
     """A duration as '1h02m', '3m05s' or '12s'."""
     seconds = int(seconds)

@@ -35,9 +35,9 @@ def test_zigzag_balances_causal_work(ring_size):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r'seq_len 1000 is not a multiple of 2 \* ring_size = 16; use 1008'):
+    with pytest.raises(ValueError, match=r'1000 is not a multiple of 2 \* ring_size = 16; use 992 or 1008'):
         permutation('zigzag', 1000, 8)
-    with pytest.raises(ValueError, match='seq_len 10 is not a multiple of ring_size = 4; use 12'):
+    with pytest.raises(ValueError, match='seq_len 10 is not a multiple of ring_size = 4; use 8 or 12'):
         permutation('striped', 10, 4)
     with pytest.raises(ValueError, match="layout 'spiral' is not one of contiguous, zigzag, striped"):
         permutation('spiral', 8, 2)

@@ -122,12 +122,12 @@ def test_packed_documents_equal_each_alone(host_params):
 
 
 def test_a_mesh_larger_than_the_devices_is_refused():
-    with pytest.raises(ValueError, match='= 16 devices but this process has 8'):
+    with pytest.raises(ValueError, match=r'= 16 devices but this process has 8 .*such as \(1, 1, 8, 1\)'):
         sharding.make_mesh((1, 1, 16, 1))
 
 
 def test_weights_that_do_not_divide_over_the_mesh_are_refused():
-    with pytest.raises(ValueError, match='num_kv_heads 2 is not a multiple of the mesh degree tensor = 4'):
+    with pytest.raises(ValueError, match='num_kv_heads 2 is not .* degree tensor = 4, .*; use a degree of 2'):
         llama.check_mesh(tiny.CONFIG, (1, 1, 1, 4))
 
 

@@ -2,7 +2,15 @@
 
 import pytest
 
-from lct.text import aligned, markdown_table, parse_length, short_length, table
+from lct.text import (
+    aligned,
+    divisors_near,
+    markdown_table,
+    multiples_near,
+    parse_length,
+    short_length,
+    table,
+)
 
 
 def test_columns_line_up_and_rules_set_header_and_totals_apart():
@@ -33,3 +41,9 @@ def test_other_texts_are_no_length(text):
 def test_lengths_are_written_short_and_read_back():
     assert [short_length(n) for n in (12, 1024, 1536, 131072, 2**20)] == ['12', '1K', '1.5K', '128K', '1M']
     assert all(parse_length(short_length(2**n)) == 2**n for n in range(25))
+
+
+def test_the_nearest_values_that_divide():
+    assert [multiples_near(n, 16) for n in (1000, 15, 17)] == ['992 or 1008', '16', '16 or 32']
+    assert [divisors_near(n, d) for n, d in ((128, 3), (2, 4), (12, 5), (7, 2))] == [
+        '2 or 4', '2', '4 or 6', '1 or 7']

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from lct.text import multiples_near
+
 LAYOUTS = ('contiguous', 'zigzag', 'striped')
 
 
@@ -23,8 +25,8 @@ def permutation(name: str, seq_len: int, ring_size: int) -> np.ndarray:
     multiple = 2 * ring_size if name == 'zigzag' and ring_size > 1 else ring_size
     if seq_len % multiple:
         label = f'2 * ring_size = {multiple}' if multiple != ring_size else f'ring_size = {ring_size}'
-        longer = (seq_len // multiple + 1) * multiple
-        raise ValueError(f'seq_len {seq_len} is not a multiple of {label}; use {longer} or a smaller ring')
+        raise ValueError(f'seq_len {seq_len} is not a multiple of {label}; use '
+                         f'{multiples_near(seq_len, multiple)}, or a smaller ring')
     tokens = np.arange(seq_len)
     if name == 'contiguous' or ring_size == 1:
         return tokens

@@ -24,6 +24,7 @@ from lct.ops.blockwise_ffn import blockwise_ffn
 from lct.ops.cross_entropy import cross_entropy_sum
 from lct.ops.norms import rms_norm
 from lct.ops.strategies import Attention
+from lct.text import divisors_near
 
 
 class ParamInfo(NamedTuple):
@@ -140,7 +141,7 @@ def check_mesh(config: LlamaConfig, degrees: tuple[int, ...]) -> None:
         if value % degree:
             raise ValueError(
                 f'{name} {value} is not a multiple of the mesh degree {axis} = {degree}, over which it is '
-                'split; choose degrees that divide it'
+                f'split; use a degree of {divisors_near(value, degree)}'
             )
 
 

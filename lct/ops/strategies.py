@@ -137,7 +137,8 @@ def check(attention: Attention, ring_size: int, num_heads: int, num_kv_heads: in
         raise ValueError(f"kernel triton runs on GPUs and the devices are {platform}; use kernel 'xla'")
     if attention.facts.two_level and ring_size % attention.node_size:
         raise ValueError(f'strategy {attention.strategy}: the sequence axis has {ring_size} devices, not a '
-                         f'multiple of node_size {attention.node_size}')
+                         f'multiple of node_size {attention.node_size}; use a node_size of '
+                         f'{text.divisors_near(ring_size, attention.node_size)}')
     if attention.facts.splits_heads:
         degree, _ = attention.nodes(ring_size)
         if num_heads % degree or (num_kv_heads % degree and degree % num_kv_heads):
