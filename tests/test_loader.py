@@ -1,10 +1,11 @@
 import json
+import threading
 
 import numpy as np
 import pytest
 
 from lct.data import tokenizer as tokenizers
-from lct.data.batches.loader import Loader, check_ids
+from lct.data.batches.loader import Loader, StopRequested, check_ids
 from lct.data.batches.memory_source import MemorySource
 from lct.data.layout import inverse, permutation
 
@@ -97,3 +98,58 @@ def test_arguments_are_checked_at_once():
         Loader(make_source(), 1, 100, 'zigzag', 8)
     with pytest.raises(ValueError, match='batch_size 0 must be at least 1'):
         Loader(make_source(), 0, 64)
+
+
+class Unreliable(Loader):
+    """A loader whose data cannot be read at some calls, after half a batch was made."""
+
+    RETRY_S, POLL_S, ABANDON_S = (0.01, 0.01, 0.01), 0.01, 0.05
+
+    def __init__(self, *args, bad=(), hangs=None):
+        super().__init__(*args)
+        self.calls, self.bad, self.hangs, self.lines = 0, bad, hangs, []
+        self.warn = self.lines.append
+
+    def _make(self):
+        self.calls += 1
+        if self.calls in self.bad:
+            self._source.next_row(64)
+            raise OSError(116, 'Stale file handle')
+        if self.calls == self.hangs:
+            threading.Event().wait()
+        return super()._make()
+
+
+def test_data_that_come_back_are_read_again_without_a_gap():
+    with Loader(make_source(), 2, 64) as steady, Unreliable(make_source(), 2, 64, bad=(2, 3, 5)) as loader:
+        for _ in range(6):
+            (expected, at), (batch, state) = steady.next(), loader.next()
+            assert_same(batch, expected)
+            assert state == at
+        assert loader.lines == [
+            'WARNING: the data cannot be read ([Errno 116] Stale file handle); trying again for 0 s'] * 2
+
+
+def test_data_that_stay_away_are_an_error_in_a_sentence():
+    loader = Unreliable(make_source(), 2, 64, bad=range(2, 9))
+    loader.next()
+    for _ in range(2):
+        with pytest.raises(OSError, match=r'cannot be read \(.*Stale file handle\), also after 0 s'):
+            loader.next()
+    assert len(loader.lines) == 1
+
+
+def test_a_wait_ends_when_the_run_is_to_stop_and_never_lasts_for_ever():
+    loader, stop_requested = Unreliable(make_source(), 2, 64, hangs=3), []
+    loader.stop_requested = stop_requested
+    for _ in range(2):
+        _, state = loader.next()
+    threading.Timer(0.1, stop_requested.append, ('SIGTERM',)).start()
+    with pytest.raises(StopRequested):
+        loader.next()
+    loader.close()  # leaves the thread behind
+    assert loader._source.state == state
+    with pytest.raises(TimeoutError, match='gave no batch in 0 s'):
+        loader = Unreliable(make_source(), 2, 64, hangs=1)
+        loader.LIMIT_S = 0.05
+        loader.next()

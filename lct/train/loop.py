@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from lct import processes, sharding, watchdog
+from lct.data.batches.loader import StopRequested
 from lct.models import lora
 from lct.models.flops import train_flops
 from lct.models.llama import LlamaConfig, Params
 from lct.ops import rope
+from lct.terminal import write_line
 from lct.text import clock
 from lct.train import gates, spikes
 from lct.train import optimizer as optimizers
@@ -198,6 +200,9 @@ class _Training:
         if self.cursor is None:
             self.cursor = self.mixture.state
         loader.restore(self.cursor)
+        loader.warn = write_line
+        if jax.process_count() == 1:  # otherwise all take the same steps, as long as there are data
+            loader.stop_requested = self.stop_requested
         return loader
 
     def _take_steps(self, planned, loader, tables, started):
@@ -211,8 +216,7 @@ class _Training:
             if self._gate_due(planned) and self._gate_opens(planned, self.step):
                 return True
             rows = functools.partial(loader.describe, self.cursor)
-            with watchdog.phase('data', self.step + 1):
-                host_batch, self.cursor = loader.next()
+            host_batch = self._next_batch(loader, progress, started)
             # the metrics of the first step are read in the second: until then other processes may compile
             with watchdog.phase('compile' if self.step < first + 2 else 'step', self.step + 1):
                 stop = processes.anyone(self.stop_requested)  # started before the step: no wait for it
@@ -234,6 +238,22 @@ class _Training:
             if stop:
                 self._interrupt()
         return False
+
+    def _next_batch(self, loader, progress, started):
+        """The next host batch. If there is none, because the data fail or the run is to stop, a single
+        process saves the steps taken; several cannot, as the others have begun the next step."""
+        try:
+            with watchdog.phase('data', self.step + 1):
+                batch, self.cursor = loader.next()
+            return batch
+        except (OSError, StopRequested) as error:
+            if self.step and jax.process_count() == 1:
+                progress.flush()
+                self._save(started)
+                self.warn(self.checkpoints.wait())
+            if isinstance(error, StopRequested):
+                self._interrupt()
+            raise
 
     def _gate_due(self, planned):
         return planned.stage.gate and planned.stage.gate.due(self.step - planned.start)

@@ -106,12 +106,17 @@ def shard_name(number: int) -> str:
     return f'shard-{number:05d}.npy'
 
 
+class MissingFile(ValueError, OSError):
+    """A file of a store is not there. A reader may try again: a file server may be restarting."""
+
+
 def check_size(path: pathlib.Path, expected: int) -> None:
     """Refuse a file that is missing or does not have the expected bytes."""
     size = path.stat().st_size if path.exists() else None
     if size != expected:
         found = 'is missing' if size is None else f'has {size} bytes where {expected} were written'
-        raise ValueError(f'{path} {found}; copy it again from an intact store, or tokenize the corpus again')
+        error = MissingFile if size is None else ValueError
+        raise error(f'{path} {found}; copy it again from an intact store, or tokenize the corpus again')
 
 
 def damaged(path: pathlib.Path, difference: str) -> ValueError:
