@@ -6,7 +6,8 @@
 This rehearses what will run on a cluster, by default on CPUs (set JAX_PLATFORMS for anything else): the
 processes share the devices of the mesh. Only the output of the first process is shown. Ctrl-C is forwarded to
 all of them: the first finishes the step and saves, the second stops, the third kills the processes. When a
-process dies the others are ended, and the launcher reports which one died and its last lines.
+process dies the others are ended, and the launcher reports which one died and its last lines; the same
+command continues the run.
 """
 
 import argparse
@@ -20,7 +21,8 @@ import sys
 import threading
 import time
 
-STOPPED = 130  # exit status of a script that stopped on request and saved
+from lct.exit_status import PEER_LOST, STOPPED, STUCK, UNWRITABLE
+
 LAST_LINES = 12
 PATIENCE_S = 2.0  # for the others to end by themselves, as they do when all found the same error
 POLL_S = 0.05
@@ -88,7 +90,7 @@ def run(nprocs, command, port, show_all):
     # a process may have ended before it could handle the signal
     if len(signals) > 2 or signals and dead.status in (-signal.SIGINT, -signal.SIGTERM):
         return STOPPED
-    return report_failure(dead, nprocs)
+    return report_failure(dead, group)
 
 
 def process_environment(index, nprocs, port):
@@ -114,22 +116,27 @@ def first_failure(group):
         return None
     end = time.monotonic() + PATIENCE_S
     wait(group, lambda: time.monotonic() >= end)
-    # jax aborts a process that misses another one, maybe before the death of that other is noticed here
+    # a process that misses another one ends too, maybe before the death of that other is noticed here
     failed += [process for process in group if process.failed]
-    failed.sort(key=lambda process: process.status == -signal.SIGABRT)
+    failed.sort(key=lambda process: process.status in (-signal.SIGABRT, PEER_LOST))
     for process in group:  # SIGTERM would request it to save, which it cannot do alone
         process.send(signal.SIGKILL)
     return failed[0]
 
 
-def report_failure(dead, nprocs):
+def report_failure(dead, group):
     """Print which process died, its status and its last lines. Returns the exit status."""
-    end = f'ended with exit status {dead.status}'
+    end = f'ended with exit status {dead.status}; the others were ended'
     if dead.status < 0:
-        end = f'was ended by {signal.Signals(-dead.status).name}'
-    print(f'launch: process {dead.index} of {nprocs} {end}; the others were ended', file=sys.stderr)
-    if not dead.shown and dead.last_lines:
-        print('its last lines:', *dead.last_lines, sep='\n  ', file=sys.stderr)
+        end = f'was ended by {signal.Signals(-dead.status).name}; the others were ended'
+    if dead.status < 0 or dead.status in (UNWRITABLE, STUCK, PEER_LOST):
+        end += '; the same command continues from the last checkpoint'
+    print(f'launch: process {dead.index} of {len(group)} {end}', file=sys.stderr)
+    lines = list(dead.last_lines)
+    if lines and lines[-1].startswith('error: '):  # it says why by itself
+        del lines[:-1]
+    if not dead.shown and lines and lines[-1] not in group[0].last_lines:
+        print('its last lines:', *lines, sep='\n  ', file=sys.stderr)
     return 128 - dead.status if dead.status < 0 else dead.status
 
 

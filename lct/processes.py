@@ -5,75 +5,34 @@ process did not start. So everything that decides on the next program (a signal,
 agreed on first. A single process agrees with itself and computes nothing.
 """
 
+import atexit
 import functools
 import os
+import re
+import secrets
+import socket
 import sys
-import zlib
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lct import terminal
+from lct import abort_filter, clusters, exit_status, installation, meeting, terminal
+from lct.peers import PeerLost
 
-EXPLICIT = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
-SLURM = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')
+JOIN_TIMEOUT_S = 120  # LCT_JOIN_TIMEOUT_S changes it
+LOSS_S = 5.0
+SILENCE_S = 60  # LCT_HEARTBEAT_TIMEOUT_S changes it
+COMMUNICATION = re.compile(r'Gloo|NCCL|UNAVAILABLE|oordination service')  # in errors of jax
 
-
-def cluster(environment: Mapping[str, str]) -> tuple[int | None, dict[str, Any]] | None:
-    """Detect from its environment variables how this process was started.
-
-    In this order: the three variables of EXPLICIT (experiments/launch.py, a Kubernetes JobSet); a SLURM step
-    or an Open MPI job of several tasks; one or several TPU pod slices; LCT_CLUSTER=auto, which leaves the
-    detection to jax.
-
-    Returns:
-      (number of processes, or None where jax will find out; arguments of jax.distributed.initialize), or None
-      for a single process.
-    Raises:
-      ValueError: if the variables contradict each other.
-    """
-    if any(environment.get(name) for name in EXPLICIT[1:]):
-        return _explicit(environment)
-    if all(name in environment for name in SLURM) and int(environment['SLURM_NTASKS']) > 1:
-        return int(environment['SLURM_NTASKS']), _slurm_arguments(environment)
-    if 'OMPI_MCA_orte_hnp_uri' in environment and int(environment.get('OMPI_COMM_WORLD_SIZE', 1)) > 1:
-        return int(environment['OMPI_COMM_WORLD_SIZE']), {'cluster_detection_method': 'ompi'}
-    return (None, {}) if _detected_by_jax(environment) else None
-
-
-def _explicit(environment):
-    given = [name for name in EXPLICIT if environment.get(name)]
-    if len(given) < len(EXPLICIT):
-        missing = ', '.join(name for name in EXPLICIT if name not in given)
-        raise ValueError(
-            f'{", ".join(given)} set without {missing}; set all three, or none for a single process')
-    address, count, index = (environment[name] for name in EXPLICIT)
-    if not count.isdigit() or not index.isdigit() or int(index) >= int(count):
-        raise ValueError(
-            f'JAX_PROCESS_ID={index} of JAX_NUM_PROCESSES={count} must be a number from 0 to one less')
-    arguments = {'coordinator_address': address, 'num_processes': int(count), 'process_id': int(index),
-                 'cluster_detection_method': 'deactivate'}
-    return None if int(count) == 1 else (int(count), arguments)
-
-
-def _slurm_arguments(environment):
-    arguments = {'cluster_detection_method': 'slurm'}
-    if environment.get('SLURM_STEP_TASKS_PER_NODE', '').split('(')[0] == '1':
-        # By default jax gives a SLURM task one GPU, even if it is alone on its node.
-        arguments['local_device_ids'] = list(range(int(environment.get('SLURM_GPUS_ON_NODE') or 1)))
-    return arguments
-
-
-def _detected_by_jax(environment):
-    """Whether this is one of several TPU workers or slices, or LCT_CLUSTER asks jax for the detection."""
-    workers = environment.get('TPU_PROCESS_ADDRESSES') or environment.get('TPU_WORKER_HOSTNAMES') or ''
-    several_slices = environment.get('MEGASCALE_COORDINATOR_ADDRESS')
-    return ',' in workers or several_slices or environment.get('LCT_CLUSTER') == 'auto'
+_peers = None  # the Peers of this process, once it has joined
 
 
 def join() -> int:
@@ -82,24 +41,57 @@ def join() -> int:
     Returns:
       Their number; 1 where only jax will know it, on a TPU pod.
     Raises:
-      ValueError: if they cannot connect, for example because the port is in use.
+      PeerLost: if a process did not come in time. ValueError: if the port is in use, or the processes differ
+        in code, packages or flags.
     """
-    found = cluster(os.environ)
-    if found is None:
+    place = clusters.find(os.environ)
+    if place is None:
         return 1
-    count, arguments = found
-    if not jax.distributed.is_initialized():
-        # The service would swallow a SIGTERM that arrives before the training installs its own handler.
-        jax.config.update('jax_enable_preemption_service', False)
-        try:
-            jax.distributed.initialize(**arguments)
-        except RuntimeError as error:
-            address = arguments.get('coordinator_address', 'the coordinator')
-            raise ValueError(
-                f'the processes cannot meet at {address} ({str(error).splitlines()[0]}); check that its port '
-                'is free and reachable, and that all processes were started'
-            ) from error
-    return count or 1
+    if jax.distributed.is_initialized():
+        return place.count or 1
+    # The service would swallow a SIGTERM that arrives before the training installs its own handler.
+    jax.config.update('jax_enable_preemption_service', False)
+    arguments = {}
+    if place.count:
+        _connect(place)
+        if place.index:  # process 0 runs the service whose loss makes jax abort
+            abort_filter.filter_stderr()
+        arguments = {
+            'coordinator_address': place.address, 'num_processes': place.count, 'process_id': place.index,
+            'coordinator_bind_address': meeting.bind_address(place.address),
+            'local_device_ids': place.local_device_ids, 'cluster_detection_method': 'deactivate'}
+    try:
+        # jax aborts with a stack trace when its own limits pass; ours are shorter
+        jax.distributed.initialize(
+            initialization_timeout=_seconds('LCT_JOIN_TIMEOUT_S', JOIN_TIMEOUT_S) + 30,
+            heartbeat_timeout_seconds=2 * _seconds('LCT_HEARTBEAT_TIMEOUT_S', SILENCE_S), **arguments)
+    except RuntimeError as error:
+        raise PeerLost(
+            f'the processes cannot meet at {place.address or "the coordinator"} '
+            f'({str(error).splitlines()[0]}); check that its port is free and reachable, and that all '
+            'processes were started'
+        ) from error
+    return place.count or 1
+
+
+def _connect(place):
+    global _peers
+    _peers = meeting.meet(place, installation.describe(), _seconds('LCT_JOIN_TIMEOUT_S', JOIN_TIMEOUT_S),
+                          _seconds('LCT_HEARTBEAT_TIMEOUT_S', SILENCE_S))
+    atexit.register(_leave_normally)
+
+
+def _seconds(variable, default):
+    text = os.environ.get(variable) or str(default)
+    if not text.isdigit() or not int(text):
+        raise ValueError(f'{variable}={text} must be a whole number of seconds above 0')
+    return int(text)
+
+
+def at_loss(saved: Callable[[], str]) -> None:
+    """Set what is said to be saved, and how to continue, when another process is lost."""
+    if _peers:
+        _peers.at_loss = saved
 
 
 def is_first() -> bool:
@@ -121,18 +113,73 @@ def from_first(number: int) -> int:
     return int(number) if jax.process_count() == 1 else int(_largest(number if is_first() else 0))
 
 
-def check_same(text: str, name: str) -> None:
-    """Refuse a text that differs between processes, before their programs differ.
+def _known_peers():
+    """The Peers; where only jax knew the other processes they meet now, at a port of process 0."""
+    global _peers
+    if _peers is None:
+        address = ''
+        if is_first():
+            with socket.create_server(('', 0)) as probe:
+                address = f'{socket.getfqdn()}:{probe.getsockname()[1]}'
+        text = np.frombuffer(address.encode().ljust(256), np.uint8)
+        address = multihost_utils.broadcast_one_to_all(text).tobytes().decode().strip()
+        _connect(clusters.Place('jax', jax.process_count(), jax.process_index(), address))
+    return _peers
 
-    name: of the text, for the message.
+
+def check_same(values: Mapping[str, Any], name: str) -> None:
+    """Refuse values that differ between processes, before their programs differ.
+
+    values: {field: value}. name: of the values, for the message.
 
     Raises:
-      ValueError: in every process.
+      ValueError: in every process, naming the fields and the processes.
     """
-    number = zlib.crc32(text.encode()) >> 1
-    if anyone(number != from_first(number)):
-        raise ValueError(
-            f'the processes differ in {name}; start all with the same command, files and versions')
+    if jax.process_count() == 1:
+        return
+    devices = jax.local_devices()
+    values = {**values, 'its devices': f'{len(devices)} {devices[0].device_kind}'}
+    different = _known_peers().agree(values, installation.differences, name)
+    if different:
+        raise ValueError(f'the processes differ in {name}: {different}; start all with the same command and '
+                         'files')
+
+
+def check_same_folder(folder: str | Path, limit_s: float = 60.0) -> None:
+    """Refuse a folder that is not the same one in all processes; process 0 must have made it.
+
+    Process 0 writes a file there and the others look for it, for limit_s seconds: network file systems show
+    new files late.
+
+    Raises:
+      ValueError: in every process, naming those that do not see the file.
+    """
+    if jax.process_count() == 1:
+        return
+    peers, folder = _known_peers(), Path(folder).absolute()
+    path = folder / f'.seen-by-all-{secrets.token_hex(8)}'
+    try:
+        if is_first():
+            path.touch()
+        name = peers.agree(path.name, lambda values, _: values[0], 'the work directory')
+        end = time.monotonic() + limit_s
+        while not (found := folder.is_dir() and name in os.listdir(folder)) and time.monotonic() < end:
+            time.sleep(0.2)
+        different = peers.agree([str(folder), found], _describe_folders, 'the work directory')
+    finally:
+        if is_first():
+            path.unlink(missing_ok=True)
+    if different:
+        raise ValueError(different)
+
+
+def _describe_folders(values, names):
+    blind = [(folder, name) for (folder, found), name in zip(values, names) if not found]
+    if not blind:
+        return ''
+    more = f' and {len(blind) - 1} more' if len(blind) > 1 else ''
+    return (f'the work directory {values[0][0]} of {names[0]} is not the folder {blind[0][0]} of '
+            f'{blind[0][1]}{more}; name one on a file system that all hosts share')
 
 
 def wait_for_all() -> None:
@@ -159,13 +206,31 @@ def _max(numbers):
     return jnp.max(numbers)
 
 
-def leave(code: int) -> None:
-    """End this process with an exit code.
+def leave(code: int, reason: str = '') -> None:
+    """End this process with an exit code; the others are told.
 
-    One of several processes must skip the shutdown of jax.distributed, which would wait for the others: they
-    are ended by their launcher, or by jax when the heartbeat stops.
+    One of several processes must skip the shutdown of jax.distributed, which would wait for the others.
+
+    reason: of a failure, in a few words, for the last line of the others.
     """
     terminal.flush()
+    if _peers:
+        _peers.leave(code, reason)
     if not jax.distributed.is_initialized():
         sys.exit(code)
     os._exit(code)
+
+
+def _leave_normally():
+    failed = hasattr(sys, 'last_value')  # an exception that nobody caught
+    _peers.leave(exit_status.ERROR if failed else exit_status.DONE)
+
+
+def explain(error: Exception) -> Exception:
+    """The error to report: error itself, or a PeerLost if it comes from a connection of jax to another
+    process. Whoever that is is found in the meantime, mostly, which ends this process in one line."""
+    if not _peers or not COMMUNICATION.search(str(error)):
+        return error
+    time.sleep(LOSS_S)
+    text = str(error).strip().splitlines()[0][:200]
+    return PeerLost(f'a connection to another process failed ({text}); {_peers.at_loss()}')

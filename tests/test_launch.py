@@ -18,15 +18,12 @@ import tiny_processes
 import yaml
 from jax.experimental import mesh_utils
 
-from lct import processes, sharding
+from lct import clusters, exit_status, processes, sharding
 from lct.train import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / 'experiments' / 'launch.py'
 LAUNCHERS = ROOT / 'experiments' / 'launchers'
-SLURM = {'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_NTASKS': '16', 'SLURM_PROCID': '3',
-         'SLURM_LOCALID': '3', 'SLURM_STEP_TASKS_PER_NODE': '8(x2)', 'SLURM_GPUS_ON_NODE': '8'}
-EXPLICIT = {'JAX_COORDINATOR_ADDRESS': 'here:1', 'JAX_NUM_PROCESSES': '4', 'JAX_PROCESS_ID': '3'}
 
 
 def launch(*arguments, **more):
@@ -99,6 +96,7 @@ def test_one_that_is_killed_is_named_with_its_signal_and_not_the_one_that_aborts
                   'while not os.path.exists(dying): time.sleep(.001)\nos.abort()')
     status, _, err = ended(launch('--nprocs', 2, path))
     assert status == 128 + 9 and 'process 1 of 2 was ended by SIGKILL' in err
+    assert 'the same command continues' in err and len(err.splitlines()) == 1
 
 
 def test_a_signal_reaches_every_process_once_and_all_may_finish(script):
@@ -137,47 +135,65 @@ def test_a_port_in_use():
 # -- clusters and meshes -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(('environment', 'expected'), [
-    ({}, None),
-    ({'JAX_COORDINATOR_ADDRESS': 'here:1'}, None),
-    ({**EXPLICIT, 'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'}, None),
-    ({name: value for name, value in SLURM.items() if name != 'SLURM_STEP_NODELIST'}, None),  # outside srun
-    ({**SLURM, 'SLURM_NTASKS': '1'}, None),
-    (SLURM, (16, {'cluster_detection_method': 'slurm'})),
-    ({**SLURM, 'SLURM_NTASKS': '2', 'SLURM_STEP_TASKS_PER_NODE': '1(x2)'},
-     (2, {'cluster_detection_method': 'slurm', 'local_device_ids': [0, 1, 2, 3, 4, 5, 6, 7]})),
-    ({'OMPI_MCA_orte_hnp_uri': 'x', 'OMPI_COMM_WORLD_SIZE': '2'}, (2, {'cluster_detection_method': 'ompi'})),
-    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
-    ({'TPU_WORKER_HOSTNAMES': 'a,b'}, (None, {})),
-    ({'LCT_CLUSTER': 'auto'}, (None, {})),
-    ({**SLURM, **EXPLICIT}, (4, {'coordinator_address': 'here:1', 'num_processes': 4, 'process_id': 3,
-                                 'cluster_detection_method': 'deactivate'})),
-])
-def test_how_a_process_was_started(environment, expected):
-    assert processes.cluster(environment) == expected
-
-
-@pytest.mark.parametrize(('change', 'message'), [
-    ({'JAX_PROCESS_ID': '4'}, 'JAX_PROCESS_ID=4 of JAX_NUM_PROCESSES=4 must be'),
-    ({'JAX_COORDINATOR_ADDRESS': ''}, 'set without JAX_COORDINATOR_ADDRESS'),
-])
-def test_contradictions_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        processes.cluster({**EXPLICIT, **change})
-
-
 def test_alone_a_process_agrees_with_itself():
     stop_requested = []
     answer = processes.anyone(stop_requested)
     stop_requested.append('SIGTERM')
     assert answer and processes.from_first(7) == 7 and processes.is_first()
-    processes.check_same('a', 'b')
+    processes.check_same({'a': 1}, 'their config')
+    processes.check_same_folder('nowhere')
+    error = ValueError('Gloo')
+    assert processes.explain(error) is error
 
 
-def test_processes_that_differ_are_refused_before_they_part(monkeypatch):
-    monkeypatch.setattr(processes, 'from_first', lambda number: number + 1)
-    with pytest.raises(ValueError, match='the processes differ in their config'):
-        processes.check_same('{}', 'their config')
+class Pretended:
+    """Peers of which another one has given its values already."""
+
+    def __init__(self, *others):
+        self.others, self.at_loss = list(others), lambda: 'the same command continues'
+
+    def agree(self, value, judge, name):
+        return judge([value, self.others.pop(0)], ['process 0 (a)', 'process 1 (b)'])
+
+
+@pytest.fixture
+def two(monkeypatch):
+    def pretend(*others):
+        monkeypatch.setattr(processes, '_peers', Pretended(*others))
+        monkeypatch.setattr(jax, 'process_count', lambda: 2)
+
+    return pretend
+
+
+def test_processes_that_differ_are_refused_before_they_part(two):
+    kind = f'{jax.local_device_count()} {jax.devices()[0].device_kind}'
+    two({'seed': 1, 'its devices': kind}, {'seed': 0, 'its devices': '1 H200'})
+    message = (r'the processes differ in their config: seed is 0 in process 0 \(a\) but 1 in process 1 \(b\)'
+               '; start all with')
+    with pytest.raises(ValueError, match=message):
+        processes.check_same({'seed': 0}, 'their config')
+    with pytest.raises(ValueError, match=f'its devices is {kind} in process 0 .* but 1 H200 in process 1'):
+        processes.check_same({'seed': 0}, 'their config')
+
+
+def test_a_folder_that_another_process_does_not_share(two, tmp_path):
+    two('', ['/home/b', True])
+    processes.check_same_folder(tmp_path)
+    two('', ['/home/b', False])
+    message = rf'{tmp_path} of process 0 \(a\) is not the folder /home/b of process 1 \(b\); name one'
+    with pytest.raises(ValueError, match=message):
+        processes.check_same_folder(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_a_connection_is_told_from_others(two, monkeypatch):
+    monkeypatch.setattr(processes, 'LOSS_S', 0)
+    two()
+    error = processes.explain(ValueError('UNKNOWN: Gloo AllGather failed: Connection reset\nby peer'))
+    assert error.exit_status == exit_status.PEER_LOST
+    assert 'failed (UNKNOWN: Gloo AllGather failed: Connection reset); the same command' in str(error)
+    other = ValueError('config.seed -1')
+    assert processes.explain(other) is other
 
 
 def test_a_checkpoint_that_one_of_several_cannot_write_ends_the_run(monkeypatch, tmp_path):
@@ -233,10 +249,10 @@ def test_the_templates_start_what_the_package_understands():
     job = workers['template']['spec']
     [container] = job['template']['spec']['containers']
     variables = {one['name']: one.get('value', '0') for one in container['env']}
-    count, arguments = processes.cluster(variables)
-    assert count == job['parallelism'] == job['completions'] and arguments['process_id'] == 0
+    place = clusters.find(variables)
+    assert place.count == job['parallelism'] == job['completions'] and place.index == 0
     host = f'{jobset["metadata"]["name"]}-{workers["name"]}-0-0.{jobset["metadata"]["name"]}'
-    assert arguments['coordinator_address'].split(':')[0] == host
+    assert place.address.split(':')[0] == host
     mesh = next(flag for flag in container['args'] if flag.startswith('--mesh=')).split('=')[1]
-    devices = count * container['resources']['limits']['nvidia.com/gpu']
+    devices = place.count * container['resources']['limits']['nvidia.com/gpu']
     assert np.prod([int(degree) for degree in mesh.split(',')]) == devices

@@ -46,12 +46,14 @@ def run_script(function: Callable[[], object], resumes: bool = False) -> None:
     except KeyboardInterrupt:
         write_line('stopped' + '; the same command continues from the last checkpoint' * resumes, sys.stderr)
         processes.leave(exit_status.STOPPED)
-    except Exception as error:
+    except Exception as raised:
+        error = processes.explain(raised)
+        sentence = ' '.join(_sentence(error).split())
         if os.environ.get('LCT_TRACEBACK'):
             traceback.print_exc()
         else:
-            write_line('error: ' + ' '.join(_sentence(error).split()), sys.stderr)
-        processes.leave(getattr(error, 'exit_status', exit_status.ERROR))
+            write_line('error: ' + sentence, sys.stderr)
+        processes.leave(getattr(error, 'exit_status', exit_status.ERROR), sentence)
 
 
 def _sentence(error):

@@ -76,7 +76,7 @@ def differences(old: Mapping, new: Mapping) -> list[Change]:
     one change."""
     stages = old.get('stages', []), new.get('stages', [])
     common = min(map(len, stages))
-    values = [dict(_flat({**config, 'stages': own[:common]})) for config, own in zip((old, new), stages)]
+    values = [dict(flatten({**config, 'stages': own[:common]})) for config, own in zip((old, new), stages)]
     found = [Change(path, *(each.get(path, ABSENT) for each in values)) for path in sorted({*values[0],
                                                                                             *values[1]})]
     found += [Change(('stages', str(i)), *(own[i].get('name') if i < len(own) else ABSENT for own in stages))
@@ -100,7 +100,7 @@ def refusal(change: Change, old: Mapping, new: Mapping, step: int) -> str | None
 
 def training_fields(config: Mapping) -> dict[str, Any]:
     """The fields of a config, by name, on which the weights at the end of its run depend."""
-    return {'.'.join(path): value for path, value in _flat(config) if not listed(path, ANY_TIME)}
+    return {'.'.join(path): value for path, value in flatten(config) if not listed(path, ANY_TIME)}
 
 
 def steps_before(change: Change, old: Mapping, step: int) -> int:
@@ -141,13 +141,13 @@ def _matches(pattern, path):
     return len(pattern) == len(path) and all(one in ('*', name) for one, name in zip(pattern, path))
 
 
-def _flat(tree: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+def flatten(tree: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
     """(path, value) of every leaf; a list of plain values is one, and so is an empty dict."""
     if isinstance(tree, list) and tree and isinstance(tree[0], dict):
         tree = {str(i): value for i, value in enumerate(tree)}
     if isinstance(tree, dict) and (tree or not path):
         for key, value in tree.items():
-            yield from _flat(value, (*path, str(key)))
+            yield from flatten(value, (*path, str(key)))
     else:
         yield path, tree
 

@@ -30,7 +30,7 @@ from lct.train.metrics import Metrics, log, measured_peak
 from lct.train.placement import held_rows, place_batch, restore
 from lct.train.progress import StageProgress
 from lct.train.step import train_step
-from lct.train.stopping import Interrupted, stop_message
+from lct.train.stopping import Interrupted, loss_message, stop_message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +130,7 @@ class _Training:
         self.last_step = self.plan[-1].end
         self.tx, self.schedule = optimizers.make(run.optimizer), optimizers.schedule(run.stages)
         self.checkpoints = Checkpoints(f'{workdir}/checkpoints', run.keep_checkpoints)
+        processes.at_loss(lambda: loss_message(self.checkpoints.folder))
         self.peak = measured_peak(jnp.dtype(run.stages[0].memory.dtype or run.param_dtype))
         self.gate_log = gates.GateLog(f'{workdir}/gates.json')
         self.state, self.cursor, self.seconds, self.tokens, self.norms = None, None, 0.0, 0, ()

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from lct import processes, stop_signals, watchdog
 from lct.terminal import write_now
@@ -58,3 +59,12 @@ def stop_message(checkpoints: Checkpoints, step: int, last_step: int) -> str:
     reason = f' ({problem})' if problem else ''
     start = f'after step {saved}' if saved else 'from the start'
     return f'stopped after step {step} of {last_step}, not saved{reason}; the same command continues {start}'
+
+
+def loss_message(folder: str | Path) -> str:
+    """What is saved in a folder of checkpoints, for the line about a lost process; waits for nothing."""
+    folder = Path(folder)
+    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    if not steps:
+        return 'no checkpoint is complete yet; the same command starts again'
+    return f'checkpoints up to step {max(steps)} are complete, and the same command continues from there'

@@ -24,14 +24,17 @@ def lock_workdir(workdir: str | Path, config: dict[str, Any], may_change: bool =
       The open lock file, which holds the lock until it is closed; None in the other processes.
     Raises:
       ValueError: if workdir holds a run with another config (naming the differences), if another process has
-        locked it, or if the processes of this run have different configs.
+        locked it, or if the processes of this run have different configs or do not share the folder.
     """
     workdir = Path(workdir)
     config = json.loads(json.dumps(config))
-    processes.check_same(json.dumps(config, sort_keys=True), 'their config or the inputs that it names')
+    fields = {'.'.join(path): json.dumps(value) for path, value in changes.flatten(config)}
+    processes.check_same(fields, 'their config or the inputs that it names')
+    if processes.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+    processes.check_same_folder(workdir)
     if not processes.is_first():
         return None
-    workdir.mkdir(parents=True, exist_ok=True)
     lock = (workdir / 'lock').open('w')
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
