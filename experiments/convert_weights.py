@@ -38,7 +38,8 @@ def read_config(source, **overrides):
 
     overrides: arguments of llama_meta.config_from_params, for fields that Meta's params.json lacks.
     """
-    from lct.weights import json_files, llama_hf, llama_meta
+    from lct import json_files
+    from lct.weights import llama_hf, llama_meta
 
     name = format_of(source)
     if name == 'gguf':
@@ -90,8 +91,9 @@ def save_orbax(folder, config, params, *, dtype, tokenizer_from=None, overwrite=
     import jax
     import orbax.checkpoint as ocp
 
+    from lct import json_files
     from lct.models import llama
-    from lct.weights import folders, json_files, llama_hf, streaming
+    from lct.weights import folders, llama_hf, streaming
 
     streaming.check_params(config, params)
     nbytes = llama.num_params(config) * jax.numpy.dtype(dtype).itemsize

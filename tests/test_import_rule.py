@@ -10,7 +10,7 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'lct').rglo
 MAX_LINES = 400
 
 # What a module of the package may import from the package, besides its own folder.
-BELOW = ('ops', 'models', 'checksums', 'data', 'exit_status', 'files', 'sharding', 'processes',
+BELOW = ('ops', 'models', 'checksums', 'data', 'exit_status', 'files', 'json_files', 'sharding', 'processes',
          'stop_signals', 'terminal', 'text', 'watchdog')
 MAY_IMPORT = {
     'sharding': (),
@@ -28,8 +28,9 @@ MAY_IMPORT = {
                   'terminal'),
     'checksums': (),
     'files': (),
+    'json_files': (),
     'text': (),
-    'data': ('checksums', 'files', 'text'),
+    'data': ('checksums', 'files', 'json_files', 'text'),
     'ops': ('text',),
     'models': ('ops', 'sharding', 'text'),
     'weights': BELOW,
@@ -45,8 +46,8 @@ HOMES = {
     'orbax': 'lct/train/',
     'tensorboardX': 'lct/train/',
 }
-NO_JAX = ('checksums', 'data', 'exit_status', 'files', 'last_resort', 'stop_signals', 'terminal',
-          'text', 'watchdog')  # numpy alone
+NO_JAX = ('checksums', 'data', 'exit_status', 'files', 'json_files', 'last_resort', 'stop_signals',
+          'terminal', 'text', 'watchdog')  # numpy alone
 JAX = ('jax', 'jaxlib', 'flax')
 
 

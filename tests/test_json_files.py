@@ -9,7 +9,8 @@ import time
 import pytest
 import tiny_hf
 
-from lct.weights import json_files, llama_hf, safetensors_files
+from lct import json_files
+from lct.weights import llama_hf, safetensors_files
 
 
 @pytest.fixture

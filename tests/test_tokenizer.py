@@ -6,7 +6,7 @@ import pytest
 import tokenizers as library
 
 from lct.data import tokenizer as tokenizers
-from lct.data import tokenizer_json
+from lct.data import tokenizer_files, tokenizer_json
 
 TEXTS = ['', 'Hello world!', "it's 12345.\n\n  def f(x):\n\treturn x", 'naïve 北京 🙂 \x00',
          '<|end_of_text|> </s>']
@@ -159,8 +159,61 @@ def test_errors_say_what_to_do(tmp_path, trained):
     (tmp_path / 'tokenizer.model').write_bytes(b'QQ== 0\nQg== 2\n')
     with pytest.raises(ValueError, match=r'ranks are not 0\.\.1'):
         tokenizers.load(tmp_path / 'tokenizer.model')
+    (tmp_path / 'tokenizer.model').write_bytes(b'QQ== 0\nQg== 1\n')
+    with pytest.raises(ValueError, match='has no token for 254 of the 256 bytes, such as 0; fetch it again'):
+        tokenizers.load(tmp_path / 'tokenizer.model')
     (tmp_path / 'tokenizer.json').write_text('{')
     with pytest.raises(ValueError, match='is not valid JSON'):
+        tokenizers.load(tmp_path)
+
+
+def nested(levels):
+    return '[' * levels + ']' * levels
+
+
+@pytest.mark.parametrize('old, new, message', [
+    ('"version": "1.0"', '"version": ' + nested(101), 'nested more than 100 deep'),
+    ('"version": "1.0"', '"version": ' + nested(99_999), 'not valid JSON'),
+    ('"version": "1.0"', '"version": ' + '9' * 5000, '5000 digits'),
+    ('"version": "1.0"', '"version": 1, "version": 1', "names 'version' twice"),
+    ('"version": "1.0"', '"version": "1.0", "normalizer": 5', 'names .normalizer. twice'),
+    ('"normalizer": null', '"normalizer": 5', 'is not a tokenizer.json of the tokenizers library'),
+    ('"type": "BPE"', '"type": "Spiral"', 'is not a tokenizer.json of the tokenizers library'),
+    ('"Regex": "', '"Regex": "(', 'is not a tokenizer.json of the tokenizers library .Onig'),
+    ('"id": 0', '"id": 4294967296', 'is not a tokenizer.json of the tokenizers library'),
+])
+def test_a_damaged_tokenizer_json_is_refused_in_one_sentence(trained, tmp_path, old, new, message):
+    text = json.dumps(json.loads(trained[1].read_text()))
+    assert old in text
+    path = tmp_path / 'tokenizer.json'
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match=message) as error:
+        tokenizers.load(tmp_path)
+    assert str(path) in str(error.value) and '\n' not in str(error.value) and len(str(error.value)) < 700
+
+
+def test_panics_of_the_library_are_errors():
+    class PanicException(BaseException):
+        pass
+
+    with pytest.raises(ValueError, match=r'a/b fails \(Onig: retry limit over\); give the tokenizer of'):
+        with tokenizer_files.library_errors('a/b', 'fails'):
+            raise PanicException('Onig: retry\nlimit over')
+    with pytest.raises(KeyboardInterrupt), tokenizer_files.library_errors('a/b', 'fails'):
+        raise KeyboardInterrupt
+
+
+def test_a_pattern_that_takes_long_is_refused(trained, monkeypatch):
+    monkeypatch.setattr(tokenizers, 'SLOW_S', -1)
+    with pytest.raises(ValueError, match='takes 0.0 s for a text of 2 times .a.; its regex is broken'):
+        tokenizers.load(trained[1])
+
+
+@pytest.mark.parametrize('value', [True, -1, 600, 10**400, 0.5, [], {}, [[0]], {'content': 700}, '\ud800'])
+def test_bos_is_a_token_or_an_id(trained, tmp_path, value):
+    (tmp_path / 'tokenizer.json').write_bytes(trained[1].read_bytes())
+    (tmp_path / 'config.json').write_text(json.dumps({'bos_token_id': value}))
+    with pytest.raises(ValueError, match='config.json has bos_token_id .*, which is neither a token nor'):
         tokenizers.load(tmp_path)
 
 

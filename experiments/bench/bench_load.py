@@ -29,7 +29,8 @@ def write_folder(folder, config, random):
     """A bf16 folder of a config, with random numbers or with holes."""
     import numpy as np
 
-    from lct.weights import json_files, llama_hf, safetensors_files
+    from lct import json_files
+    from lct.weights import llama_hf, safetensors_files
 
     folder.mkdir(parents=True)
     json_files.write_json(folder / 'config.json', llama_hf.config_to_json(config))

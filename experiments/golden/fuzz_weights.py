@@ -24,8 +24,9 @@ import time
 import numpy as np
 import tiny_hf
 
+from lct import json_files
 from lct.cli.main import check_positive, run_script
-from lct.weights import json_files, llama_hf, llama_meta, safetensors_files, torch_files
+from lct.weights import llama_hf, llama_meta, safetensors_files, torch_files
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[2] / 'tests' / 'golden'
 SECONDS, BYTES = 1.0, 2**30  # limits of CPU time for a case, and of address space for the run

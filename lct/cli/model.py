@@ -46,8 +46,7 @@ def model_fingerprint(folder: str | Path, workdir: Path) -> dict[str, Any]:
     All bytes are read unless the folder has a manifest or workdir the result of an earlier call, by the first
     process alone; the others wait for its number.
     """
-    from lct import processes
-    from lct.weights import json_files
+    from lct import json_files, processes
 
     folder = Path(folder)
     out = {}
@@ -153,18 +152,22 @@ def _load_template(folder) -> 'ChatTemplate | None':
 
     try:
         return chat_template.load(folder)
-    except ValueError as error:  # a base model has none
+    except chat_template.MissingTemplate as error:  # a base model has none; an invalid one is an error
         print(f'note: prompts are plain text: {error}', file=sys.stderr)
         return None
 
 
 def _read_eos_ids(folder):
     """The tokens that end a turn, from the configs of the model and of its generation."""
-    from lct.weights import json_files
+    from lct import json_files
 
     eos = set()
     for name in ('config.json', 'generation_config.json'):
         if (folder / name).is_file():
             found = json_files.read_json(folder / name).get('eos_token_id')
-            eos |= set(found if isinstance(found, list) else [found]) - {None}
+            for one in found if isinstance(found, list) else [found]:
+                if one is not None and (type(one) is not int or one < 0):
+                    raise ValueError(f'{folder / name} has eos_token_id {json_files.short_repr(found)}, '
+                                     'which is neither an id nor a list of ids; correct it')
+                eos |= {one} - {None}
     return tuple(sorted(eos))

@@ -14,9 +14,11 @@ from typing import Any
 
 import jinja2
 
+from lct import json_files
 from lct.data.template_environment import Environment, limited, make_strftime
 from lct.data.template_limits import MAX_DEPTH, LimitExceeded
 from lct.data.tokenizer import Tokenizer
+from lct.json_files import short_repr
 
 TOKENS = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
 PRIVATE_USE = range(0xE000, 0xF900)
@@ -101,27 +103,32 @@ class ChatTemplate:
         return tokenizer.encode_special(self.render(escape(messages), **escape(options)), drop=separator)
 
 
+class MissingTemplate(ValueError):
+    """A folder without any chat template: that of a base model."""
+
+
 def load(folder: str | Path, name: str = 'default') -> ChatTemplate:
     """The ChatTemplate of a Hugging Face folder; name selects one where there are several.
 
     Raises:
-      ValueError: if the folder has no template of that name.
+      MissingTemplate: if the folder has none at all.
+      ValueError: if none has that name, or if it is invalid.
     """
     folder = Path(folder)
     settings = _read_object(folder / 'tokenizer_config.json')
     tokens = _token_spellings(settings)
     path = folder / 'chat_template.jinja'
     if path.is_file() and name == 'default':
-        return ChatTemplate(path.read_text(encoding='utf-8'), tokens, str(path))
+        return ChatTemplate(_read_text(path), tokens, str(path))
     for path, values in ((folder / 'chat_template.json', _read_object(folder / 'chat_template.json')),
                          (folder / 'tokenizer_config.json', settings)):
-        templates = _templates(values.get('chat_template'))
-        if isinstance(templates.get(name), str):
+        templates = _templates(values.get('chat_template'), path)
+        if name in templates:
             return ChatTemplate(templates[name], tokens, f'chat_template {name!r} of {path}')
         if templates:
-            raise ValueError(f'{path} has the chat templates {sorted(map(str, templates))}, and none is a '
-                             f'string named {name!r}')
-    raise ValueError(f'{folder} has no chat template (chat_template.jinja, or chat_template in '
+            raise ValueError(f'{path} has the chat templates {short_repr(sorted(templates))}, and none is '
+                             f'named {name!r}; correct the file or ask for one of them')
+    raise MissingTemplate(f'{folder} has no chat template (chat_template.jinja, or chat_template in '
                      'tokenizer_config.json): it is a base model; take the template of its instruct version')
 
 
@@ -136,13 +143,19 @@ def _token_spellings(settings: dict[str, Any]) -> dict[str, str]:
     return tokens
 
 
-def _templates(value: Any) -> dict[Any, Any]:
+def _templates(value: Any, path: Path) -> dict[str, str]:
     """{name: template} of a field chat_template: a list of named templates, one without a name, or None."""
     if value is None:
         return {}
+    pairs = [('default', value)]
     if isinstance(value, list):
-        return {one.get('name'): one.get('template') for one in value if isinstance(one, dict)}
-    return {'default': value}
+        pairs = [(one.get('name'), one.get('template')) if isinstance(one, dict) else (one, None)
+                 for one in value]
+    for name, template in pairs:
+        if not isinstance(name, str) or not isinstance(template, str):
+            raise ValueError(f'{path} has a chat_template {short_repr(name)} that is {short_repr(template)} '
+                             'instead of a name and text; correct the file')
+    return dict(pairs)
 
 
 def _shorten(message: Any) -> str:
@@ -170,12 +183,13 @@ def _plain(value: Any, name: str, depth: int = 0) -> Any:
 
 def _read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; {} if the file is missing."""
-    if not path.is_file():
-        return {}
+    return json_files.read_json(path) if path.is_file() else {}
+
+
+def _read_text(path: Path) -> str:
+    with path.open('rb') as file:
+        content = file.read(4 * MAX_SOURCE + 1)  # no more of a large file than shows that it is one
     try:
-        values = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise ValueError(f'{path} is not valid JSON ({error}); fetch it again') from None
-    if not isinstance(values, dict):
-        raise ValueError(f'{path} must hold a JSON object')
-    return values
+        return content.decode('utf-8')
+    except UnicodeDecodeError:
+        raise ValueError(f'{path} is not UTF-8 text of a chat template; copy it again') from None

@@ -3,15 +3,18 @@
 No method adds a special token, and only encode_special recognises one that is spelled in the text.
 """
 
-import base64
 import hashlib
 import importlib.util
 import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+from lct.data import tokenizer_files
+from lct.data.tokenizer_files import library_errors
 
 # Llama-3's pre-tokenization. `train` changes only the number of digits that stay together.
 LLAMA3_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -23,6 +26,10 @@ LLAMA3_SPECIALS = (
     '<|eom_id|>', '<|eot_id|>', '<|python_tag|>', *(f'<|reserved_special_token_{i}|>' for i in range(3, 248)))
 BOS_NAMES = ('<|begin_of_text|>', '<s>')
 EOS_NAMES = ('<|end_of_text|>', '</s>')
+# Texts on which patterns with catastrophic backtracking take long, and others some milliseconds.
+PROBES = ('a', '7', ' ', '.', '\n', 'Ab', 'a ', "a'")
+PROBE_SIZES = tuple(2**i for i in range(10))
+SLOW_S = 1.0
 
 
 class Tokenizer:
@@ -123,34 +130,50 @@ class JsonTokenizer(Tokenizer):
 
     def __init__(self, path: Path):
         import tokenizers
-        definition = _read_json(path)
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library has no narrower class
-            raise ValueError(f'{path} is not a tokenizer.json of the tokenizers library ({error}); give the '
-                             "tokenizer.json of the model, or 'bytes'") from error
-        # A file may state the truncation and padding of somebody's run; both would change the ids.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        # '<|end_of_text|>' inside a document is text about tokenizers, not the end of the document.
-        self._tokenizer.encode_special_tokens = True
-        id_of = self._tokenizer.token_to_id
-        added = self._tokenizer.get_added_tokens_decoder()
-        super().__init__(max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
-                         _special_id(path.parent, 'bos', BOS_NAMES, id_of),
-                         _special_id(path.parent, 'eos', EOS_NAMES, id_of),
-                         json.dumps(definition, sort_keys=True).encode(),
-                         {token.content: i for i, token in added.items() if token.special})
+        definition = tokenizer_files.read_json(path)
+        self._path = path
+        with library_errors(path, 'is not a tokenizer.json of the tokenizers library'):
+            library = self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            # A file may state the truncation and padding of somebody's run; both would change the ids.
+            library.no_truncation()
+            library.no_padding()
+            # '<|end_of_text|>' inside a document is text about tokenizers, not the end of the document.
+            library.encode_special_tokens = True
+            added = library.get_added_tokens_decoder()
+            vocab_size = max(library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if not vocab_size:
+            raise ValueError(f"{path} has no tokens; give the tokenizer.json of the model, or 'bytes'")
+        ids = [tokenizer_files.special_id(path.parent, kind, names, library.token_to_id, vocab_size)
+               for kind, names in (('bos', BOS_NAMES), ('eos', EOS_NAMES))]
+        super().__init__(vocab_size, *ids, json.dumps(definition, sort_keys=True).encode(),
+                         {token.content: i for i, token in added.items() if token.special and token.content})
+        self._check_speed()
+
+    def _check_speed(self) -> None:
+        """Refuse a tokenizer whose patterns take seconds for a short text: they would for any corpus."""
+        start = time.thread_time()
+        for size in PROBE_SIZES:
+            for one in PROBES:
+                self.encode(one * size + '!\n' + one * size)
+                if (seconds := time.thread_time() - start) > SLOW_S:
+                    raise ValueError(
+                        f'{self._path} takes {seconds:.1f} s for a text of {2 * size} times {one!r}; its '
+                        "regex is broken or hostile, so give the tokenizer of the model's publisher")
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with library_errors(self._path, f'cannot encode a text of {len(text):,} characters'):
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         # 'fast': without offsets, which are not needed
-        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        texts = list(texts)
+        with library_errors(self._path, f'cannot encode {len(texts)} texts'):
+            return [e.ids for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        ids = [int(i) for i in ids]
+        with library_errors(self._path, f'cannot decode {len(ids)} ids'):
+            return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
 class TiktokenTokenizer(Tokenizer):
@@ -158,12 +181,16 @@ class TiktokenTokenizer(Tokenizer):
 
     def __init__(self, path: Path):
         import tiktoken
-        content = path.read_bytes()
-        ranks = read_mergeable_ranks(path, content)
+        content = tokenizer_files.read_bytes(path)
+        ranks = tokenizer_files.read_mergeable_ranks(path, content)
+        if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+            raise ValueError(f'{path} has no token for {len(missing)} of the 256 bytes, such as '
+                             f'{missing[0]}; fetch it again')
         self._num_plain = len(ranks)
         special_tokens = {name: len(ranks) + i for i, name in enumerate(LLAMA3_SPECIALS)}
-        self._encoding = tiktoken.Encoding(path.name, pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks,
-                                           special_tokens=special_tokens)
+        with library_errors(path, 'is not a tokenizer.model of the library tiktoken'):
+            self._encoding = tiktoken.Encoding(path.name, pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks,
+                                               special_tokens=special_tokens)
         super().__init__(len(ranks) + len(special_tokens), len(ranks), len(ranks) + 1, content,
                          special_tokens)
 
@@ -256,55 +283,6 @@ def train(texts: Iterable[str], vocab_size: int, path: str | os.PathLike,
     path.parent.mkdir(parents=True, exist_ok=True)
     library.save(str(path))
     return JsonTokenizer(path)
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise ValueError(f'{path} is not valid JSON ({error}); fetch it again') from error
-
-
-def _special_id(folder: Path, kind: str, common_names: Sequence[str],
-                id_of: Callable[[str], int | None]) -> int | None:
-    """The id of bos or eos, from the files next to tokenizer.json (null: none) or by a common name."""
-    for file, field in (('tokenizer_config.json', f'{kind}_token'), ('config.json', f'{kind}_token_id')):
-        stated = _read_json(folder / file) if (folder / file).is_file() else {}
-        if field not in stated:
-            continue
-        value = stated[field]
-        if isinstance(value, dict):
-            value = value['content']
-        if isinstance(value, list):
-            value = value[0]
-        if value is None or isinstance(value, int):
-            return value
-        if id_of(value) is None:
-            raise ValueError(f'{folder / file} names {field} {value!r}, which tokenizer.json does not have; '
-                             'correct one of the two files')
-        return id_of(value)
-    return next((id_of(name) for name in common_names if id_of(name) is not None), None)
-
-
-def read_mergeable_ranks(path: Path, content: bytes) -> dict[bytes, int]:
-    """{token bytes: rank} of the content of Meta's tokenizer.model at path.
-
-    Raises:
-      ValueError: if it is another file.
-    """
-    ranks = {}
-    for number, line in enumerate(content.splitlines(), 1):
-        try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except ValueError:
-            raise ValueError(f"{path} line {number} is not 'base64 rank': this is not Meta's Llama-3 "
-                             'tokenizer.model (perhaps a SentencePiece model); use the tokenizer.json of the '
-                             'checkpoint') from None
-    if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
-        raise ValueError(f'{path} holds {len(ranks)} tokens whose ranks are not '
-                         f'0..{len(ranks) - 1}; fetch it again')
-    return ranks
 
 
 def _cut_points(text: str, start: int, stop: int) -> tuple[Iterator[int], Iterator[int]]:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lct.data.tokenizer import LLAMA3_PATTERN, LLAMA3_SPECIALS, read_mergeable_ranks
+from lct.data.tokenizer import LLAMA3_PATTERN, LLAMA3_SPECIALS
+from lct.data.tokenizer_files import read_bytes, read_mergeable_ranks
 
 BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True}
 LLAMA3 = [{'type': 'Split', 'pattern': {'Regex': LLAMA3_PATTERN}, 'behavior': 'Isolated', 'invert': False},
@@ -60,7 +61,7 @@ def from_tiktoken(path: str | os.PathLike) -> dict[str, Any]:
     becomes a merge.
     """
     path = Path(path)
-    ranks = read_mergeable_ranks(path, path.read_bytes())
+    ranks = read_mergeable_ranks(path, read_bytes(path))
     merges = sorted((rank, ranks[token[:cut]], ranks[token[cut:]])
                     for token, rank in ranks.items() for cut in range(1, len(token))
                     if token[:cut] in ranks and token[cut:] in ranks)

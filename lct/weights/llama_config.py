@@ -7,9 +7,9 @@ Both are read, and both are written.
 
 from typing import Any
 
+from lct.json_files import short_repr
 from lct.models.llama import LlamaConfig
 from lct.ops.rope import NEED_ORIGINAL, TYPES, RopeConfig
-from lct.weights.json_files import short_repr
 
 MAX_LAYERS, MAX_SIZE = 10_000, 2**31 - 1  # larger sizes are mistakes, found before any work is done with them
 

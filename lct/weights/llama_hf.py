@@ -10,10 +10,11 @@ import re
 import shutil
 from typing import Any
 
+from lct import json_files
+from lct.json_files import short_repr
 from lct.models.llama import LlamaConfig, Params
-from lct.weights import folders, json_files, mapping, safetensors_files, streaming
+from lct.weights import folders, mapping, safetensors_files, streaming
 from lct.weights.folders import check_writable
-from lct.weights.json_files import short_repr
 from lct.weights.llama_config import config_from_json, config_to_json
 from lct.weights.tensors import DTYPES, FLOATS, Matrix, Tensor, check_dtype, equal
 

@@ -14,9 +14,10 @@ import re
 import shutil
 from typing import Any
 
+from lct import json_files
+from lct.json_files import short_repr
 from lct.models.llama import LlamaConfig, Params
-from lct.weights import folders, json_files, manifest, streaming, torch_files
-from lct.weights.json_files import short_repr
+from lct.weights import folders, manifest, streaming, torch_files
 from lct.weights.llama_meta_config import config_from_params, params_from_config
 from lct.weights.mapping import checkpoint_shapes, tensor_names
 from lct.weights.tensors import DTYPES, FLOATS, Matrix, Tensor, check_dtype, equal

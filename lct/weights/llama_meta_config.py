@@ -4,9 +4,9 @@ either understood or refused."""
 import dataclasses
 from typing import Any
 
+from lct.json_files import short_repr
 from lct.models.llama import LlamaConfig
 from lct.ops.rope import RopeConfig
-from lct.weights.json_files import short_repr
 from lct.weights.llama_config import check_sizes, is_number, read_required, refuse_unknown
 
 REQUIRED = {'dim': 'embed_dim', 'n_layers': 'num_layers', 'n_heads': 'num_heads', 'vocab_size': 'vocab_size'}

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lct.checksums import RangeCheck, chunk_crc32s, num_chunks, total_crc32
-from lct.weights.json_files import read_json, short_repr, write_json
+from lct.json_files import read_json, short_repr, write_json
 from lct.weights.tensors import FLOATS, Tensor
 
 NAME = 'lct_manifest.json'

@@ -13,8 +13,8 @@ import re
 import numpy as np
 
 from lct import files
+from lct.json_files import MAX_BYTES, parse_object, read_json, short_repr
 from lct.weights import manifest
-from lct.weights.json_files import MAX_BYTES, parse_object, read_json, short_repr
 from lct.weights.tensors import FLOATS, Tensor
 
 ITEMSIZES = {

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lct.json_files import short_repr
 from lct.weights import zip_files
-from lct.weights.json_files import short_repr
 from lct.weights.tensors import FLOATS, Tensor, contiguous_strides
 
 STORAGES = {'torch FloatStorage': 'F32', 'torch HalfStorage': 'F16', 'torch BFloat16Storage': 'BF16'}

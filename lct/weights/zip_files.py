@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from lct import files
-from lct.weights.json_files import short_repr
+from lct.json_files import short_repr
 
 MAX_TABLE = 2**19  # bytes of a directory or of a pickle; a 405B model needs a quarter
 ALIGNMENT = 64

@@ -6,20 +6,22 @@ import os
 from typing import Any
 
 MAX_BYTES = 4_000_000  # the index of a 405B model takes about 100 kB, a header of safetensors 150 kB
+MAX_DEPTH = 100  # of lists and objects; 12 in a tokenizer.json
 MAX_DIGITS = 500  # Python prints no integer of more than 4300, which the product of a shape might have
 
 
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
+def read_json(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-      ValueError: if the file is missing, too large, not valid JSON, not an object, or has a key twice.
+      ValueError: if the file is missing, too large, not valid JSON, not an object, has a key twice, or is
+        nested too deep.
     """
     try:
         size = os.path.getsize(path)
-        if size > MAX_BYTES:
+        if size > max_bytes:
             raise ValueError(
-                f'{path} has {size} bytes, too many for a description of a model (at most {MAX_BYTES}); '
+                f'{path} has {size} bytes, too many for a description of a model (at most {max_bytes}); '
                 'copy it again')
         with open(path, encoding='utf-8') as file:
             return parse_object(file.read(), path)
@@ -49,7 +51,19 @@ def parse_object(text: str, path: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f'{path} is not valid JSON ({error}); copy it again') from None
     if not isinstance(value, dict):
         raise ValueError(f'{path} must hold a JSON object, got {type(value).__name__}; copy it again')
+    _check_depth(value, path)
     return value
+
+
+def _check_depth(value, path):
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f'{path} is nested more than {MAX_DEPTH} deep; '
+                             'copy it again')
+        inside = (child for one in level for child in (one.values() if isinstance(one, dict) else one))
+        level = [child for child in inside if isinstance(child, (dict, list)) and child]
 
 
 def short_repr(value: Any) -> str:

@@ -1,0 +1,96 @@
+"""The files of a tokenizer, which may come from anyone: read strictly, with one sentence for an error."""
+
+import base64
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lct import json_files
+from lct.json_files import short_repr
+
+MAX_BYTES = 200_000_000  # of the largest published ones 35 MB
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object of tokenizer.json or of a file next to it. Raises ValueError as json_files does."""
+    return json_files.read_json(path, MAX_BYTES)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. Raises ValueError for one that is too large for a tokenizer."""
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f'{path} has {path.stat().st_size:,} bytes, too many for a tokenizer (at most '
+                         f'{MAX_BYTES:,}); copy it again')
+    return path.read_bytes()
+
+
+@contextlib.contextmanager
+def library_errors(path: Path, failure: str) -> Iterator[None]:
+    """Around calls of a library in Rust: its exceptions and panics become a ValueError about the file.
+
+    failure: completes '{path} {failure}'.
+    """
+    try:
+        yield
+    except BaseException as error:  # a panic is not an Exception, and its class cannot be imported
+        if not isinstance(error, Exception) and type(error).__name__ != 'PanicException':
+            raise
+        message = ' '.join(str(error).split())
+        raise ValueError(f"{path} {failure} ({message[:300]}); give the tokenizer of the model's "
+                         "publisher, or 'bytes'") from None
+
+
+def special_id(folder: Path, kind: str, common_names: Sequence[str], id_of: Callable[[str], int | None],
+               vocab_size: int) -> int | None:
+    """The id of bos or eos, from the files next to tokenizer.json (null: none) or by a common name.
+
+    Raises:
+      ValueError: if a file names a token or an id that tokenizer.json does not have.
+    """
+    for file, field in (('tokenizer_config.json', f'{kind}_token'), ('config.json', f'{kind}_token_id')):
+        stated = read_json(folder / file) if (folder / file).is_file() else {}
+        if field not in stated:
+            continue
+        value = stated[field]
+        if isinstance(value, dict):
+            value = value.get('content', value)
+        if isinstance(value, list) and value:
+            value = value[0]
+        if value is None:
+            return None
+        found = id_of(value) if isinstance(value, str) and _is_text(value) else value
+        if found is None:
+            raise ValueError(f'{folder / file} names {field} {short_repr(value)}, which tokenizer.json does '
+                             'not have; correct one of the two files')
+        if type(found) is not int or not 0 <= found < vocab_size:
+            raise ValueError(f'{folder / file} has {field} {short_repr(value)}, which is neither a token nor '
+                             f'an id below {vocab_size}, the size of the vocabulary; correct it')
+        return found
+    return next((id_of(name) for name in common_names if id_of(name) is not None), None)
+
+
+def _is_text(value: str) -> bool:
+    """Whether a string can be encoded: JSON may spell halves of surrogate pairs."""
+    return not any('\ud800' <= character <= '\udfff' for character in value)
+
+
+def read_mergeable_ranks(path: Path, content: bytes) -> dict[bytes, int]:
+    """{token bytes: rank} of the content of Meta's tokenizer.model at path.
+
+    Raises:
+      ValueError: if it is another file.
+    """
+    ranks = {}
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError:
+            raise ValueError(f"{path} line {number} is not 'base64 rank': this is not Meta's Llama-3 "
+                             'tokenizer.model (perhaps a SentencePiece model); use the tokenizer.json of the '
+                             'checkpoint') from None
+    if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
+        raise ValueError(f'{path} holds {len(ranks)} tokens whose ranks are not '
+                         f'0..{len(ranks) - 1}; fetch it again')
+    return ranks
