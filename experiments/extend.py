@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lct import exit_status, processes, sharding, watchdog
+from lct.cli import memory_check
 from lct.cli.config import as_plain, make_run, parse_args, setup_devices, windowed
 from lct.cli.corpus import check_documents, corpus_identity, open_corpus, record_documents
 from lct.cli.main import run_script
@@ -118,6 +119,8 @@ def check(config, workdir):
     tokenizers.check_vocab_size(tokenizer, base.vocab_size)
     start = windowed(base, config)
     stages.configs(settings.stages, start)
+    if config.get('check_memory', True):
+        memory_check.check(settings, start)
     for warning in stage_warnings(settings.stages, base, settings.param_dtype):
         log(f'WARNING: {warning}')
     if start.window is not None:
@@ -193,8 +196,9 @@ def extend(job, stop_requested):
 
     with watchdog.phase('evaluation'):
         base = before_after.measure(evaluation, 'base', job.base, load, job.workdir, job.mesh)
-    config, params, summary = loop.train(
-        job.settings, job.start, load, job.rows, job.workdir, stop_requested, gate_scores)
+    with memory_check.explained(job.settings, job.start):
+        config, params, summary = loop.train(
+            job.settings, job.start, load, job.rows, job.workdir, stop_requested, gate_scores)
     trained = {'training': changes.training_fields(as_plain(job.config))}
     with watchdog.phase('evaluation'):
         extended = before_after.measure(

@@ -22,6 +22,9 @@ if TYPE_CHECKING:  # imported where they are used: wrong flags are reported befo
 
 RUN_FIELDS = ('param_dtype', 'checkpoint_every', 'keep_checkpoints', 'max_skips_in_row', 'spike_factor',
               'spike_window')
+# Fields that --set may give to a config that lacks them, with their defaults
+OPTIONAL = {'check_memory': True, 'keep_checkpoints': 2, 'max_skips_in_row': 5, 'param_dtype': 'float32',
+            'spike_factor': 0.0, 'spike_window': 64}
 
 
 def parse_args(description: str, default_config: str | Path,
@@ -79,6 +82,8 @@ def set_field(config: ConfigDict, override: str) -> None:
     """
     key, equals, text = override.partition('=')
     *parents, last = key.split('.')
+    if key in OPTIONAL and key not in config:
+        config[key] = OPTIONAL[key]
     try:
         node = config
         for name in parents:

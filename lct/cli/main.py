@@ -62,6 +62,11 @@ def _sentence(error):
                 'folder')
     if isinstance(error, (ValueError, FloatingPointError, OSError)) or hasattr(error, 'exit_status'):
         return str(error)
+    if type(error).__name__ in ('JaxRuntimeError', 'XlaRuntimeError', 'MemoryError'):
+        from lct.train.memory_errors import is_out_of_memory, reason_of
+
+        if is_out_of_memory(error):
+            return f'out of memory ({reason_of(error)}); use more devices or shorter sequences'
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = (str(error).strip() or 'no message').splitlines()[0][:300]
     return (f'{type(error).__name__}: {text} ({place.filename}:{place.lineno}); LCT_TRACEBACK=1 shows the '

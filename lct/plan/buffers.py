@@ -10,8 +10,9 @@ experiments/checks/check_plan_memory.py lists those programs and the ones that w
 
 from typing import NamedTuple
 
+from lct.models import lora
 from lct.models.flops import layer_matmul_params
-from lct.plan.cost import FLOAT32, Step, num_params
+from lct.plan.cost import FLOAT32, WIDTH, Step, num_params
 
 # Fitted to programs compiled for CUDA, in float32 arrays of [tokens, D]: the working set of the backward of a
 # layer, that is the residual stream, q, k, v, out and their gradients.
@@ -86,6 +87,29 @@ def buffers(step: Step, platform: str = 'gpu') -> Buffers:
         'update': {'gradients, float32': share * FLOAT32},
     }
     return Buffers(stays, saved, phases, host)
+
+
+def with_adapter(needed: Buffers, step: Step, adapter: lora.Adapter) -> Buffers:
+    """The Buffers of a Step that trains a lora.Adapter, from those without. Not fitted to compiled programs.
+
+    Frozen weights have neither moments nor gradients; the working set of a layer is taken to be the same.
+    """
+    config, shards = step.config, step.devices / step.mesh[0]
+    trained, low_rank = lora.num_trained(config, adapter), lora.num_low_rank(config, adapter)
+    frozen = (num_params(config) + low_rank - trained) / shards
+    trained /= shards
+    stays = {name: size for name, size in needed.stays.items() if 'moment' not in name}
+    stays['weights'] = frozen * WIDTH[adapter.frozen_dtype or step.dtype] + trained * step.stored_width
+    stays['moments of AdamW'] = 2 * trained * FLOAT32
+    if step.accumulation > 1:
+        stays['gradients so far, float32'] = trained * FLOAT32
+    phases = {name: dict(sizes) for name, sizes in needed.phases.items()}
+    if not {'lm_head', 'embed'} & set(adapter.also_train):
+        for name in ('gradient of the head, float32', 'gradient of the head, one chunk'):
+            del phases['loss'][name]
+    phases['backward of a layer']['gradients'] = trained * FLOAT32
+    phases['update'] = {'gradients, float32': trained * FLOAT32}
+    return needed._replace(stays=stays, phases=phases)
 
 
 def _gradients(step, share):

@@ -1,0 +1,190 @@
+"""The plan of a run's memory against the memory of the devices: before it starts, and when it runs out."""
+
+import contextlib
+import dataclasses
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from lct.models.llama import LlamaConfig
+from lct.models.lora import Adapter
+from lct.plan import hardware, remedies
+from lct.plan.buffers import Buffers, buffers, with_adapter
+from lct.plan.cost import Step
+from lct.plan.search import USABLE
+from lct.plan.tables import GiB, memory_table
+from lct.train.loop import Run
+from lct.train.memory_errors import OutOfMemory
+from lct.train.metrics import log
+
+# experiments/checks/check_plan_memory.py: compiled programs need from 0.85 to 1.15 of what is predicted.
+ERROR = 1.15
+# Longer shards than those programs had need less than is predicted, down to a factor of 1.8; so do programs
+# for CPUs, to which nothing was fitted.
+LONG_SHARD, LONG_ERROR = 2**17, 1.8
+SPEEDS = 'a100'  # of devices that the table of hardware lacks: only ratios of times are used
+TPUS = {'v5 lite': 'v5e', 'v5e': 'v5e', 'v5': 'v5p', 'v6': 'v6e', 'tpu7': 'v7', 'v4': 'v4'}
+COUNT = 3  # remedies that are named
+
+
+class TooLarge(ValueError):
+    """A stage cannot fit its devices; the message names the remedies."""
+
+
+def check(run: Run, config: LlamaConfig) -> None:
+    """Compare the predicted memory of every stage with the memory of this process's devices.
+
+    config: the LlamaConfig that is trained. A stage that is close to the limit is a WARNING; so is one beyond
+    it by less than the predictions may be wrong.
+
+    Raises:
+      TooLarge: for a stage that does not fit even if the prediction is as much too large as it ever was.
+    """
+    limit, refused = device_memory(), []
+    for index in range(len(run.stages)) if limit else ():
+        step = step_of(run, index, config)
+        peak = needed_by(run, step).peak
+        wrong_by = LONG_ERROR if step.local > LONG_SHARD or jax.default_backend() == 'cpu' else ERROR
+        if peak > wrong_by * limit:
+            refused.append(index)
+        elif peak * ERROR > limit:
+            log(f'WARNING: {_comparison(run, index, peak, limit)}; predictions are within 15%, and for CPUs '
+                f'and more than {LONG_SHARD:,} tokens a device up to {LONG_ERROR} times too large')
+    if refused:
+        raise _refusal(run, config, refused, limit)
+
+
+def _refusal(run, config, refused, limit):
+    """The TooLarge of the stages with the indices `refused`; prints the table of the first."""
+    index, *others = refused
+    step = step_of(run, index, config)
+    needed = needed_by(run, step)
+    log(memory_table(needed, dataclasses.replace(device_hardware(), memory=limit)))
+    more = f', nor do {", ".join(run.stages[i].name for i in others)}' if others else ''
+    return TooLarge(f'{_comparison(run, index, needed.peak, limit)} and does not fit{more}; '
+                    f'{advice(run, index, step, limit / ERROR)}; experiments/plan.py --recipe plans all '
+                    'stages anew, and --set check_memory=false starts the run as it is')
+
+
+def _comparison(run, index, peak, limit):
+    return (f'stage {run.stages[index].name} is predicted to need {peak / GiB:,.1f} GiB of a device that has '
+            f'{limit / GiB:,.1f}{_reserve(peak, limit)}')
+
+
+@contextlib.contextmanager
+def explained(run: Run, config: LlamaConfig) -> Iterator[None]:
+    """Around loop.train: memory that runs out ends in the plan's table of the step and in the remedies.
+
+    Raises:
+      TooLarge: in place of OutOfMemory.
+    """
+    try:
+        yield
+    except OutOfMemory as error:
+        step = step_of(run, error.stage, config)
+        needed, limit = needed_by(run, step), device_memory() or float('inf')
+        log(memory_table(needed, dataclasses.replace(device_hardware(), memory=limit)))
+        less = min(limit, needed.peak) / ERROR  # what was predicted was not enough
+        raise TooLarge(f'{error}; {advice(run, error.stage, step, less)}; with one of them the same command '
+                       'continues from the last checkpoint') from error
+
+
+def advice(run: Run, index: int, step: Step, limit: float) -> str:
+    """The cheapest remedies for a step that is to need at most limit bytes, as flags of extend.py."""
+    kind = dataclasses.replace(device_hardware(), memory=limit)
+    remats = [remat for remat in remedies.REMAT if remat != 'offload' or jax.default_backend() != 'cpu']
+    found = remedies.find(step, kind, lambda changed: needed_by(run, changed).peak, limit, remats)
+    texts = [f'{_flags(index, remedy.changes)} ({remedy.times:.2g}x the time)' for remedy in found[:COUNT]]
+    texts += _last_resorts(run, step, limit)[:COUNT - len(texts)]
+    return f'remedies, cheapest first: {", or ".join(texts)}' if texts else 'no single change suffices'
+
+
+def _flags(index, changes):
+    show = lambda value: ','.join(map(str, value)) if isinstance(value, tuple) else value
+    return ' '.join(f'--set stages.{index}.{name}={show(value)}' for name, value in changes.items())
+
+
+def _last_resorts(run, step, limit):
+    """Changes of the devices or of the training, as text: a ring of more devices, adapters, fewer tokens."""
+    data, fsdp, ring, tensor = step.mesh
+    sizes = lambda changed: needed_by(run, changed).peak
+    out = []
+    for factor in (2, 4, 8, 16, 32, 64):
+        longer = dataclasses.replace(step, mesh=(data, fsdp, factor * ring, tensor))
+        if step.seq_len % (2 * factor * ring * step.memory.ffn_chunks) == 0 and sizes(longer) <= limit:
+            out.append(f'a ring of {factor * ring} devices (mesh {",".join(map(str, longer.mesh))})')
+            break
+    adapter = Adapter(frozen_dtype='bfloat16')
+    if run.adapter is None and with_adapter(buffers(step), step, adapter).peak <= limit:
+        out.append('adapters in place of full training (config.adapter; another run)')
+    for shift in range(1, 12):
+        shorter = dataclasses.replace(step, seq_len=step.seq_len >> shift)
+        if sizes(shorter) <= limit:
+            out.append(f'a seq_len of {shorter.seq_len:,}')
+            break
+    return out
+
+
+def step_of(run: Run, index: int, config: LlamaConfig) -> Step:
+    """The planner's Step of a stage of a run."""
+    stage = run.stages[index]
+    return Step(config, stage.mesh, stage.seq_len, stage.batch_size, stage.accumulation, stage.memory,
+                run.param_dtype, stage.layout)
+
+
+def needed_by(run: Run, step: Step) -> Buffers:
+    """The predicted Buffers of a step of a run, with its adapter if it has one."""
+    needed = buffers(step, device_hardware().platform)
+    return needed if run.adapter is None else with_adapter(needed, step, run.adapter)
+
+
+def device_hardware() -> hardware.Hardware:
+    """The row of the planner's table for this process's devices, or one whose speeds stand in for theirs."""
+    kind = jax.local_devices()[0].device_kind.lower()
+    if jax.default_backend() == 'tpu':
+        return hardware.TABLE[next((row for sign, row in TPUS.items() if sign in kind), 'v5p')]
+    return hardware.TABLE[next((name for name in hardware.TABLE if name in kind.split()), SPEEDS)]
+
+
+def device_memory() -> float | None:
+    """Bytes that a device of this process has for the run, or None if they are not known.
+
+    Virtual CPU devices share what their host, its container or its limits still have.
+    """
+    device = jax.local_devices()[0]
+    if stats := device.memory_stats():
+        return stats.get('bytes_limit')
+    if device.platform != 'cpu':
+        return None
+    return host_memory() / jax.local_device_count()
+
+
+def host_memory() -> float:
+    """Bytes that this process may still take: of the machine, its control group, and its own limit."""
+    free = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
+    meminfo, group = Path('/proc/meminfo'), Path('/sys/fs/cgroup')
+    if meminfo.exists():
+        free += [1024 * int(line.split()[1]) for line in meminfo.read_text().splitlines()
+                 if line.startswith('MemAvailable:')]
+    try:
+        free.append(int((group / 'memory.max').read_text()) - int((group / 'memory.current').read_text()))
+    except (OSError, ValueError):  # no control group, or 'max'
+        pass
+    own, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if own != resource.RLIM_INFINITY:
+        statm = Path('/proc/self/statm')
+        pages = int(statm.read_text().split()[0]) if statm.exists() else 0
+        free.append(own - pages * os.sysconf('SC_PAGE_SIZE'))
+    return float(max(min(free), 0))
+
+
+def _reserve(peak, limit):
+    """Whether jax leaves memory of a GPU unused that a setting would give to it, as text."""
+    names = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')
+    share = float(next(filter(None, map(os.environ.get, names)), 0.75))
+    if jax.default_backend() != 'gpu' or share >= USABLE or peak > USABLE * limit / share:
+        return ''
+    return f' (jax takes {share:.0%} of its memory; {names[1]}={USABLE} in the environment gives it more)'
