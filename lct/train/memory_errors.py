@@ -9,11 +9,11 @@ SIGNS = ('RESOURCE_EXHAUSTED', 'Out of memory', 'bad_alloc', 'CUDA_ERROR_OUT_OF_
 
 
 class OutOfMemory(ValueError):
-    """A device or the host had no memory left for a step. stage: index into Run.stages. step: the first one
-    that is not known to be complete. reason: the allocator's own line."""
+    """A device or the host had no memory left for a step. stage: index into Run.stages. step: the last one
+    that may have been running. reason: the allocator's own line."""
 
     def __init__(self, stage: int, name: str, step: int, reason: str):
-        super().__init__(f'stage {name}: out of memory at step {step} ({reason})')
+        super().__init__(f'stage {name}: out of memory by step {step} ({reason})')
         self.stage, self.name, self.step, self.reason = stage, name, step, reason
 
 
