@@ -9,13 +9,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import tensorboardX
 
 from lct import files, processes
 from lct.models.flops import train_flops, visible_pairs
 from lct.models.llama import LlamaConfig
 from lct.models.lora import Adapter
 from lct.terminal import write_line
+from lct.train.metrics_writer import MetricsWriter
 from lct.train.stages import Stage
 
 
@@ -66,50 +66,62 @@ class Pace:
 
 class Metrics:
     """Writes metrics.jsonl and TensorBoard events under a folder, and progress lines on stdout. In a run of
-    several processes only the first writes."""
+    several processes only the first writes. Nothing here raises or waits for a disk, see MetricsWriter.
+
+    metrics.jsonl has one JSON object for every step; a number that is not finite is null.
+    """
 
     def __init__(self, folder: str | Path, first_step: int, line_every_s: float = 3.0):
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        first = processes.is_first()
-        self._events = tensorboardX.SummaryWriter(str(folder), purge_step=first_step + 1, write_to_disk=first)
-        self._path = folder / 'metrics.jsonl' if first else Path(os.devnull)
-        if self._path.is_file():  # drop what a killed run wrote beyond its last checkpoint
-            rows = [row for row in self._path.read_text().splitlines() if _step_of(row) <= first_step]
-            files.write_atomically(self._path, ''.join(row + '\n' for row in rows))
-        self._lines = self._path.open('a')
-        self._every, self._last_line = line_every_s, -float('inf')
+        self._every, self._last_line, self._writer = line_every_s, -float('inf'), None
+        if not processes.is_first():
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _drop_rows_after(folder / 'metrics.jsonl', first_step)
+        except OSError as error:
+            log(f'WARNING: {error.filename} cannot be written ({error.strerror}); training goes on')
+        self._writer = MetricsWriter(folder, first_step + 1, log)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record the scalars of one step."""
-        self._lines.write(json.dumps({'step': step, **values}) + '\n')
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._events.add_scalar(name, value, step)
+        if self._writer:
+            self._writer.add(step, values)
 
     def progress(self, text: str, force: bool = False) -> None:
         """Print a progress line; without force at most one in line_every_s seconds."""
         now = time.monotonic()
         if force or now - self._last_line >= self._every:
             self._last_line = now
-            self._lines.flush()
             log(text)
 
     def flush(self) -> None:
         """Hand all rows to the operating system: rows before a checkpoint must survive a kill after it."""
-        self._lines.flush()
-        self._events.flush()
+        if self._writer:
+            self._writer.flush()
 
     def close(self) -> None:
-        self._lines.close()
-        self._events.close()
+        if self._writer:
+            self._writer.close()
+
+
+def _drop_rows_after(path, step):
+    """Drop what a killed run wrote beyond its last checkpoint, and lines that are cut short or damaged."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    kept = b''.join(row + b'\n' for row in content.splitlines() if _step_of(row) <= step)
+    if content.startswith(kept):
+        os.truncate(path, len(kept))  # also on a full disk
+    else:
+        files.write_atomically(path, kept)
 
 
 def _step_of(row):
     try:
         return json.loads(row)['step']
-    except (ValueError, KeyError):
-        return 1 << 62  # a line cut short by the kill
+    except (ValueError, KeyError, TypeError):
+        return 1 << 62
 
 
 def log(text: str) -> None:
