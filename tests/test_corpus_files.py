@@ -44,6 +44,23 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize('pack', [bytes, gzip.compress])
+def test_a_line_of_json_is_never_loaded_beyond_a_limit(tmp_path, monkeypatch, pack):
+    monkeypatch.setattr(files, 'MAX_LINE', 1000)
+    monkeypatch.setattr(files, 'BLOCK', 100)
+    lines = [json.dumps({'text': 'x' * n}) for n in (2000, 5, 900, 3000, 7, 50_000)]
+    path = tmp_path / ('b.jsonl' + ('.gz' if pack is gzip.compress else ''))
+    for end in ('', '\n'):
+        path.write_bytes(pack(('\ufeff' + '\n'.join(lines) + end).encode()))
+        found = read(path)
+        assert [len(text.text) for text in found] == [0, 5, 900, 0, 7, 0]
+        assert found[0].error == (f'{path} line 1 has 2,013 bytes, and a line may have 1,000; cut it into '
+                                  'several records, or put its text into a file of its own')
+        assert ' line 4 has 3,013 bytes' in found[3].error
+        assert f' line 6 has {50_012 + len(end):,} bytes' in found[5].error
+        assert [text.name for text in found] == [f'{path.name}:{i}' for i in range(1, 7)]
+
+
 def test_folders_globs_and_names(folder):
     expected = [('web/b.jsonl.gz:1', 'web', 'line 0'), ('web/b.jsonl.gz:3', 'web', 'line 1'),
                 ('web/b.jsonl.gz:4', 'web', 'line 2'), ('web/deep/a.md', 'web', 'a\r\nb'),

@@ -159,7 +159,8 @@ def test_errors():
     for weights in ({'text': -1, 'copy': 2}, {'text': 0}, {'text': float('nan')}):
         with pytest.raises(ValueError, match='must be non-negative with a positive sum'):
             make(weights)
-    with pytest.raises(ValueError, match='document 1 has token id 4294967297 at 2, outside int32'):
-        make(documents=[[1], np.array([1, 2, 2**32 + 1])])
+    for wrong in (258, 259, -1, -100, 2**31, 2**32 + 1, 2**63 - 1):
+        with pytest.raises(ValueError, match=f'document 1 has token id {wrong} at 2, which is not in 0..257'):
+            make(documents=[[1], np.array([1, 2, wrong])])
     with pytest.raises(ValueError, match='document 0 is float64'):
         make(documents=[np.ones(3)])

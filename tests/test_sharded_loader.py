@@ -184,7 +184,8 @@ def test_ids_that_the_model_does_not_have_are_refused():
     store = MemoryStore([np.r_[np.arange(200), 300]])
     loader = ShardedLoader(StoreSource(store, BYTES), 1, 256)
     for _ in range(2):
-        with pytest.raises(ValueError, match=r'the store gives token id 300, which is not in 0\.\.257'):
+        with pytest.raises(ValueError, match=r"token 201 of document 0 \('.*'\) of the store "
+                           r'\(with its bos\) has id 300, which is not in 0\.\.257'):
             loader.next()
 
 

@@ -120,8 +120,10 @@ def test_another_tokenizer_plan_or_process_is_refused(tmp_path):
 def test_a_corpus_without_text_and_a_wrong_vocabulary_are_refused(tmp_path):
     with pytest.raises(ValueError, match='holds no text; it had 1 empty documents'):
         write(tmp_path / 'empty', [('a', 'a', np.zeros(0, np.int32))])
-    with pytest.raises(ValueError, match='ids from 0 to 300 are not all in a vocabulary of 300'):
-        write(tmp_path / 'large', [('a', 'a', np.array([0, 300]))])
+    for wrong in (300, 301, -1, -100, 2**63 - 1):
+        message = f"token 1 of document 'b' has id {wrong}, which is not in the vocabulary of 300"
+        with pytest.raises(ValueError, match=message):
+            write(tmp_path / 'large', [('a', 'a', np.array([0])), ('b', 'a', np.array([1, wrong]))])
     one = write(tmp_path / 'one', [('a', 'a', np.array([7]))])
     assert one.tokens(0, 0, 1).tolist() == [7] and one.tokens(0, 1, 1).tolist() == []
     assert not (tmp_path / 'empty').exists() and not (tmp_path / 'large').exists()

@@ -14,6 +14,7 @@ from lct.data import tokenizer
 from lct.data.corpus import files as corpus_files
 from lct.data.corpus import tokenize as tokenize_module
 from lct.data.corpus.tokenize import tokenize_corpus
+from lct.data.sequence import KINDS, TEXT
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = ROOT / 'experiments' / 'tokenize_corpus.py'
@@ -185,6 +186,10 @@ def test_corpora_and_options_that_are_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             tokenize_corpus(specs, 'bytes', tmp_path / 's', **{'workers': 1, **options})
     assert list(tmp_path.iterdir()) == [tmp_path / 'empty.txt']
+    for name in (TEXT, *KINDS):
+        with pytest.raises(ValueError, match=f"a source of the corpus is named '{name}', which in a mix"):
+            tokenize_corpus([f'{name}={ROOT / "README.md"}'], 'bytes', tmp_path / 's', workers=1)
+    assert not (tmp_path / 's.partial').exists()  # refused before any work
     assert 'give SOURCE, --tokenizer and --output' in script('--tokenizer', 'bytes').stderr
 
 

@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+TEXT = 'text'  # in the weights of a mixture: all sources in their own proportion
+KINDS = ('long', 'chat', 'recall', 'copy', 'forms')  # sequences made of random documents of the store
+
 
 class Sequence(NamedTuple):
     """P fragments, one after the other; a fragment is a range of tokens of one document.

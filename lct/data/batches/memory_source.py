@@ -49,7 +49,8 @@ class MemorySource:
         self.weights = weights or {'text': 1.0}
         names = range(len(documents)) if names is None else names
         self._names = [name for name, ids in zip(names, documents, strict=True) if len(ids)]
-        documents = [_as_ids(ids, number) for number, ids in enumerate(documents) if len(ids)]
+        documents = [_as_ids(ids, number, tokenizer.vocab_size) for number, ids in enumerate(documents)
+                     if len(ids)]
         if not documents:
             raise ValueError('the corpus has no tokens; give documents with text')
         # One array, to draw random stretches of text from; the documents are views of it.
@@ -238,14 +239,16 @@ class MemorySource:
         return [segment(ids, weights, self.tokenizer.bos_id)]
 
 
-def _as_ids(ids: Sequence[int] | np.ndarray, number: int) -> np.ndarray:
-    """int32 [n]. An id that does not fit is refused here, because a cast would turn it into another one."""
+def _as_ids(ids: Sequence[int] | np.ndarray, number: int, vocab_size: int) -> np.ndarray:
+    """int32 [n]. An id outside the vocabulary is refused here, because a cast or a device would turn it into
+    another one."""
     ids = np.asarray(ids)
     if ids.ndim != 1 or ids.dtype.kind not in 'iu':
         raise ValueError(f'document {number} is {ids.dtype} {list(ids.shape)}; '
                          'give a flat array of integer token ids')
-    if ids.dtype != np.int32 and (ids.min() < 0 or ids.max() > np.iinfo(np.int32).max):
-        at = int(np.argmax((ids < 0) | (ids > np.iinfo(np.int32).max)))
-        raise ValueError(f'document {number} has token id {ids[at]} at {at}, outside int32; '
-                         'tokenize it again')
+    wrong = (ids < 0) | (ids >= vocab_size)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise ValueError(f'document {number} has token id {ids[at]} at {at}, which is not in '
+                         f'0..{vocab_size - 1}; tokenize it again with the tokenizer of the model')
     return ids.astype(np.int32, copy=False)

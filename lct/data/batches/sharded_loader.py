@@ -149,17 +149,29 @@ class ShardedLoader(PrefetchingLoader):
         batch = ShardedBatch(sequences)
         for row, plan in self._read_plans.items():
             arrays = read(sequences[row], self._source.documents, plan.runs)
-            self._check(arrays['tokens'])
-            self._check(arrays['targets'])
+            self._check(arrays, sequences[row], plan.runs)
             for name, values in arrays.items():
                 shards = batch.setdefault(name, ShardedArray(values.dtype, self._seq_len))
                 for (start, stop), indices in plan.indices.items():
                     shards.add(row, start, stop, values[indices])
         return batch, self._source.state
 
-    def _check(self, ids: np.ndarray) -> None:
+    def _check(self, arrays: dict[str, np.ndarray], sequence: Sequence, runs: list[Run]) -> None:
         """Refuse ids outside the vocabulary: a device would silently clamp a wrong id."""
-        if ids.min() < 0 or ids.max() >= self._vocab_size:
-            wrong = ids.min() if ids.min() < 0 else ids.max()
-            raise ValueError(f'the store gives token id {wrong}, which is not in 0..{self._vocab_size - 1}; '
-                             "tokenize the corpus with the tokenizer of the model's checkpoint")
+        for name, later in (('tokens', 0), ('targets', 1)):
+            ids = arrays[name]
+            if ids.min() < 0 or ids.max() >= self._vocab_size:
+                at = int(np.argmax((ids < 0) | (ids >= self._vocab_size)))
+                column = np.concatenate([np.arange(*run) for run in runs])[at] + later
+                raise ValueError(f'{self._place(sequence, int(column))} has id {ids[at]}, which is not in '
+                                 f"0..{self._vocab_size - 1}; tokenize the corpus with the tokenizer of the "
+                                 "model's checkpoint")
+
+    def _place(self, sequence: Sequence, column: int) -> str:
+        """Which token of which document is in a column of a sequence, or follows it."""
+        ends = np.cumsum(sequence.stop - sequence.start)
+        p = min(int(np.searchsorted(ends, column, 'right')), len(ends) - 1)
+        token = int(sequence.stop[p]) - int(ends[p]) + column
+        if sequence.document[p] < 0:
+            return f'token {token} of a synthetic sequence'
+        return f'token {token} of {self._source.documents.describe(int(sequence.document[p]))} (with its bos)'

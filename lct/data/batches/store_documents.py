@@ -20,6 +20,10 @@ class StoreDocuments:
         lengths = np.asarray(self._store.lengths[documents], np.int64)
         return np.where(lengths > 0, lengths + self.num_bos, 0)
 
+    def describe(self, document: int) -> str:
+        """A document's number and name, for an error."""
+        return f'document {document} ({self._store.names[document]!r}) of the store'
+
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
         """int32 [stop - start]: tokens start..stop of a document, the bos included."""
         ids = self._store.tokens(int(document), max(int(start) - self.num_bos, 0), int(stop) - self.num_bos)

@@ -21,15 +21,13 @@ from lct.data.batches.store_documents import StoreDocuments
 from lct.data.batches.upsample import Upsample, token_shares
 from lct.data.chat_template import ChatTemplate
 from lct.data.corpus.store import Store
-from lct.data.sequence import Sequence
+from lct.data.sequence import KINDS, TEXT, Sequence
 from lct.data.synthetic import chat, over_store
 from lct.data.synthetic.forms.passages import PassageEncoder
 from lct.data.synthetic.over_store import Span
 from lct.data.synthetic.recall import RecallVocabulary
 from lct.data.tokenizer import Tokenizer
 
-TEXT = 'text'  # all sources in their own proportion
-KINDS = ('long', 'chat', 'recall', 'copy', 'forms')  # sequences made of random documents of the store
 MIN_SEQUENCES, MIN_TOKENS = 128, 2**22  # of a window
 MIN_SPAN = 2  # tokens of a document, for the text of recall, copy and forms rows
 KIND, WINDOW = 0, 1  # second component of a random key: what it decides

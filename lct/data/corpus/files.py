@@ -8,9 +8,6 @@ texts() (JSON, Unicode) is expensive and may run in any process.
 
 import codecs
 import glob
-import gzip
-import importlib
-import io
 import json
 import os
 import re
@@ -18,14 +15,16 @@ import sysconfig
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import IO, Any, NamedTuple
+
+from lct.data.corpus.compression import DECOMPRESSORS, open_stream, optional
 
 EMBEDDED = 'embedded'  # the spec of the standard library of this interpreter
 TEXT_SUFFIXES = frozenset('.txt .text .md .rst .tex .html .xml .csv .py .pyi .ipynb .c .h .cc .cpp .hpp .cu '
                           '.rs .go .java .js .ts .rb .sh .sql .toml .yaml .yml .json'.split())
 BLOCK = 2**17  # bytes or characters; large enough that sending a block to another process costs nothing
 PARQUET_ROWS = 64  # rows of a block
+MAX_LINE = 2**28  # bytes of a line of JSON, which is in memory as a whole, several times
 # Subfolders of the standard library that are not prose: installed packages, test data, tables of code points.
 NOT_EMBEDDED = {'site-packages', 'dist-packages', 'test', 'tests', 'idle_test', 'encodings'}
 
@@ -230,36 +229,14 @@ def _walk(folder: str | Path, suffixes: tuple[str, ...], prefix: str = '') -> It
             yield prefix + entry.name, entry.path
 
 
-def _open(raw: IO[bytes], path: str) -> IO[bytes]:
-    """The decompressed stream of a file; its read(n) gives n bytes unless the file ends."""
-    decompress = DECOMPRESSORS.get(Path(path.lower()).suffix)
-    return decompress(raw, path) if decompress else raw
-
-
-def _gunzip(raw: IO[bytes], _path: str) -> IO[bytes]:
-    return gzip.GzipFile(fileobj=raw)
-
-
-def _unzstd(raw: IO[bytes], path: str) -> IO[bytes]:
-    return io.BufferedReader(_optional('pyarrow', path).CompressedInputStream(raw, 'zstd'), BLOCK)
-
-
-def _optional(name: str, path: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise ValueError(f"{path} is read with the package {name.split('.')[0]}; pip install "
-                         "'.[corpus]'") from None
-
-
 def _text_blocks(file: File, split: Splitter) -> Iterator[Block]:
     # Read twice: an error after the first block would be found when the beginning is already tokenized.
-    with open(file.path, 'rb') as raw, _open(raw, file.path) as stream:
+    with open(file.path, 'rb') as raw, open_stream(raw, file.path) as stream:
         error = _utf8_error(stream, file.path)
         if error is not None:
             yield Block(file, Text(file.name, file.source, '', error=error), 0, raw.tell())
             return
-    with open(file.path, 'rb') as raw, _open(raw, file.path) as stream:
+    with open(file.path, 'rb') as raw, open_stream(raw, file.path) as stream:
         decoder = codecs.getincrementaldecoder('utf-8-sig')()
         segments = iter(split((decoder.decode(data, final=not data) for data in _reads(stream)), size=BLOCK))
         segment, exact = next(segments)
@@ -294,24 +271,35 @@ def _utf8_error(stream: IO[bytes], path: str) -> str | None:
 
 
 def _line_blocks(file: File, _fields: Fields) -> Iterator[Block]:
-    with open(file.path, 'rb') as raw, _open(raw, file.path) as stream:
-        incomplete, number = [], 1  # reads that end inside a line, which may be longer than many of them
+    with open(file.path, 'rb') as raw, open_stream(raw, file.path) as stream:
+        incomplete, size, number = [], 0, 1  # reads that end inside a line, which may be longer than many
         for data in _reads(stream):
-            if number == 1 and not incomplete:
+            if number == 1 and not size:
                 data = data.removeprefix(codecs.BOM_UTF8)
             end = data.rfind(b'\n') + 1 if data else 0
             if data and not end:
-                incomplete.append(data)
+                size += len(data)
+                incomplete = [*incomplete, data] if size <= MAX_LINE else []
                 continue
+            if size > MAX_LINE:
+                length = data.find(b'\n') + 1
+                yield _refused_line(file, number, size + length, raw.tell())
+                data, end, number = data[length:], end - length, number + 1
             lines = b''.join([*incomplete, data[:end]])
-            incomplete = [data[end:]]
+            incomplete, size = [data[end:]], len(data) - end
             if lines:
                 yield Block(file, lines, len(lines), raw.tell(), first=number)
             number += lines.count(b'\n')
 
 
+def _refused_line(file: File, number: int, size: int, bytes_read: int) -> Block:
+    error = (f'{file.path} line {number} has {size:,} bytes, and a line may have {MAX_LINE:,}; cut it into '
+             'several records, or put its text into a file of its own')
+    return Block(file, Text(f'{file.name}:{number}', file.source, '', error=error), 0, bytes_read, number)
+
+
 def _parquet_blocks(file: File, fields: Fields) -> Iterator[Block]:
-    parquet = _optional('pyarrow.parquet', file.path)
+    parquet = optional('pyarrow.parquet', file.path)
     try:
         table = parquet.ParquetFile(file.path, pre_buffer=False, buffer_size=BLOCK)
     except ValueError as error:
@@ -340,9 +328,8 @@ def _rows(batch) -> list[dict | None]:
         return [row for i in range(len(batch)) for row in _rows(batch.slice(i, 1))]
 
 
-# To add a format of records or a compression: its function, and its row here. Any other file is one text.
+# To add a format of records: its function, and its row here. Any other file is one text.
 RECORDS = {'.jsonl': _line_blocks, '.parquet': _parquet_blocks}
-DECOMPRESSORS = {'.gz': _gunzip, '.zst': _unzstd}
 COMPRESSIBLE = TEXT_SUFFIXES | RECORDS.keys() - {'.parquet'}  # Parquet compresses by itself
 # The files that a folder is searched for. A file that is named, or matched by a glob, may have any suffix.
 SUFFIXES = COMPRESSIBLE | {'.parquet'} | {text + packed for text in COMPRESSIBLE for packed in DECOMPRESSORS}

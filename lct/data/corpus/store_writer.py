@@ -28,6 +28,7 @@ from lct.checksums import chunk_crc32s
 from lct.data.corpus.index import CHUNK, COUNTS, FORMAT, TABLES, VERSION, fingerprint_of, ids_dtype
 from lct.data.corpus.shards import check_size, sha256_of, shard_name
 from lct.data.corpus.store import Store
+from lct.data.sequence import KINDS, TEXT
 
 START = {'cursor': None, 'counts': {}, 'num_tokens': 0, 'num_documents': 0, 'document_start': 0,
          'name_bytes': 0, 'sources': []}
@@ -100,10 +101,13 @@ class Writer(contextlib.AbstractContextManager):
 
         documents: (name, source, end) of the documents that end in ids; end is a position in ids. A document
           without tokens is counted and left out.
+
+        Raises:
+          ValueError: for an id outside the vocabulary, naming document and position, and for the source of a
+            document if it has a reserved name.
         """
         if len(ids) and not 0 <= ids.min() <= ids.max() < self._plan['vocab_size']:
-            raise ValueError(f'ids from {ids.min()} to {ids.max()} are not all in a vocabulary of '
-                             f'{self._plan["vocab_size"]}; the tokenizer states a wrong vocab_size')
+            raise self._wrong_id(ids, documents)
         begin = self.num_tokens
         self._shard.append(ids)
         self.num_tokens += len(ids)
@@ -114,10 +118,22 @@ class Writer(contextlib.AbstractContextManager):
                 continue
             self._document_start = end
             self.num_documents += 1
+            check_source(source)
             self._ends.append(end)
             self._source_of.append(self._sources.setdefault(source, len(self._sources)))
             self._names += name.encode('utf-8', 'surrogateescape')
             self._name_ends.append(self._name_bytes + len(self._names))
+
+    def _wrong_id(self, ids: np.ndarray, documents: Iterable[tuple[str, str, int]]) -> ValueError:
+        at = int(np.argmax((ids < 0) | (ids >= self._plan['vocab_size'])))
+        begin, document = self._document_start - self.num_tokens, f'document {self.num_documents}'
+        for name, _, end in documents:
+            if at < end:
+                document = f'document {name!r}'
+                break
+            begin = end
+        return ValueError(f'token {at - begin} of {document} has id {ids[at]}, which is not in the vocabulary'
+                          f' of {self._plan["vocab_size"]}; the tokenizer states a wrong vocab_size')
 
     def close_shard(self, cursor: Any) -> None:
         """Make everything appended so far durable. A run that continues from here reads from cursor on."""
@@ -218,6 +234,13 @@ class Writer(contextlib.AbstractContextManager):
             tables['crc32s'].append(shard['crc32s'])
             end = shard['ends'][-1] if len(shard['ends']) else end
         return {name: file.close() for name, file in tables.items()}
+
+
+def check_source(name: str) -> None:
+    """Refuse a name of a source that means something else in the weights of a mixture."""
+    if name in (TEXT, *KINDS):
+        raise ValueError(f'a source of the corpus is named {name!r}, which in a mixture is a kind of '
+                         'sequence; name it otherwise: NAME=FOLDER, or another --source-field')
 
 
 class _NpyFile:

@@ -24,7 +24,7 @@ from lct.data import tokenizer as tokenizers
 from lct.data.corpus import files
 from lct.data.corpus.index import ids_dtype
 from lct.data.corpus.store import Store
-from lct.data.corpus.store_writer import Writer
+from lct.data.corpus.store_writer import Writer, check_source
 
 BATCH = 64  # segments encoded at a time: meanwhile the library holds hundreds of bytes per token
 
@@ -115,6 +115,7 @@ def _fingerprint(specs: Sequence[str | Path]) -> tuple[str, int]:
     """(sha256 over the names, sizes and times of all files, their bytes in total)."""
     digest, total = hashlib.sha256(), 0
     for file in _files(specs):
+        check_source(file.source)
         stat = os.stat(file.path)
         digest.update(repr((file.source, file.name, stat.st_size, stat.st_mtime_ns)).encode())
         total += stat.st_size
@@ -185,9 +186,11 @@ def _encode(blocks: list[files.Block]) -> Encoded:
                 inexact_cuts += not exact
             if text.ends_document:
                 ends.append((text.name, text.source, len(segments)))
-    dtype = ids_dtype(_tokenizer.vocab_size)
-    ids = [np.array(one, dtype) for i in range(0, len(segments), BATCH)
+    ids = [np.array(one, np.int64) for i in range(0, len(segments), BATCH)
            for one in _tokenizer.encode_batch(segments[i:i + BATCH])]
     offsets = np.cumsum([0, *map(len, ids)])
     documents = [(name, source, int(offsets[count])) for name, source, count in ends]
-    return Encoded(np.concatenate([np.zeros(0, dtype), *ids]), documents, errors, inexact_cuts)
+    ids = np.concatenate([np.zeros(0, np.int64), *ids])
+    is_known = ids.min(initial=0) >= 0 and ids.max(initial=0) < _tokenizer.vocab_size
+    return Encoded(ids.astype(ids_dtype(_tokenizer.vocab_size)) if is_known else ids, documents, errors,
+                   inexact_cuts)  # the writer refuses unknown ones
