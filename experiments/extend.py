@@ -144,7 +144,7 @@ def check(config, workdir):
     check_documents(rows, workdir)
     lock = lock_workdir(workdir, {**as_plain(config), 'inputs': {
         'model': model_fingerprint(folder, workdir), 'tokenizer': tokenizer.fingerprint,
-        **corpus_identity(rows, held_out),
+        'architecture': dataclasses.asdict(base), **corpus_identity(rows, held_out),
     }}, may_change=True)
     if lock:  # the first process
         record_documents(rows, workdir)

@@ -111,6 +111,40 @@ def test_the_run_stops_with_a_clear_message_after_too_many_bad_steps(tmp_path, m
         run_tiny(run, tmp_path)
 
 
+def test_no_checkpoint_is_from_within_a_row_of_bad_steps(tmp_path, monkeypatch, pretended):
+    """Steps 3 to 5 are bad: what is due at step 4 is saved after step 6, a stop there keeps step 2."""
+    original, stop_requested, bad = Loader.next, [], {3, 4, 5}
+
+    def broken(self):
+        batch, cursor = original(self)
+        if cursor['row'] // 4 in bad:
+            batch['loss_mask'][:] = np.nan
+        if stop_requested is not None and cursor['row'] // 4 == 4:
+            stop_requested.append('SIGTERM')
+        return batch, cursor
+
+    def saved():
+        return sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir())
+
+    monkeypatch.setattr(Loader, 'next', broken)
+    run = loop.Run(stages=(dataclasses.replace(STAGE, num_steps=8),), max_skips_in_row=4, checkpoint_every=2,
+                   keep_checkpoints=9)
+    unsaved = (r'after step 4 of 8, not saved \(no checkpoint .* row of bad steps\); '
+               'the same command continues after step 2')
+    with pytest.raises(stopping.Interrupted, match=unsaved):
+        run_tiny(run, tmp_path, stop_requested)
+    assert saved() == [2]
+    stop_requested = None
+    run_tiny(run, tmp_path)
+    assert saved() == [2, 6, 8]
+    shutil.rmtree(tmp_path / 'checkpoints' / '8')
+    bad = {7, 8, 9}
+    run_tiny(dataclasses.replace(run, stages=(dataclasses.replace(STAGE, num_steps=9),)), tmp_path)
+    assert saved() == [2, 6, 9]  # the end of the run is saved
+    bad = {10, 11, 12}  # three more in a row than before the resume, which starts the counter again
+    run_tiny(dataclasses.replace(run, stages=(dataclasses.replace(STAGE, num_steps=13),)), tmp_path)
+
+
 def test_metrics_are_written_for_every_step(tmp_path, capsys, pretended):
     run = loop.Run(stages=(dataclasses.replace(STAGE, num_steps=5),))
     _, _, summary = run_tiny(run, tmp_path)

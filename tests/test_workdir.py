@@ -41,7 +41,8 @@ RECORDS = {  # prefix in a config: (the dataclass, fields that are records of th
 FURTHER = {f'stages.0.memory.{side}_chunk' for side in ('query', 'key')} | {
     f'upsample.{name}' for name in Upsample._fields} | {
     f'inputs.{name}' for name in ('model.file', 'tokenizer', 'training', 'tokens', 'held_out')} | {
-    'model.rope_theta', 'stages.0.mixture.text'} | {f'watchdog.{name}' for name in watchdog.BUDGETS}
+    'inputs.architecture.rope.theta', 'model.rope_theta', 'stages.0.mixture.text'} | {
+    f'watchdog.{name}' for name in watchdog.BUDGETS}
 SCRIPTS = ('lct/cli/config.py', 'lct/cli/corpus.py', 'experiments/extend.py')
 STAGE = {'name': '2K', 'seq_len': 2048, 'num_steps': 70, 'learning_rate': 1e-3, 'mesh': [1, 1, 8, 1],
          'batch_size': 4, 'accumulation': 1, 'theta': 'keep', 'mixture': {'text': 1.0},

@@ -45,7 +45,8 @@ MAY_NOT = (
     'model.num_kv_heads', 'model.head_dim', 'model.norm_eps', 'model.tie_embeddings',
     'model.max_position_embeddings', 'model.rope_theta', 'model.rope', 'model.window',
     'search.thetas', 'search.seeds',
-    'inputs.model.*', 'inputs.tokenizer', 'inputs.training', 'inputs.tokens', 'inputs.held_out',
+    'inputs.model.*', 'inputs.architecture.**', 'inputs.tokenizer', 'inputs.training', 'inputs.tokens',
+    'inputs.held_out',
 )
 ABSENT = '(absent)'
 

@@ -62,7 +62,7 @@ def closed_message(stage: Any, scores: Mapping[str, float]) -> str:
     """The message of GateClosed for a stages.Stage."""
     return (f'stage {stage.name}: the gate is closed after all {stage.num_steps} steps: '
             f"{stage.gate.describe(scores)}; the steps are saved: continue with other thresholds or "
-            "otherwise 'advance' for this gate, or train longer in a new folder")
+            "otherwise 'advance' for this gate, or with more num_steps")
 
 
 class GateLog:

@@ -120,7 +120,7 @@ class _Training:
 
     step: steps of the schedule taken. state: the TrainState after them, None until place_state.
     cursor: position in the data. seconds: spent in finished stages, over all calls.
-    tokens: trained on by this call.
+    tokens: trained on by this call. save_due: whether a checkpoint waits for the end of a row of bad steps.
     """
 
     def __init__(self, run, config, params, mixture, workdir, stop_requested, gate_scores):
@@ -134,6 +134,7 @@ class _Training:
         self.peak = measured_peak(jnp.dtype(run.stages[0].memory.dtype or run.param_dtype))
         self.gate_log = gates.GateLog(f'{workdir}/gates.json')
         self.state, self.cursor, self.seconds, self.tokens, self.norms = None, None, 0.0, 0, ()
+        self.save_due = False
         self.step = processes.from_first(self.checkpoints.latest() or 0)
         if self.step:
             record = self.checkpoints.record(self.step)
@@ -161,6 +162,7 @@ class _Training:
             self.state = states.move(self.state.replace(guard=None), target)
         elif self.step:
             self.state = restore(self.checkpoints, self.step, target, self.params, self.run.adapter)
+            self.state = self.state.replace(skipped_in_row=states.scalar(0))  # a remedy gets all its tries
         else:
             self.state = states.create(self.params(), self.tx, self.config, self.run.adapter)
 
@@ -231,7 +233,7 @@ class _Training:
                 self.tokens += stage.tokens_per_step
                 stop = bool(stop)  # read once: a signal between two reads would stop unsaved
             at_checkpoint = self.step % run.checkpoint_every == 0 or self.step == planned.end
-            if at_checkpoint or stop or self._gate_due(planned):
+            if at_checkpoint or stop or self.save_due or self._gate_due(planned):
                 with watchdog.phase('compile' if self.step < first + 2 else 'step', self.step):
                     jax.block_until_ready(self.state)
                 progress.flush()
@@ -287,15 +289,24 @@ class _Training:
         return reason + ', and on although the gate is closed'
 
     def _save(self, started):
-        """Start writing a checkpoint; started: time.monotonic() at the start of the stage."""
+        """Start writing a checkpoint; started: time.monotonic() at the start of the stage.
+
+        Within a row of bad steps it is due as soon as the row ends. If the row ends the run, the newest
+        checkpoint is then from before what caused it, and no older one was removed for one from within.
+        """
+        with watchdog.phase('step', self.step):
+            self.save_due = self.step < self.last_step and int(self.state.skipped_in_row) > 0
+        if self.save_due:
+            return
         record = {'cursor': self.cursor, 'seconds': self.seconds + time.monotonic() - started,
                   'norms': spikes.history(self.state.guard)}
         with watchdog.phase('save', self.step):
             self.warn(self.checkpoints.save(self.step, self.state.replace(frozen=None, guard=None), record))
 
     def _interrupt(self):
+        reason = 'no checkpoint is written within a row of bad steps' if self.save_due else ''
         with watchdog.phase('save', self.step):
-            raise Interrupted(stop_message(self.checkpoints, self.step, self.last_step))
+            raise Interrupted(stop_message(self.checkpoints, self.step, self.last_step, reason))
 
     def warn(self, problem):
         if problem:

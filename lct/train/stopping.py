@@ -47,9 +47,12 @@ def check_stop(stop_requested: Sequence[str]) -> None:
         raise Interrupted(f'{reason}: stopped; what is finished is kept, run the same command to continue')
 
 
-def stop_message(checkpoints: Checkpoints, step: int, last_step: int) -> str:
-    """The message of a run that stops after step. Waits for its checkpoints and reports what is on disk."""
-    problem = checkpoints.wait()
+def stop_message(checkpoints: Checkpoints, step: int, last_step: int, reason: str = '') -> str:
+    """The message of a run that stops after step. Waits for its checkpoints and reports what is on disk.
+
+    reason: why the step was not saved, if it was not and no error says so.
+    """
+    problem = checkpoints.wait() or reason
     saved = checkpoints.latest() or 0
     if not step:
         return f'stopped before the first step of {last_step}; run the same command to start again'
