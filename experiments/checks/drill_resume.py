@@ -12,7 +12,9 @@ from drill import TRAINING, Failed, drill, expect, finish, start
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1]
 EXTEND, SMOKE = EXPERIMENTS / 'extend.py', EXPERIMENTS / 'configs' / 'smoke.py'
-DEVICES = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'}
+FAST = '--xla_cpu_opt_preset=fast_compile'  # programs of so few steps cost more to compile than to run
+DEVICES = {'XLA_FLAGS': f'--xla_force_host_platform_device_count=8 {FAST}', 'JAX_PLATFORMS': 'cpu',
+           'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
 STEPS = 10  # of each of two stages
 STAGE = {'batch_size': 4, 'accumulation': 1, 'num_steps': STEPS, 'learning_rate': 1e-3, 'warmup_steps': 2,
          'mesh': (1, 1, 8, 1), 'mixture': {'text': 0.7, 'copy': 0.3}, 'layout': 'zigzag',
