@@ -28,7 +28,7 @@ from lct.cli.main import run_script
 from lct.cli.model import find_model, model_fingerprint, warn_of_edits
 from lct.cli.paths import experiments_folder
 from lct.data import tokenizer as tokenizers
-from lct.eval import before_after, recall_probe
+from lct.eval import before_after, quick_ruler, recall_probe
 from lct.eval.loss import by_position
 from lct.eval.report import figures, model_card
 from lct.files import write_atomically
@@ -176,7 +176,9 @@ def check_evaluation(config, run_stages, base, tokenizer, held_out):
         short = by_position.evaluation_windows(held_out, native, SHORT_WINDOWS, config.seed, tokenizer.bos_id)
     decoding = recall_probe.Decoding(last.layout, last.memory)
     needle = before_after.make_needle_plan(tokenizer, haystack, last.seq_len, config.seed)
-    return before_after.Evaluation(tokenizer, haystack, grid, windows, short, needle, decoding, log=log)
+    ruler = quick_ruler.make_plan(tokenizer, haystack, last.seq_len, config.seed)
+    return before_after.Evaluation(
+        tokenizer, haystack, grid, windows, short, needle, ruler, decoding, log=log)
 
 
 def extend(job, stop_requested):
@@ -223,6 +225,7 @@ def report_of(job, base, extended, summary, seconds):
         },
         'needle': {name: json.loads(one.recall.to_json()) for name, one in measured.items()},
         'needle_suite': {name: one.needle for name, one in measured.items()},
+        'ruler_suite': {name: one.ruler for name, one in measured.items()},
         'loss_by_position': {name: one.loss.to_dict() for name, one in measured.items()},
         'config': as_plain(job.config), 'config_changes': recorded_changes(job.workdir),
         'command': 'python ' + ' '.join(map(shlex.quote, sys.argv)),
@@ -237,6 +240,8 @@ def write_report(job, base, extended, report):
     tests = {f'recall probe ({recall_probe.DESCRIPTION})': (base.recall, extended.recall)}
     if base.needle:
         tests[f'needle ({before_after.NEEDLE_DESCRIPTION})'] = (base.needle_grid, extended.needle_grid)
+    if base.ruler:
+        tests[f'RULER ({quick_ruler.DESCRIPTION})'] = (base.ruler_grid, extended.ruler_grid)
     figures.recall_figure(tests, job.native, job.workdir / 'needle.png')
     figures.loss_figure({'base': base.loss, 'extended': extended.loss}, job.native, job.workdir / 'loss.png')
     write_atomically(job.workdir / 'results.json', json.dumps(report, indent=1))
@@ -258,6 +263,7 @@ def export(job, base, extended, report, model, params):
         ),
         recall={name: one.recall for name, one in measured.items()},
         needle={name: one.needle_grid for name, one in measured.items()} if base.needle else None,
+        ruler={name: one.ruler_grid for name, one in measured.items()} if base.ruler else None,
         losses={name: one.loss for name, one in measured.items()})
     llama_hf.save(job.workdir / 'model', model, params, dtype=config.get('save_dtype', 'bfloat16'),
                   tokenizer_from=job.folder, card=card, overwrite=True)
@@ -279,6 +285,10 @@ def log_results(job, report, exported):
         log(f'needle ({before_after.NEEDLE_DESCRIPTION}):')
         for name, result in needle.items():
             log(f'{name}: {describe_needle(result, job.native)}')
+    if report['ruler_suite']['base']:
+        log(f'RULER ({quick_ruler.DESCRIPTION}):')
+        for name, result in report['ruler_suite'].items():
+            log(f'{name}: {quick_ruler.describe(result)}')
 
 
 def describe_needle(result, native):

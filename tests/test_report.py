@@ -40,7 +40,9 @@ def curves():
 
 
 def test_figures_are_written(results, curves, tmp_path):
-    report_figures.recall_figure({'recall probe': results, 'needle': results}, 512, tmp_path / 'needle.png')
+    tasks = RecallResult((512, 2048), ('vt', 'cwe'), np.eye(2), ({},) * 4)
+    report_figures.recall_figure({'recall probe': results, 'needle': results, 'RULER': (tasks, tasks)}, 512,
+                                 tmp_path / 'needle.png')
     report_figures.loss_figure(curves, 512, tmp_path / 'loss.png')
     for name in ('needle.png', 'loss.png'):
         assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
@@ -72,8 +74,10 @@ def test_the_card_states_what_was_done(results, curves):
         name='small-8K', base_model='some/small', native=512, stages=stages, data='Speeches until 1990.',
         command='python -m lct something', license='llama3',
     )
+    tasks = RecallResult((512, 2048), ('vt', 'cwe'), np.array([[1, 0], [0, 0.5]]), ({},) * 4)
     card = model_card(extension, dict(zip(('base', 'extended'), results, strict=True)), curves,
-                      [('needle.png', 'needle')])
+                      [('needle.png', 'needle')], ruler={'base': tasks, 'extended': tasks})
+    assert '| base | vt | 100 | 0 |\n| base | cwe | 0 | 50 |' in card
     assert card.startswith('---\nbase_model: some/small\n')
     assert 'license: llama3' in card and '13,107,200 tokens' in card and '**8K tokens**' in card
     assert '| 8,192 | 32,000,000 | dynamic NTK | 100 | 6,553,600 |' in card

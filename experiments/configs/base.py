@@ -43,7 +43,7 @@ def get_config():
         stage(name='read back 256', seq_len=256, batch_size=12, num_steps=1500, learning_rate=2e-3,
               final_fraction=0.8,
               mixture={'text': 0.1, 'recall': 0.15, 'copy': 0.1, 'forms': 0.65}, **common),
-        stage(name='native 512', seq_len=512, batch_size=8, num_steps=2600, learning_rate=1.6e-3,
+        stage(name='native 512', seq_len=512, batch_size=8, num_steps=1700, learning_rate=1.6e-3,
               final_fraction=0.05,
               mixture={'text': 0.12, 'recall': 0.1, 'copy': 0.03, 'forms': 0.75}, **common),
     )

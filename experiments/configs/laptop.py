@@ -36,9 +36,9 @@ def get_config():
     }
     config.stages = (
         stage(name='2K', seq_len=2048, batch_size=4, num_steps=70, theta='dynamic_ntk',
-              mixture={'text': 0.5, 'long': 0.2, 'recall': 0.3}, **common),
+              mixture={'text': 0.3, 'long': 0.15, 'recall': 0.2, 'forms': 0.35}, **common),
         stage(name='8K', seq_len=8192, batch_size=1, num_steps=90, theta='critical_base',
-              mixture={'text': 0.2, 'long': 0.5, 'recall': 0.3}, **common),
+              mixture={'text': 0.1, 'long': 0.3, 'recall': 0.2, 'forms': 0.4}, **common),
     )
     config.needle = ConfigDict({
         'lengths': (128, 256, 384, 512, 1024, 2048, 4096, 8192), 'depths': (0.0, 0.25, 0.5, 0.75, 1.0),

@@ -17,7 +17,7 @@ import numpy as np
 from lct import processes
 from lct.data.corpus.documents import Document
 from lct.data.tokenizer import Tokenizer
-from lct.eval import kept_results, recall_probe, runner
+from lct.eval import kept_results, quick_ruler, recall_probe, runner
 from lct.eval.loss import by_position
 from lct.eval.loss.by_position import EvaluationWindows, LossBins
 from lct.eval.recall_probe import Decoding, RecallGrid, RecallResult
@@ -39,13 +39,15 @@ class Measurements:
     """The measurements of one model.
 
     short_loss: the mean loss over windows of the native length, in one bin; None without gates.
-    needle: the result of the suite 'needle', as evaluate.py reports it; None where no prompt of it fits.
+    needle, ruler: results of the suites 'needle' and 'ruler', as evaluate.py reports them; None where no
+    prompt fits.
     """
 
     recall: RecallResult
     loss: LossBins
     short_loss: LossBins | None = None
     needle: dict | None = None
+    ruler: dict | None = None
 
     @property
     def needle_grid(self) -> RecallResult | None:
@@ -55,6 +57,11 @@ class Measurements:
         lengths, depths, scores, records = (
             self.needle[name] for name in ('lengths', 'depths', 'scores', 'records'))
         return RecallResult(tuple(lengths), tuple(depths), np.asarray(scores), tuple(records))
+
+    @property
+    def ruler_grid(self) -> RecallResult | None:
+        """The scores of the suite 'ruler', with tasks in place of depths."""
+        return quick_ruler.grid(self.ruler) if self.ruler else None
 
 
 class QuickNeedles(NeedleSuite):
@@ -79,7 +86,7 @@ class Evaluation:
 
     haystack: int [n], token ids of held-out text, in which the recall probe hides its facts.
     windows: for the loss by position. short_windows: windows of the native length, for gates.
-    needle_plan: of the suite 'needle', see make_needle_plan.
+    needle_plan, ruler_plan: of those suites, see make_needle_plan and quick_ruler.make_plan.
     decoding: layout and memory policy, of the losses too. batch_size: windows of a loss computed at a time.
     check_stop: called between batches; raises to stop. log: takes a line of progress.
     """
@@ -90,6 +97,7 @@ class Evaluation:
     windows: EvaluationWindows
     short_windows: EvaluationWindows | None = None
     needle_plan: Plan | None = None
+    ruler_plan: Plan | None = None
     decoding: Decoding = Decoding()
     batch_size: int = 1
     check_stop: Callable[[], None] = lambda: None
@@ -100,10 +108,10 @@ class Evaluation:
         text = {'haystack': kept_results.crc32_of(self.haystack), 'tokenizer': self.tokenizer.fingerprint}
         if kind == 'needle':
             return {**dataclasses.asdict(self.grid), **text}
-        if kind == 'needle_suite':
-            plan = self.needle_plan
-            return {'lengths': plan.lengths, 'depths': plan.depths, 'samples': sorted(plan.counts.items()),
-                    'seed': plan.material.seed, **text}
+        if kind in ('needle_suite', 'ruler_suite'):
+            plan = self.needle_plan if kind == 'needle_suite' else self.ruler_plan
+            return {'lengths': plan.lengths, 'depths': plan.depths, 'tasks': plan.tasks,
+                    'samples': sorted(plan.counts.items()), 'seed': plan.material.seed, **text}
         windows = self.windows if kind == 'loss' else self.short_windows
         return {'windows': windows.tokens.shape, 'tokens': kept_results.crc32_of(windows.tokens)}
 
@@ -145,17 +153,23 @@ class Evaluation:
 
     def needle(self, name: str, config: LlamaConfig, params: Params) -> dict:
         """The result of the suite 'needle' on the current mesh, as plain values."""
+        return self._answer(QuickNeedles(), self.needle_plan, name, config, params)
+
+    def ruler(self, name: str, config: LlamaConfig, params: Params) -> dict:
+        """The result of some tasks of the suite 'ruler' on the current mesh, as plain values."""
+        return self._answer(quick_ruler.QuickRuler(), self.ruler_plan, name, config, params)
+
+    def _answer(self, suite, plan, name, config, params):
         def progress(done, total, left):
-            self.log(f'needle suite, {name} | {done}/{total} prompts | {clock(left)} left')
+            self.log(f'{suite.name} suite, {name} | {done}/{total} prompts | {clock(left)} left')
             self.check_stop()
 
         # The runner refuses prompts beyond the positions that a model declares; here they are what is tested.
-        positions = max(config.max_position_embeddings, *self.needle_plan.lengths)
+        positions = max(config.max_position_embeddings, *plan.lengths)
         config = dataclasses.replace(config, max_position_embeddings=positions)
-        model = runner.Model(params, config, self.tokenizer,
-                             memory=self.decoding.memory)
+        model = runner.Model(params, config, self.tokenizer, memory=self.decoding.memory)
         with tempfile.TemporaryDirectory() as folder:
-            return QuickNeedles().run(model, self.needle_plan, Path(folder) / 'needle.jsonl', progress).result
+            return suite.run(model, plan, Path(folder) / f'{suite.name}.jsonl', progress).result
 
     def gate_scores(self, stage: GatedStage, config: LlamaConfig, params: Params,
                     base_short: LossBins) -> dict[str, float]:
@@ -196,12 +210,14 @@ def measure(evaluation: Evaluation, name: str, config: LlamaConfig, load_params:
     loss_json = (LossBins.to_json, LossBins.from_json)
     with jax.set_mesh(mesh):
         recall = keep('needle', evaluation.recall, RecallResult.to_json, RecallResult.from_json)
-        loss, short, needle = keep('loss', evaluation.loss, *loss_json), None, None
+        loss, short, needle, ruler = keep('loss', evaluation.loss, *loss_json), None, None, None
         if evaluation.short_windows:
             short = keep('short', evaluation.short_loss, *loss_json)
         if evaluation.needle_plan:
             needle = keep('needle_suite', evaluation.needle, json.dumps, json.loads)
-    return Measurements(recall, loss, short, needle)
+        if evaluation.ruler_plan:
+            ruler = keep('ruler_suite', evaluation.ruler, json.dumps, json.loads)
+    return Measurements(recall, loss, short, needle, ruler)
 
 
 def make_needle_plan(tokenizer: Tokenizer, haystack: np.ndarray, longest: int, seed: int) -> Plan | None:

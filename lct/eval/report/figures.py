@@ -32,7 +32,8 @@ def recall_figure(rows: Mapping[str, Sequence[RecallResult]], native: int, path:
                   names: Sequence[str] = ('before', 'after')) -> None:
     """Heat maps of one colour scale, a row for each test.
 
-    rows: {title: results of the models side by side}. native: the trained length before extension.
+    rows: {title: results of the models side by side}; a result may have tasks in place of depths.
+    native: the trained length before extension.
     """
     results = [result for row in rows.values() for result in row]
     width = min(max(5.0, 0.62 * max(len(result.lengths) for result in results) + 1.5), 9.5)
@@ -44,7 +45,7 @@ def recall_figure(rows: Mapping[str, Sequence[RecallResult]], native: int, path:
         axes = panel.subplots(1, len(names))
         for axis, result, name in zip(axes, row, names, strict=True):
             image = _heat_map(axis, result, native, name)
-        axes[0].set_ylabel('depth of the fact (0% = top)')
+        axes[0].set_ylabel('task' if isinstance(row[0].depths[0], str) else 'depth of the fact (0% = top)')
         panel.colorbar(image, ax=axes, label='share of prompts right', fraction=0.03, pad=0.015)
     _save(figure, path)
 
@@ -56,7 +57,8 @@ def _heat_map(axis, result, native, name):
     axis.invert_yaxis()
     lengths = [short_length(length) for length in result.lengths]
     axis.set_xticks(np.arange(len(lengths)) + 0.5, lengths, rotation=45)
-    axis.set_yticks(np.arange(len(result.depths)) + 0.5, [f'{100 * d:.0f}%' for d in result.depths])
+    names = [d if isinstance(d, str) else f'{100 * d:.0f}%' for d in result.depths]
+    axis.set_yticks(np.arange(len(names)) + 0.5, names)
     axis.tick_params(length=0)
     axis.set_xlabel('context length (tokens)')
     size = 9 if len(result.lengths) <= 12 else 7

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from lct.eval.before_after import NEEDLE_DESCRIPTION
 from lct.eval.loss.by_position import LossBins
+from lct.eval.quick_ruler import DESCRIPTION as RULER_DESCRIPTION
 from lct.eval.recall_probe import DESCRIPTION as RECALL
 from lct.eval.recall_probe import RecallResult
 from lct.eval.report.text import compare_counts, describe_windows
@@ -35,13 +36,13 @@ class Extension:
 def model_card(
     extension: Extension, recall: Mapping[str, RecallResult] | None = None,
     losses: Mapping[str, LossBins] | None = None, figures: Iterable[tuple[str, str]] = (),
-    needle: Mapping[str, RecallResult] | None = None,
+    needle: Mapping[str, RecallResult] | None = None, ruler: Mapping[str, RecallResult] | None = None,
 ) -> str:
     """The card in markdown.
 
     Args:
-      recall: {name: result of the recall probe}; losses: {name: loss by position}; needle: {name: scores of
-        the suite 'needle'}. The base model first.
+      recall: {name: result of the recall probe}; losses: {name: loss by position}; needle, ruler:
+        {name: scores of those suites}, with tasks in place of depths for 'ruler'. The base model first.
       figures: (file name in the folder, caption) pairs.
     """
     stages, native = extension.stages, short_length(extension.native)
@@ -65,6 +66,8 @@ def model_card(
         sections += ['## Needle', _grid_section(
             needle, intro + '. A low score here beside a high one above means that the model recalls in the '
                             'wording it was trained on.')]
+    if ruler:
+        sections += ['## RULER', _task_section(ruler)]
     if losses:
         sections += ['## Loss by position', _loss_section(losses)]
     sections += [f'![{caption}]({file})' for file, caption in figures]
@@ -90,6 +93,18 @@ def _grid_section(results, intro):
         rows.append([name, *(f'{100 * means[x]:.0f}' if x in means else 'not run' for x in lengths)])
     intro = intro.format(cells=f'{depths} depths (prompts per cell: {samples})')
     return intro + '\n\n' + markdown_table(['model', *(short_length(x) for x in lengths)], rows)
+
+
+def _task_section(results):
+    lengths = sorted({length for result in results.values() for length in result.lengths})
+    rows = []
+    for name, result in results.items():
+        scores = {(task, x): result.scores[i, j] for i, task in enumerate(result.depths)
+                  for j, x in enumerate(result.lengths)}
+        rows += [[name, task, *(f'{100 * scores[task, x]:.0f}' for x in lengths)] for task in result.depths]
+    samples = compare_counts(result.samples for result in results.values())
+    return (f'Scores of tasks of RULER (prompts per cell: {samples}): {RULER_DESCRIPTION}.\n\n'
+            + markdown_table(['model', 'task', *(short_length(x) for x in lengths)], rows))
 
 
 def _loss_section(losses):

@@ -20,7 +20,7 @@ from lct.data.synthetic.forms.passages import (
 from lct.data.synthetic.forms.strings import chance, log_uniform, pick
 from lct.data.synthetic.forms.wordings import Wording, merge
 
-MAX_FACTS, MAX_QUESTIONS = 600, 8
+MAX_FACTS, MAX_QUESTIONS = 600, 32
 STATEMENT_TOKENS, QUESTION_TOKENS = 9, 30  # without keys and values
 ALL_OF = ('What are all the {n}s {r} {k}?', 'Which {n}s are {r} {k}?', 'List the {n}s {r} {k}.',
           'Give every {n} {r} {k}.', '{k} has several {n}s. Which?', 'Name all {n}s {r} {k}.',
