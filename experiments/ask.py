@@ -15,7 +15,7 @@ import os
 import sys
 import time
 
-from lct.cli.main import run_script
+from lct.cli.main import check_positive, run_script
 from lct.cli.model import add_model_flags, load_model, mesh_context
 from lct.cli.progress import Progress, bold, status
 
@@ -45,12 +45,15 @@ def main():
 def ask(args):
     """Print the answers and return their texts."""
     from lct.data.corpus import bundle
+    from lct.data.detokenizer import Detokenizer
     from lct.models.sampling import Sampling
 
     if args.max_new_tokens < 1:
         raise ValueError(f'--max-new-tokens {args.max_new_tokens} must be at least 1')
+    check_positive(args, 'length')
+    Detokenizer(str, args.stop)  # refuses empty stop strings before anything is read
     sampling = None
-    if args.temperature or args.top_p < 1:
+    if args.temperature or args.top_p != 1:
         sampling = Sampling(args.temperature or 1.0, args.top_p)
     files = bundle.read(args.files)
     with mesh_context(args.mesh):

@@ -29,10 +29,14 @@ import shutil
 import subprocess
 import sys
 
-from lct.cli.main import run_script
+from lct import json_files
+from lct.cli.main import check_positive, run_script
 from lct.cli.model import add_model_flags, find_model, load_model, mesh_context, parse_ints
 from lct.cli.progress import Progress
 from lct.files import write_atomically
+
+MAX_SAMPLES = 100_000
+MAX_RESULTS = 10**9  # bytes; the records of every needle are among them
 
 
 def main():
@@ -61,8 +65,9 @@ def main():
 
 
 def evaluate(args):
-    from lct.eval import suites
+    from lct.eval import answers, suites
 
+    check_positive(args, 'trained')
     names, tasks = args.suite.split(','), tuple(args.tasks.split(',')) if args.tasks else None
     counts = sample_counts(args)
     chosen = suites.select(names, tasks)
@@ -73,12 +78,16 @@ def evaluate(args):
         model, about = load(args)
         plan, inputs = make_plan(args, model, counts, tasks)
         about = check_workdir(args.workdir, about | inputs)
+        plan = dataclasses.replace(plan, identity=identity_of(about))
+        before = earlier_results(args.workdir / 'results.json', plan.identity)
+        warn(lost_answers(args.workdir, before['results'], plan.identity))
         results = {suite.name: run_suite(suite, model, plan, args.workdir) for suite in chosen}
-    before = earlier_results(args.workdir / 'results.json')
+    results = before['results'] | json.loads(json.dumps(strict(results)))
     write_report(args.workdir, {
         'about': about, 'trained': args.trained or model.config.max_position_embeddings,
         'samples': before['samples'] | {str(length): count for length, count in counts.items()},
-        'results': before['results'] | results})
+        'results': results,
+        'checksums': {name: answers.checksum(one, plan.identity) for name, one in results.items()}})
 
 
 def sample_counts(args):
@@ -87,6 +96,9 @@ def sample_counts(args):
     if len(counts) not in (1, len(lengths)):
         raise ValueError(f'--samples {args.samples} has {len(counts)} numbers for {len(lengths)} lengths; '
                          'give one number, or one for each length')
+    if max(counts) > MAX_SAMPLES:
+        raise ValueError(f'--samples {args.samples} has a number above {MAX_SAMPLES:,}; an error of 1% takes '
+                         'some thousands')
     return dict(zip(lengths, counts * (len(lengths) // len(counts)), strict=True))
 
 
@@ -201,7 +213,11 @@ def check_workdir(workdir, about):
     path = workdir / 'about.json'
     answered = any(file.stat().st_size for file in workdir.glob('*.jsonl'))
     if path.is_file() and (answered or (workdir / 'results.json').is_file()):
-        old = json.loads(path.read_text())
+        try:
+            old = json_files.read_json(path)
+        except ValueError as error:
+            raise ValueError(f'{error}, or use another --workdir: without it nothing says which model gave '
+                             'the answers beside it') from None
         shared = (old.keys() & about.keys()) - {'commit'}
         if different := sorted(name for name in shared if old[name] != about[name]):
             raise ValueError(f"{workdir} holds answers made with other {', '.join(different)} "
@@ -226,17 +242,57 @@ def run_suite(suite, model, plan, workdir):
     return outcome.result
 
 
-def earlier_results(path):
-    """{'samples', 'results'} of earlier calls, without results that a suite cannot keep."""
-    from lct.eval.suites import SUITES
+def identity_of(about):
+    """A hash of what answers depend on: of the model, its template, and the inputs."""
+    from lct.eval import answers
 
-    before = json.loads(path.read_text()) if path.is_file() else {'samples': {}, 'results': {}}
+    names = ('weights_sha256', 'tokenizer_sha256', 'template_sha256', 'seed', 'samples_from',
+             'documents_sha256', 'data')
+    return answers.checksum([about.get(name) for name in names])
+
+
+def earlier_results(path, identity=''):
+    """{'samples', 'results'} of earlier calls, without those that were edited or that a suite cannot keep."""
+    nothing = {'samples': {}, 'results': {}}
+    try:
+        before = nothing | (json_files.read_json(path, MAX_RESULTS) if path.is_file() else {})
+        if not all(isinstance(before[name], dict) for name in nothing):
+            raise ValueError(f'{path} lacks results')
+    except ValueError as error:
+        warn([f'{error}; its earlier results are left out, so run their suites again'])
+        return nothing
     for name, result in list(before['results'].items()):
-        if reason := SUITES[name].outdated(result):
+        if reason := why_not_kept(name, result, before.get('checksums'), identity):
             del before['results'][name]
             warn([f'the results of the suite {name} in {path} {reason}, and are left out; '
                   f'run the suite {name} again'])
     return before
+
+
+def why_not_kept(name, result, checksums, identity):
+    """Why the result of an earlier call is left out; None if it is kept. checksums: None in older files."""
+    from lct.eval import answers
+    from lct.eval.suites import SUITES
+
+    if checksums is not None:
+        stated = checksums.get(name) if isinstance(checksums, dict) else None
+        if stated != answers.checksum(result, identity):
+            return 'were edited, or belong to another evaluation: their checksum differs'
+    if name not in SUITES or not isinstance(result, dict):
+        return 'are not of a suite'
+    return SUITES[name].outdated(result)
+
+
+def lost_answers(workdir, results, identity):
+    """A sentence for each file that holds fewer answers than the results count."""
+    from lct.eval import answers
+
+    for name, result in results.items():
+        path, count = workdir / f'{name}.jsonl', int(result.get('count', 0))
+        kept = len(answers.read(path, identity)[0])
+        if kept < count:
+            yield (f'{path} holds {kept} of the {count} answers that results.json counts; the others are '
+                   f'measured again when the suite {name} runs')
 
 
 def write_report(workdir, report):

@@ -101,7 +101,10 @@ def test_questions_are_typed_until_an_empty_line(repo, answers, monkeypatch, cap
                      'some out'),
     ({'length': 513}, '--length 513 is not within the 512 positions of the model; use 512'),
     ({'max_new_tokens': 0}, '--max-new-tokens 0 must be at least 1'),
+    ({'length': 0}, '--length 0 must be a whole number above 0'),
     ({'temperature': -1.0}, 'temperature -1.0 must be above 0'),
+    ({'top_p': float('nan')}, r'top_p nan in \(0, 1\]'),
+    ({'top_p': 2.0}, r'top_p 2.0 in \(0, 1\]'),
     ({'stop': ['']}, 'a stop string is empty'),
     ({'mesh': '1'}, 'must be four degrees'),
 ])

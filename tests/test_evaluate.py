@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 import types
 
 import evaluate
@@ -76,6 +77,35 @@ def test_a_killed_run_continues_to_the_same_files(finished, tmp_path, monkeypatc
     assert len(answered) == 1  # the needles' batch alone
     for name in ('ruler.jsonl', 'needle.jsonl', 'results.json', 'results.csv', 'report.html'):
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+@pytest.mark.parametrize('name, edit, message', [
+    ('results.json', lambda text: text.replace('"mean": ', '"mean": 1'), 'suite needle in .* were edited'),
+    ('results.json', lambda text: text[:99], 'results.json is not valid JSON'),
+    ('results.json', lambda text: '', 'results.json is not valid JSON'),
+    ('results.json', lambda text: '[]', 'results.json must hold a JSON object'),
+    ('results.json', lambda text: '{"results": 5}', 'results.json lacks results'),
+    ('needle.jsonl', lambda text: '', 'needle.jsonl holds 0 of the 11 answers that results.json counts'),
+    ('needle.jsonl', lambda text: text[:-9], 'needle.jsonl line 11 is not valid JSON'),
+])
+def test_damaged_files_are_named_and_measured_again(finished, tmp_path, monkeypatch, capsys, name, edit,
+                                                       message):
+    workdir = shutil.copytree(finished, tmp_path / 'copy')
+    (workdir / name).write_text(edit((workdir / name).read_text()))
+    answered = record_batches(monkeypatch)
+    run(workdir)
+    assert re.search(message, capsys.readouterr().err)
+    assert len(answered) == name.startswith('needle')
+    for one in ('ruler.jsonl', 'needle.jsonl', 'results.json'):
+        assert (workdir / one).read_bytes() == (finished / one).read_bytes()
+
+
+def test_a_damaged_provenance_is_refused(finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / 'copy')
+    for text in ('', '{', '[]'):
+        (workdir / 'about.json').write_text(text)
+        with pytest.raises(ValueError, match='about.json .*, or use another --workdir: without it'):
+            run(workdir)
 
 
 def test_other_suites_run_on_a_mesh_and_share_their_texts(tmp_path, monkeypatch):
@@ -161,6 +191,8 @@ def test_a_base_model_with_another_tokenizer_is_refused(tmp_path, monkeypatch):
     ({'lengths': '64'}, 'length 64'),
     ({'lengths': '512,x'}, '--lengths 512,x must be whole numbers'),
     ({'samples': '1,2'}, '--samples 1,2 has 2 numbers for 1 lengths'),
+    ({'samples': '1000000'}, '--samples 1000000 has a number above 100,000'),
+    ({'trained': -1}, '--trained -1 must be a whole number above 0'),
     ({'mesh': '1,1'}, 'must be four degrees'),
 ])
 def test_bad_input_is_one_sentence(tmp_path, changes, message):

@@ -135,6 +135,40 @@ def test_a_corrupt_line_is_reported_and_its_sample_made_again(model, tmp_path):
     assert 'has no text' in problems[2] and path.read_bytes() == good
 
 
+def test_an_edited_line_or_one_of_another_evaluation_is_made_again(model, tmp_path):
+    path, item_0, item_1 = tmp_path / 'a.jsonl', ITEMS[0], ITEMS[1]
+    runner.run(model, [item_0, item_1], path, identity='mine')
+    good = path.read_bytes()
+    first, second = good.splitlines()
+    edited = json.dumps({**json.loads(first), 'text': '0'}).encode()
+    renamed = json.dumps({**json.loads(second), 'index': 0}).encode()
+    bare = json.dumps({name: x for name, x in json.loads(first).items() if name != 'checksum'}).encode()
+    for lines, number in (([edited, second], 1), ([renamed, second], 1), ([bare, second], 1),
+                          ([first, second.replace(b'"index": 1', b'"index": 2')], 2)):
+        path.write_bytes(b'\n'.join(lines) + b'\n')
+        rows, problems = runner.run(model, [item_0, item_1], path, identity='mine')
+        assert [f'line {number} was edited, or belongs to another' in x for x in problems] == [True]
+        assert path.read_bytes() == good and [row['index'] for row in rows] == [0, 1]
+    assert len(answers.read(path, 'other')[1]) == 2
+    assert len(answers.read(path, 'mine')[0]) == 2
+    path.write_bytes(bare + b'\n')
+    assert 'holds 1 answers without checksums' in answers.read(path, 'mine')[1][0]
+
+
+def test_a_folder_that_vanishes_is_said(model, tmp_path):
+    path = tmp_path / 'gone' / 'a.jsonl'
+    path.parent.mkdir()
+    batches = [ITEMS[0], ITEMS[2]]  # of different lengths
+
+    def vanish(done, total, seconds):
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
+
+    with pytest.raises(ValueError, match='a.jsonl vanished while answers were written to it; the'):
+        runner.run(model, batches, path, vanish)
+    assert not path.parent.exists()
+
+
 def test_a_batch_is_of_one_task(model):
     items = [runner.Item(task, 100, i, None) for i in range(5) for task in ('short', 'long')]
     batches = [[(one.task, one.index) for one in batch.items] for batch in runner.make_batches(model, items)]

@@ -19,7 +19,7 @@ def read(path: Path, settings: Mapping[str, Any], log: Callable[[str], None]) ->
     try:
         kept = json.loads(path.read_bytes())
         intact = kept['crc32'] == _crc32(kept)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         intact = False
     if not intact:
         log(f'WARNING: {path} was edited or damaged, or is of an earlier version; it is measured again')

@@ -128,17 +128,19 @@ class Item:
 
 
 def run(model: Model, items: Sequence[Item], path: str | Path,
-        progress: Callable[[int, int, float], None] | None = None) -> tuple[list[dict], list[str]]:
+        progress: Callable[[int, int, float], None] | None = None,
+        identity: str = '') -> tuple[list[dict], list[str]]:
     """Answer the items that the file at path does not answer yet.
 
     Args:
       items: each key occurs once.
       path: JSONL of the answers, created if it does not exist. Lines of other items stay as they are.
       progress: called as progress(done, total, seconds left) after every batch.
+      identity: of the evaluation; lines with another one are answered again.
     Returns:
       ([row of each item, in their order], [a sentence for each invalid line of the file]).
     Raises:
-      ValueError: if a prompt is longer than the model's positions.
+      ValueError: if a prompt is longer than the model's positions, or if the file is deleted meanwhile.
     """
     path = Path(path)
     longest = max((item.length for item in items), default=0)
@@ -146,8 +148,8 @@ def run(model: Model, items: Sequence[Item], path: str | Path,
     if longest > positions:
         raise ValueError(f'length {longest} is more than the {positions} positions of the model; use shorter '
                          'lengths, or raise max_position_embeddings in its config.json')
-    rows, problems = answers.read(path)
-    answers.write(path, rows)
+    rows, problems = answers.read(path, identity)
+    answers.write(path, rows, identity)
     pending = [batch for batch in make_batches(model, items)
                if any(item.key not in rows for item in batch.items)]
     total, spent, start = sum(batch.cost for batch in pending), 0, time.monotonic()
@@ -155,12 +157,12 @@ def run(model: Model, items: Sequence[Item], path: str | Path,
         for batch in pending:
             for row in answer(model, batch, rows):
                 rows[answers.key_of(row)] = row
-                answers.append(file, row)
+                answers.append(file, row, identity)
             spent += batch.cost
             if progress is not None:
                 done = sum(item.key in rows for item in items)
                 progress(done, len(items), (time.monotonic() - start) / spent * (total - spent))
-    answers.write(path, rows)
+    answers.write(path, rows, identity)
     return [rows[item.key] for item in items], problems
 
 

@@ -112,7 +112,7 @@ def read(path: str | pathlib.Path) -> tuple[list[tuple[int, dict]], list[str]]:
                 continue
             try:
                 fields = json.loads(line)
-            except ValueError as error:  # UnicodeDecodeError is one too
+            except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError too
                 problems.append(
                     f'{path} line {number + 1} is not valid JSON ({error}); make that sample again')
                 continue

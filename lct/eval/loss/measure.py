@@ -55,7 +55,8 @@ def run(model: Model, plan: 'Plan', documents: Sequence[Sequence[int]], path: Pa
       (rows, problems) as runner.run does.
     """
     windows = _windows(plan, documents, _window_length(model, max(plan.lengths)))
-    return _run(*windows, path, 'loss', functools.partial(_measure, model), progress)
+    measure = functools.partial(_measure, model)
+    return _run(*windows, path, 'loss', measure, progress, plan.identity)
 
 
 def run_short(model: Model, plan: 'Plan', documents: Sequence[Sequence[int]], path: Path, seq_len: int,
@@ -64,7 +65,8 @@ def run_short(model: Model, plan: 'Plan', documents: Sequence[Sequence[int]], pa
     def measure(window):
         return {'mean': float(_loss(model, window[None]).mean(dtype=np.float64))}
 
-    return _run(*_windows(plan, documents, _window_length(model, seq_len)), path, 'short', measure, progress)
+    windows = _windows(plan, documents, _window_length(model, seq_len))
+    return _run(*windows, path, 'short', measure, progress, plan.identity)
 
 
 def make_bundles(model: Model, plan: 'Plan') -> tuple[list[Bundle], list[str]]:
@@ -94,8 +96,8 @@ def make_bundles(model: Model, plan: 'Plan') -> tuple[list[Bundle], list[str]]:
     return out, []
 
 
-def run_identifiers(model: Model, bundles: Sequence[Bundle], path: Path,
-                    progress: Progress | None = None) -> tuple[list[dict], list[str]]:
+def run_identifiers(model: Model, bundles: Sequence[Bundle], path: Path, progress: Progress | None = None,
+                    identity: str = '') -> tuple[list[dict], list[str]]:
     """Measure the loss on identifiers of bundles, by the distance to their first use."""
     windows, sources = [bundle.window for bundle in bundles], range(len(bundles))
     occurrences = {answers.digest(bundle.window): bundle.occurrences for bundle in bundles}
@@ -109,7 +111,7 @@ def run_identifiers(model: Model, bundles: Sequence[Bundle], path: Path,
         sums, counts = code_questions.identifier_losses(losses, occurrences[answers.digest(window)], edges)
         return {'edges': edges, 'sums': sums.tolist(), 'counts': counts.tolist()}
 
-    return _run(windows, sources, path, 'identifiers', measure, progress)
+    return _run(windows, sources, path, 'identifiers', measure, progress, identity)
 
 
 def _unit(model):
@@ -127,9 +129,9 @@ def _windows(plan, documents, seq_len):
     return by_position.evaluation_windows(documents, seq_len, count, seed, plan.tokenizer.bos_id)
 
 
-def _run(windows, sources, path, task, measure, progress):
+def _run(windows, sources, path, task, measure, progress, identity=''):
     """Add measure(window) to the file for each window that it lacks -> (rows, problems)."""
-    found, problems = answers.read(path)
+    found, problems = answers.read(path, identity)
     rows = [{'task': task, 'length': len(window) - 1, 'index': i, 'text': '', 'outputs': [],
              'window': answers.digest(window), 'document': int(source)}
             for i, (window, source) in enumerate(zip(windows, sources, strict=True))]
@@ -139,13 +141,13 @@ def _run(windows, sources, path, task, measure, progress):
                         'to be measured now; they are measured again')
     stale_keys = {answers.key_of(row) for row in stale}
     found = {key: row for key, row in found.items() if key not in stale_keys}
-    answers.write(path, found)
+    answers.write(path, found, identity)
     start, measured, count = time.monotonic(), 0, len(windows)
     for i, (row, window) in enumerate(zip(rows, windows, strict=True)):
         key = answers.key_of(row)
         if key not in found:
             found[key] = {**row, 'meta': measure(window)}
-            answers.write(path, found)
+            answers.write(path, found, identity)
             measured += 1
         if progress is not None:
             progress(i + 1, count, (time.monotonic() - start) / max(measured, 1) * (count - i - 1))

@@ -31,7 +31,7 @@ class LossSuite(Suite):
         result = {'count': len(rows), **measure.scores(rows)}
         problems += more
         if bundles:
-            found, more = measure.run_identifiers(model, bundles, path, progress)
+            found, more = measure.run_identifiers(model, bundles, path, progress, plan.identity)
             result['identifiers'] = measure.identifier_scores(found)
             problems += more
         if plan.load_base is not None:

@@ -34,6 +34,7 @@ class Plan:
     depths: of the needle grid.
     given: {task: [Sample]} of RULER's data files, in place of generated samples.
     load_base: () -> the Model before its extension, whose loss on short windows is compared, if given.
+    identity: of model and inputs; answers of another one are not kept.
     """
 
     material: Material
@@ -43,6 +44,7 @@ class Plan:
     depths: tuple[float, ...] = DEPTHS
     given: Mapping[str, Sequence[Sample]] | None = None
     load_base: Callable[[], runner.Model] | None = None
+    identity: str = ''
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -136,7 +138,7 @@ class PromptSuite(Suite):
     def run(self, model: runner.Model, plan: Plan, path: Path,
             progress: Callable[[int, int, float], None] | None = None) -> Outcome:
         model = dataclasses.replace(model, layout=self.layout or model.layout)
-        rows, problems = runner.run(model, self.items(plan), path, progress)
+        rows, problems = runner.run(model, self.items(plan), path, progress, plan.identity)
         return Outcome(rows, problems, {'count': len(rows), **self.scores(plan, rows)})
 
     @abc.abstractmethod
