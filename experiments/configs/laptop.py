@@ -27,6 +27,7 @@ def get_config():
     config.checkpoint_every = 10
     config.keep_checkpoints = 2
     config.max_skips_in_row = 5  # non-finite steps in a row after which the run gives up
+    config.max_failed_saves = 5  # checkpoints in a row that could not be written, likewise
     config.param_dtype = 'float32'
 
     common = {

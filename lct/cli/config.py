@@ -20,11 +20,11 @@ if TYPE_CHECKING:  # imported where they are used: wrong flags are reported befo
     from lct.train.loop import Run
     from lct.train.stages import Stage
 
-RUN_FIELDS = ('param_dtype', 'checkpoint_every', 'keep_checkpoints', 'max_skips_in_row', 'spike_factor',
-              'spike_window')
+RUN_FIELDS = ('param_dtype', 'checkpoint_every', 'keep_checkpoints', 'max_skips_in_row', 'max_failed_saves',
+              'spike_factor', 'spike_window')
 # Fields that --set may give to a config that lacks them, with their defaults
-OPTIONAL = {'check_memory': True, 'keep_checkpoints': 2, 'max_skips_in_row': 5, 'param_dtype': 'float32',
-            'spike_factor': 0.0, 'spike_window': 64}
+OPTIONAL = {'check_memory': True, 'keep_checkpoints': 2, 'max_skips_in_row': 5, 'max_failed_saves': 5,
+            'param_dtype': 'float32', 'spike_factor': 0.0, 'spike_window': 64}
 
 
 def parse_args(description: str, default_config: str | Path,

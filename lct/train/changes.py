@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 ANY_TIME = (
     'name', 'license', 'save_dtype', 'model_folder', 'corpus', 'corpus_bytes', 'fit_ring',
     'base.max_position_embeddings', 'base.rope_theta',  # written down for plan.py and readers
-    'checkpoint_every', 'keep_checkpoints', 'max_skips_in_row', 'line_every_s', 'spike_factor',
-    'spike_window', 'check_memory', 'watchdog.*',
+    'checkpoint_every', 'keep_checkpoints', 'max_skips_in_row', 'max_failed_saves', 'line_every_s',
+    'spike_factor', 'spike_window', 'check_memory', 'watchdog.*',
     'needle.lengths', 'needle.depths', 'needle.samples', 'loss.seq_len', 'loss.windows', 'loss.rotations',
     'stages.*.mesh', 'stages.*.layout', 'stages.*.published.**',
     'stages.*.gate', 'stages.*.gate.every', 'stages.*.gate.needle', 'stages.*.gate.short_loss_rise',

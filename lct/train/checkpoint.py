@@ -1,23 +1,53 @@
-"""Checkpoints through Orbax: asynchronous, sharded, atomic, restorable onto any mesh."""
+"""Checkpoints through Orbax: asynchronous, sharded, atomic, restorable onto any mesh, and verified."""
 
+import contextlib
+import json
 import logging
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
+from lct import exit_status, processes
+from lct.train import fingerprints
+from lct.train.memory_errors import is_out_of_memory
 from lct.train.state import TrainState
 
-logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax reports every phase of every save
+logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax reports every phase, and failures at length
+
+
+class Unwritable(OSError):
+    """Checkpoints cannot be written; the message says which step is on disk."""
+
+    exit_status = exit_status.UNWRITABLE
+
+
+class Damaged(ValueError):
+    """The files of a checkpoint are not what was saved; the message says which item."""
+
+
+class Restored(NamedTuple):
+    """A checkpoint in memory. record: as it was saved. warnings: one line for each checkpoint that was newer
+    but damaged, and one if the bits could not be checked."""
+
+    step: int
+    state: TrainState
+    record: dict
+    warnings: list[str]
 
 
 class Checkpoints:
     """The checkpoints of one run: the newest `keep`, each with the TrainState and a JSON record (data
-    cursor, seconds of training) that says where the run stood."""
+    cursor, seconds of training, fingerprints of all arrays) that says where the run stood."""
 
-    def __init__(self, folder: str | Path, keep: int = 2):
+    def __init__(self, folder: str | Path, keep: int = 2, max_failed: int = 5):
+        """max_failed: saves that fail in a row before Unwritable ends the run."""
         self.folder = Path(folder).absolute()
+        self._max_failed, self._failed, self._saving = max_failed, 0, None
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -31,71 +61,178 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, record: Mapping) -> str | None:
-        """Start saving; returns before the files are written. A step that is saved already is left as it is.
+        """Start saving, after the save before has ended; returns before the files are written. A step that is
+        saved already is left as it is.
 
         Returns:
-          None, or in one line the reason why no checkpoint was written: a full disk must not end training.
+          None, or in one line why this or the save before failed: a full disk does not end training.
         Raises:
-          OSError: in a run of several processes, where the others would wait for this one.
+          Unwritable: after max_failed failures in a row; in a run of several processes at the first, because
+            the others would wait for this one.
         """
+        problem = self.wait()
         if step in self._manager.all_steps():
-            return None
+            return problem
+        arrays = fingerprints.describe(state)
+        for name, value in fingerprints.fingerprints(state).items():
+            arrays[name]['fingerprint'] = value
+        record = fingerprints.seal({**record, 'step': step, 'arrays': arrays})
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
         try:
             self._manager.save(step, args=items)
-        except Exception as error:  # raised in the background by the save before this one
-            problem = _first_line(error)
-            _give_up_if_several(problem)
-            try:
-                self._manager.save(step, args=items)
-            except Exception as again:
-                problem = _first_line(again)
-            return f'a checkpoint could not be written ({problem}); the ones before it are complete'
-        return None
-
-    def record(self, step: int) -> dict:
-        """The JSON record of a step."""
-        return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))['record']
-
-    def restore(self, step: int, target: TrainState) -> TrainState:
-        """The TrainState of a step, placed as target (a tree of ShapeDtypeStructs) says.
-
-        Raises:
-          ValueError: naming the step, if its files do not fit the target or are damaged.
-        """
-        try:
-            return self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-            )['state']
         except Exception as error:
-            raise ValueError(
-                f'checkpoint {self.folder / str(step)} cannot be restored ({_first_line(error)}); '
-                'delete that folder to continue from the one before'
-            ) from error
+            return self._fail(step, _first_line(error))
+        self._saving = step
+        return problem
+
+    def poll(self) -> str | None:
+        """Call after every step: what wait returns, but without waiting for a save that goes on."""
+        return None if self._manager.is_saving_in_progress() else self.wait()
 
     def wait(self) -> str | None:
-        """Wait until everything saved is on disk. Returns None, or the error in one line."""
+        """Wait until the save that was started is on disk. Returns None, or in one line why it failed.
+
+        Raises:
+          Unwritable: see save.
+        """
+        step, self._saving = self._saving, None
+        if step is None:
+            return None
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            _give_up_if_several(_first_line(error))
-            self._manager.reload()  # latest() must name a step that is on disk
-            return (
-                f'the last checkpoint could not be written ({_first_line(error)}); those before are complete')
+            return self._fail(step, _first_line(error))
+        if processes.is_first() and not (self.folder / str(step)).is_dir():
+            return self._fail(step, 'its folder is missing')
+        self._failed = 0
         return None
+
+    def _fail(self, step, problem):
+        """Clean up after a failed save. Returns the warning, or raises Unwritable if too many failed."""
+        self._failed += 1
+        if jax.process_count() > 1:
+            raise Unwritable(
+                f'process {jax.process_index()} could not write its shards of step {step} ({problem}); the '
+                f'checkpoints before it under {self.folder} are complete: make room and run the same command '
+                'to continue')
+        for path in self.folder.glob('*.orbax-checkpoint-tmp*'):
+            shutil.rmtree(path, ignore_errors=True)
+        self._manager.reload()  # latest() must name a step that is on disk
+        saved = f'step {self.latest()} is' if self.latest() else 'none is'
+        if self._failed >= self._max_failed:
+            raise Unwritable(
+                f'{self._failed} checkpoints in a row could not be written, the last after step {step} '
+                f'({problem}); {saved} on disk under {self.folder}: make room and run the same command to '
+                'continue')
+        return f'the checkpoint of step {step} could not be written ({problem}); {saved} on disk'
+
+    def restore_newest_valid(self, target: Callable[[int], TrainState]) -> Restored | None:
+        """The newest checkpoint whose every array has the bits that were saved, or None if there is none at
+        all. Newer ones are renamed to '<step>.damaged', which no one reads or counts. All processes must call
+        this.
+
+        target: the tree of ShapeDtypeStructs that a step is restored onto.
+
+        Raises:
+          ValueError: if arrays of a checkpoint differ in dtype or shape from the target, or one lacks an
+            array of the other, or if every checkpoint is damaged. All of them then stay as they are.
+        """
+        damaged = {}
+        while step := self._next_older(min(damaged, default=None)):
+            try:
+                record = self._read_record(step)
+                state = self._read_state(step, target(step), record)
+            except Damaged as error:
+                damaged[step] = str(error)
+                continue
+            return Restored(step, state, record, self._warnings(step, record, damaged))
+        if damaged:
+            problems = ', '.join(f'step {step}: {problem}' for step, problem in damaged.items())
+            raise ValueError(
+                f'no checkpoint under {self.folder} can be restored ({problems}); to start the run again '
+                'from its first step, move that folder away')
+        return None
+
+    def _warnings(self, step, record, damaged):
+        """Set damaged checkpoints {step: problem} aside. Returns the warnings of a restored step."""
+        warnings = [f'checkpoint {self.folder / str(bad)} is damaged ({problem}); it is now '
+                    f'{self._set_aside(bad)} and the run continues from step {step}'
+                    for bad, problem in damaged.items()]
+        if damaged:
+            processes.wait_for_all()
+            self._manager.reload()
+        if 'arrays' not in record:
+            warnings.append(f'checkpoint {self.folder / str(step)} was saved without fingerprints; its bits '
+                            'could not be checked')
+        return warnings
+
+    def _next_older(self, step):
+        """The newest step that the first process finds below step, or 0."""
+        steps = [found for found in self._manager.all_steps() if step is None or found < step]
+        return processes.from_first(max(steps, default=0))
+
+    def _read_record(self, step):
+        path, problem, record = self.folder / str(step) / 'record' / 'metadata', None, None
+        try:
+            record = json.loads(path.read_text())
+            if set(record) - {'cursor', 'seconds', 'norms'}:  # else saved before there were fingerprints
+                record = fingerprints.unseal(record)
+                if record['step'] != step:
+                    raise ValueError(f'it is of step {record["step"]}')
+            record['cursor']
+        except Exception as error:
+            problem = f'item record: {_first_line(error)}'
+        self._agree(problem)
+        return record
+
+    def _read_state(self, step, target, record):
+        """The state of a step, restored without any of Orbax's barriers, at which processes would wait for
+        one that found damage."""
+        handler, path = ocp.StandardCheckpointHandler(), self.folder / str(step) / 'state'
+        problem, stored, state = None, {}, None
+        try:
+            stored = record.get('arrays') or fingerprints.describe(handler.metadata(path).tree)
+        except Exception as error:
+            problem = f'item state: {_first_line(error)}'
+        self._agree(problem)
+        if differences := fingerprints.differences(stored, fingerprints.describe(target)):
+            raise ValueError(
+                f'checkpoint {self.folder / str(step)} does not fit this run: it holds {differences}; '
+                'continue with the config and code that wrote it, or choose another work directory')
+        try:
+            state = jax.block_until_ready(handler.restore(path, args=ocp.args.StandardRestore(target)))
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise  # that says nothing about the files
+            problem = f'item state: {_first_line(error)}'
+        self._agree(problem)
+        if 'arrays' in record:
+            found = fingerprints.fingerprints(state)
+            changed = [name for name in stored if found[name] != stored[name]['fingerprint']]
+            more = f' and {len(changed) - 1} more arrays' if changed[1:] else ''
+            self._agree(changed and f'item state: array {changed[0]}{more} differs from its fingerprint')
+        return state
+
+    def _agree(self, problem):
+        """Raise Damaged in every process if one has a problem."""
+        if processes.anyone(bool(problem)):
+            raise Damaged(problem or 'as another process found')
+
+    def _set_aside(self, step):
+        """Rename the folder of a damaged step. Returns its new name."""
+        new, count = self.folder / f'{step}.damaged', 1
+        while new.exists():
+            count += 1
+            new = self.folder / f'{step}.damaged.{count}'
+        if processes.is_first():
+            os.rename(self.folder / str(step), new)
+        return new.name
 
     def close(self) -> None:
         """Finish all saves and release the folder."""
-        self.wait()
+        with contextlib.suppress(Unwritable):
+            self.wait()
         self._manager.close()
-
-
-def _give_up_if_several(problem):
-    if jax.process_count() > 1:
-        raise OSError(
-            f'process {jax.process_index()} could not write its shards of a checkpoint ({problem}); the ones '
-            'before it are complete: fix this and run the same command to continue'
-        )
 
 
 def _first_line(error):

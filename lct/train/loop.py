@@ -27,7 +27,7 @@ from lct.train.bad_steps import BadSteps
 from lct.train.checkpoint import Checkpoints
 from lct.train.memory_errors import located
 from lct.train.metrics import Metrics, log, measured_peak
-from lct.train.placement import held_rows, place_batch, restore
+from lct.train.placement import held_rows, place_batch
 from lct.train.progress import StageProgress
 from lct.train.step import train_step
 from lct.train.stopping import Interrupted, loss_message, stop_message
@@ -40,6 +40,7 @@ class Run:
     checkpoint_every: steps between checkpoints; the end of a stage and an interruption write one too.
     keep_checkpoints: number of newest checkpoints to keep.
     max_skips_in_row: skipped steps (not finite, or spikes) in a row after which the run ends with an error.
+    max_failed_saves: checkpoints in a row that cannot be written after which the run ends with an error.
     spike_factor: a step whose gradient norm exceeds this multiple of the median norm of the last spike_window
       accepted steps of its stage is skipped; 0 skips none. It takes a quarter of the window to begin.
     line_every_s: minimum seconds between two progress lines.
@@ -52,6 +53,7 @@ class Run:
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
     max_skips_in_row: int = 5
+    max_failed_saves: int = 5
     spike_factor: float = 0.0
     spike_window: int = 64
     line_every_s: float = 3.0
@@ -60,7 +62,8 @@ class Run:
     def __post_init__(self):
         if self.param_dtype not in ('float32', 'bfloat16'):
             raise ValueError(f"param_dtype {self.param_dtype!r} must be 'float32' or 'bfloat16'")
-        for field in ('checkpoint_every', 'keep_checkpoints', 'max_skips_in_row', 'spike_window'):
+        for field in ('checkpoint_every', 'keep_checkpoints', 'max_skips_in_row', 'max_failed_saves',
+                      'spike_window'):
             if getattr(self, field) < 1:
                 raise ValueError(f'{field} {getattr(self, field)} must be at least 1')
         if self.spike_factor and not 1 < self.spike_factor < math.inf:
@@ -71,7 +74,7 @@ def train(
     run: Run, config: LlamaConfig, params: Callable[[], Params], mixture: Any, workdir: str | Path,
     stop_requested: Sequence[str] = (), gate_scores: Callable | None = None,
 ) -> tuple[LlamaConfig, Params, dict]:
-    """Train through all stages, continuing from the newest checkpoint under workdir if there is one.
+    """Train through all stages, continuing from the newest valid checkpoint under workdir if there is one.
 
     Args:
       run: the settings. config: of the base model.
@@ -90,6 +93,7 @@ def train(
       stopping.Interrupted: after saving, when a stop was requested.
       gates.GateClosed: after saving, when the gate of a stage did not open and is to stop the run.
       FloatingPointError: after max_skips_in_row skipped steps in a row.
+      checkpoint.Unwritable: after max_failed_saves checkpoints in a row that could not be written.
       memory_errors.OutOfMemory: naming stage and step, when a device or the host has no memory left.
     """
     if gate_scores is None and any(stage.gate for stage in run.stages):
@@ -98,7 +102,7 @@ def train(
     training = _Training(run, config, params, mixture, workdir, stop_requested, gate_scores)
     try:
         for index, planned in enumerate(training.plan):
-            complete = training.is_complete(planned)
+            complete = training.is_complete(planned, training.step)
             if complete and planned is not training.plan[-1]:  # the last stage still gives the mesh
                 continue
             with (located(index, planned.stage.name, lambda: training.step + 1),
@@ -129,42 +133,62 @@ class _Training:
         self.plan = stage_plans.plan(run.stages, config)
         self.last_step = self.plan[-1].end
         self.tx, self.schedule = optimizers.make(run.optimizer), optimizers.schedule(run.stages)
-        self.checkpoints = Checkpoints(f'{workdir}/checkpoints', run.keep_checkpoints)
+        self.checkpoints = Checkpoints(f'{workdir}/checkpoints', run.keep_checkpoints, run.max_failed_saves)
         processes.at_loss(lambda: loss_message(self.checkpoints.folder))
         self.peak = measured_peak(jnp.dtype(run.stages[0].memory.dtype or run.param_dtype))
         self.gate_log = gates.GateLog(f'{workdir}/gates.json')
-        self.state, self.cursor, self.seconds, self.tokens, self.norms = None, None, 0.0, 0, ()
+        self.step, self.state, self.cursor, self.seconds, self.tokens, self.norms = 0, None, None, 0.0, 0, ()
         self.save_due = False
-        self.step = processes.from_first(self.checkpoints.latest() or 0)
-        if self.step:
-            record = self.checkpoints.record(self.step)
-            self.cursor, self.seconds = record['cursor'], record.get('seconds', 0.0)
-            self.norms = record.get('norms', ())
-            log(f'continuing after step {self.step} of {self.last_step} from {self.checkpoints.folder}')
+        with watchdog.phase('set_up'):
+            self._restore()
         self.metrics = Metrics(f'{workdir}/metrics', self.step, run.line_every_s)
         self.bad_steps = BadSteps(workdir)
+
+    def _restore(self):
+        """Continue after the newest valid checkpoint, whose step decides on the stage and its mesh."""
+        restored = self.checkpoints.restore_newest_valid(self._target)
+        if restored is None:
+            return
+        for problem in restored.warnings:
+            self.warn(problem)
+        self.step, record = restored.step, restored.record
+        with jax.set_mesh(sharding.make_mesh(self._stage_after(self.step).mesh)):
+            self.state = restored.state.replace(skipped_in_row=states.scalar(0))  # a remedy gets all its tries
+        self.cursor, self.seconds = record['cursor'], record.get('seconds', 0.0)
+        self.norms = record.get('norms', ())
+        log(f'continuing after step {self.step} of {self.last_step} from {self.checkpoints.folder}')
+
+    def _stage_after(self, step):
+        """The stage that continues from a step; the last one if none is left to train."""
+        return next((each for each in self.plan if not self.is_complete(each, step)), self.plan[-1]).stage
+
+    def _target(self, step):
+        """What a checkpoint of a step is restored onto: all but frozen weights, on the mesh to continue on."""
+        with jax.set_mesh(sharding.make_mesh(self._stage_after(step).mesh)):
+            return self._abstract_state().replace(frozen=None)
+
+    def _abstract_state(self):
+        return states.abstract(self.config, self.tx, jnp.dtype(self.run.param_dtype), self.run.adapter)
 
     def close(self):
         self.metrics.close()
         self.checkpoints.close()
 
-    def is_complete(self, planned):
-        """Whether a stage's steps are taken and its gate, if it has one, does not hold the run."""
+    def is_complete(self, planned, step):
+        """Whether at a step a stage's steps are taken and its gate, if it has one, does not hold the run."""
         stage, row = planned.stage, self.gate_log.at(planned.stage.name, planned.end)
-        if self.step < planned.end or not stage.gate:
-            return self.step >= planned.end
+        if step < planned.end or not stage.gate:
+            return step >= planned.end
         return row is not None and (stage.gate.opens(row) or stage.gate.otherwise == 'advance')
 
     def place_state(self):
-        """Put the state on the current mesh: moved from the stage before, restored, or fresh."""
-        target = states.abstract(self.config, self.tx, jnp.dtype(self.run.param_dtype), self.run.adapter)
-        if self.state is not None:
-            self.state = states.move(self.state.replace(guard=None), target)
-        elif self.step:
-            self.state = restore(self.checkpoints, self.step, target, self.params, self.run.adapter)
-            self.state = self.state.replace(skipped_in_row=states.scalar(0))  # a remedy gets all its tries
-        else:
+        """Put the state on the current mesh: fresh, or moved from the stage before or from a checkpoint."""
+        if self.state is None:
             self.state = states.create(self.params(), self.tx, self.config, self.run.adapter)
+            return
+        if self.run.adapter and self.state.frozen is None:  # restored
+            self.state = self.state.replace(frozen=lora.freeze(self.params(), self.run.adapter)[1])
+        self.state = states.move(self.state.replace(guard=None), self._abstract_state())
 
     def run_stage(self, planned):
         """Train to the end of a stage, or until its gate opens."""
@@ -231,6 +255,7 @@ class _Training:
                 flops = train_flops(self.config, tokens, pairs, run.adapter)
                 progress.add(device_metrics, self.step, flops, rows)
                 self.tokens += stage.tokens_per_step
+                self.warn(self.checkpoints.poll())
                 stop = bool(stop)  # read once: a signal between two reads would stop unsaved
             at_checkpoint = self.step % run.checkpoint_every == 0 or self.step == planned.end
             if at_checkpoint or stop or self.save_due or self._gate_due(planned):
@@ -301,6 +326,7 @@ class _Training:
         record = {'cursor': self.cursor, 'seconds': self.seconds + time.monotonic() - started,
                   'norms': spikes.history(self.state.guard)}
         with watchdog.phase('save', self.step):
+            self.warn(self.checkpoints.wait())
             self.warn(self.checkpoints.save(self.step, self.state.replace(frozen=None, guard=None), record))
 
     def _interrupt(self):

@@ -1,6 +1,6 @@
-"""The restored state and the batches of a stage, placed on its mesh."""
+"""The batches of a stage, placed on its mesh."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -8,17 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lct import sharding
-from lct.models import llama, lora
-from lct.train.checkpoint import Checkpoints
 from lct.train.stages import Stage
-from lct.train.state import TrainState
-
-
-def restore(checkpoints: Checkpoints, step: int, target: TrainState, params: Callable[[], llama.Params],
-            adapter: lora.Adapter | None) -> TrainState:
-    """The TrainState of a checkpoint, placed as target (state.abstract); frozen weights come from params."""
-    state = checkpoints.restore(step, target.replace(frozen=None))
-    return state.replace(frozen=lora.freeze(params(), adapter)[1]) if adapter else state
 
 
 def held_rows(stage: Stage) -> list[tuple[np.ndarray, slice]]:
