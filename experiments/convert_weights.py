@@ -18,6 +18,7 @@ from lct.cli.model import warn_of_edits
 from lct.text import table
 
 ORBAX = 'params'  # the folder of arrays beside the config.json
+FINGERPRINTS = 'fingerprints.json'  # of those arrays, because Orbax restores a flipped bit without an error
 FORMATS = {'meta': ['params.json'], 'orbax': ['config.json', ORBAX], 'hf': ['config.json']}  # their files
 
 
@@ -67,23 +68,45 @@ def load(source, dtype=None, **overrides):
 
 
 def load_orbax(folder, dtype=None):
-    """(LlamaConfig, Params) of a folder written by save_orbax; each device reads its own shard."""
+    """(LlamaConfig, Params) of a folder written by save_orbax; each device reads its own shard.
+
+    Raises:
+      ValueError: naming the array, if one is not what was written.
+    """
     import jax
     import orbax.checkpoint as ocp
 
+    from lct import json_files
     from lct.models import llama
+    from lct.train import fingerprints
+    from lct.train.memory_errors import is_out_of_memory
     from lct.weights import llama_hf, streaming
 
     config = llama_hf.read_config(folder)
     streaming.check_mesh(config)
-    with ocp.StandardCheckpointer() as checkpointer:
-        path = pathlib.Path(folder).absolute() / ORBAX
-        stored = checkpointer.metadata(path).item_metadata['embed'].dtype
-        targets = llama.abstract(config, dtype or stored)
-        if jax.sharding.get_mesh().empty:  # explicit, or the arrays get the sharding of the save
-            one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            targets = jax.tree.map(lambda x: x.update(sharding=one_device), targets)
-        return config, checkpointer.restore(path, targets)
+    path, saved = pathlib.Path(folder).absolute() / ORBAX, pathlib.Path(folder) / FINGERPRINTS
+    arrays = {}
+    try:
+        if saved.exists():
+            arrays = fingerprints.unseal(json_files.read_json(saved))
+        with ocp.StandardCheckpointer() as checkpointer:
+            stored = (arrays.get('embed') or fingerprints.describe(
+                checkpointer.metadata(path).item_metadata.tree)['embed'])['dtype']
+            targets = llama.abstract(config, stored)
+            if jax.sharding.get_mesh().empty:  # explicit, or the arrays get the sharding of the save
+                one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+                targets = jax.tree.map(lambda x: x.update(sharding=one_device), targets)
+            params = checkpointer.restore(path, targets)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f'{folder} cannot be restored ({fingerprints.first_line(error)}); write it again '
+                         'from its source') from error
+    if arrays:
+        fingerprints.check(params, arrays, folder)
+    else:
+        print(f'{folder} has no {FINGERPRINTS}; its bits cannot be checked')
+    return config, jax.tree.map(lambda x: x.astype(dtype or x.dtype), params)
 
 
 def save_orbax(folder, config, params, *, dtype, tokenizer_from=None, overwrite=False):
@@ -93,6 +116,7 @@ def save_orbax(folder, config, params, *, dtype, tokenizer_from=None, overwrite=
 
     from lct import json_files
     from lct.models import llama
+    from lct.train import fingerprints
     from lct.weights import folders, llama_hf, streaming
 
     streaming.check_params(config, params)
@@ -102,6 +126,8 @@ def save_orbax(folder, config, params, *, dtype, tokenizer_from=None, overwrite=
         with ocp.StandardCheckpointer() as checkpointer:
             arrays = jax.tree.map(lambda x: x.astype(dtype), params)
             checkpointer.save(pathlib.Path(temporary) / ORBAX, arrays)
+            record = fingerprints.seal(fingerprints.describe_bits(arrays))
+        json_files.write_json(os.path.join(temporary, FINGERPRINTS), record)
         json_files.write_json(os.path.join(temporary, 'config.json'), llama_hf.config_to_json(config, dtype))
         llama_hf.copy_companions(tokenizer_from, temporary)
 

@@ -62,6 +62,22 @@ def test_verify_compares_logits(folder, tmp_path, monkeypatch, capsys):
             convert_weights.check_logits(config, other, tmp_path / 'copy')
 
 
+def test_a_flipped_bit_of_an_orbax_folder_is_refused_in_one_line(folder, tmp_path, monkeypatch):
+    run(monkeypatch, folder, tmp_path / 'orbax', '--to', 'orbax')
+    path = max((tmp_path / 'orbax' / 'params').rglob('*'), key=lambda path: path.stat().st_size)
+    content, messages = path.read_bytes(), []
+    with jax.set_mesh(sharding.make_mesh((1, 1, 1, 1))):
+        for at in range(1, 6):
+            damaged = bytearray(content)
+            damaged[at * len(content) // 6] ^= 16
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match='is not what was written|cannot be restored') as error:
+                convert_weights.load(tmp_path / 'orbax')
+            messages.append(str(error.value))
+    assert any(re.search('array [a-z_.]+ differs from its fingerprint', message) for message in messages)
+    assert not any('\n' in message for message in messages)
+
+
 @pytest.mark.parametrize('degrees', [(1, 1, 1, 1), (2, 2, 1, 2), (1, 2, 2, 2)])
 def test_dry_run_lists_the_bytes_of_each_device(degrees, folder, monkeypatch, capsys):
     run(monkeypatch, folder, '--dry-run', '--mesh', ','.join(map(str, degrees)))

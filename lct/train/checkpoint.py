@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 
 from lct import exit_status, processes
 from lct.train import fingerprints
+from lct.train.fingerprints import first_line
 from lct.train.memory_errors import is_out_of_memory
 from lct.train.state import TrainState
 
@@ -73,15 +74,13 @@ class Checkpoints:
         problem = self.wait()
         if step in self._manager.all_steps():
             return problem
-        arrays = fingerprints.describe(state)
-        for name, value in fingerprints.fingerprints(state).items():
-            arrays[name]['fingerprint'] = value
-        record = fingerprints.seal({**record, 'step': step, 'arrays': arrays})
+        record = fingerprints.seal(
+            {**record, 'step': step, 'arrays': fingerprints.describe_bits(state)})
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
         try:
             self._manager.save(step, args=items)
         except Exception as error:
-            return self._fail(step, _first_line(error))
+            return self._fail(step, first_line(error))
         self._saving = step
         return problem
 
@@ -101,7 +100,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            return self._fail(step, _first_line(error))
+            return self._fail(step, first_line(error))
         if processes.is_first() and not (self.folder / str(step)).is_dir():
             return self._fail(step, 'its folder is missing')
         self._failed = 0
@@ -181,7 +180,7 @@ class Checkpoints:
                     raise ValueError(f'it is of step {record["step"]}')
             record['cursor']
         except Exception as error:
-            problem = f'item record: {_first_line(error)}'
+            problem = f'item record: {first_line(error)}'
         self._agree(problem)
         return record
 
@@ -193,7 +192,7 @@ class Checkpoints:
         try:
             stored = record.get('arrays') or fingerprints.describe(handler.metadata(path).tree)
         except Exception as error:
-            problem = f'item state: {_first_line(error)}'
+            problem = f'item state: {first_line(error)}'
         self._agree(problem)
         if differences := fingerprints.differences(stored, fingerprints.describe(target)):
             raise ValueError(
@@ -204,13 +203,14 @@ class Checkpoints:
         except Exception as error:
             if is_out_of_memory(error):
                 raise  # that says nothing about the files
-            problem = f'item state: {_first_line(error)}'
+            problem = f'item state: {first_line(error)}'
         self._agree(problem)
         if 'arrays' in record:
-            found = fingerprints.fingerprints(state)
-            changed = [name for name in stored if found[name] != stored[name]['fingerprint']]
-            more = f' and {len(changed) - 1} more arrays' if changed[1:] else ''
-            self._agree(changed and f'item state: array {changed[0]}{more} differs from its fingerprint')
+            try:
+                fingerprints.check(state, stored, 'item state')
+            except ValueError as error:
+                problem = str(error)
+            self._agree(problem)
         return state
 
     def _agree(self, problem):
@@ -233,8 +233,3 @@ class Checkpoints:
         with contextlib.suppress(Unwritable):
             self.wait()
         self._manager.close()
-
-
-def _first_line(error):
-    """Orbax's messages run to thousands of lines; the first says what happened."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -28,6 +28,26 @@ def describe(tree: Any) -> dict[str, dict]:
             for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def describe_bits(tree: Any) -> dict[str, dict]:
+    """{name: {dtype, shape, fingerprint}} of the arrays of a tree, for check()."""
+    values = fingerprints(tree)
+    return {name: {**entry, 'fingerprint': values[name]} for name, entry in describe(tree).items()}
+
+
+def check(tree: Any, expected: Mapping[str, Mapping], name: object = 'it') -> None:
+    """Compare the arrays of a tree with an earlier describe_bits.
+
+    Raises:
+      ValueError: naming the first array that differs.
+    """
+    found = describe_bits(tree)
+    changed = [key for key in expected if found.get(key) != expected[key]]
+    if changed:
+        more = f' and {len(changed) - 1} more arrays differ from their fingerprints'
+        raise ValueError(f'{name} is not what was written: array {changed[0]}'
+                         + (more if changed[1:] else ' differs from its fingerprint'))
+
+
 def fingerprints(tree: Any) -> dict[str, str]:
     """{name: fingerprint, eight hexadecimal digits} of the arrays of a tree.
 
@@ -67,6 +87,11 @@ def unseal(record: Mapping) -> dict:
     if record.get(CHECKSUM) != _checksum(content):
         raise ValueError('its content does not match its checksum')
     return content
+
+
+def first_line(error: BaseException) -> str:
+    """Orbax's messages run to thousands of lines; the first says what happened."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def _checksum(record):
