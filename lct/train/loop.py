@@ -153,7 +153,8 @@ class _Training:
             self.warn(problem)
         self.step, record = restored.step, restored.record
         with jax.set_mesh(sharding.make_mesh(self._stage_after(self.step).mesh)):
-            self.state = restored.state.replace(skipped_in_row=states.scalar(0))  # a remedy gets all its tries
+            # a remedy gets all its tries
+            self.state = restored.state.replace(skipped_in_row=states.scalar(0))
         self.cursor, self.seconds = record['cursor'], record.get('seconds', 0.0)
         self.norms = record.get('norms', ())
         log(f'continuing after step {self.step} of {self.last_step} from {self.checkpoints.folder}')
@@ -163,7 +164,7 @@ class _Training:
         return next((each for each in self.plan if not self.is_complete(each, step)), self.plan[-1]).stage
 
     def _target(self, step):
-        """What a checkpoint of a step is restored onto: all but frozen weights, on the mesh to continue on."""
+        """What a checkpoint of a step is restored onto: no frozen weights, on the mesh to continue on."""
         with jax.set_mesh(sharding.make_mesh(self._stage_after(step).mesh)):
             return self._abstract_state().replace(frozen=None)
 
