@@ -61,7 +61,7 @@ def differences(values: Sequence[Mapping[str, object]], names: Sequence[str]) ->
 def _text(values, field):
     if field not in values:
         return 'absent'
-    value = str(values[field])
+    value = str(values[field]) or 'empty'
     return value if len(value) <= 100 else f'{value[:80]}... (crc {zlib.crc32(value.encode()):08x})'
 
 

@@ -137,8 +137,8 @@ class Peers:
         self._own_beat = beat
 
     def reports(self) -> dict[int, dict]:
-        """The last report of each process, in process 0."""
-        return {0: self._own_beat, **self._beats}
+        """The last report of each process, in process 0; of itself only in the others."""
+        return {**(self._beats if self.index == 0 else {}), self.index: self._own_beat}
 
     def leave(self, status: int, reason: str = '') -> None:
         """Tell the others that this process ends. Process 0 returns when they have ended too.

@@ -28,7 +28,8 @@ from lct import abort_filter, clusters, exit_status, installation, meeting, term
 from lct.peers import PeerLost
 
 JOIN_TIMEOUT_S = 120  # LCT_JOIN_TIMEOUT_S changes it
-LOSS_S = 5.0
+FOLDER_TIMEOUT_S = 60  # LCT_FOLDER_TIMEOUT_S changes it
+LOSS_S = 5.0  # until a lost process is noticed, mostly
 SILENCE_S = 60  # LCT_HEARTBEAT_TIMEOUT_S changes it
 COMMUNICATION = re.compile(r'Gloo|NCCL|UNAVAILABLE|oordination service')  # in errors of jax
 
@@ -94,6 +95,26 @@ def at_loss(saved: Callable[[], str]) -> None:
         _peers.at_loss = saved
 
 
+def measures_others() -> bool:
+    """Whether this process has others to compare itself with."""
+    return _peers is not None
+
+
+def report(**values: float) -> None:
+    """Tell process 0 a few numbers, with the next beat."""
+    _peers.report(**values)
+
+
+def reports() -> dict[int, dict]:
+    """{process: its last report}, in process 0; of itself only in the others."""
+    return _peers.reports()
+
+
+def name_of(index: int) -> str:
+    """A process in words, with its host."""
+    return _peers.names[index]
+
+
 def is_first() -> bool:
     """Whether this is the first process, which writes the files and the log."""
     return jax.process_index() == 0
@@ -145,11 +166,11 @@ def check_same(values: Mapping[str, Any], name: str) -> None:
                          'files')
 
 
-def check_same_folder(folder: str | Path, limit_s: float = 60.0) -> None:
+def check_same_folder(folder: str | Path) -> None:
     """Refuse a folder that is not the same one in all processes; process 0 must have made it.
 
-    Process 0 writes a file there and the others look for it, for limit_s seconds: network file systems show
-    new files late.
+    Process 0 writes a file there and the others look for it for a while: network file systems show new files
+    late.
 
     Raises:
       ValueError: in every process, naming those that do not see the file.
@@ -162,7 +183,7 @@ def check_same_folder(folder: str | Path, limit_s: float = 60.0) -> None:
         if is_first():
             path.touch()
         name = peers.agree(path.name, lambda values, _: values[0], 'the work directory')
-        end = time.monotonic() + limit_s
+        end = time.monotonic() + _seconds('LCT_FOLDER_TIMEOUT_S', FOLDER_TIMEOUT_S)
         while not (found := folder.is_dir() and name in os.listdir(folder)) and time.monotonic() < end:
             time.sleep(0.2)
         different = peers.agree([str(folder), found], _describe_folders, 'the work directory')

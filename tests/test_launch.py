@@ -19,7 +19,7 @@ import yaml
 from jax.experimental import mesh_utils
 
 from lct import clusters, exit_status, processes, sharding
-from lct.train import checkpoint
+from lct.train import checkpoint, straggler
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / 'experiments' / 'launch.py'
@@ -75,6 +75,23 @@ def test_two_processes_train_like_one_stop_together_and_are_continued_by_one(tmp
     assert sorted(two) == sorted(one) == list(range(1, 7))
     np.testing.assert_allclose([two[step] for step in one], [one[step] for step in one], atol=1e-5, rtol=0)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), continued, params)
+
+
+def windows(*rows):
+    return {i: dict(enumerate([{'probe_s': p, 'input_s': w} for p, w in row])) for i, row in enumerate(rows)}
+
+
+def test_a_slow_host_is_named_once_it_is_slow_in_most_of_a_window(monkeypatch):
+    monkeypatch.setattr(processes, 'name_of', lambda index: f'process {index} (n{index})')
+    even, slow, late = [(0.010, 0.0)] * 3, [(0.010, 0), (0.1, 0), (0.1, 0)], [(0.01, 0.3)] * 3
+    assert straggler.compare(windows(even, even, [(0.1, 0.0), (0.01, 0.0), (0.014, 0.0)]), 1.0) is None
+    assert straggler.compare(windows(even, slow[:2]), 1.0) is None
+    assert straggler.compare(windows(even, slow), 1.0) == (
+        'slow: process 1 (n1) takes 100 ms for what takes the others 10 ms; all others wait for it in every '
+        'step')
+    assert 'process 2 (n2) waits 300 ms of each step for its input, the others 0 ms' in straggler.compare(
+        windows(even, even, late), 1.0)
+    assert straggler.compare(windows(even, even, late), 2.0) is None
 
 
 # -- the launcher --------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ def parse_args():
     parser.add_argument('--keep-checkpoints', type=int, default=2)
     parser.add_argument('--mesh', default='1,1,2,1', help='of both stages')
     parser.add_argument('--embed-dim', type=int, default=32, help='width of the model')
+    parser.add_argument('--seed', type=int, default=0, help='of the initial weights')
     parser.add_argument('--watchdog', default='', help='budgets in seconds, such as step=5,data=3')
     return parser.parse_args()
 
@@ -69,7 +70,7 @@ def run():
         keep_checkpoints=args.keep_checkpoints, line_every_s=0)
     rng = np.random.default_rng(0)
     documents = [rng.integers(0, 256, int(n)).astype(np.int32) for n in rng.integers(20, 400, 30)]
-    identity = {'model': dataclasses.asdict(model), 'steps': args.steps}
+    identity = {'model': dataclasses.asdict(model), 'steps': args.steps, 'seed': args.seed}
     lock = lock_workdir(args.workdir, identity)  # noqa: F841  held while the process lives
     budgets = dict(item.split('=') for item in args.watchdog.split(',') if item)
     budgets = {name: float(seconds) for name, seconds in budgets.items()}
@@ -77,7 +78,7 @@ def run():
           stopping.catch_signals() as stop_requested):
         try:
             _, params, _ = loop.train(
-                settings, model, lambda: llama.init(model, jax.random.key(0)),
+                settings, model, lambda: llama.init(model, jax.random.key(args.seed)),
                 MemorySource(documents, load('bytes'), seed=0), args.workdir, stop_requested)
         except stopping.Interrupted as stop:
             log(str(stop))

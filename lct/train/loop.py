@@ -31,6 +31,7 @@ from lct.train.placement import held_rows, place_batch
 from lct.train.progress import StageProgress
 from lct.train.step import train_step
 from lct.train.stopping import Interrupted, loss_message, stop_message
+from lct.train.straggler import StragglerCheck
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +137,7 @@ class _Training:
         self.checkpoints = Checkpoints(f'{workdir}/checkpoints', run.keep_checkpoints, run.max_failed_saves)
         processes.at_loss(lambda: loss_message(self.checkpoints.folder))
         self.peak = measured_peak(jnp.dtype(run.stages[0].memory.dtype or run.param_dtype))
+        self.straggler = StragglerCheck()
         self.gate_log = gates.GateLog(f'{workdir}/gates.json')
         self.step, self.state, self.cursor, self.seconds, self.tokens, self.norms = 0, None, None, 0.0, 0, ()
         self.save_due = False
@@ -263,6 +265,7 @@ class _Training:
                 with watchdog.phase('compile' if self.step < first + 2 else 'step', self.step):
                     jax.block_until_ready(self.state)
                 progress.flush()
+                self.warn(self.straggler.measure(self.step, loader.waited_s))
                 self._save(started)
             if stop:
                 self._interrupt()
@@ -278,6 +281,7 @@ class _Training:
         except (OSError, StopRequested) as error:
             if self.step and jax.process_count() == 1:
                 progress.flush()
+                self.warn(self.straggler.measure(self.step, loader.waited_s))
                 self._save(started)
                 self.warn(self.checkpoints.wait())
             if isinstance(error, StopRequested):
