@@ -100,14 +100,14 @@ def vanished(folder: pathlib.Path) -> str:
 @drill(24, 'SIGKILL in an export to a Hugging Face folder, 5 times')
 def killed_export(folder: pathlib.Path) -> str:
     arguments = [CONVERT, CHECKS.parent / 'base', folder / 'out', '--verify']
-    rng, seen = random.Random(0), 0
+    rng, absent = random.Random(0), 0
     for _ in range(5):
         process = start(arguments)
         while process.poll() is None and not list(folder.iterdir()):
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.05))
         kill(process)
-        seen += not (folder / 'out').exists()
+        absent += not (folder / 'out').exists()
         if (folder / 'out').exists():  # then it is whole
             again = finish(start([CONVERT, folder / 'out', folder / 'copy', '--verify']))
             expect(again.status == 0, f'a folder that cannot be read: {again.stderr[-1:]}')
@@ -119,4 +119,4 @@ def killed_export(folder: pathlib.Path) -> str:
     base = CHECKS.parent / 'base/model.safetensors'
     exported = [path for path in files_of(folder / 'out') if path.suffix == '.safetensors']
     expect(sum(path.stat().st_size for path in exported) > base.stat().st_size // 2, 'too small')
-    return f'atomic: {seen} kills left no folder, {5 - seen} a whole one; then verified by reading it again'
+    return f'atomic: {absent} kills left no folder, {5 - absent} a whole one; then verified by reading it again'
