@@ -248,9 +248,9 @@ def train(texts: Iterable[str], vocab_size: int, path: str | os.PathLike,
           single_token_words: Sequence[str] = ()) -> JsonTokenizer:
     """Train a byte-level BPE with Llama-3's pattern, write it to path (a tokenizer.json) and load it.
 
-    Every word of single_token_words and every pair of digits, with and without a space before it, becomes one
-    token, so that facts are short in a vocabulary of a thousand. Hence the pattern has ' ?\\p{N}{1,2}' in
-    place of Llama-3's '\\p{N}{1,3}', and letters take no character but a space with them.
+    Every ' word' of single_token_words and every pair of digits, with and without a space before it, becomes
+    one token, so that the facts of recall data are short in a vocabulary of a thousand. Hence the pattern has
+    ' ?\\p{N}{1,2}' in place of Llama-3's '\\p{N}{1,3}'.
 
     Raises:
       ValueError: if vocab_size is too small for these tokens.
@@ -258,8 +258,7 @@ def train(texts: Iterable[str], vocab_size: int, path: str | os.PathLike,
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Library
     texts = list(texts)
-    pattern = LLAMA3_PATTERN.replace(r'\p{N}{1,3}', r' ?\p{N}{1,2}').replace(
-        r'[^\r\n\p{L}\p{N}]?\p{L}+', r' ?\p{L}+')
+    pattern = LLAMA3_PATTERN.replace(r'\p{N}{1,3}', r' ?\p{N}{1,2}')
     library = Library(models.BPE())
     library.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(pattern), 'isolated'),
@@ -268,7 +267,7 @@ def train(texts: Iterable[str], vocab_size: int, path: str | os.PathLike,
     # BPE merges what is frequent: repeat the required tokens until they are among the most frequent strings.
     repeats = 3000 + sum(map(len, texts)) // 4000
     pairs = [f'{space}{i:02d}' for i in range(100) for space in ('', ' ')]
-    required = pairs + [f'{space}{word}' for word in single_token_words for space in ('', ' ')]
+    required = pairs + [f' {word}' for word in single_token_words]
     required_text = '\n'.join(required)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[BOS_NAMES[0], EOS_NAMES[0]],

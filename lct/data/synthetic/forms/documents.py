@@ -21,7 +21,7 @@ LINE_SEARCH = 48  # tokens within which a line end is looked for
 MAX_SIZE = 6000  # tokens of the statements of a document
 
 Form = Callable[[np.random.Generator, int], Problem]
-FORMS: tuple[Form, ...] = (*[facts] * 10, *[chains] * 3, *[counts] * 2, *[shots] * 3, *[records] * 3)
+FORMS: tuple[Form, ...] = (*[facts] * 14, *[chains] * 3, counts, *[shots] * 2, *[records] * 2)
 NOISE_VERBS = ('waits', 'sleeps', 'is open', 'turns', 'goes on', 'is far away', 'stays', 'sings', 'is warm',
                'falls')
 

@@ -13,8 +13,8 @@ NOVEL = 0.0  # keys and values that nothing predicts
 FRAME = 0.1  # the wording of statements and questions
 QUERY = 0.2  # a key in a question: only its end can be predicted
 PREFIX = 0.3  # the words between a question and its answer
-ANSWER = 8.0
-END = 2.0  # of an answer
+ANSWER = 6.0
+END = 1.0  # of an answer
 
 
 class Fragment(NamedTuple):

@@ -94,8 +94,8 @@ def moment(rng: np.random.Generator) -> str:
 # kind: (how to draw one, its class in NAMES_OF_VALUES, about how many tokens it takes)
 KINDS: dict[str, tuple[Callable[[np.random.Generator], str], str, int]] = {
     'number': (number, 'number', 4),
-    'hyphened': (lambda rng: joined(rng, '-'), 'text', 5),
-    'snake': (lambda rng: joined(rng, '_'), 'text', 5),
+    'hyphened': (lambda rng: joined(rng, '-'), 'text', 7),
+    'snake': (lambda rng: joined(rng, '_'), 'text', 7),
     'spaced': (lambda rng: joined(rng, ' '), 'text', 3),
     'plain': (lambda rng: pick(rng, ALL_WORDS), 'text', 1),
     'invented': (invented, 'text', 4),

@@ -144,7 +144,7 @@ def draw_wording(rng: np.random.Generator, name: str) -> Wording:
 
 def draw_statement(rng: np.random.Generator) -> str:
     """A template of a statement with key and value."""
-    if chance(rng, 0.35):
+    if chance(rng, 0.2):
         return pick(rng, STRUCTURED) + '\n'
     if chance(rng, 0.15):
         before = random_phrase(rng).capitalize() + ' ' if chance(rng, 0.7) else ''
