@@ -136,6 +136,9 @@ def test_more_work_is_granted_for_more_messages():
     template = chat_template.ChatTemplate(
         '{% for m in messages %}{% set rest = messages[loop.index0:] %}'
         "{{ rest|selectattr('role', 'equalto', 'user')|list|length }}{% endfor %}")
+    assert chat_template.ChatTemplate(
+        '{% for m in messages %}{% for i in range(99999) %}{% break %}{% endfor %}{% endfor %}'
+    ).render(USER * 100) == ''
     assert template.render(USER * 100).startswith("1009998")
     long = 'A long text. ' * 300_000
     text = chat_template.ChatTemplate(chat_cases.LLAMA3, chat_cases.TOKENS).render(

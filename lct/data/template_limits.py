@@ -78,7 +78,7 @@ class Limits:
             return map(self.measure, value)
         size = self.size(value)
         if id(value) not in self._known:
-            self.spend(size)
+            self.spend(SMALL if isinstance(value, range) else size)  # a range has no elements yet
         return value
 
     def measured_list(self, value: Any) -> Any:
