@@ -195,8 +195,12 @@ def commit():
     """The commit of this checkout, with -dirty where files differ from it; None outside of a checkout."""
     if not shutil.which('git'):
         return None
-    described = subprocess.run(['git', 'describe', '--always', '--dirty', '--abbrev=12'], capture_output=True,
-                               text=True, cwd=pathlib.Path(__file__).parent, check=False)
+    command = ['git', 'describe', '--always', '--dirty', '--abbrev=12']
+    try:
+        described = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60,
+                                   cwd=pathlib.Path(__file__).parent)
+    except subprocess.TimeoutExpired:  # many files on a slow disk
+        return None
     return described.stdout.strip() or None
 
 

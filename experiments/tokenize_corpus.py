@@ -15,6 +15,7 @@ import os
 import sys
 import time
 
+from lct import watchdog
 from lct.cli.main import run_script
 from lct.data.corpus.files import Fields
 from lct.data.corpus.store import Store
@@ -40,6 +41,7 @@ class ProgressLine(StatusLine):
     first = None
 
     def __call__(self, progress):
+        watchdog.beat()
         for error in progress.skipped:
             print('skipped:', error, file=sys.stderr)
         if self.first is None:
@@ -84,9 +86,10 @@ def main():
         return
     if not (args.sources and args.tokenizer and args.output):
         parser.error('give SOURCE, --tokenizer and --output, or --verify FOLDER')
-    store = tokenize_corpus(args.sources, args.tokenizer, args.output, workers=args.workers,
-                            shard_tokens=args.shard_tokens, skip_bad=args.skip_bad,
-                            fields=Fields(args.field, args.source_field), progress=ProgressLine())
+    with watchdog.watch({}, os.path.dirname(os.path.abspath(args.output))):  # a worker may hang
+        store = tokenize_corpus(args.sources, args.tokenizer, args.output, workers=args.workers,
+                                shard_tokens=args.shard_tokens, skip_bad=args.skip_bad,
+                                fields=Fields(args.field, args.source_field), progress=ProgressLine())
     print(f'{args.output}: {store.num_documents} documents, {store.num_tokens} tokens, sources '
           f'{", ".join(store.sources)}; left out {store.counts["empty"]} empty and {store.counts["bad"]} bad '
           f'documents; {store.counts["inexact_cuts"]} cuts may have changed ids')

@@ -33,6 +33,7 @@ BUDGETS = {'set_up': 7200.0, 'compile': 3600.0, 'step': 1800.0, 'evaluation': 36
 TICK_S = 1.0
 STOPPED_S = 5.0  # a tick that comes so late was not running, or not scheduled
 REPORT_S = 10.0  # for the report, which may hang in the same file system
+LINGER_S = 3.0  # for the reports of the other processes, which would end when they miss this one
 
 _watch = None
 
@@ -190,6 +191,7 @@ class _Watch:
             report = threading.Thread(target=self._report, args=(phases[0], now - began, budget), daemon=True)
             report.start()
             report.join(REPORT_S)
+            time.sleep(LINGER_S)
             os._exit(exit_status.STUCK)
 
     def _open(self):

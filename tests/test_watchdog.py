@@ -19,7 +19,7 @@ NATIVE = 'hashlib.pbkdf2_hmac("sha256", b"", b"", 20_000_000)'
 WATCHED = '''
 import ctypes, hashlib, os, signal, sys, threading, time
 from lct import stop_signals, watchdog
-watchdog.STOPPED_S = 1.0
+watchdog.LINGER_S = 0
 with watchdog.watch({budgets}, sys.argv[1]):
     {code}
 print('ended')

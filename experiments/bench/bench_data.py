@@ -162,7 +162,8 @@ def first_batch(tokenizer, folder):
             for weights in ({'text': 1}, {'a': 3, 'b': 1}):
                 seconds = [float(subprocess.run(
                     [sys.executable, '-c', FIRST_BATCH, str(path), str(seq_len), json.dumps(weights)],
-                    capture_output=True, text=True, check=True).stdout) for _ in range(5)]
+                    capture_output=True, text=True, check=True,
+                    timeout=3600).stdout) for _ in range(5)]
                 rows.append({'documents': count, 'tokens': int(lengths.sum()), 'seq_len': seq_len,
                              'weights': weights, 'seconds': float(np.median(seconds)),
                              'from': min(seconds), 'to': max(seconds)})

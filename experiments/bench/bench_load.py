@@ -193,7 +193,7 @@ def measure_quarters(folder):
         process.stdin.write('end\n')
         process.stdin.flush()
     for process in processes:
-        process.wait()
+        process.wait(timeout=600)
     return found
 
 

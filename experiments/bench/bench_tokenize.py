@@ -75,7 +75,8 @@ def library_child(tokenizer, corpus):
 def library_seconds(args, corpus):
     command = [sys.executable, HERE, '--tokenizer', args.tokenizer, 'library', '--corpus', corpus]
     environment = {**os.environ, 'RAYON_NUM_THREADS': str(args.workers)}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True,
+                          timeout=7200)
     return json.loads(done.stdout)
 
 

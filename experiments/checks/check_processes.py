@@ -26,6 +26,7 @@ from lct.cli.paths import experiments_folder
 MESHES, STEPS = ('1,1,4,1', '2,1,2,1'), 10
 CASES = {'1': (1,), '2': (2,), '4': (4,), '2, killed, then 4': (2, 4), '4, killed, then 1': (4, 1)}
 KILL_AFTER = 13  # in the second stage
+LIMIT_S = 7200  # for one run
 
 
 def start(nprocs, workdir):
@@ -55,7 +56,7 @@ def kill_one(process, workdir):
         time.sleep(0.1)
     children = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    output, _ = process.communicate()
+    output, _ = process.communicate(timeout=LIMIT_S)
     if process.returncode != 128 + signal.SIGKILL:
         raise ValueError(f'a process was killed but the launcher ended with {process.returncode}: '
                          f'{output[-2000:]}')
@@ -70,7 +71,7 @@ def perform(counts, workdir):
                                if 'launch:' in line)
     if not (workdir / 'results.json').exists():
         process = start(counts[-1], workdir)
-        output, _ = process.communicate()
+        output, _ = process.communicate(timeout=LIMIT_S)
         if process.returncode:
             raise ValueError(f'{counts[-1]} processes ended with status {process.returncode}: '
                              f'{output[-3000:]}')

@@ -77,7 +77,7 @@ def finish(process: subprocess.Popen, limit_s: float = 300) -> Ended:
         stdout, stderr = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired as error:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=60)
         raise Failed(f'still running after {limit_s:.0f} s') from error
     return Ended(process.returncode, stdout.splitlines(), stderr.splitlines(), time.monotonic() - began)
 

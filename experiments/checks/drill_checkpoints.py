@@ -38,7 +38,7 @@ def killed_saves(folder: pathlib.Path) -> str:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 3))
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.communicate(timeout=60)
     end = training(folder / 'killed', '--steps', 40, *SAVES)
     expect(end.weights == whole.weights, f'other weights, status {end.status}: {end.stderr[-1:]}')
     expect(not list((folder / 'killed/checkpoints').glob('*tmp*')), 'temporary folders are left')

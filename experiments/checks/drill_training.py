@@ -27,6 +27,7 @@ def parse_args():
     parser.add_argument('--embed-dim', type=int, default=32, help='width of the model')
     parser.add_argument('--seed', type=int, default=0, help='of the initial weights')
     parser.add_argument('--watchdog', default='', help='budgets in seconds, such as step=5,data=3')
+    parser.add_argument('--fault', default='', help='NAME@PLACE, see faults.py')
     return parser.parse_args()
 
 
@@ -41,6 +42,7 @@ def run():
     if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
         jax.config.update('jax_num_cpu_devices', -(-math.prod(mesh) // count))
 
+    import faults
     import numpy as np
 
     from lct import sharding, watchdog
@@ -74,6 +76,7 @@ def run():
     lock = lock_workdir(args.workdir, identity)  # noqa: F841  held while the process lives
     budgets = dict(item.split('=') for item in args.watchdog.split(',') if item)
     budgets = {name: float(seconds) for name, seconds in budgets.items()}
+    faults.install(args.fault, jax.process_index())
     with (watchdog.watch(budgets, args.workdir, jax.process_index()),
           stopping.catch_signals() as stop_requested):
         try:

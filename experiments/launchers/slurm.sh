@@ -32,7 +32,8 @@ run() { srun --kill-on-bad-exit=1 --gpu-bind=none --cpus-per-task="$SLURM_CPUS_P
 run experiments/doctor.py --workdir "$WORKDIR"
 status=0
 run experiments/extend.py --config "$CONFIG" --workdir "$WORKDIR" --mesh "$MESH" "$@" || status=$?
-if [ "$status" -eq 130 ]; then  # stopped and saved: go on where it stood
-    scontrol requeue "$SLURM_JOB_ID"
-fi
+case "$status" in
+130) scontrol requeue "$SLURM_JOB_ID" ;;  # stopped and saved: go on where it stood
+75 | 76) [ "${SLURM_RESTART_COUNT:-0}" -ge 5 ] || scontrol requeue "$SLURM_JOB_ID" ;;  # stuck, or a lost node
+esac
 exit "$status"

@@ -1,6 +1,7 @@
 """A file to which records are appended, each completely or not at all."""
 
 import collections
+import contextlib
 import os
 from pathlib import Path
 
@@ -45,7 +46,8 @@ class AppendFile:
             while left:
                 left = left[os.write(file, left):]
         except OSError:
-            os.ftruncate(file, size)  # half a record would make those after it unreadable
+            with contextlib.suppress(OSError):
+                os.ftruncate(file, size)  # half a record would make those after it unreadable
             raise
         self._waiting.clear()
 

@@ -283,7 +283,8 @@ class _Training:
                 progress.flush()
                 self.warn(self.straggler.measure(self.step, loader.waited_s))
                 self._save(started)
-                self.warn(self.checkpoints.wait())
+                with watchdog.phase('save', self.step):
+                    self.warn(self.checkpoints.wait())
             if isinstance(error, StopRequested):
                 self._interrupt()
             raise
