@@ -30,7 +30,7 @@ MAY_IMPORT = {
     'files': (),
     'json_files': (),
     'text': (),
-    'data': ('checksums', 'files', 'json_files', 'text'),
+    'data': ('checksums', 'files', 'json_files', 'terminal', 'text'),
     'ops': ('text',),
     'models': ('ops', 'sharding', 'text'),
     'weights': BELOW,

@@ -118,6 +118,13 @@ def stopped_peer(folder: pathlib.Path) -> str:
     return f'status 75 after {ended.seconds:.0f} s, both ended'
 
 
+def fill(path):
+    """Write a file until the disk is full."""
+    with contextlib.suppress(OSError), path.open('wb', buffering=0) as file:
+        while file.write(bytes(1024)):
+            pass
+
+
 @drill(8, 'the disk of the metrics is full, then has room again')
 def full_metrics(folder: pathlib.Path) -> str:
     metrics, filler = folder / 'run/metrics', folder / 'run/metrics/filler'
@@ -129,9 +136,7 @@ def full_metrics(folder: pathlib.Path) -> str:
         process = start([TRAINING, folder / 'run', '--steps', 1500, '--checkpoint-every', 10000])
         for line in process.stdout:
             if '| step 20/' in line:
-                with contextlib.suppress(OSError), filler.open('wb', buffering=0) as file:
-                    while file.write(bytes(1024)):
-                        pass
+                fill(filler)
             if '| step 400/' in line:
                 filler.unlink()
         ended = finish(process, LIMIT_S)
@@ -149,7 +154,7 @@ def lost_data(folder: pathlib.Path) -> str:
     expected = whole(folder)
     stalled, lost = parallel((folder / 'stalled', '--fault', 'stall-data@4'),
                              (folder / 'lost', '--fault', 'lose-data@5', '--watchdog', 'data=200'))
-    warnings = [line for line in stalled.stdout if 'WARNING' in line]
+    warnings = [line for line in stalled.stderr if 'WARNING' in line]
     expect(stalled.weights == expected and len(warnings) == 1, f'stall: status {stalled.status}, {warnings}')
     expect(lost.status == exit_status.ERROR and 'the data cannot be read' in lost.stderr[-1],
            f'status {lost.status}: {lost.stderr[-2:]}')

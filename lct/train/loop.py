@@ -17,7 +17,6 @@ from lct.models import lora
 from lct.models.flops import train_flops
 from lct.models.llama import LlamaConfig, Params
 from lct.ops import rope
-from lct.terminal import write_line
 from lct.text import clock
 from lct.train import gates, spikes
 from lct.train import optimizer as optimizers
@@ -230,7 +229,6 @@ class _Training:
         if self.cursor is None:
             self.cursor = self.mixture.state
         loader.restore(self.cursor)
-        loader.warn = write_line
         if jax.process_count() == 1:  # otherwise all take the same steps, as long as there are data
             loader.stop_requested = self.stop_requested
         return loader
@@ -264,8 +262,8 @@ class _Training:
             if at_checkpoint or stop or self.save_due or self._gate_due(planned):
                 with watchdog.phase('compile' if self.step < first + 2 else 'step', self.step):
                     jax.block_until_ready(self.state)
+                    self.warn(self.straggler.measure(self.step, loader.waited_s))
                 progress.flush()
-                self.warn(self.straggler.measure(self.step, loader.waited_s))
                 self._save(started)
             if stop:
                 self._interrupt()
@@ -281,10 +279,7 @@ class _Training:
         except (OSError, StopRequested) as error:
             if self.step and jax.process_count() == 1:
                 progress.flush()
-                self.warn(self.straggler.measure(self.step, loader.waited_s))
                 self._save(started)
-                with watchdog.phase('save', self.step):
-                    self.warn(self.checkpoints.wait())
             if isinstance(error, StopRequested):
                 self._interrupt()
             raise

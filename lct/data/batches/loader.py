@@ -12,6 +12,7 @@ import numpy as np
 
 from lct.data.layout import permutation, permute
 from lct.data.tokenizer import Tokenizer
+from lct.terminal import write_line
 
 
 class Source(Protocol):
@@ -49,7 +50,7 @@ class PrefetchingLoader:
         self._source, self._batch_size = source, batch_size
         self._delivered = source.state
         self.stop_requested: Sequence = ()
-        self.warn: Callable[[str], object] = lambda text: print(text, file=sys.stderr)
+        self.warn: Callable[[str], object] = lambda text: write_line(text, sys.stderr)
         self._ahead, self._error = None, None
 
     def __enter__(self) -> Self:
