@@ -76,6 +76,7 @@ def clock(monkeypatch, tmp_path):
     monkeypatch.setattr(watchdog, 'LastResort', lambda message: types.SimpleNamespace(
         **dict.fromkeys(('arm', 'disarm', 'dump_to', 'close'), lambda *_: None)))
     monkeypatch.setattr(watchdog, 'TICK_S', 1e9)
+    monkeypatch.setattr(watchdog, 'LINGER_S', 0)
     monkeypatch.setattr(watchdog.time, 'monotonic', lambda: now[0])
     monkeypatch.setattr(watchdog.os, '_exit', ended.append)
 
