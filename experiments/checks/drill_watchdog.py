@@ -54,8 +54,8 @@ def second_signals(folder: pathlib.Path) -> str:
     runs = parallel(*((folder / phase, '--fault', f'{names}@{phase}') for phase, names in zip(PHASES, twice)))
     for phase, names, ended in zip(PHASES, twice, runs):
         last = ended.stderr[-1] if ended.stderr else ''
-        expect(ended.status == exit_status.STOPPED and f'{names[-3:]}: stopped at once' in last.replace(
-            'TERM', 'ERM'), f'{names} in {phase}: status {ended.status}, {last}')
+        expect(ended.status == exit_status.STOPPED and f'SIG{names.split(",")[1]}: stopped at once' in last,
+               f'{names} in {phase}: status {ended.status}, {last}')
         expect(f'in phase {phase}' in last, f'{names} in {phase}: {last}')
     return 'status 130 and one line at once'
 

@@ -31,7 +31,7 @@ def install(text: str, process: int) -> None:
     if name in DATA:
         at_batch(int(place), DATA[name])
     elif place == 'data':
-        at_batch(BATCH, lambda first: (send(name), threading.Event().wait()))
+        at_batch(BATCH, lambda age: hang_and_send(name))
     else:
         in_phase(place, name)
 
@@ -48,6 +48,14 @@ def at_batch(number, function):
         return make(self)
 
     Loader._make = faulty
+
+
+def hang_and_send(numbers):
+    """Give no batch, and send signals once the main thread waits for it."""
+    while watchdog.current().name != 'data':
+        time.sleep(0.05)
+    send(numbers)
+    threading.Event().wait()
 
 
 def in_phase(phase, numbers):
