@@ -17,7 +17,7 @@ DEVICES = {'XLA_FLAGS': f'--xla_force_host_platform_device_count=8 {FAST}', 'JAX
            'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
 STEPS = 10  # of each of two stages
 STAGE = {'batch_size': 4, 'accumulation': 1, 'num_steps': STEPS, 'learning_rate': 1e-3, 'warmup_steps': 2,
-         'mesh': (1, 1, 8, 1), 'mixture': {'text': 0.7, 'copy': 0.3}, 'layout': 'zigzag',
+         'mesh': (1, 1, 4, 1), 'mixture': {'text': 0.7, 'copy': 0.3}, 'layout': 'zigzag',
          'memory': {'remat': 'none', 'query_chunk': 8, 'key_chunk': 8, 'loss_chunk': 8, 'ffn_chunks': 1}}
 CONFIG = {'name': 'drill', 'seed': 0, 'param_dtype': 'float32', 'checkpoint_every': 1, 'keep_checkpoints': 99,
           # eps far above float32's rounding of a gradient: it must not decide the direction of a step
@@ -31,7 +31,7 @@ SAME, CLOSE = 'the same bits', f'within {TOLERANCE:g}'
 CHANGES = [
     ({'name': 'other', 'checkpoint_every': 3, 'keep_checkpoints': 2}, SAME),
     ({'stages.0.mesh': (1, 1, 2, 1), 'stages.1.mesh': (1, 1, 2, 1)}, CLOSE),
-    ({'stages.1.mesh': (2, 2, 2, 1)}, CLOSE), ({'stages.1.mesh': (1, 1, 1, 1)}, CLOSE),
+    ({'stages.1.mesh': (2, 2, 1, 1)}, CLOSE), ({'stages.1.mesh': (1, 1, 1, 1)}, CLOSE),
     ({'stages.1.memory.remat': 'full'}, CLOSE), ({'stages.1.memory.query_chunk': 16}, CLOSE),
     ({'stages.1.memory.loss_chunk': 16}, CLOSE), ({'stages.1.memory.ffn_chunks': 2}, CLOSE),
     ({'stages.1.batch_size': 2, 'stages.1.accumulation': 2}, CLOSE),
@@ -42,6 +42,12 @@ REFUSED = [
     {'seed': 1}, {'stages.1.batch_size': 8}, {'stages.0.learning_rate': 1e-4}, {'stages.1.seq_len': 256},
     {'stages.0.num_steps': 5}, {'optimizer.weight_decay': 0.1}, {'param_dtype': 'bfloat16'},
 ]
+
+DIVISIONS = {
+    'stages.0.mesh=1,2,1,1': 'use 2', 'stages.0.mesh=1,1,1,3': 'use a degree of 2 or 4',
+    'stages.0.mesh=1,1,1': 'four positive degrees', 'stages.0.mesh=1,1,64,1': 'such as (1, 1, 8, 1)',
+    'stages.0.memory.ffn_chunks=5': 'use ffn_chunks 4 or 8', 'stages.0.layout=spiral': 'is not one of',
+}
 
 
 @drill(22, 'continued after every step of two stages, over epochs')
@@ -103,19 +109,14 @@ def two_runs(folder: pathlib.Path) -> str:
 
 @drill(16, 'sizes that do not divide')
 def wrong_divisions(folder: pathlib.Path) -> str:
-    cases = {
-        'stages.1.seq_len=1000': '992 or 1008', 'stages.0.mesh=1,2,1,1': 'use 2',
-        'stages.0.mesh=1,1,1,3': 'use a degree of 2 or 4', 'stages.0.mesh=1,1,1': 'four positive degrees',
-        'stages.0.mesh=1,1,64,1': 'such as (1, 1, 8, 1)',
-        'stages.0.memory.ffn_chunks=5': 'use ffn_chunks 4 or 8',
-    }
-    command = [EXTEND, '--config', SMOKE, '--workdir', folder / 'run', '--set']
-    for setting, remedy in cases.items():
-        ended = finish(start([*command, setting], DEVICES), 900)
-        expect(ended.status == 1 and len(ended.stderr) == 1 and remedy in ended.stderr[0],
-               f'{setting}: status {ended.status}: {ended.stderr[-3:]}')
-        expect(not (folder / 'run/config.json').exists(), f'{setting}: a run was begun')
-    return f'{len(cases)} refused before anything is computed, each with the nearest values that divide'
+    ended = finish(start([EXTEND, '--config', SMOKE, '--workdir', folder / 'run', '--set',
+                          'stages.1.seq_len=1000'], DEVICES), 900)
+    expect(ended.status == 1 and len(ended.stderr) == 1 and 'use 992 or 1008' in ended.stderr[0],
+           f'status {ended.status}: {ended.stderr[-3:]}')
+    expect(not (folder / 'run/config.json').exists(), 'a run was begun')
+    ended = finish(start([__file__, 'wrong_divisions', folder], DEVICES), 900)
+    expect(ended.status == 0, f'status {ended.status}: {ended.stderr[-1:]}')
+    return ended.stdout[-1]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -175,10 +176,11 @@ def cut(whole, folder, step):
 
 
 def run_every_step(folder):
-    whole, state = train(folder / 'whole', CONFIG)
+    mesh = {f'stages.{i}.mesh': (1, 1, 2, 1) for i in range(2)}
+    whole, state = train(folder / 'whole', with_fields(mesh))
     for step in range(1, 2 * STEPS):
         cut(folder / 'whole', folder / str(step), step)
-        weights, _ = train(folder / str(step), with_fields({'checkpoint_every': 7}))
+        weights, _ = train(folder / str(step), with_fields({**mesh, 'checkpoint_every': 7}))
         if weights.tobytes() != whole.tobytes():
             raise Failed(f'continued after step {step}: other weights')
         rows = (folder / str(step) / 'metrics/metrics.jsonl').read_text().splitlines()
@@ -220,6 +222,31 @@ def run_other_configs(folder):
             'name; rate and length of what is left change')
 
 
+def run_wrong_divisions(_folder):
+    """What extend.py checks first, with the base model of the smallest config."""
+    from lct import sharding
+    from lct.cli.config import load_config, make_run, set_field
+    from lct.cli.model import find_model
+    from lct.train import stages
+    from lct.weights import llama_hf
+
+    for setting, remedy in DIVISIONS.items():
+        config = load_config(SMOKE)
+        set_field(config, setting)
+        try:
+            settings = make_run(config)
+            for stage in settings.stages:
+                sharding.make_mesh(stage.mesh)
+            stages.configs(settings.stages, llama_hf.read_config(find_model(config.model_folder)))
+        except ValueError as error:
+            if remedy not in str(error) or len(str(error).splitlines()) != 1:
+                raise Failed(f'{setting}: {error}') from error
+        else:
+            raise Failed(f'{setting} was not refused')
+    return f'{len(DIVISIONS) + 1} refused before anything is computed, with the nearest values that divide'
+
+
 if __name__ == '__main__':
-    print({'every_step': run_every_step, 'other_configs': run_other_configs}[sys.argv[1]](
-        pathlib.Path(sys.argv[2])))
+    run = {'every_step': run_every_step, 'other_configs': run_other_configs,
+           'wrong_divisions': run_wrong_divisions}[sys.argv[1]]
+    print(run(pathlib.Path(sys.argv[2])))
