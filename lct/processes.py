@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lct import abort_filter, clusters, exit_status, installation, meeting, terminal
+from lct import abort_filter, clusters, exit_status, installation, meeting, terminal, watchdog
 from lct.peers import PeerLost
 
 JOIN_TIMEOUT_S = 120  # LCT_JOIN_TIMEOUT_S changes it
@@ -55,8 +55,6 @@ def join() -> int:
     arguments = {}
     if place.count:
         _connect(place)
-        if place.index:  # process 0 runs the service whose loss makes jax abort
-            abort_filter.filter_stderr()
         arguments = {
             'coordinator_address': place.address, 'num_processes': place.count, 'process_id': place.index,
             'coordinator_bind_address': meeting.bind_address(place.address),
@@ -80,6 +78,9 @@ def _connect(place):
     _peers = meeting.meet(place, installation.describe(), _seconds('LCT_JOIN_TIMEOUT_S', JOIN_TIMEOUT_S),
                           _seconds('LCT_HEARTBEAT_TIMEOUT_S', SILENCE_S))
     atexit.register(_leave_normally)
+    watchdog.tell_others = _peers.leave
+    if place.index:  # process 0 runs the service whose loss makes jax abort
+        abort_filter.filter_stderr()
 
 
 def _seconds(variable, default):
@@ -134,6 +135,16 @@ def from_first(number: int) -> int:
     return int(number) if jax.process_count() == 1 else int(_largest(number if is_first() else 0))
 
 
+def _own_host():
+    """The address of this host in its network, from which nothing is sent here."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(('192.0.2.1', 9))  # an address reserved for documentation
+            return probe.getsockname()[0]
+        except OSError:
+            return socket.getfqdn()
+
+
 def _known_peers():
     """The Peers; where only jax knew the other processes they meet now, at a port of process 0."""
     global _peers
@@ -141,7 +152,7 @@ def _known_peers():
         address = ''
         if is_first():
             with socket.create_server(('', 0)) as probe:
-                address = f'{socket.getfqdn()}:{probe.getsockname()[1]}'
+                address = f'{_own_host()}:{probe.getsockname()[1]}'
         text = np.frombuffer(address.encode().ljust(256), np.uint8)
         address = multihost_utils.broadcast_one_to_all(text).tobytes().decode().strip()
         _connect(clusters.Place('jax', jax.process_count(), jax.process_index(), address))

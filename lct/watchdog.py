@@ -36,6 +36,7 @@ REPORT_S = 10.0  # for the report, which may hang in the same file system
 LINGER_S = 3.0  # for the reports of the other processes, which would end when they miss this one
 
 _watch = None
+tell_others = None  # set by lct.processes: callable (status, reason) that names this process to the others
 
 
 def budgets_of(changes: Mapping[str, float | None]) -> dict[str, float]:
@@ -213,6 +214,8 @@ class _Watch:
             f'stuck: process {self._process}, phase {late}: {age:,.1f} s, more than its budget of {budget:,g}'
             f' s (watchdog.{late.name}; 0 is no limit); stacks {stacks}; the same command continues from the '
             f'last checkpoint\nstuck: the main thread is in {self._place()}\n')
+        if tell_others is not None:
+            tell_others(exit_status.STUCK, f'stuck for {age:,.0f} s in phase {late}')
 
     def _place(self, most=4):
         """The innermost frames of the watched thread, innermost first."""

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     'peers': ('exit_status', 'terminal'),
     'meeting': ('clusters', 'exit_status', 'installation', 'peers'),
     'processes': ('abort_filter', 'clusters', 'exit_status', 'installation', 'meeting', 'peers',
-                  'terminal'),
+                  'terminal', 'watchdog'),
     'checksums': (),
     'files': (),
     'json_files': (),
