@@ -25,6 +25,7 @@ from lct.exit_status import PEER_LOST, STOPPED, STUCK, UNWRITABLE
 
 LAST_LINES = 12
 PATIENCE_S = 2.0  # for the others to end by themselves, as they do when all found the same error
+CAUSE_S = 10.0  # for the one that the others have lost to end
 POLL_S = 0.05
 
 
@@ -114,11 +115,15 @@ def first_failure(group):
     failed = [process for process in group if process.failed]
     if not failed:
         return None
+    # a process that misses another one ends too, maybe before the end of that other is noticed here
+    follows = lambda process: process.status in (-signal.SIGABRT, PEER_LOST)
+    end = time.monotonic() + CAUSE_S
+    wait(group, lambda: any(process.failed and not follows(process) for process in group)
+         or time.monotonic() >= end)
     end = time.monotonic() + PATIENCE_S
     wait(group, lambda: time.monotonic() >= end)
-    # a process that misses another one ends too, maybe before the death of that other is noticed here
-    failed += [process for process in group if process.failed]
-    failed.sort(key=lambda process: process.status in (-signal.SIGABRT, PEER_LOST))
+    failed += [process for process in group if process.failed and process not in failed]
+    failed.sort(key=follows)
     for process in group:  # SIGTERM would request it to save, which it cannot do alone
         process.send(signal.SIGKILL)
     return failed[0]

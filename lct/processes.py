@@ -63,7 +63,8 @@ def join() -> int:
         # jax aborts with a stack trace when its own limits pass; ours are shorter
         jax.distributed.initialize(
             initialization_timeout=_seconds('LCT_JOIN_TIMEOUT_S', JOIN_TIMEOUT_S) + 30,
-            heartbeat_timeout_seconds=2 * _seconds('LCT_HEARTBEAT_TIMEOUT_S', SILENCE_S), **arguments)
+            heartbeat_timeout_seconds=max(100, 2 * _seconds('LCT_HEARTBEAT_TIMEOUT_S', SILENCE_S)),
+            **arguments)
     except RuntimeError as error:
         raise PeerLost(
             f'the processes cannot meet at {place.address or "the coordinator"} '
@@ -254,8 +255,11 @@ def leave(code: int, reason: str = '') -> None:
 
 
 def _leave_normally():
-    failed = hasattr(sys, 'last_value')  # an exception that nobody caught
-    _peers.leave(exit_status.ERROR if failed else exit_status.DONE)
+    error = getattr(sys, 'last_value', None)  # an exception that nobody caught
+    if error is None:
+        _peers.leave(exit_status.DONE)
+    else:
+        _peers.leave(exit_status.ERROR, ' '.join(str(error).split())[:200] or type(error).__name__)
 
 
 def explain(error: Exception) -> Exception:

@@ -94,6 +94,18 @@ def test_a_slow_host_is_named_once_it_is_slow_in_most_of_a_window(monkeypatch):
     assert straggler.compare(windows(even, even, late), 2.0) is None
 
 
+def test_the_speed_of_a_process_is_measured_beside_the_mesh_of_its_steps(monkeypatch):
+    reported = {}
+    monkeypatch.setattr(processes, 'measures_others', lambda: True)
+    monkeypatch.setattr(processes, 'report', lambda **values: reported.update(values))
+    monkeypatch.setattr(processes, 'reports', lambda: {0: reported})
+    with jax.set_mesh(sharding.make_mesh((1, 1, 2, 1))):
+        check = straggler.StragglerCheck()
+        assert check.measure(4, 1.0) is None and not reported
+        assert check.measure(6, 2.0) is None
+    assert reported['step'] == 6 and reported['input_s'] == 0.5 and reported['probe_s'] > 0
+
+
 # -- the launcher --------------------------------------------------------------------------------------
 
 

@@ -40,11 +40,17 @@ def pair(first, second=None):
     return [(0, 2, first), (1, 2, first if second is None else second)]
 
 
+def errors_of(ended):
+    """The lines on stderr without those about waiting and about slow compilations."""
+    return [line for line in ended.stderr if line.strip() and not re.match(
+        r"waiting |\[Gloo\]|\*{9}|\[Compiling|E\d+ .* slow_operation_alarm", line)]
+
+
 def check_ends(group, expected, pattern):
     """Wait for the processes; each must end with its status and in one line that contains pattern."""
     ends = [finish(process, LIMIT_S) for process in group]
     for index, (ended, status) in enumerate(zip(ends, expected)):
-        errors = [line for line in ended.stderr if not line.startswith(('waiting ', '[Gloo]'))]
+        errors = errors_of(ended)
         expect(ended.status == status and len(errors) == 1 and re.search(pattern, errors[0]),
                f'process {index} ended with status {ended.status}, not {status}: {errors[-5:]}')
     return ends
@@ -103,7 +109,7 @@ def one_is_killed(folder):
         ended = finish(processes[1 - victim], 60)
         seconds = time.monotonic() - began
         finish(processes[victim])
-        lines = [line for line in ended.stderr if not line.startswith('[Gloo]')]
+        lines = errors_of(ended)
         expect(ended.status == PEER_LOST and len(lines) == 1 and seconds < 30,
                f'the survivor ended with {ended.status} after {seconds:.0f} s: {lines[-5:]}')
         match = re.search(rf'process {victim} \(.*\) of 2 is gone; checkpoints up to step (\d+) are '
@@ -116,9 +122,9 @@ def one_is_killed(folder):
     os.kill(int(children[-1]), signal.SIGKILL)
     ended = finish(launcher, 60)
     own = [line for line in (*ended.stdout, *ended.stderr) if re.search('gone|launch:|error', line)]
-    expect(ended.status == 128 + signal.SIGKILL and len(ended.stderr) <= 3 and len(own) <= 3
-           and 'the same command continues' in ended.stderr[0], f'the launcher printed {own} {ended.stderr}')
-    return f'one line each, with the step saved ({", ".join(steps)}); launch.py: {ended.stderr[0]!r}'
+    expect(ended.status == 128 + signal.SIGKILL and len(errors_of(ended)) <= 3 and len(own) <= 3
+           and 'the same command continues' in own[-1], f'the launcher printed {own} {ended.stderr[-5:]}')
+    return f'one line each, with the step saved ({", ".join(steps)}); launch.py: {own[-1]!r}'
 
 
 # -- different -----------------------------------------------------------------------------------------

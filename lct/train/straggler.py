@@ -11,6 +11,9 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from lct import processes
 
@@ -52,14 +55,17 @@ class StragglerCheck:
 
     def _probe(self):
         """Seconds of matmuls on all devices of this process at once; the best of three."""
-        cpu = jax.default_backend() == 'cpu'
-        x = jnp.full((256 if cpu else 2048,) * 2, 1e-3, jnp.float32 if cpu else jnp.bfloat16)
-        copies = [jax.device_put(x, device) for device in jax.local_devices()]
+        devices, cpu = np.array(jax.local_devices()), jax.default_backend() == 'cpu'
+        mesh = Mesh(devices, ('device',), axis_types=(AxisType.Auto,))  # not that of all processes
+        size = 256 if cpu else 2048
+        x = np.full((len(devices), size, size), 1e-3, jnp.float32 if cpu else jnp.bfloat16)
         times = []
-        for _ in range(3):
-            began = time.perf_counter()
-            jax.block_until_ready([_matmuls(copy) for copy in copies])
-            times.append(time.perf_counter() - began)
+        with jax.set_mesh(mesh):
+            x = jax.device_put(x, NamedSharding(mesh, P('device')))
+            for _ in range(3):
+                began = time.perf_counter()
+                jax.block_until_ready(_matmuls(x))
+                times.append(time.perf_counter() - began)
         return min(times)
 
 
