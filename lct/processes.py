@@ -256,10 +256,9 @@ def leave(code: int, reason: str = '') -> None:
 
 def _leave_normally():
     error = getattr(sys, 'last_value', None)  # an exception that nobody caught
-    if error is None:
-        _peers.leave(exit_status.DONE)
-    else:
-        _peers.leave(exit_status.ERROR, ' '.join(str(error).split())[:200] or type(error).__name__)
+    if error is not None:
+        leave(exit_status.ERROR, ' '.join(str(error).split())[:200] or type(error).__name__)
+    _peers.leave(exit_status.DONE)
 
 
 def explain(error: Exception) -> Exception:

@@ -43,8 +43,8 @@ def main(workdir, step=None):
     if step and jax.process_index() == count - 1:
         write = progress.StageProgress.write
 
-        def then_signal(self, device_metrics, number, flops):
-            write(self, device_metrics, number, flops)
+        def then_signal(self, device_metrics, number, *others):
+            write(self, device_metrics, number, *others)
             if number == int(step):
                 os.kill(os.getpid(), 15)
 
