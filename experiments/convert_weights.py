@@ -79,6 +79,7 @@ def load_orbax(folder, dtype=None):
     from lct import json_files
     from lct.models import llama
     from lct.train import fingerprints
+    from lct.train.checkpoint import first_line
     from lct.train.memory_errors import is_out_of_memory
     from lct.weights import llama_hf, streaming
 
@@ -100,8 +101,8 @@ def load_orbax(folder, dtype=None):
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise ValueError(f'{folder} cannot be restored ({fingerprints.first_line(error)}); write it again '
-                         'from its source') from error
+        raise ValueError(
+            f'{folder} cannot be restored ({first_line(error)}); write it again from its source') from error
     if arrays:
         fingerprints.check(params, arrays, folder)
     else:

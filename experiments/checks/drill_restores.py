@@ -22,7 +22,7 @@ MESHES = ((1, 1, 1, 1), (1, 4, 1, 1), (1, 1, 4, 1), (1, 8, 1, 1), (2, 1, 2, 2), 
 class Trials:
     """Two checkpoints of random states of a tiny model, and the restores of damaged copies."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, mesh):
         import jax
         import numpy as np
 
@@ -34,11 +34,11 @@ class Trials:
         self.model = llama.LlamaConfig(
             vocab_size=258, embed_dim=32, mlp_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
             max_position_embeddings=64, tie_embeddings=True, rope=rope.RopeConfig(theta=1000.0))
-        self.tx = optimizer.make(optimizer.OptimizerConfig())
+        self.mesh, self.tx = mesh, optimizer.make(optimizer.OptimizerConfig())
         self.saved, self.copy, self.results, self.problems = folder / 'saved', folder / 'copy', {}, []
         rng, self.states = np.random.default_rng(0), {}
         checkpoints = checkpoint.Checkpoints(self.saved)
-        with jax.set_mesh(sharding.make_mesh((1, 2, 2, 2))):
+        with jax.set_mesh(sharding.make_mesh(mesh)):
             for step in (2, 4):
                 blank = state.create(llama.init(self.model, jax.random.key(step)), self.tx)
                 full = jax.tree.map(lambda x: jax.device_put(
@@ -56,7 +56,7 @@ class Trials:
                 classes.setdefault(re.sub('[0-9a-f]{16,}', '*', str(name)), []).append(name)
         return classes
 
-    def target(self, mesh=(1, 2, 2, 2), dtype='float32', **changed):
+    def target(self, mesh=None, dtype='float32', **changed):
         import dataclasses
 
         import jax
@@ -64,7 +64,7 @@ class Trials:
         from lct import sharding
         from lct.train import state
 
-        with jax.set_mesh(sharding.make_mesh(mesh)):
+        with jax.set_mesh(sharding.make_mesh(mesh or self.mesh)):
             return state.abstract(dataclasses.replace(self.model, **changed), self.tx, jax.numpy.dtype(dtype))
 
     def restore(self, target):
@@ -196,7 +196,7 @@ def main():
     import jax
 
     jax.config.update('jax_num_cpu_devices', 8)
-    trials = Trials(args.folder)
+    trials = Trials(args.folder, (1, 2, 2, 2) if args.kind == 'meshes' else (1, 2, 1, 1))
     {'flips': flips, 'files': files, 'meshes': meshes, 'targets': targets}[args.kind](trials, args.trials)
     print(json.dumps({
         'results': trials.results, 'problems': trials.problems, 'classes': len(trials.files())}))

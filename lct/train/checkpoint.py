@@ -14,11 +14,11 @@ import orbax.checkpoint as ocp
 
 from lct import exit_status, processes
 from lct.train import fingerprints
-from lct.train.fingerprints import first_line
 from lct.train.memory_errors import is_out_of_memory
 from lct.train.state import TrainState
 
-logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax reports every phase, and failures at length
+for _name in ('absl', 'asyncio'):  # Orbax reports every phase, and every array of a failure at length
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 class Unwritable(OSError):
@@ -233,3 +233,8 @@ class Checkpoints:
         with contextlib.suppress(Unwritable):
             self.wait()
         self._manager.close()
+
+
+def first_line(error: BaseException) -> str:
+    """Orbax's messages run to thousands of lines; the first says what happened."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

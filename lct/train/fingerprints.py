@@ -89,11 +89,6 @@ def unseal(record: Mapping) -> dict:
     return content
 
 
-def first_line(error: BaseException) -> str:
-    """Orbax's messages run to thousands of lines; the first says what happened."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-
-
 def _checksum(record):
     return f'{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}'
 
