@@ -78,8 +78,7 @@ def load_orbax(folder, dtype=None):
 
     from lct import json_files
     from lct.models import llama
-    from lct.train import fingerprints
-    from lct.train.checkpoint import first_line
+    from lct.train import checkpoint, fingerprints
     from lct.train.memory_errors import is_out_of_memory
     from lct.weights import llama_hf, streaming
 
@@ -90,19 +89,17 @@ def load_orbax(folder, dtype=None):
     try:
         if saved.exists():
             arrays = fingerprints.unseal(json_files.read_json(saved))
-        with ocp.StandardCheckpointer() as checkpointer:
-            stored = (arrays.get('embed') or fingerprints.describe(
-                checkpointer.metadata(path).item_metadata.tree)['embed'])['dtype']
-            targets = llama.abstract(config, stored)
-            if jax.sharding.get_mesh().empty:  # explicit, or the arrays get the sharding of the save
-                one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-                targets = jax.tree.map(lambda x: x.update(sharding=one_device), targets)
-            params = checkpointer.restore(path, targets)
+        stored = arrays or fingerprints.describe(ocp.StandardCheckpointHandler().metadata(path).tree)
+        targets = llama.abstract(config, stored['embed']['dtype'])
+        if jax.sharding.get_mesh().empty:  # explicit, or the arrays get the sharding of the save
+            one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            targets = jax.tree.map(lambda x: x.update(sharding=one_device), targets)
+        params = checkpoint.restore_arrays(path, targets)
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise ValueError(
-            f'{folder} cannot be restored ({first_line(error)}); write it again from its source') from error
+        raise ValueError(f'{folder} cannot be restored ({checkpoint.first_line(error)}); write it again from '
+                         'its source') from error
     if arrays:
         fingerprints.check(params, arrays, folder)
     else:

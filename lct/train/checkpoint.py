@@ -1,13 +1,15 @@
 """Checkpoints through Orbax: asynchronous, sharded, atomic, restorable onto any mesh, and verified."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -185,12 +187,10 @@ class Checkpoints:
         return record
 
     def _read_state(self, step, target, record):
-        """The state of a step, restored without any of Orbax's barriers, at which processes would wait for
-        one that found damage."""
-        handler, path = ocp.StandardCheckpointHandler(), self.folder / str(step) / 'state'
-        problem, stored, state = None, {}, None
+        path, problem, stored, state = self.folder / str(step) / 'state', None, {}, None
         try:
-            stored = record.get('arrays') or fingerprints.describe(handler.metadata(path).tree)
+            stored = record.get('arrays') or fingerprints.describe(
+                ocp.StandardCheckpointHandler().metadata(path).tree)
         except Exception as error:
             problem = f'item state: {first_line(error)}'
         self._agree(problem)
@@ -199,11 +199,9 @@ class Checkpoints:
                 f'checkpoint {self.folder / str(step)} does not fit this run: it holds {differences}; '
                 'continue with the config and code that wrote it, or choose another work directory')
         try:
-            state = jax.block_until_ready(handler.restore(path, args=ocp.args.StandardRestore(target)))
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise  # that says nothing about the files
-            problem = f'item state: {first_line(error)}'
+            state = restore_arrays(path, target)
+        except Damaged as error:
+            problem = f'item state: {error}'
         self._agree(problem)
         if 'arrays' in record:
             try:
@@ -233,6 +231,32 @@ class Checkpoints:
         with contextlib.suppress(Unwritable):
             self.wait()
         self._manager.close()
+
+
+def restore_arrays(path: Path, target: Any) -> Any:
+    """A tree of arrays that Orbax saved at path, placed as target (a tree of ShapeDtypeStructs) says; without
+    Orbax's barriers, at which processes would wait for one that found damage.
+
+    Raises:
+      Damaged: in one line; nothing else is printed.
+    """
+    hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_print_unless_late, hook)
+    try:
+        args = ocp.args.StandardRestore(target)
+        tree = jax.block_until_ready(ocp.StandardCheckpointHandler().restore(path, args=args))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise  # that says nothing about the files
+        raise Damaged(first_line(error)) from error
+    sys.unraisablehook = hook  # not after an error: the reads that were under way end later
+    return tree
+
+
+def _print_unless_late(hook, unraisable):
+    """sys.unraisablehook without the reads that end after the event loop of a failed restore was closed."""
+    if str(unraisable.exc_value) != 'Event loop is closed':
+        hook(unraisable)
 
 
 def first_line(error: BaseException) -> str:
