@@ -231,7 +231,7 @@ def test_a_checkpoint_that_one_of_several_cannot_write_ends_the_run(monkeypatch,
     def full(*args, **kwargs):
         raise OSError('No space left on device')
 
-    monkeypatch.setattr(checkpoints._manager, 'save', full)
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, 'save', full)
     assert 'could not be written (No space left' in checkpoints.save(1, {}, {})
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     message = r'process 0 could not write its shards of step 1 \(No space left'

@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -21,6 +22,15 @@ from lct.train.state import TrainState
 
 for _name in ('absl', 'asyncio'):  # Orbax reports every phase, and every array of a failure at length
     logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+
+def _print_unless_late(hook, unraisable):
+    """sys.unraisablehook without the reads and writes that end after those of a failed item were given up."""
+    if str(unraisable.exc_value) != 'Event loop is closed':
+        hook(unraisable)
+
+
+sys.unraisablehook = functools.partial(_print_unless_late, sys.unraisablehook)
 
 
 class Unwritable(OSError):
@@ -50,11 +60,14 @@ class Checkpoints:
     def __init__(self, folder: str | Path, keep: int = 2, max_failed: int = 5):
         """max_failed: saves that fail in a row before Unwritable ends the run."""
         self.folder = Path(folder).absolute()
-        self._max_failed, self._failed, self._saving = max_failed, 0, None
-        self._manager = ocp.CheckpointManager(
+        self._keep, self._max_failed, self._failed, self._saving = keep, max_failed, 0, None
+        self._manager = self._open()
+
+    def _open(self):
+        return ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+                max_to_keep=self._keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
             ),
             item_names=('state', 'record'),
         )
@@ -105,8 +118,14 @@ class Checkpoints:
             return self._fail(step, first_line(error))
         if processes.is_first() and not (self.folder / str(step)).is_dir():
             return self._fail(step, 'its folder is missing')
+        if self._failed and jax.process_count() == 1:  # a thread of a failed save may have come late
+            self._remove_temporary()
         self._failed = 0
         return None
+
+    def _remove_temporary(self):
+        for path in self.folder.glob('*.orbax-checkpoint-tmp*'):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _fail(self, step, problem):
         """Clean up after a failed save. Returns the warning, or raises Unwritable if too many failed."""
@@ -116,9 +135,10 @@ class Checkpoints:
                 f'process {jax.process_index()} could not write its shards of step {step} ({problem}); the '
                 f'checkpoints before it under {self.folder} are complete: make room and run the same command '
                 'to continue')
-        for path in self.folder.glob('*.orbax-checkpoint-tmp*'):
-            shutil.rmtree(path, ignore_errors=True)
-        self._manager.reload()  # latest() must name a step that is on disk
+        with contextlib.suppress(Exception):  # the threads of the failed save end, with their errors
+            self._manager.close()
+        self._remove_temporary()
+        self._manager = self._open()  # the steps that are on disk
         saved = f'step {self.latest()} is' if self.latest() else 'none is'
         if self._failed >= self._max_failed:
             raise Unwritable(
@@ -230,7 +250,8 @@ class Checkpoints:
         """Finish all saves and release the folder."""
         with contextlib.suppress(Unwritable):
             self.wait()
-        self._manager.close()
+        with contextlib.suppress(Exception):  # of a failed save, of which the warning is written
+            self._manager.close()
 
 
 def restore_arrays(path: Path, target: Any) -> Any:
@@ -240,25 +261,17 @@ def restore_arrays(path: Path, target: Any) -> Any:
     Raises:
       Damaged: in one line; nothing else is printed.
     """
-    hook = sys.unraisablehook
-    sys.unraisablehook = functools.partial(_print_unless_late, hook)
     try:
         args = ocp.args.StandardRestore(target)
-        tree = jax.block_until_ready(ocp.StandardCheckpointHandler().restore(path, args=args))
+        return jax.block_until_ready(ocp.StandardCheckpointHandler().restore(path, args=args))
     except Exception as error:
         if is_out_of_memory(error):
             raise  # that says nothing about the files
         raise Damaged(first_line(error)) from error
-    sys.unraisablehook = hook  # not after an error: the reads that were under way end later
-    return tree
-
-
-def _print_unless_late(hook, unraisable):
-    """sys.unraisablehook without the reads that end after the event loop of a failed restore was closed."""
-    if str(unraisable.exc_value) != 'Event loop is closed':
-        hook(unraisable)
 
 
 def first_line(error: BaseException) -> str:
-    """Orbax's messages run to thousands of lines; the first says what happened."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """What happened, of Orbax's thousands of lines: the first, or an error of the operating system in it."""
+    text = str(error).strip() or type(error).__name__
+    system = re.search(r'([^:\n]+) \[os_error_code', text)
+    return system[1].strip() if system else text.splitlines()[0][:300]

@@ -143,16 +143,16 @@ def _bits(x):
     return lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}').astype(jnp.uint32)
 
 
-def _terms(x, index_hash):
+def _terms(x, odd_hash):
     """What each element adds. The factor is odd, so that no bit of an element is lost; without the shift a
     sign would count the same at every index."""
     bits = _bits(x)
-    return (bits ^ (bits >> 16)) * (index_hash | 1)
+    return (bits ^ (bits >> 16)) * odd_hash
 
 
 def _sum(x, tables):
     """The sum over a shard, whose elements' hash is the sum of one table per dim."""
-    return jnp.sum(_terms(x, _outer_sum(tables, x.shape)), dtype=jnp.uint32)
+    return jnp.sum(_terms(x, _outer_sum(tables, x.shape) + 1), dtype=jnp.uint32)
 
 
 def _sum_rows(x, tables):
@@ -164,7 +164,7 @@ def _sum_rows(x, tables):
     rows, columns = math.prod(x.shape[:split]), math.prod(x.shape[split:])
     if rows < 2 * ROWS * UNROLLED:
         return _sum(x, tables)
-    row_hash = _outer_sum(tables[:split], x.shape[:split]).reshape(rows)
+    row_hash = _outer_sum(tables[:split], x.shape[:split]).reshape(rows) + 1
     column_hash = lax.optimization_barrier(_outer_sum(tables[split:], x.shape[split:]).reshape(columns))
     x = x.reshape(rows, columns)
 
