@@ -49,6 +49,7 @@ def restores(folder, kind, *arguments):
     """Run drill_restores.py; returns the counts of its results."""
     ended = finish(start([CHECKS / 'drill_restores.py', folder, kind, *arguments]), limit_s=1800)
     expect(ended.status == 0 and ended.stdout, f'status {ended.status}: {ended.stderr[-1:]}')
+    expect(len(ended.stderr) <= 3, f'{len(ended.stderr)} lines on stderr: {ended.stderr[:1]}')
     content = json.loads(ended.stdout[-1])
     expect(not content['problems'], f'{len(content["problems"])} wrong: {content["problems"][:1]}')
     return content['results'], content['classes']

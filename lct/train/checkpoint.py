@@ -26,7 +26,8 @@ for _name in ('absl', 'asyncio'):  # Orbax reports every phase, and every array 
 
 def _print_unless_late(hook, unraisable):
     """sys.unraisablehook without the reads and writes that end after those of a failed item were given up."""
-    if str(unraisable.exc_value) != 'Event loop is closed':
+    code = getattr(unraisable.object, 'cr_code', None)  # of a coroutine
+    if str(unraisable.exc_value) != 'Event loop is closed' and not (code and 'orbax' in code.co_filename):
         hook(unraisable)
 
 
