@@ -25,7 +25,7 @@ def make_state(gigabytes):
     from jax.sharding import PartitionSpec as P
 
     mesh, rng = jax.sharding.get_mesh(), np.random.default_rng(0)
-    width = int((gigabytes * 1e9 / 12 / 8 / 12) ** 0.5) // 64 * 64
+    width = int((gigabytes * 1e9 / 12 / 8 / 12) ** 0.5) // 128 * 128
     shapes = {'embed': ((8 * width, width), P('tensor', 'fsdp')),
               'wq': ((8, width, width // 64, 64), P(None, 'fsdp', 'tensor')),
               'wo': ((8, width // 64, 64, width), P(None, 'tensor', None, 'fsdp')),
