@@ -26,6 +26,7 @@ def parse_args():
     parser.add_argument('--mesh', default='1,1,2,1', help='of both stages')
     parser.add_argument('--embed-dim', type=int, default=32, help='width of the model')
     parser.add_argument('--seed', type=int, default=0, help='of the initial weights')
+    parser.add_argument('--store', help='a token store of the bytes tokenizer; default: documents in memory')
     parser.add_argument('--watchdog', default='', help='budgets in seconds, such as step=5,data=3')
     parser.add_argument('--fault', default='', help='NAME@PLACE, see faults.py')
     return parser.parse_args()
@@ -47,6 +48,8 @@ def run():
 
     from lct import sharding, watchdog
     from lct.data.batches.memory_source import MemorySource
+    from lct.data.batches.store_source import StoreSource
+    from lct.data.corpus.store import Store
     from lct.data.tokenizer import load
     from lct.models import llama
     from lct.ops import rope
@@ -72,6 +75,9 @@ def run():
         keep_checkpoints=args.keep_checkpoints, line_every_s=0)
     rng = np.random.default_rng(0)
     documents = [rng.integers(0, 256, int(n)).astype(np.int32) for n in rng.integers(20, 400, 30)]
+    source = MemorySource(documents, load('bytes'), seed=0)
+    if args.store:
+        source = StoreSource(Store(args.store), load('bytes'), seed=0)
     identity = {'model': dataclasses.asdict(model), 'steps': args.steps, 'seed': args.seed}
     lock = lock_workdir(args.workdir, identity)  # noqa: F841  held while the process lives
     budgets = dict(item.split('=') for item in args.watchdog.split(',') if item)
@@ -82,7 +88,7 @@ def run():
         try:
             _, params, _ = loop.train(
                 settings, model, lambda: llama.init(model, jax.random.key(args.seed)),
-                MemorySource(documents, load('bytes'), seed=0), args.workdir, stop_requested)
+                source, args.workdir, stop_requested)
         except stopping.Interrupted as stop:
             log(str(stop))
             processes.leave(exit_status.STOPPED)
