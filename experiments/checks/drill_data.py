@@ -1,6 +1,7 @@
 """Drills of what is read: token ids, odd documents, damaged stores and damaged or malicious weights."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -107,16 +108,16 @@ def odd_documents(folder: pathlib.Path) -> str:
         counts[mode] = rows
         check_losses(source, counts[mode])
     refused(lambda: write_store(folder / 'empty', [np.zeros(0, np.int32)] * 3), 'holds no text')
-    refused(lambda: evaluation_windows([], 64, 4, 0), '64')
+    refused(lambda: evaluation_windows([], 64, 4, 0), 'no held-out document')
     refused(lambda: StoreSource(store, bytes_tokenizer).check_length(10**6), 'fewer than one sequence')
     return f'exact token counts and finite losses in {counts} rows; nothing to train or evaluate on is said'
 
 
-def check_losses(source, rows):
-    """The loss of the rows that follow must be finite, and 0 where there is no target."""
+@functools.cache
+def loss_function():
+    """A compiled function (batch) -> (loss, gradients) of a tiny model."""
     import jax
 
-    from lct.data.batches.sharded_loader import ShardedLoader
     from lct.models import llama
     from lct.ops import rope
     from lct.train.step import loss_and_grads
@@ -127,22 +128,28 @@ def check_losses(source, rows):
     params = llama.init(config, jax.random.key(0))
     tables = rope.make_tables(config.rope, config.head_dim, 64)
     memory = llama.Memory(remat='none')
-    function = jax.jit(lambda batch: loss_and_grads(params, config, batch, tables, memory))
+    return jax.jit(lambda batch: loss_and_grads(params, config, batch, tables, memory))
+
+
+def check_losses(source, rows):
+    """The loss of the rows that follow must be finite, and 0 where there is no target."""
+    from lct.data.batches.sharded_loader import ShardedLoader
+
     names = ('tokens', 'targets', 'positions', 'segment_ids', 'loss_mask')
     with ShardedLoader(source, 1, 64) as loader:
         for _ in range(rows):
             batch = loader.next()[0]
             batch = {name: batch[name][np.array([0]), slice(None)][None] for name in names}
-            check_loss(function, batch)
+            check_loss(batch)
         for name in names:
             batch[name] = np.zeros_like(batch[name])
-        check_loss(function, batch)
+        check_loss(batch)
 
 
-def check_loss(function, batch):
+def check_loss(batch):
     import jax
 
-    loss, grads = jax.device_get(function(batch))
+    loss, grads = jax.device_get(loss_function()(batch))
     targets = int((batch['loss_mask'] > 0).sum())
     finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((loss, grads)))
     expect(finite, f'the loss of {targets} targets is {loss}')
