@@ -106,7 +106,8 @@ def _choose_documents(sizes, needed, seq_len, count, seed):
     """int [count]: indices of documents of at least `needed` tokens, each once before any repeats."""
     long_enough = np.flatnonzero(sizes >= needed)
     if not len(sizes):
-        raise ValueError('there is no held-out document to evaluate on; hold out a larger fraction of the corpus')
+        raise ValueError('there is no held-out document to evaluate on; hold out a larger fraction of the '
+                         'corpus')
     if not len(long_enough):
         longest = sizes.max(initial=0)
         raise ValueError(
