@@ -132,6 +132,17 @@ def test_a_damaged_manifest_is_named(written):
         path.write_bytes(content)
 
 
+@pytest.mark.parametrize('entry', [
+    None, {}, {'bytes': 1}, {'bytes': 1, 'crc32': None}, {'bytes': -1000, 'crc32': ''},
+    {'bytes': 1, 'crc32': 'ABCDEFGH'}, {'bytes': 1, 'crc32': '00' * 8}])
+def test_an_odd_manifest_is_one_sentence(written, tmp_path, entry):
+    content = json.loads((written[0] / manifest.NAME).read_text())
+    content['files']['config.json'] = entry
+    (tmp_path / manifest.NAME).write_text(json.dumps({**content, 'crc32': manifest._crc32_of(content)}))
+    with pytest.raises(ValueError, match=f'copy the folder again, or delete {manifest.NAME} to read it unver'):
+        manifest.read(tmp_path)
+
+
 def test_the_fingerprint_of_a_model_covers_all_bytes(written, tmp_path):
     config, params = llama_hf.load(written[0])
     llama_hf.save(tmp_path / 'model', config, params, dtype='float32')

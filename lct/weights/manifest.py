@@ -5,8 +5,8 @@ weights too, other readers ignore it, and whoever changes a file on purpose can 
 4 MiB lets a process verify just the part of a file that it reads, while it reads it.
 """
 
-import functools
 import json
+import math
 import os
 import re
 import zlib
@@ -78,8 +78,8 @@ def read(folder: str | os.PathLike) -> dict[str, File] | None:
 
 def _parse(path, name, entry):
     size, digits = entry.get('bytes'), entry.get('crc32')
-    if not isinstance(size, int) or not re.fullmatch('([0-9a-f]{8})*', digits) or (
-            len(digits) != 8 * num_chunks(size, CHUNK)):
+    if not isinstance(size, int) or not isinstance(digits, str) or (
+            not re.fullmatch('([0-9a-f]{8})*', digits) or len(digits) != 8 * num_chunks(size, CHUNK)):
         raise ValueError(f'{path} has an invalid entry of {short_repr(name)}')
     return File(size, tuple(int(digits[i:i + 8], 16) for i in range(0, len(digits), 8)))
 
@@ -126,7 +126,8 @@ def _range_check(path, file: File, tensors: dict[str, Tensor]) -> RangeCheck:
 
 
 def tensor_bytes(tensor: Tensor) -> int:
-    return functools.reduce(int.__mul__, tensor.shape, FLOATS[tensor.dtype].itemsize)
+    itemsize = FLOATS[tensor.dtype].itemsize if tensor.dtype in FLOATS else 1  # others are refused later
+    return math.prod(tensor.shape) * itemsize
 
 
 def _differs(path, difference):
