@@ -139,7 +139,7 @@ def test_an_odd_manifest_is_one_sentence(written, tmp_path, entry):
     content = json.loads((written[0] / manifest.NAME).read_text())
     content['files']['config.json'] = entry
     (tmp_path / manifest.NAME).write_text(json.dumps({**content, 'crc32': manifest._crc32_of(content)}))
-    with pytest.raises(ValueError, match=f'copy the folder again, or delete {manifest.NAME} to read it unver'):
+    with pytest.raises(ValueError, match=f'copy the folder again, or delete {manifest.NAME} to read it'):
         manifest.read(tmp_path)
 
 
