@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -222,6 +223,24 @@ def test_every_read_is_verified_and_costs_one_chunk(tmp_path, monkeypatch):
         read_all(store)
     path.write_bytes(content)
     assert read_all(store) == [ids.tolist() for _, _, ids in documents]
+
+
+def test_a_shard_that_cannot_be_read_for_a_while(tmp_path, monkeypatch):
+    store = write(tmp_path / 's', corpus())
+    expected = store.tokens(1, 0, 250).tolist()
+
+    def stale(*args):
+        raise OSError(errno.ESTALE, 'Stale file handle')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'pread', stale)
+        with pytest.raises(OSError, match='Stale'):
+            store.tokens(1, 0, 250)
+    os.rename(tmp_path / 's', tmp_path / 'away')
+    with pytest.raises(FileNotFoundError, match='shard-0000'):  # not the file that was open
+        store.tokens(1, 0, 250)
+    os.rename(tmp_path / 'away', tmp_path / 's')
+    assert store.tokens(1, 0, 250).tolist() == expected
 
 
 @pytest.mark.parametrize('name, use', [

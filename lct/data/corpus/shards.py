@@ -40,6 +40,7 @@ class Shards:
 
         Raises:
           ValueError: naming a shard that is not as it was written.
+          OSError: for a shard that cannot be read now.
         """
         done = 0
         while done < len(out):
@@ -48,7 +49,11 @@ class Shards:
             first = at - (self._ends[number] - file['count'])
             count = min(len(out) - done, file['count'] - first)
             start = file['bytes'] - (file['count'] - first) * itemsize
-            data = self._read(number, start, start + count * itemsize)
+            try:
+                data = self._read(number, start, start + count * itemsize)
+            except OSError:  # of a file server: whoever tries again opens the file again
+                self._opened.pop(number, None)
+                raise
             out[done:done + count] = np.frombuffer(data, self._dtype)
             at, done = at + count, done + count
 
@@ -72,8 +77,8 @@ class Shards:
         file = self._opened.get(number)
         if file is None:
             path = self._folder / shard_name(number)
-            check_size(path, self._files[number]['bytes'])
             file = open(path, 'rb', buffering=0)  # noqa: SIM115
+            check_size(path, self._files[number]['bytes'])
             if len(self._opened) >= MAX_OPEN:
                 self._opened.clear()  # a file is closed when its last reader is done with it
             self._opened[number] = file
