@@ -112,8 +112,8 @@ def _open_store(config: ConfigDict, tokenizer: Tokenizer) -> StoreSource:
     template = chat_template.load(find_model(config.model_folder)) if config.get('chat_template') else None
     store = Store(config.corpus)
     if store.version == 1:
-        log(f'the store {config.corpus} has checksums of complete shards only, each of which is read in full at '
-            'its first use; tokenize the corpus again to verify just what is read')
+        log(f'the store {config.corpus} has checksums of complete shards only, each of which is read in full '
+            'at its first use; tokenize the corpus again to verify just what is read')
     rows = StoreSource(store, tokenizer, seed=config.seed, mode=getattr(packing_plan, mode),
                        upsample=upsample, held_out=config.held_out, template=template)
     log(', '.join(f'{count:,} {name}' for name, count in rows.stats().items())
