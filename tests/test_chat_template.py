@@ -8,6 +8,7 @@ import time
 import chat_cases
 import pytest
 
+from lct.cli import model
 from lct.data import chat_template, template_limits, tokenizer_json
 from lct.data import tokenizer as tokenizers
 
@@ -173,6 +174,14 @@ def test_errors_name_the_template_and_the_reason(tmp_path):
         template.render([{'role': 'user', 'content': b'x'}])
     with pytest.raises(ValueError, match='has no chat template'):
         chat_template.load(tmp_path)
+
+
+def test_an_invalid_template_is_not_taken_for_none(tmp_path, capsys):
+    assert model._load_template(tmp_path) is None
+    assert 'note: prompts are plain text' in capsys.readouterr().err
+    (tmp_path / 'chat_template.jinja').write_text('{% for %}')
+    with pytest.raises(ValueError, match='correct the template, or add --plain for prompts'):
+        model._load_template(tmp_path)
 
 
 def test_read_finds_the_template_as_transformers_does(tmp_path):

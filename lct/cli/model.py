@@ -152,9 +152,11 @@ def _load_template(folder) -> 'ChatTemplate | None':
 
     try:
         return chat_template.load(folder)
-    except chat_template.MissingTemplate as error:  # a base model has none; an invalid one is an error
+    except chat_template.MissingTemplate as error:  # a base model has none
         print(f'note: prompts are plain text: {error}', file=sys.stderr)
         return None
+    except ValueError as error:
+        raise ValueError(f'{error}, or add --plain for prompts without a template') from None
 
 
 def _read_eos_ids(folder):
