@@ -213,9 +213,11 @@ def plan_recipe(args):
     print_agreement([(one.minutes, one.published['minutes']) for one in planned if one.comparable])
     if args.out:
         fields = [planned_config.stage_fields(fields, one.step) for fields, one in zip(all_fields, planned)]
-        planned_config.write(pathlib.Path(args.out), {**raw.to_dict(), 'stages': fields}, last.kind.name,
-                             last.step,
-                             f'{hours:,.0f} device-hours')
+        others = raw.to_dict()
+        if context:  # the probe must not read further than the last stage trains
+            others['needle']['lengths'] = tuple(n for n in raw.needle.lengths if n <= last.step.seq_len)
+        planned_config.write(pathlib.Path(args.out), {**others, 'stages': fields}, last.kind.name,
+                             last.step, f'{hours:,.0f} device-hours')
 
 
 def check_recipe_context(args, run, config, context):

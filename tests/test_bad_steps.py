@@ -1,5 +1,6 @@
 """Steps that leave the weights alone: what is skipped, what changes, and what the file says about them."""
 
+import dataclasses
 import json
 
 import jax
@@ -16,7 +17,7 @@ from lct.data.batches.loader import Loader
 from lct.data.batches.memory_source import MemorySource
 from lct.data.batches.store_source import StoreSource
 from lct.models import llama
-from lct.train import bad_steps, loop, optimizer, spikes, stages, state
+from lct.train import bad_steps, loop, optimizer, spikes, stages, state, stopping
 from lct.train.step import train_step
 
 STAGE = stages.Stage(name='only', seq_len=32, num_steps=8, batch_size=2, memory=tiny.MEMORY)
@@ -91,6 +92,26 @@ def test_what_is_a_spike(norms, grad_norm, expected):
     guard = spikes.create(10.0, 8, norms)
     assert bool(spikes.is_spike(guard, jnp.float32(grad_norm))) == expected
     assert spikes.history(spikes.create(10.0, 8, spikes.history(guard))) == norms[-8:]
+
+
+def test_the_history_of_the_guard_continues_with_its_stage_and_begins_with_each(tmp_path, monkeypatch):
+    norms, stop_requested = [], []
+
+    def step(train_state, *args):
+        norms.append(spikes.history(train_state.guard))
+        guard = spikes.accept(train_state.guard, jnp.float32(len(norms)), jnp.bool_(True))
+        stop_requested.extend(['SIGTERM'] * (len(norms) == 2))
+        return pretend.train_step(train_state.replace(guard=guard), *args)
+
+    monkeypatch.setattr(loop, 'train_step', step)
+    short = dataclasses.replace(STAGE, num_steps=3)
+    run = loop.Run(stages=(short, dataclasses.replace(short, name='next')), spike_factor=10.0, spike_window=2)
+    arguments = (run, tiny_training.CONFIG, lambda: llama.init(tiny_training.CONFIG, jax.random.key(0)),
+                 tiny_training.mixture(), tmp_path)
+    with pytest.raises(stopping.Interrupted):
+        loop.train(*arguments, stop_requested)
+    loop.train(*arguments)
+    assert norms == [[], [1], [1, 2], [], [4], [4, 5]]
 
 
 def test_impossible_guards_are_refused():

@@ -8,6 +8,7 @@ import time
 import plan as planner
 import pytest
 
+from lct.cli import memory_check
 from lct.cli.config import load_config, make_run
 from lct.models.llama_sizes import LLAMA3_8B, LLAMA3_70B, SIZES
 from lct.plan import cost, hardware, search, timing
@@ -140,6 +141,27 @@ def test_a_recipe_planned_for_other_devices(tmp_path, capsys):
     assert [c.rope_theta for c in stages.configs(ours, LLAMA3_8B)] == [
         c.rope_theta for c in stages.configs(theirs, LLAMA3_8B)]
     assert '64 x h200' in capsys.readouterr().out
+
+
+def test_the_readmes_example_fits_the_memory_that_its_setting_gives(tmp_path, monkeypatch, capsys):
+    """Four of Gradient's stages on eight H100, of whose memory jax takes 92%."""
+    text, path = (EXPERIMENTS.parent / 'README.md').read_text(), tmp_path / '8b.py'
+    (command,) = re.findall(r'experiments/plan.py (--recipe .*?--out) \S+', text.replace('\\\n', ' '))
+    recipe = str(EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py')
+    planner.run([recipe if part.endswith('.py') else part for part in command.split()] + [str(path)])
+    assert 'XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 python experiments/extend.py' in text
+    config = load_config(path)
+    assert [stage.seq_len for stage in config.stages] == [2**16, 2**18, 2**19, 2**20]
+    assert max(config.needle.lengths) == 2**20
+    h100 = hardware.find('h100')
+    monkeypatch.setattr(memory_check, 'device_hardware', lambda: h100)
+    monkeypatch.setattr(memory_check, 'device_memory', lambda: search.USABLE * h100.memory)
+    monkeypatch.setattr(memory_check.jax, 'default_backend', lambda: 'gpu')
+    peaks = [memory_check.needed_by(run, memory_check.step_of(run, i, LLAMA3_8B)).peak
+             for run in [make_run(config)] for i in range(4)]
+    assert max(peaks) < search.USABLE * h100.memory
+    memory_check.check(make_run(config), LLAMA3_8B)
+    assert 'at most 69.4 of 79.1 GiB' in text and f'{max(peaks) / 2**30:.1f}' == '69.4'
 
 
 def test_a_faster_network_makes_a_faster_plan():

@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import pathlib
+import resource
 import sys
 
 from lct.cli.main import run_script
@@ -27,6 +28,12 @@ def parse_args():
     parser.add_argument('--embed-dim', type=int, default=32, help='width of the model')
     parser.add_argument('--seed', type=int, default=0, help='of the initial weights')
     parser.add_argument('--store', help='a token store of the bytes tokenizer; default: documents in memory')
+    parser.add_argument('--rows', type=int, default=2, help='of a batch of the second stage')
+    parser.add_argument('--accumulation', type=int, default=1, help='of the second stage')
+    parser.add_argument('--spike-factor', type=float, default=0.0)
+    parser.add_argument('--faults', default='', help='broken batches, such as nan@1,spike@12-13')
+    parser.add_argument('--address-space', type=float, help='GiB that the process may take after its set-up')
+    parser.add_argument('--check-memory', action='store_true', help='compare the plan with the memory first')
     parser.add_argument('--watchdog', default='', help='budgets in seconds, such as step=5,data=3')
     parser.add_argument('--fault', default='', help='NAME@PLACE, see faults.py')
     return parser.parse_args()
@@ -45,8 +52,10 @@ def run():
 
     import faults
     import numpy as np
+    from broken_batches import break_batches
 
     from lct import sharding, watchdog
+    from lct.cli import memory_check
     from lct.data.batches.memory_source import MemorySource
     from lct.data.batches.store_source import StoreSource
     from lct.data.corpus.store import Store
@@ -66,11 +75,13 @@ def run():
         num_kv_heads=2, head_dim=8, max_position_embeddings=64, tie_embeddings=True,
         rope=rope.RopeConfig(theta=1000.0))
     common = {
-        'num_steps': args.steps, 'batch_size': 2, 'learning_rate': 1e-3, 'warmup_steps': 2, 'mesh': mesh,
+        'num_steps': args.steps, 'learning_rate': 1e-3, 'warmup_steps': 2, 'mesh': mesh,
         'memory': llama.Memory(remat='none', attention=Attention(chunks=Chunks(8, 8)), loss_chunk=8)}
     settings = loop.Run(
-        stages=(Stage(name='short', seq_len=64, **common),
-                Stage(name='long', seq_len=128, theta='dynamic_ntk', **common)),
+        stages=(Stage(name='short', seq_len=64, batch_size=2, **common),
+                Stage(name='long', seq_len=128, batch_size=args.rows, accumulation=args.accumulation,
+                      theta='dynamic_ntk', **common)),
+        spike_factor=args.spike_factor, spike_window=8,
         optimizer=OptimizerConfig(weight_decay=0.01), checkpoint_every=args.checkpoint_every,
         keep_checkpoints=args.keep_checkpoints, line_every_s=0)
     rng = np.random.default_rng(0)
@@ -83,7 +94,13 @@ def run():
     budgets = dict(item.split('=') for item in args.watchdog.split(',') if item)
     budgets = {name: float(seconds) for name, seconds in budgets.items()}
     faults.install(args.fault, jax.process_index())
-    with (watchdog.watch(budgets, args.workdir, jax.process_index()),
+    break_batches(args.faults)
+    if args.address_space:
+        limit = memory_check.address_space() + int(args.address_space * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if args.check_memory:
+        memory_check.check(settings, model)
+    with (memory_check.explained(settings, model), watchdog.watch(budgets, args.workdir, jax.process_index()),
           stopping.catch_signals() as stop_requested):
         try:
             _, params, _ = loop.train(

@@ -175,10 +175,15 @@ def host_memory() -> float:
         pass
     own, _ = resource.getrlimit(resource.RLIMIT_AS)
     if own != resource.RLIM_INFINITY:
-        statm = Path('/proc/self/statm')
-        pages = int(statm.read_text().split()[0]) if statm.exists() else 0
-        free.append(own - pages * os.sysconf('SC_PAGE_SIZE'))
+        free.append(own - address_space())
     return float(max(min(free), 0))
+
+
+def address_space() -> int:
+    """Bytes of addresses that this process has taken, which RLIMIT_AS bounds; 0 where that is not known."""
+    statm = Path('/proc/self/statm')
+    pages = int(statm.read_text().split()[0]) if statm.exists() else 0
+    return pages * os.sysconf('SC_PAGE_SIZE')
 
 
 def _reserve(peak, limit):
