@@ -197,11 +197,9 @@ class _Training:
         stage = planned.stage
         if processes.anyone(self.stop_requested):  # between two stages: the one before is saved
             self._interrupt()
-        log(
-            f'stage {stage.name}: {stage.num_steps} steps of {stage.tokens_per_step:,} tokens, '
+        log(f'stage {stage.name}: {stage.num_steps} steps of {stage.tokens_per_step:,} tokens, '
             f'seq_len {stage.seq_len:,}, theta {planned.config.rope.theta:,.0f} ({stage.theta}), '
-            f'{planned.config.rope.type} rope, mesh {"x".join(map(str, stage.mesh))} {stage.layout}'
-        )
+            f'{planned.config.rope.type} rope, mesh {"x".join(map(str, stage.mesh))} {stage.layout}')
         if self.step == planned.start > 0 and not stage.carry_optimizer:
             self.state = self.state.replace(opt_state=states.fresh_moments(self.state.params, self.tx))
         if self.run.spike_factor:  # another stage has another level: its history begins anew
@@ -226,8 +224,7 @@ class _Training:
         self.mixture.weights = dict(stage.mixture)
         loader = self.mixture.loader(stage.batch_size * stage.accumulation, stage.seq_len, stage.layout,
                                      stage.mesh[2], self.config.vocab_size, held_rows(stage))
-        if self.cursor is None:
-            self.cursor = self.mixture.state
+        self.cursor = self.cursor or self.mixture.state
         loader.restore(self.cursor)
         if jax.process_count() == 1:  # otherwise all take the same steps, as long as there are data
             loader.stop_requested = self.stop_requested
