@@ -18,7 +18,7 @@ def rows_of(path):
 
 
 def error_of(ended):
-    """The error that a process ended with, '' if it was longer than a line. XLA's own lines may precede it."""
+    """The one line of error that a process ended with, or ''. Lines of XLA may precede it."""
     last = ended.stderr[-1] if ended.stderr else ''
     traceback = any(line.startswith('Traceback') for line in ended.stderr)
     return last if last.startswith('error: ') and not traceback else ''
@@ -67,7 +67,8 @@ def out_of_memory(folder: pathlib.Path) -> str:
     if ended.status < 0:
         raise NotHere(f'this system kills the process (signal {-ended.status}) instead of refusing memory')
     message = error_of(ended)
-    expect(ended.status == 1 and 'stage long: out of memory by step' in message, f'status {ended.status}: {ended.stderr[-3:]}')
+    expect(ended.status == 1 and 'stage long: out of memory by step' in message,
+           f'status {ended.status}: {ended.stderr[-3:]}')
     expect('remedies, cheapest first: ' in message and message.count(' or ') >= 2, f'no remedies: {message}')
     expect(any('moments of AdamW' in line for line in ended.stdout), "the plan's table is missing")
     again = training(folder / 'run', '--rows', 64, '--accumulation', 64, '--address-space', 2)
