@@ -29,7 +29,7 @@ def bad_steps(folder: pathlib.Path) -> str:
     faults = {1: 'not finite', 7: 'not finite', 14: 'far above', 16: 'no target'}
     options = ('--steps', 20, '--mesh', '1,1,1,1')
     mixed = training(folder / 'mixed', *options, '--spike-factor', 50,
-                     '--faults', 'nan@1,inf@7,spike@14,no_target@16')
+                     '--bad-batches', 'nan@1,inf@7,spike@14,no_target@16')
     expect(mixed.status == 0, f'status {mixed.status}: {mixed.stderr[-1:]}')
     found = {row['step']: row for row in rows_of(folder / 'mixed/bad_steps.jsonl')}
     expect(found.keys() == faults.keys() and all(
@@ -44,7 +44,7 @@ def bad_steps(folder: pathlib.Path) -> str:
     size = found[14]['grad_norm'] / sorted(row['grad_norm'] for row in good if row['step'] < 14)[6]
     expect(size > 100, f'the spike was only {size:.0f}x')
 
-    several = training(folder / 'several', *options, '--faults', f'nan@9-{8 + K}')
+    several = training(folder / 'several', *options, '--bad-batches', f'nan@9-{8 + K}')
     expect(several.status == 1 and 'not finite in 5 steps' in error_of(several),
            f'status {several.status}: {several.stderr[-3:]}')
     expect(len(rows_of(folder / 'several/bad_steps.jsonl')) == K, 'the rows are not named')

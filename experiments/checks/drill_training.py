@@ -31,7 +31,7 @@ def parse_args():
     parser.add_argument('--rows', type=int, default=2, help='of a batch of the second stage')
     parser.add_argument('--accumulation', type=int, default=1, help='of the second stage')
     parser.add_argument('--spike-factor', type=float, default=0.0)
-    parser.add_argument('--faults', default='', help='broken batches, such as nan@1,spike@12-13')
+    parser.add_argument('--bad-batches', default='', help='see broken_batches.py, such as nan@1,spike@12-13')
     parser.add_argument('--address-space', type=float, help='GiB that the process may take after its set-up')
     parser.add_argument('--check-memory', action='store_true', help='compare the plan with the memory first')
     parser.add_argument('--watchdog', default='', help='budgets in seconds, such as step=5,data=3')
@@ -94,7 +94,7 @@ def run():
     budgets = dict(item.split('=') for item in args.watchdog.split(',') if item)
     budgets = {name: float(seconds) for name, seconds in budgets.items()}
     faults.install(args.fault, jax.process_index())
-    break_batches(args.faults)
+    break_batches(args.bad_batches)
     if args.address_space:
         limit = memory_check.address_space() + int(args.address_space * 2**30)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
