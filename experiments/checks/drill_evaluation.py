@@ -68,7 +68,7 @@ def edited_files(folder: pathlib.Path) -> str:
     lines[1] = json.dumps({**row, 'index': 1}) + '\n'  # an answer that was given for another sample
     edited = {'needle.jsonl': ''.join(lines)[:-9],
               'results.json': (whole / 'results.json').read_text().replace('"mean": ', '"mean": 1')}
-    count, said = len(lines), 0
+    count, named = len(lines), 0
     for texts, sentences in (
             (edited, ['line 1 was edited', 'line 2 was edited', f'line {count} is not valid JSON',
                       'the suite ruler', 'the suite needle']),
@@ -80,10 +80,10 @@ def edited_files(folder: pathlib.Path) -> str:
         ended = evaluated(copy)
         for sentence in sentences:
             expect(any(sentence in line for line in ended.stderr), f'no line has {sentence!r}')
-            said += 1
+            named += 1
         differ = [name for name in FILES if sha256(whole / name) != sha256(copy / name)]
         expect(not differ, f'{differ} differ from those of the undamaged evaluation')
-    return f'{said} of {said} damages said in a line, and measured again to equal files'
+    return f'{named} of {named} damages named in a line, and measured again to equal files'
 
 
 @drill(24, 'the work directory of an evaluation is deleted while it runs')
