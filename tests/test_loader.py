@@ -77,10 +77,10 @@ def test_errors_of_the_thread_arrive_and_stay():
 
 
 def test_a_bad_token_is_named_before_it_reaches_a_device():
-    documents = [np.r_[np.arange(200), 300, np.arange(200)]]
-    loader = Loader(MemorySource(documents, TOKENIZER), 1, 128, vocab_size=258)
+    documents = [np.r_[np.arange(200), 257, np.arange(200)]]  # the model's vocabulary is the smaller one
+    loader = Loader(MemorySource(documents, TOKENIZER), 1, 128, vocab_size=257)
     loader.next()
-    with pytest.raises(ValueError, match=r'token id 300 in row 0, column 73 is not in 0\.\.257'):
+    with pytest.raises(ValueError, match=r'token id 257 in row 0, column 73 is not in 0\.\.256'):
         loader.next()
 
 

@@ -104,7 +104,7 @@ def test_windows_are_measured_once_and_others_again(tmp_path, monkeypatch):
     documents = [np.arange(1000 * i, 1000 * i + 100).tolist() for i in range(3)]
 
     def measured(count, seed):
-        plan = types.SimpleNamespace(lengths=(64,), counts={64: count}, tokenizer=tokenizer,
+        plan = types.SimpleNamespace(lengths=(64,), counts={64: count}, tokenizer=tokenizer, identity='',
                                      material=types.SimpleNamespace(seed=seed))
         before = len(read)
         rows, problems = measure.run_short(model, plan, documents, path, 64)
@@ -129,7 +129,8 @@ def test_the_suite_measures_the_same_on_a_mesh(tmp_path):
     documents = [np.random.default_rng(i).integers(0, 32, 700).tolist() for i in range(2)]
     tokenizer = types.SimpleNamespace(bos_id=None)
     plan = types.SimpleNamespace(
-        lengths=(256,), counts={256: 2}, tokenizer=tokenizer, material=types.SimpleNamespace(seed=0))
+        lengths=(256,), counts={256: 2}, tokenizer=tokenizer, identity='',
+        material=types.SimpleNamespace(seed=0))
     found = []
     for degrees in (None, (1, 1, 2, 1)):
         with contextlib.nullcontext() if degrees is None else jax.set_mesh(sharding.make_mesh(degrees)):
