@@ -56,7 +56,8 @@ def fingerprints(tree: Any) -> dict[str, str]:
     and they exchange one number per array.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = jax.device_get([_fingerprint(x, getattr(x, 'sharding', None)) for _, x in leaves])
+    arrays = [x for _, x in leaves]
+    sums = jax.device_get(_fingerprints(arrays, tuple(getattr(x, 'sharding', None) for x in arrays)))
     return {_name(path): f'{int(total):08x}' for (path, _), total in zip(leaves, sums, strict=True)}
 
 
@@ -97,9 +98,14 @@ def _name(path):
     return jax.tree_util.keystr(path, simple=True, separator='.')
 
 
-@functools.partial(jax.jit, static_argnames='sharding')
+@functools.partial(jax.jit, static_argnames='shardings')
+def _fingerprints(arrays, shardings):
+    """[the fingerprint of each array, uint32 []]. One program for all: of many at once, each with its sums
+    over devices, virtual CPU devices may each run another one and wait for the others for ever."""
+    return [_fingerprint(x, sharding) for x, sharding in zip(arrays, shardings, strict=True)]
+
+
 def _fingerprint(x, sharding):
-    """The fingerprint of one array, uint32 []."""
     spec = sharding.spec if isinstance(sharding, NamedSharding) else P()
     axes = [() if entry is None else (entry,) if isinstance(entry, str) else tuple(entry) for entry in spec]
     axes += [()] * (x.ndim - len(axes))
