@@ -12,6 +12,7 @@ import importlib
 import json
 import pathlib
 import shutil
+import signal
 import time
 
 from drill import CHECKS, DRILLS, Failed, NotHere
@@ -24,6 +25,7 @@ def main():
     parser.add_argument('--workdir', type=pathlib.Path, default=pathlib.Path('runs/drills'))
     parser.add_argument('--output', type=pathlib.Path, help='write the rows as JSON')
     args = parser.parse_args()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the drilled processes would ignore it
     for path in sorted(CHECKS.glob('drill_*.py')):
         if path.name != 'drill_training.py':
             importlib.import_module(path.stem)
