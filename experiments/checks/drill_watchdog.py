@@ -130,7 +130,7 @@ def fill(path):
 def full_metrics(folder: pathlib.Path) -> str:
     metrics, filler = folder / 'run/metrics', folder / 'run/metrics/filler'
     metrics.mkdir(parents=True)
-    mount = ['mount', '-t', 'tmpfs', '-o', 'size=256k', 'tmpfs', str(metrics)]
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', str(metrics)]
     if subprocess.run(mount, capture_output=True, timeout=30, check=False).returncode:
         raise NotHere('mounting a small tmpfs, which needs root')
     try:
