@@ -67,7 +67,8 @@ def runs_after_flips(folder: pathlib.Path) -> str:
     whole = training(folder / 'whole', '--checkpoint-every', 4)
     expect(whole.weights, f'the uninterrupted run ended with status {whole.status}: {whole.stderr[-1:]}')
     for name in ('state', 'record'):
-        newest = max((folder / 'whole/checkpoints').iterdir(), key=lambda path: int(path.name.split('.')[0]))
+        newest = folder / 'whole/checkpoints' / str(max(
+            int(path.name) for path in (folder / 'whole/checkpoints').iterdir() if path.name.isdigit()))
         largest = max(files_of(newest / name), key=lambda path: path.stat().st_size)
         flip_bit(largest, 4 * largest.stat().st_size)
         again = training(folder / 'whole', '--checkpoint-every', 4)

@@ -72,7 +72,8 @@ def out_of_memory(folder: pathlib.Path) -> str:
     expect('remedies, cheapest first: ' in message and message.count(' or ') >= 2, f'no remedies: {message}')
     table = any('memory of a device at its peak' in line for line in ended.stdout)
     expect(table, "the plan's table is missing")
-    again = training(folder / 'run', '--rows', 64, '--accumulation', 64, '--address-space', 2)
+    again = training(folder / 'run', '--rows', 64, '--accumulation', 64, '--address-space', 2,
+                     limit_s=1200)
     expect(again.status == 0 and any('continuing after step 6' in line for line in again.stdout),
            f'with a remedy: status {again.status}, {again.stderr[-1:]}')
     return 'refused before the start; else one line with three remedies under the table; one continues'
