@@ -21,7 +21,7 @@ MOST_FIELDS, MOST_NAMES = 3, 3  # in a message
 
 
 def describe() -> dict[str, str]:
-    """{what: value} of the code of lct, the versions of its packages, and the flags of XLA and jax."""
+    """{name: value} of the code of lct, the versions of its packages, and the flags of XLA and jax."""
     found = {'Python': platform.python_version()}
     plugins = {name for dist in metadata.distributions()
                if (name := dist.metadata['Name']) and PLUGINS.match(name)}

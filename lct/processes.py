@@ -113,7 +113,7 @@ def reports() -> dict[int, dict]:
 
 
 def name_of(index: int) -> str:
-    """A process in words, with its host."""
+    """The name of a process, with its host."""
     return _peers.names[index]
 
 
@@ -244,7 +244,7 @@ def leave(code: int, reason: str = '') -> None:
 
     One of several processes must skip the shutdown of jax.distributed, which would wait for the others.
 
-    reason: of a failure, in a few words, for the last line of the others.
+    reason: of a failure, a short phrase for the last line of the others.
     """
     terminal.flush()
     if _peers:

@@ -109,6 +109,12 @@ def on_small_disk(folder, disk):
     return folder
 
 
+def checkpoint_bytes(workdir):
+    """The size on disk of the largest checkpoint."""
+    return max(sum(file.stat().st_blocks * 512 for file in files_of(path))
+               for path in (workdir / 'checkpoints').iterdir())
+
+
 def steps_on(disk):
     return sorted(path.name for path in (disk / 'checkpoints').iterdir())
 
@@ -116,8 +122,7 @@ def steps_on(disk):
 @drill(8, 'disk full while saving, room again')
 def full_disk(folder: pathlib.Path) -> str:
     whole = training(folder / 'whole', *SAVES)
-    size = max(sum(file.stat().st_blocks * 512 for file in files_of(path))
-               for path in (folder / 'whole/checkpoints').iterdir())
+    size = checkpoint_bytes(folder / 'whole')
     with small_disk(folder / 'disk', int(1.6 * size)) as resize:
         workdir = on_small_disk(folder / 'run', folder / 'disk')
         process, failed, lines = start([TRAINING, workdir, *SAVES]), 0, []
@@ -126,7 +131,7 @@ def full_disk(folder: pathlib.Path) -> str:
             failed += 'WARNING' in line and 'could not be written' in line
             if failed == 2:
                 resize(8 * size)
-        process.wait()
+        process.wait(timeout=60)
         expect(failed >= 2, f'{failed} warnings of failed saves: {lines[-2:]}')
         weights = [line.split()[1] for line in lines if line.startswith('weights ')]
         expect(process.returncode == 0 and weights == [whole.weights], f'status {process.returncode}')
@@ -138,8 +143,7 @@ def full_disk(folder: pathlib.Path) -> str:
 @drill(8, 'disk full for good while saving')
 def full_disk_for_good(folder: pathlib.Path) -> str:
     whole = training(folder / 'whole', *SAVES)
-    size = max(sum(file.stat().st_blocks * 512 for file in files_of(path))
-               for path in (folder / 'whole/checkpoints').iterdir())
+    size = checkpoint_bytes(folder / 'whole')
     with small_disk(folder / 'disk', int(1.6 * size)) as resize:
         workdir = on_small_disk(folder / 'run', folder / 'disk')
         ended = training(workdir, *SAVES)

@@ -2,9 +2,10 @@
 
     python experiments/studies/pretrain_base.py --config experiments/configs/base.py --workdir runs/base
 
-It takes one to two hours on two cores. The first stages teach reading back (copies and facts) at short
+The first stages teach reading back (copies and facts) at short
 lengths, where the one earlier place that matters is easy to find, then stretch it to 512; the last ones teach
-it in many forms. Trained on all forms from the beginning, this model learnt no copying in 12 million tokens.
+it in many forms. The shipped weights went through these stages in two runs: the last two stages continued the
+base of the first three, with data of seed 1, so this config gives an equal recipe but other weights.
 
 theta: Llama-3 pairs 500,000 with 8,192 tokens. The base of the RoPE scaling law that puts the same share of
 dims past one full turn at 512 tokens is 500000^(ln(512 / 2 pi) / ln(8192 / 2 pi)) = 3,134.

@@ -1,10 +1,8 @@
-"""Wordings of statements, questions and answers: templates of {k} key, {v} value, {n} what the value is
-called,
+"""Wordings of statements, questions and answers: templates of {k} key, {v} value, {n} the name of the value,
 {r} relation and {c} copula.
 
-They are composed at random, and some are of random words, so that a model learns to look for the key and not
-for
-a phrase. The wordings of the evaluations (lct.eval.tasks) are none of them: tests/test_forms.py.
+They are composed at random, and the text of some is random too, so that a model learns to look for the key
+and not for a phrase. No wording of an evaluation (lct.eval.tasks) is among them: tests/test_forms.py.
 """
 
 import re
