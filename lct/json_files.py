@@ -74,8 +74,9 @@ def short_repr(value: Any) -> str:
     return text if len(text) <= 200 else text[:200] + '...'
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write a JSON value, indented and with its keys in alphabetical order."""
+def write_json(path: str | os.PathLike, value: Any, sort_keys: bool = True) -> None:
+    """Write a JSON value, indented and with its keys in alphabetical order, or in their own with its
+    characters as they are."""
     with open(path, 'w', encoding='utf-8') as file:
-        json.dump(value, file, indent=2, sort_keys=True)
+        json.dump(value, file, indent=2, sort_keys=sort_keys, ensure_ascii=sort_keys)
         file.write('\n')

@@ -73,6 +73,23 @@ def from_tiktoken(path: str | os.PathLike) -> dict[str, Any]:
                        added, LLAMA3, bos=len(ranks))
 
 
+def companions_of_tiktoken(path: str | os.PathLike, positions: int) -> dict[str, Any]:
+    """{file name: JSON object} of the Hugging Face files that stand for Meta's Llama-3 tokenizer.model: the
+    tokenizer.json, its settings, and the token ids of a config.json. Meta's folders do not say whether a
+    model is an instruct one, so there is no chat template, and a text ends at <|end_of_text|>.
+
+    positions: of the model, for model_max_length.
+    """
+    definition = from_tiktoken(path)
+    ids = {token['content']: token['id'] for token in definition['added_tokens']}
+    bos, eos = LLAMA3_SPECIALS[:2]
+    token_ids = {'bos_token_id': ids[bos], 'eos_token_id': ids[eos]}
+    settings = {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': bos, 'eos_token': eos,
+                'clean_up_tokenization_spaces': False, 'model_max_length': positions}
+    return {'tokenizer.json': definition, 'tokenizer_config.json': settings,
+            'generation_config.json': token_ids, 'config.json': token_ids}
+
+
 def byte_alphabet() -> list[str]:
     """GPT-2's characters for the 256 bytes: printable Latin-1 as itself, others from U+0100 on."""
     printable = {*range(ord('!'), ord('~') + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}

@@ -271,6 +271,17 @@ def restore_arrays(path: Path, target: Any) -> Any:
         raise Damaged(first_line(error)) from error
 
 
+def save_arrays(path: Path, arrays: Any) -> None:
+    """Write a tree of arrays for restore_arrays, into a new folder."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, arrays)
+
+
+def describe_arrays(path: Path) -> dict[str, dict]:
+    """{name: {dtype, shape}} of the arrays that save_arrays wrote. Raises whatever Orbax does."""
+    return fingerprints.describe(ocp.StandardCheckpointHandler().metadata(path).tree)
+
+
 def first_line(error: BaseException) -> str:
     """What happened, of Orbax's thousands of lines: the first, or an error of the operating system in it."""
     text = str(error).strip() or type(error).__name__

@@ -18,6 +18,7 @@ from lct.weights.tensors import ALL
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 STRING, ARRAY = 8, 9
 MAX_DIMS = 4
+DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}  # of the types that are not quantized
 
 
 class Tensor(NamedTuple):

@@ -4,13 +4,13 @@ llama.cpp's converter stores the rows of wq and wk in the interleaved order (2i 
 rotated together), as Meta does; they are permuted to the half-split order on load. Needs the extra 'gguf'.
 """
 
-import json
 import os
 import tempfile
 from typing import Any
 
 import numpy as np
 
+from lct import json_files
 from lct.data import tokenizer_json
 from lct.models.llama import LlamaConfig, Params
 from lct.ops import rope
@@ -56,6 +56,7 @@ def load(path: str | os.PathLike, dtype: Any = 'float32') -> tuple[LlamaConfig, 
     tokenizer.json, tokenizer_config.json with the chat template, generation_config.json, and the token ids of
     a config.json. Each device's shard is dequantized layer by layer from the memory-mapped file.
 
+    dtype: of the parameters; None takes that of a file of F32, F16 or BF16 and bfloat16 for a quantized one.
     Raises:
       ValueError: naming file and key or tensor, for anything missing, unexpected, of a wrong shape, not
         finite, or not understood.
@@ -64,18 +65,32 @@ def load(path: str | os.PathLike, dtype: Any = 'float32') -> tuple[LlamaConfig, 
     config = read_config(file)
     streaming.check_mesh(config)
     matrices, companions = read_matrices(file, config), read_companions(file, config)
-    return config, streaming.load(config, streaming.resolve_dtype(dtype, {}, path), matrices), companions
+    dtype = streaming.resolve_dtype(dtype or stored_dtype(matrices), {}, path)
+    return config, streaming.load(config, dtype, matrices), companions
+
+
+def stored_dtype(matrices: streaming.Matrices) -> str:
+    """The narrowest dtype that holds the values of all matrices; bfloat16 if one is quantized, since no wider
+    dtype makes its blocks of 4 to 8 bits more precise. Vectors are stored in float32 in every file."""
+    shards = [shard for matrix in matrices.values() for shard in matrix.shards]
+    names = {gguf_files.DTYPES.get(shard.kind) for shard in shards if len(shard.shape) > 1}
+    if None in names:
+        return 'bfloat16'
+    name = names.pop() if len(names) == 1 else 'float32'
+    vectors = [shard.read() for shard in shards if len(shard.shape) == 1]
+    exact = all((vector.astype(name).astype(np.float32) == vector).all() for vector in vectors)
+    return name if exact else 'float32'
 
 
 def to_hf(
-        path: str | os.PathLike, folder: str | os.PathLike, dtype: str = 'bfloat16', **options: Any) -> None:
+        path: str | os.PathLike, folder: str | os.PathLike, dtype: str | None = None, **options: Any) -> None:
     """Write the Hugging Face folder of a GGUF file; options are those of llama_hf.save."""
     config, params, companions = load(path, dtype)
     with tempfile.TemporaryDirectory() as temporary:
         for name, value in companions.items():
-            with open(os.path.join(temporary, name), 'w', encoding='utf-8') as file:
-                json.dump(value, file, ensure_ascii=False, indent=1)
-        llama_hf.save(folder, config, params, dtype=dtype, tokenizer_from=temporary, **options)
+            json_files.write_json(os.path.join(temporary, name), value, sort_keys=False)
+        llama_hf.save(folder, config, params, dtype=params.embed.dtype.name, tokenizer_from=temporary,
+                      **options)
 
 
 def read_matrices(file: gguf_files.File, config: LlamaConfig) -> streaming.Matrices:

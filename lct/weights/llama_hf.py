@@ -7,13 +7,12 @@ import functools
 import math
 import os
 import re
-import shutil
 from typing import Any
 
 from lct import json_files
 from lct.json_files import short_repr
 from lct.models.llama import LlamaConfig, Params
-from lct.weights import folders, mapping, safetensors_files, streaming
+from lct.weights import companions, folders, mapping, safetensors_files, streaming
 from lct.weights.folders import check_writable
 from lct.weights.llama_config import config_from_json, config_to_json
 from lct.weights.tensors import DTYPES, FLOATS, Matrix, Tensor, check_dtype, equal
@@ -37,13 +36,6 @@ NAMES = {  # parameter name -> tensor name; {} is the layer
 }
 LM_HEAD = NAMES['lm_head']
 IGNORED = re.compile(r'model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq')  # buffers of old exports
-COMPANIONS = (  # files beside the weights that other programs need
-    'tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'special_tokens_map.json',
-    'added_tokens.json', 'vocab.json', 'merges.txt', 'chat_template.jinja', 'chat_template.json',
-    'generation_config.json', 'LICENSE', 'LICENSE.txt', 'USE_POLICY.md', 'NOTICE',
-)
-TOKENIZERS = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
-TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 
 tensor_names = functools.partial(mapping.tensor_names, names=NAMES)
 checkpoint_shapes = functools.partial(mapping.checkpoint_shapes, names=NAMES)
@@ -147,7 +139,8 @@ def save(
     Args:
       dtype: of the files: float32, float16 or bfloat16.
       max_shard_bytes: most bytes of one safetensors file.
-      tokenizer_from: a folder whose tokenizer, generation and licence files are copied.
+      tokenizer_from: a folder whose tokenizer, templates, generation and licence files are copied, with
+        their lengths raised to the positions of the config.
       card: text of the README.md.
       overwrite: whether a folder that is not empty may be replaced.
     Raises:
@@ -158,7 +151,7 @@ def save(
     if max_shard_bytes < 1:
         raise ValueError(f'max_shard_bytes {max_shard_bytes} must be positive, for example 5_000_000_000')
     streaming.check_params(config, params)
-    values = config_to_json(config, dtype) | _token_ids(tokenizer_from)
+    values = config_to_json(config, dtype) | companions.token_ids(tokenizer_from)
     shapes, kind = checkpoint_shapes(config), DTYPES[dtype]
     nbytes = sum(math.prod(shape) for shape in shapes.values()) * safetensors_files.ITEMSIZES[kind]
     check_writable(folder, nbytes + 2**20, overwrite)
@@ -170,7 +163,7 @@ def save(
             index = {'metadata': {'total_size': nbytes}, 'weight_map': weight_map}
             json_files.write_json(os.path.join(temporary, 'model.safetensors.index.json'), index)
         json_files.write_json(os.path.join(temporary, 'config.json'), values)
-        copy_companions(tokenizer_from, temporary)
+        companions.copy(tokenizer_from, temporary, config.max_position_embeddings)
         if card is not None:
             with open(os.path.join(temporary, 'README.md'), 'w', encoding='utf-8') as file:
                 file.write(card)
@@ -185,29 +178,3 @@ def _write_tensors(folder, config, params, plan, kind):
     streaming.save(config, params, _matrices(config, tensors))
     for tensor in tensors.values():
         tensor.flush()
-
-
-def copy_companions(source: str | os.PathLike | None, target: str | os.PathLike) -> None:
-    """Copy the tokenizer, generation and licence files of a folder, if source is not None, to another."""
-    for name in _companions(source):
-        shutil.copyfile(os.path.join(source, name), os.path.join(target, name))
-
-
-def _companions(folder):
-    """Names of the companion files in a folder, which must hold a tokenizer."""
-    if folder is None:
-        return []
-    names = [name for name in COMPANIONS if os.path.isfile(os.path.join(folder, name))]
-    if not set(names) & set(TOKENIZERS):
-        raise ValueError(f'tokenizer_from {folder} holds none of {", ".join(TOKENIZERS)}; choose another')
-    return names
-
-
-def _token_ids(folder):
-    """The special token ids in the config.json beside a tokenizer."""
-    _companions(folder)  # an unusable folder is an error before any work
-    path = os.path.join(folder, 'config.json') if folder is not None else None
-    if path is None or not os.path.isfile(path):
-        return {}
-    values = json_files.read_json(path)
-    return {key: values[key] for key in TOKEN_IDS if key in values}

@@ -11,18 +11,18 @@ import dataclasses
 import math
 import os
 import re
-import shutil
 from typing import Any
 
 from lct import json_files
 from lct.json_files import short_repr
 from lct.models.llama import LlamaConfig, Params
-from lct.weights import folders, manifest, streaming, torch_files
+from lct.weights import companions, folders, manifest, streaming, torch_files
+from lct.weights.llama_config import config_from_json, config_to_json
 from lct.weights.llama_meta_config import config_from_params, params_from_config
 from lct.weights.mapping import checkpoint_shapes, tensor_names
 from lct.weights.tensors import DTYPES, FLOATS, Matrix, Tensor, check_dtype, equal
 
-__all__ = ['config_from_params', 'load', 'params_from_config', 'read_folder', 'save']
+__all__ = ['config_from_params', 'load', 'params_from_config', 'read_config', 'read_folder', 'save']
 
 NAMES = {  # parameter name -> tensor name; {} is the layer
     'embed': 'tok_embeddings.weight',
@@ -42,12 +42,38 @@ INTERLEAVED = ('layers.wq', 'layers.wk')
 ROW_PARALLEL = ('layers.wo', 'layers.w_down')  # sharded over their input dim, the others over their output
 IGNORED = ('rope.freqs',)  # a buffer of some files
 FILE_NAME = re.compile(r'consolidated\.(\d\d)\.pth')
-COMPANIONS = ('tokenizer.model', 'LICENSE', 'LICENSE.txt', 'USE_POLICY.md', 'NOTICE')
 
 
 # ---------------------------------------------------------------------------------------------------
 # Loading
 # ---------------------------------------------------------------------------------------------------
+
+
+def read_config(
+        folder: str | os.PathLike, *, rope_factor: float | None = None,
+        max_position_embeddings: int | None = None) -> LlamaConfig:
+    """LlamaConfig of a folder, its embedding untied. A config.json beside params.json, as save writes it, has
+    the positions, which params.json does not say.
+
+    Args:
+      rope_factor, max_position_embeddings: as in config_from_params.
+    Raises:
+      ValueError: if the two files disagree.
+    """
+    path, beside = (os.path.join(os.fspath(folder), name) for name in ('params.json', 'config.json'))
+    config = config_from_params(json_files.read_json(path), path, rope_factor=rope_factor,
+                                max_position_embeddings=max_position_embeddings)
+    if not os.path.isfile(beside):
+        return config
+    known = config_from_json(json_files.read_json(beside), beside)
+    if max_position_embeddings is None:
+        config = dataclasses.replace(config, max_position_embeddings=known.max_position_embeddings)
+    same = dataclasses.replace(known, max_position_embeddings=config.max_position_embeddings,
+                               tie_embeddings=False)
+    if config != same and rope_factor is None:
+        raise ValueError(f'{path} and the config.json beside it describe different models; delete the wrong '
+                         'one of the two')
+    return config
 
 
 def load(
@@ -67,9 +93,7 @@ def load(
         running it.
     """
     folder = os.fspath(folder)
-    path = os.path.join(folder, 'params.json')
-    config = config_from_params(json_files.read_json(path), path, rope_factor=rope_factor,
-                                max_position_embeddings=max_position_embeddings)
+    config = read_config(folder, rope_factor=rope_factor, max_position_embeddings=max_position_embeddings)
     streaming.check_mesh(config)
     matrices = _matrices(config, read_folder(folder))
     if equal(matrices['lm_head', None], matrices['embed', None]):
@@ -180,13 +204,15 @@ def _shard_shape(shape, dim, count):
 def save(
         folder: str | os.PathLike, config: LlamaConfig, params: Params, *, dtype: str = 'bfloat16',
         num_files: int = 1, tokenizer_from: str | os.PathLike | None = None, overwrite: bool = False) -> None:
-    """Write a folder in Meta's format atomically: params.json and consolidated.NN.pth. A tied head is written
-    out, as Meta does.
+    """Write a folder in Meta's format atomically: params.json, consolidated.NN.pth, and for what params.json
+    does not say (positions, token ids, whether the head is tied) a config.json. A tied head is written out,
+    as Meta does.
 
     Args:
       dtype: of the files: float32, float16 or bfloat16.
       num_files: ranks of Meta's model parallelism, one file each.
-      tokenizer_from: a folder whose tokenizer.model and licence files are copied.
+      tokenizer_from: as in llama_hf.save. Meta's programs need its tokenizer.model; others are kept for the
+        way back.
       overwrite: whether a folder that is not empty may be replaced.
     Raises:
       ValueError: if params.json cannot express the config, params do not belong to it or are not finite in
@@ -196,6 +222,7 @@ def save(
     check_dtype(dtype)
     streaming.check_params(config, params)
     values = params_from_config(config)
+    beside = config_to_json(config, dtype) | companions.token_ids(tokenizer_from)
     if config.tie_embeddings:
         config = dataclasses.replace(config, tie_embeddings=False)
         params = params.replace(lm_head=params.embed.T)
@@ -207,9 +234,8 @@ def save(
     with folders.atomic_folder(folder, overwrite) as temporary:
         _write_tensors(temporary, config, params, shapes, DTYPES[dtype], num_files)
         json_files.write_json(os.path.join(temporary, 'params.json'), values)
-        for name in COMPANIONS if tokenizer_from is not None else ():
-            if os.path.isfile(os.path.join(tokenizer_from, name)):
-                shutil.copyfile(os.path.join(tokenizer_from, name), os.path.join(temporary, name))
+        json_files.write_json(os.path.join(temporary, 'config.json'), beside)
+        companions.copy(tokenizer_from, temporary, config.max_position_embeddings)
 
 
 def _saved_shapes(config, num_files):
