@@ -10,8 +10,8 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'lct').rglo
 MAX_LINES = 400
 
 # What a module of the package may import from the package, besides its own folder.
-BELOW = ('ops', 'models', 'checksums', 'data', 'exit_status', 'files', 'json_files', 'sharding', 'processes',
-         'stop_signals', 'terminal', 'text', 'watchdog')
+BELOW = ('ops', 'models', 'checksums', 'data', 'deferred_signals', 'exit_status', 'files', 'json_files',
+         'sharding', 'processes', 'stop_signals', 'terminal', 'text', 'watchdog')
 MAY_IMPORT = {
     'sharding': (),
     'exit_status': (),
@@ -27,12 +27,13 @@ MAY_IMPORT = {
     'processes': ('abort_filter', 'clusters', 'exit_status', 'installation', 'meeting', 'peers',
                   'terminal', 'watchdog'),
     'checksums': (),
+    'deferred_signals': (),
     'files': (),
     'json_files': (),
     'text': (),
     'data': ('checksums', 'files', 'json_files', 'terminal', 'text'),
     'ops': ('text',),
-    'models': ('ops', 'sharding', 'text'),
+    'models': ('ops', 'deferred_signals', 'sharding', 'text'),
     'weights': BELOW,
     'train': BELOW,
     'eval': BELOW,
@@ -46,8 +47,8 @@ HOMES = {
     'orbax': 'lct/train/',
     'tensorboardX': 'lct/train/',
 }
-NO_JAX = ('checksums', 'data', 'exit_status', 'files', 'json_files', 'last_resort', 'stop_signals',
-          'terminal', 'text', 'watchdog')  # numpy alone
+NO_JAX = ('checksums', 'data', 'deferred_signals', 'exit_status', 'files', 'json_files', 'last_resort',
+          'stop_signals', 'terminal', 'text', 'watchdog')  # numpy alone
 JAX = ('jax', 'jaxlib', 'flax')
 
 

@@ -10,7 +10,7 @@ D embed_dim, F mlp_dim, V vocab, L layers.
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from lct.models.config import LlamaConfig
 from lct.models.kv_cache import KVCache, attend_cache, attend_chunk, write
 from lct.models.memory import Memory
 from lct.models.prompt_layout import (
+    Chunk,
     PromptBatch,
     arrange,
     cache_len,
@@ -36,21 +37,6 @@ from lct.models.prompt_layout import (
 from lct.models.sampling import Sampling, next_token
 from lct.ops import rope
 from lct.ops.norms import rms_norm
-
-
-class Chunk(NamedTuple):
-    """T more tokens per row: a prefill chunk, or a question about the text before it.
-
-    tokens, positions, segment_ids: int32 [B, T], segment 0 for padding; T is a multiple of length_unit.
-    slots: int32 [B, T], where the layout puts the positions; for padding a number past the cache.
-    last: int32 [B], the position of the last token of a row, in this chunk or before it.
-    """
-
-    tokens: jax.Array
-    positions: jax.Array
-    segment_ids: jax.Array
-    slots: jax.Array
-    last: jax.Array
 
 
 class Request(struct.PyTreeNode):
@@ -129,10 +115,12 @@ def extend(params: llama.Params, config: LlamaConfig, cache: KVCache, chunk: Chu
     """
     angles = rope.angles(tables, chunk.positions)
     feed_forward = functools.partial(llama.ffn, num_chunks=memory.ffn_chunks)
+    # Slots from the beginning of the chunk on may hold an earlier question, which this one replaces.
+    segments = jnp.where(cache.positions < chunk.positions.min(1, keepdims=True), cache.segment_ids, 0)
 
     def step(x, inputs):
         layer, cached_k, cached_v = inputs
-        cached = cached_k, cached_v, cache.positions, cache.segment_ids
+        cached = cached_k, cached_v, cache.positions, segments
 
         def attend(q, k, v):
             own = k.swapaxes(1, 2), v.swapaxes(1, 2), chunk.positions, chunk.segment_ids

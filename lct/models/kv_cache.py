@@ -40,6 +40,12 @@ def empty_cache(config: LlamaConfig, positions: jax.Array, dtype: Any) -> KVCach
     return KVCache(zeros, zeros, positions, jnp.zeros_like(positions))
 
 
+def named_arrays(cache: KVCache) -> dict[str, Any]:
+    """{name: array} of what the slots hold. The dims of each array begin with [L, B, K, S]."""
+    leaves = jax.tree_util.tree_leaves_with_path(cache.replace(positions=None, segment_ids=None))
+    return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves}
+
+
 def attend_cache(q: jax.Array, k: jax.Array, v: jax.Array, cached_k: jax.Array, cached_v: jax.Array,
                  mask: jax.Array) -> jax.Array:
     """Attention of one query per row to its own key and to the cached keys of the mask.

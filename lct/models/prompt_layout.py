@@ -32,6 +32,21 @@ class PromptBatch(NamedTuple):
     slot_of: jax.Array | np.ndarray
 
 
+class Chunk(NamedTuple):
+    """T more tokens per row: a prefill chunk, or a question about the text before it.
+
+    tokens, positions, segment_ids: int32 [B, T], segment 0 for padding; T is a multiple of length_unit.
+    slots: int32 [B, T], where the layout puts the positions; for padding a number past the cache.
+    last: int32 [B], the position of the last token of a row, in this chunk or before it.
+    """
+
+    tokens: jax.Array
+    positions: jax.Array
+    segment_ids: jax.Array
+    slots: jax.Array
+    last: jax.Array
+
+
 def arrange(prompts: Sequence[Sequence[int]], seq_len: int, indices: np.ndarray | None = None) -> PromptBatch:
     """The PromptBatch of B prompts, lists of token ids of any lengths up to seq_len.
 
@@ -63,6 +78,22 @@ def place(batch: PromptBatch) -> PromptBatch:
     """The batch on the current mesh: B over the batch axes, S over 'sequence'."""
     specs = PromptBatch(*[sharding.spec('BS')] * 3, last=sharding.spec('B'), slot_of=P(None))
     return PromptBatch(*map(sharding.put, batch, specs))
+
+
+def place_chunk(texts: Sequence[Sequence[int]], lengths: np.ndarray, size: int, slot_of: np.ndarray) -> Chunk:
+    """The Chunk of up to `size` tokens of each row, which follow lengths [B] others, on the current mesh.
+
+    slot_of: [S], the slot of each position.
+    """
+    sizes = np.array([len(text) for text in texts])
+    columns = np.arange(size)
+    positions = np.minimum(lengths[:, None] + columns, len(slot_of) - 1)
+    filled = columns < sizes[:, None]
+    tokens = np.array([[*text, *[0] * (size - len(text))] for text in texts])
+    slots = np.where(filled, slot_of[positions], len(slot_of))
+    put = lambda x, letters: sharding.put(x.astype(np.int32), sharding.spec(letters))
+    return Chunk(tokens=put(tokens, 'BT'), positions=put(positions, 'BT'), segment_ids=put(filled, 'BT'),
+                 slots=put(slots, 'B'), last=put(lengths + sizes - 1, 'B'))
 
 
 def length_unit(ring_size: int, ffn_chunks: int) -> int:
@@ -123,3 +154,10 @@ def check_prompts(prompts: Sequence[Sequence[int]], max_new_tokens: int, vocab_s
             f'{lengths[:8]} and max_new_tokens {max_new_tokens}; give an empty prompt its BOS'
         )
     check_ids(prompts, vocab_size)
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many token ids two texts have in common from their beginning."""
+    shortest = min(len(a), len(b))
+    differs = np.flatnonzero(np.asarray(a[:shortest]) != np.asarray(b[:shortest]))
+    return int(differs[0]) if differs.size else shortest

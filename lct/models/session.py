@@ -5,24 +5,34 @@ The text stays in the cache; a question is written behind it, answered, and drop
 Letters: B batch (one text a row), T tokens of a chunk, S cache slots, V vocab.
 """
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from lct import sharding
+from lct.deferred_signals import deferred
 from lct.models import decode, llama
 from lct.models.config import LlamaConfig
-from lct.models.kv_cache import empty_cache
+from lct.models.kv_cache import KVCache, empty_cache, named_arrays
 from lct.models.memory import Memory
-from lct.models.prompt_layout import arrange, check_ids, length_unit, place, rope_at
+from lct.models.prompt_layout import (
+    arrange,
+    check_ids,
+    common_prefix,
+    length_unit,
+    place,
+    place_chunk,
+    rope_at,
+)
 from lct.models.sampling import Sampling, next_token, token_logprob
 from lct.ops import rope
 
 SMALLEST_CHUNK = 32  # shorter questions share one compiled program
 Rows = Sequence[Sequence[int]]  # lists of token ids, one for each row from the first
+Progress = Callable[[int, int], None]
 
 
 class Session:
@@ -47,13 +57,21 @@ class Session:
                              f'{-(-rows // replicas) * replicas}')
         self.params, self.config, self.memory = params, config, memory
         self.rows, self.seq_len, self.indices = rows, seq_len, indices
-        self.tables = rope.make_tables(rope_at(config.rope, config.head_dim, longest or seq_len),
-                                       config.head_dim, seq_len)
+        self.rope = rope_at(config.rope, config.head_dim, longest or seq_len)
+        self.tables = rope.make_tables(self.rope, config.head_dim, seq_len)
         self.lengths = np.zeros(rows, np.int32)
+        self.cache = self.logits = None
+        self._cached = [[] for _ in range(rows)]  # token ids in the cache: the texts and what followed them
         self._streaming = None
+        slot_of = np.arange(seq_len) if indices is None else np.argsort(indices)
+        self.slots, self.slot_of = slot_of, sharding.put(slot_of.astype(np.int32), P(None))
 
-    def read(self, texts: Rows, prefill_chunk: int | None = None,
-             progress: Callable[[int, int], None] | None = None) -> None:
+    @property
+    def texts(self) -> list[list[int]]:
+        """The token ids of the text of each row."""
+        return [ids[:length] for ids, length in zip(self._cached, self.lengths, strict=True)]
+
+    def read(self, texts: Rows, prefill_chunk: int | None = None, progress: Progress | None = None) -> None:
         """Refill the cache with up to `rows` texts.
 
         Args:
@@ -62,38 +80,95 @@ class Session:
         Raises:
           ValueError: for texts that do not fit; the texts before are then kept.
         """
+        texts = self._check_texts(texts, prefill_chunk)
+        self._end_stream()
+        if prefill_chunk is None:
+            batch = arrange(texts, self.seq_len, self.indices)
+            cache, logits = _prefill(self.params, self.config.architecture(), place(batch), self.tables,
+                                     self.memory)
+            self._assign(cache, logits, [list(text) for text in texts])
+        else:
+            self.lengths, self._cached = np.zeros(self.rows, np.int32), [[] for _ in range(self.rows)]
+            self._update(texts, prefill_chunk, progress)
+
+    def update(self, texts: Rows, prefill_chunk: int, progress: Progress | None = None) -> list[int]:
+        """Make the cache hold up to `rows` texts. What they begin with and the cache holds already is kept,
+        the rest is read in prefill chunks. After an interrupt the same call continues.
+
+        Args: as of read.
+        Returns:
+          how many tokens of each text were in the cache.
+        """
+        texts = self._check_texts(texts, prefill_chunk)
+        self._end_stream()
+        return self._update(texts, prefill_chunk, progress)[:len(texts)]
+
+    def restore(self, arrays: Mapping[str, jax.Array], texts: Rows) -> None:
+        """Take the cache of a text of each row: its kv_cache.named_arrays, in the layout of this session."""
+        self._end_stream()
+        self._check_room(np.zeros(self.rows, np.int32), texts, 0)
+        places = place(arrange(texts, self.seq_len, self.indices))
+        content = self.abstract_cache().replace(positions=None, segment_ids=None)
+        leaves = [arrays[name] for name in named_arrays(content)]
+        cache = jax.tree.unflatten(jax.tree.structure(content), leaves)
+        cache = cache.replace(positions=places.positions, segment_ids=places.segment_ids)
+        self._assign(cache, None, [list(map(int, text)) for text in texts])
+
+    def abstract_cache(self) -> KVCache:
+        """The shapes and dtypes of the cache."""
+        positions = jax.ShapeDtypeStruct((self.rows, self.seq_len), np.int32)
+        return _empty_cache.eval_shape(self.config.architecture(), positions, self.params.layers.wk.dtype)
+
+    def _assign(self, cache, logits, texts):
+        with deferred():
+            self.cache, self.logits, self._cached = cache, logits, texts
+            self.lengths = np.array([len(text) for text in texts], np.int32)
+
+    def _update(self, texts, size, progress):
+        if self.cache is None or self.cache.segment_ids.is_deleted():  # deleted: the device was out of memory
+            self._assign(self._new_cache(), None, [[] for _ in texts])
+        kept = [common_prefix(*pair) for pair in zip(self._cached, texts, strict=True)]
+        is_read = [self.logits is not None and n == len(text) == length
+                   for n, text, length in zip(kept, texts, self.lengths, strict=True)]
+        # The logits after a text come from reading its last token.
+        kept = [n - (n == len(text) and not done) for n, text, done in zip(kept, texts, is_read, strict=True)]
+        if all(is_read):
+            return kept
+        logits = self._no_logits() if self.logits is None else self.logits
+        with deferred():
+            self.lengths, self.logits = np.array(kept, np.int32), None
+        rest = [text[n:] for n, text in zip(kept, texts, strict=True)]
+        longest = max(map(len, rest))
+        size = min(size, self._chunk_size(longest))
+        for start in range(0, longest, size):
+            chunk = [ids[start:start + size] for ids in rest]
+            with deferred():
+                logits = self._extend(self.lengths, chunk, size, logits)
+                self.lengths = self.lengths + np.array([len(ids) for ids in chunk], np.int32)
+            if progress is not None:
+                jax.block_until_ready(logits)
+                progress(min(start + size, longest), longest)
+        self.logits = logits
+        return kept
+
+    def _new_cache(self):
+        positions = place(arrange([[]] * self.rows, self.seq_len, self.indices)).positions
+        return _empty_cache(self.config.architecture(), positions, self.params.layers.wk.dtype)
+
+    def _no_logits(self):
+        return sharding.put(np.zeros((self.rows, self.config.vocab_size), np.float32), sharding.spec('BV'))
+
+    def _check_texts(self, texts, prefill_chunk):
+        """The texts with one token for each row without a text."""
         check_ids(texts, self.config.vocab_size)
         if prefill_chunk is not None and (prefill_chunk < 1 or prefill_chunk % self.unit):
             raise ValueError(f'prefill chunk {prefill_chunk} is not a multiple of {self.unit}; use '
                              f'{max(prefill_chunk // self.unit, 1) * self.unit}')
         texts = [*texts, *[[0]] * (self.rows - len(texts))]
-        if empty_rows := [i for i, text in enumerate(texts) if not text]:
+        if empty_rows := [i for i, text in enumerate(texts) if not len(text)]:
             raise ValueError(f'text {empty_rows[0]} is empty; give it a token at least, such as its BOS')
-        empty = np.zeros(self.rows, np.int32)
-        self._check_room(empty, texts, 0)
-        self._end_stream()
-        self.lengths = empty
-        batch = arrange(texts, self.seq_len, self.indices)
-        placed = place(batch)
-        self._slot_of, self.slot_of = batch.slot_of, placed.slot_of
-        if prefill_chunk is None:
-            self.cache, self.logits = _prefill(self.params, self.config.architecture(), placed, self.tables,
-                                               self.memory)
-            self.lengths = batch.last + 1
-        else:
-            self._read_in_chunks(texts, placed.positions, prefill_chunk, progress)
-
-    def _read_in_chunks(self, texts, positions, size, progress):
-        dtype = self.params.layers.wk.dtype
-        self.cache = jax.jit(empty_cache, static_argnums=(0, 2))(self.config.architecture(), positions, dtype)
-        zeros = np.zeros((self.rows, self.config.vocab_size), np.float32)
-        self.logits = sharding.put(zeros, sharding.spec('BV'))
-        longest = max(map(len, texts))
-        for start in range(0, longest, size):
-            self.logits = self._extend([text[start:start + size] for text in texts], size)
-            if progress is not None:
-                jax.block_until_ready(self.logits)
-                progress(min(start + size, longest), longest)
+        self._check_room(np.zeros(self.rows, np.int32), texts, 0)
+        return texts
 
     def ask(self, questions: Rows, limits: Sequence[int], max_new_tokens: int, stop: np.ndarray | None = None,
             sampling: Sampling | None = None, key: jax.Array | None = None) -> list[list[int]]:
@@ -112,16 +187,15 @@ class Session:
             raise ValueError(f'limits of up to {max(limits)} new tokens are more than max_new_tokens '
                              f'{max_new_tokens}; raise it')
         self._end_stream()
-        lengths, count = self.lengths, len(questions)
+        count = len(questions)
         limits = np.array([*limits, *[0] * (self.rows - count)], np.int32)
-        logits = self._write_questions(questions, limits)
+        logits, lengths = self._write_questions(questions, limits)
         stop = np.zeros(self.config.vocab_size, bool) if stop is None else stop
         request = decode.place_request(limits, stop, max_new_tokens, sampling, key)
-        last = sharding.put(self.lengths - 1, sharding.spec('B'))
-        architecture = self.config.architecture()
-        self.cache, tokens, counts = _decode(
-            self.params, architecture, self.cache, logits, last, self.slot_of, request, self.tables)
-        self._rewind(lengths)
+        last = sharding.put(lengths - 1, sharding.spec('B'))
+        with self._writing(lengths):
+            self.cache, tokens, counts = _decode(self.params, self.config.architecture(), self.cache, logits,
+                                                 last, self.slot_of, request, self.tables)
         tokens, counts = sharding.fetch(tokens), sharding.fetch(counts)
         answers = [row[:n].tolist() for row, n in zip(tokens, counts, strict=True)]
         return [ids[:-1] if ids and stop[ids[-1]] else ids for ids in answers[:count]]
@@ -139,17 +213,15 @@ class Session:
         return self._streaming
 
     def _stream(self, questions, limit, sampling, key):
-        lengths, count = self.lengths, len(questions)
-        logits = self._write_questions(questions, np.full(self.rows, limit, np.int32))
+        count = len(questions)
+        logits, lengths = self._write_questions(questions, np.full(self.rows, limit, np.int32))
         params = self._gathered_params()
-        try:
-            for i in range(limit):
-                tokens = _next_token(logits, i, sampling, key)
-                yield sharding.fetch(tokens)[:count]
-                if i + 1 < limit:  # the last one is never fed back
-                    logits = self._append(params, tokens, i)
-        finally:
-            self._rewind(lengths)
+        for i in range(limit):
+            tokens = _next_token(logits, i, sampling, key)
+            ids = sharding.fetch(tokens)
+            yield ids[:count]
+            if i + 1 < limit:  # the last one is never fed back
+                logits = self._append(params, tokens, lengths + i, ids=ids.tolist())
 
     def loglikelihood(self, questions: Rows, alternatives: Sequence[Rows]) -> list[list[tuple[float, bool]]]:
         """For each alternative, [(log-likelihood in nats, whether it is the greedy answer)] of the questions,
@@ -160,18 +232,15 @@ class Session:
         self._end_stream()
         for answers in alternatives:
             check_ids(answers, self.config.vocab_size)
-        lengths, longest = self.lengths, np.max([list(map(len, answers)) for answers in alternatives], 0)
-        logits = self._write_questions(questions, np.array([*longest, *[1] * (self.rows - len(questions))]))
-        with_questions, params = self.lengths, self._gathered_params()
-        out = []
-        for answers in alternatives:
-            out.append(self._loglikelihood(params, logits, answers))
-            self._rewind(with_questions)
-        self._rewind(lengths)
-        return out
+        longest = np.max([list(map(len, answers)) for answers in alternatives], 0)
+        limits = np.array([*longest, *[1] * (self.rows - len(questions))])
+        logits, lengths = self._write_questions(questions, limits)
+        params = self._gathered_params()
+        return [self._loglikelihood(params, logits, lengths, answers) for answers in alternatives]
 
-    def _loglikelihood(self, params, logits, answers):
-        """[(nats, whether greedy)] of an answer behind each row; logits: those that follow the rows."""
+    def _loglikelihood(self, params, logits, lengths, answers):
+        """[(nats, whether greedy)] of an answer behind the first lengths [rows] tokens of each row, which
+        logits follow."""
         count, put = len(answers), lambda x: sharding.put(x, sharding.spec('B'))
         sizes = np.array([*map(len, answers), *[1] * (self.rows - count)])
         padded = np.zeros((self.rows, sizes.max()), np.int32)
@@ -184,45 +253,58 @@ class Session:
             nats += np.where(i < sizes, logprob, 0)
             greedy &= is_argmax | (i >= sizes)
             if i + 1 < sizes.max():
-                logits = self._append(params, tokens, i, i + 1 < sizes)
+                logits = self._append(params, tokens, lengths + i, i + 1 < sizes)
         return list(zip(nats[:count].tolist(), greedy[:count].tolist(), strict=True))
 
     def rewind(self, lengths: Sequence[int]) -> None:
         """Drop all but the first lengths [rows] tokens of the rows. The next call must bring questions,
         because the logits are those after the whole texts."""
         self._end_stream()
-        self._rewind(lengths)
-
-    def _rewind(self, lengths):
-        self.lengths = np.asarray(lengths, np.int32)
-        self.cache = _drop(self.cache, sharding.put(self.lengths, sharding.spec('B')))
+        with deferred():
+            self.lengths, self.logits = np.asarray(lengths, np.int32), None
 
     def _end_stream(self):
-        """Close an abandoned stream, which would otherwise rewind the cache under the next question."""
+        """Close an abandoned stream, which would otherwise write into the next question."""
         if self._streaming is not None:
             self._streaming.close()
             self._streaming = None
 
     def _write_questions(self, questions, limits):
-        """Write the questions behind the texts -> the logits after them."""
+        """Write the questions behind the texts -> (the logits after them, the lengths with them)."""
         count = len(questions)
         questions = [*questions, *[[]] * (self.rows - count)]
         self._check_room(self.lengths, questions, np.maximum(limits - 1, 0))
         if not any(questions):
-            return self.logits
+            if self.logits is None:
+                raise ValueError('the text was cut or not read to its end, so nothing follows it yet; ask a '
+                                 'question, or read the text')
+            return self.logits, self.lengths
         check_ids(questions, self.config.vocab_size)
         if not all(questions[:count]):
             raise ValueError('a question is empty and others are not; give every row its own')
-        return self._extend(questions, self._chunk_size(max(map(len, questions))))
+        logits = self._no_logits() if self.logits is None else self.logits
+        logits = self._extend(self.lengths, questions, self._chunk_size(max(map(len, questions))), logits)
+        return logits, self.lengths + np.array([len(ids) for ids in questions], np.int32)
 
-    def _append(self, params, tokens, step, kept=True):
-        """Write one token [B] behind each kept row, `step` tokens after its length -> the logits after it."""
-        at = self.lengths + np.int32(step)
+    def _append(self, params, tokens, lengths, kept=True, ids=()):
+        """Write one token [B] behind the first lengths [rows] tokens of each kept row -> the logits after
+        it. ids: the tokens on the host, to remember that the cache has them."""
         put = lambda x: sharding.put(x.astype(np.int32), sharding.spec('B'))
-        slots = np.where(kept, self._slot_of[np.minimum(at, self.seq_len - 1)], self.seq_len)
-        self.cache, logits = _step(
-            params, self.config.architecture(), self.cache, tokens, put(at), put(slots), self.tables)
+        slots = np.where(kept, self.slots[np.minimum(lengths, self.seq_len - 1)], self.seq_len)
+        with self._writing(lengths):
+            self.cache, logits = _step(params, self.config.architecture(), self.cache, tokens,
+                                       put(lengths), put(slots), self.tables)
+            for cached, token in zip(self._cached, ids, strict=False):
+                cached.append(token)
         return logits
+
+    @contextlib.contextmanager
+    def _writing(self, lengths):
+        """Around a program that is given the cache and writes behind the first lengths [rows] tokens."""
+        with deferred():
+            for ids, length in zip(self._cached, lengths, strict=True):
+                del ids[length:]
+            yield
 
     def _gathered_params(self):
         """The weights as decode_step uses them; kept for one answer: the next text needs the memory."""
@@ -244,34 +326,23 @@ class Session:
             raise ValueError(f'texts of up to {needed} tokens with answers do not fit into {self.seq_len} '
                              'slots; use fewer, or a longer cache')
 
-    def _extend(self, texts, size):
-        """Write a chunk of up to `size` tokens behind each row -> the logits after it."""
-        sizes = np.array([len(text) for text in texts])
-        columns = np.arange(size)
-        positions = np.minimum(self.lengths[:, None] + columns, self.seq_len - 1)
-        filled = columns < sizes[:, None]
-        tokens = np.array([[*text, *[0] * (size - len(text))] for text in texts], np.int32)
-        slots = np.where(filled, self._slot_of[positions], self.seq_len)
-        self.lengths = (self.lengths + sizes).astype(np.int32)
-        put = lambda x, letters: sharding.put(x.astype(np.int32), sharding.spec(letters))
-        chunk = decode.Chunk(tokens=put(tokens, 'BT'), positions=put(positions, 'BT'),
-                             segment_ids=put(filled, 'BT'), slots=put(slots, 'B'),
-                             last=put(self.lengths - 1, 'B'))
-        self.cache, logits = _extend(self.params, self.config.architecture(), self.cache, chunk, self.logits,
-                                     self.tables, self.memory)
+    def _extend(self, lengths, texts, size, logits):
+        """Write a chunk of up to `size` tokens behind the first lengths [rows] tokens of each row -> the
+        logits after it, which are those given for a row without new tokens."""
+        chunk = place_chunk(texts, lengths, size, self.slots)
+        with self._writing(lengths):
+            self.cache, logits = _extend(self.params, self.config.architecture(), self.cache, chunk, logits,
+                                         self.tables, self.memory)
+            for ids, text in zip(self._cached, texts, strict=True):
+                ids.extend(text)
         return logits
 
 
 _prefill = jax.jit(decode.prefill, static_argnames=('config', 'memory'))
+_empty_cache = jax.jit(empty_cache, static_argnames=('config', 'dtype'))
 _extend = jax.jit(decode.extend, static_argnames=('config', 'memory'), donate_argnames='cache')
 _decode = jax.jit(decode.decode, static_argnames='config', donate_argnames='cache')
 _step = jax.jit(decode.decode_step, static_argnames='config', donate_argnames='cache')
 _next_token = jax.jit(next_token, static_argnames='sampling')
 _token_logprob = jax.jit(token_logprob)
 _gathered = jax.jit(decode.gathered, static_argnames='config')
-
-
-@functools.partial(jax.jit, donate_argnames='cache')
-def _drop(cache, lengths):
-    """The cache with the slots of all positions >= lengths [B] emptied."""
-    return cache.replace(segment_ids=jnp.where(cache.positions < lengths[:, None], cache.segment_ids, 0))

@@ -21,6 +21,7 @@ ITEMSIZES = {
     'BOOL': 1, 'U8': 1, 'I8': 1, 'F8_E5M2': 1, 'F8_E4M3': 1, 'I16': 2, 'U16': 2, 'F16': 2, 'BF16': 2,
     'I32': 4, 'U32': 4, 'F32': 4, 'F64': 8, 'I64': 8, 'U64': 8,
 }
+ARRAYS = FLOATS | {'I8': np.dtype(np.int8), 'U8': np.dtype(np.uint8), 'I32': np.dtype(np.int32)}
 MAX_RANK = 8
 SHARD_NAME = re.compile(r'[\w-][\w.-]{0,200}\.safetensors')
 
@@ -193,13 +194,14 @@ def plan_shards(
     ]
 
 
-def create_file(
-        path: str | os.PathLike, shapes: dict[str, tuple[int, ...]], dtype: str) -> dict[str, np.memmap]:
-    """Create a file for {name: shape}, all of one dtype, and return {name: writable memory map}."""
+def create_file(path: str | os.PathLike, shapes: dict[str, tuple[int, ...]],
+                dtype: str | dict[str, str]) -> dict[str, np.memmap]:
+    """Create a file for {name: shape}, of one dtype or of {name: dtype} -> {name: writable memory map}."""
+    dtypes = dict.fromkeys(shapes, dtype) if isinstance(dtype, str) else dtype
     header, offset = {'__metadata__': {'format': 'pt'}}, 0  # readers refuse files that name no framework
     for name, shape in shapes.items():
-        end = offset + math.prod(shape) * ITEMSIZES[dtype]
-        header[name] = {'dtype': dtype, 'shape': list(shape), 'data_offsets': [offset, end]}
+        end = offset + math.prod(shape) * ITEMSIZES[dtypes[name]]
+        header[name] = {'dtype': dtypes[name], 'shape': list(shape), 'data_offsets': [offset, end]}
         offset = end
     text = json.dumps(header, separators=(',', ':')).encode()
     text += b' ' * (-len(text) % 8)
@@ -208,6 +210,7 @@ def create_file(
         file.flush()
         files.allocate(file, 8 + len(text) + offset)
     return {
-        name: np.memmap(path, FLOATS[dtype], 'r+', 8 + len(text) + header[name]['data_offsets'][0], shape)
+        name: np.memmap(path, ARRAYS[dtypes[name]], 'r+', 8 + len(text) + header[name]['data_offsets'][0],
+                        shape)
         for name, shape in shapes.items()
     }
