@@ -1,13 +1,19 @@
-"""The architecture of a Llama, which together with the memory policy decides the compiled program."""
+"""The architecture of a Llama or of a family like it, which together with the memory policy decides the
+compiled program."""
 
 import dataclasses
 
 from lct.ops.rope import RopeConfig
+from lct.text import divisors_near
 
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The architecture of a Llama: the fields of a Hugging Face config.json under the names of this package.
+    """The architecture of a model: the fields of a Hugging Face config.json under the names of this package.
+
+    family: the model_type of its config.json, for export; nothing that is computed depends on it.
+    qkv_bias, out_bias, mlp_bias: whether wq, wk and wv, wo, and the three weights of the FFN have biases.
+    qk_norm: whether the queries and keys of every head are normed before they are rotated.
 
     Raises:
       ValueError: for sizes that no model can have.
@@ -25,6 +31,11 @@ class LlamaConfig:
     max_position_embeddings: int = 8192
     rope: RopeConfig = RopeConfig(theta=500000.0)
     window: int | None = None  # tokens that a query attends to, itself included; None for all before it
+    family: str = 'llama'
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
 
     def __post_init__(self):
         for field in ('vocab_size', 'embed_dim', 'mlp_dim', 'num_layers', 'num_heads', 'num_kv_heads',
@@ -48,6 +59,26 @@ class LlamaConfig:
         return self.rope.theta
 
     def architecture(self) -> 'LlamaConfig':
-        """The config without its positions: equal for a model before and after extension, so that one
-        compiled program serves both (the rotary tables are arguments)."""
-        return dataclasses.replace(self, max_position_embeddings=1, rope=RopeConfig(theta=1.0))
+        """The config without its positions and its family: equal for a model before and after extension, so
+        that one compiled program serves both (the rotary tables are arguments)."""
+        return dataclasses.replace(
+            self, max_position_embeddings=1, rope=RopeConfig(theta=1.0), family='llama')
+
+
+def check_mesh(config: LlamaConfig, degrees: tuple[int, ...]) -> None:
+    """Check that the weights divide over a mesh of the degrees (data, fsdp, sequence, tensor).
+
+    Raises:
+      ValueError: naming the size that does not divide.
+    """
+    _, fsdp, sequence, tensor = degrees
+    for name, axis, degree in (
+        ('embed_dim', 'fsdp * sequence', fsdp * sequence), ('num_heads', 'tensor', tensor),
+        ('num_kv_heads', 'tensor', tensor), ('mlp_dim', 'tensor', tensor), ('vocab_size', 'tensor', tensor),
+    ):
+        value = getattr(config, name)
+        if value % degree:
+            raise ValueError(
+                f'{name} {value} is not a multiple of the mesh degree {axis} = {degree}, over which it is '
+                f'split; use a degree of {divisors_near(value, degree)}'
+            )

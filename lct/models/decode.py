@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from lct import sharding
 from lct.models import llama
 from lct.models.config import LlamaConfig
+from lct.models.embedding import embed_row_tokens
 from lct.models.kv_cache import KVCache, attend_cache, attend_chunk, write
 from lct.models.memory import Memory
 from lct.models.prompt_layout import (
@@ -167,19 +168,11 @@ def decode_step(params: llama.Params, config: LlamaConfig, cache: KVCache, token
 
         return llama.block(x, layer, angles, config, attend)  # one token per row needs no chunks of the FFN
 
-    x = _embed(params.embed, tokens)
+    x = embed_row_tokens(params.embed, tokens)
     # The cache is only read inside the scan over layers and written once after it: as a carry or an
     # output of the scan all of it would be copied for every token.
     x, (k, v) = lax.scan(step, x, (params.layers, cache.k, cache.v))
     return write(cache, k[:, :, :, None], v[:, :, :, None], slots[:, None]), _next_logits(params, config, x)
-
-
-@jax.named_scope('embedding')
-def _embed(embed, tokens):
-    """tokens [B] int32 -> [B, D]."""
-    if sharding.current_mesh() is None:
-        return embed[tokens]
-    return jax.reshard(embed, P(None, None)).at[tokens].get(out_sharding=sharding.spec('BD'))
 
 
 def decode(params: llama.Params, config: LlamaConfig, cache: KVCache, logits: jax.Array, last: jax.Array,

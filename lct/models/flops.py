@@ -15,11 +15,12 @@ from lct.models.lora import Adapter
 
 @functools.cache
 def matmul_sizes(config: LlamaConfig) -> dict[str, int]:
-    """{parameter: size} of the weights that multiply every token: all but norms and an untied embedding."""
+    """{parameter: size} of the weights that multiply every token: all but norms, biases and an untied
+    embedding."""
     leaves = jax.tree_util.tree_leaves_with_path(llama.shapes(config), is_leaf=lambda x: isinstance(x, tuple))
     sizes = {path[-1].name: math.prod(shape) for path, shape in leaves}
     return {name: size for name, size in sizes.items()
-            if not name.endswith('norm') and (name != 'embed' or config.tie_embeddings)}
+            if not name.endswith(('norm', 'bias')) and (name != 'embed' or config.tie_embeddings)}
 
 
 def matmul_params(config: LlamaConfig) -> int:

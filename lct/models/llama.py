@@ -14,28 +14,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import PartitionSpec as P
 
 from lct import sharding
-from lct.models.config import LlamaConfig
+from lct.models.config import LlamaConfig, check_mesh  # noqa: F401
+from lct.models.embedding import embed_tokens
 from lct.models.memory import Memory, scan_layers
 from lct.ops import rope, strategies
 from lct.ops.blockwise_ffn import blockwise_ffn
 from lct.ops.cross_entropy import cross_entropy_sum
 from lct.ops.norms import rms_norm
 from lct.ops.strategies import Attention
-from lct.text import divisors_near
 
 
 class ParamInfo(NamedTuple):
-    """One row of the parameter table: its dims by letter, and the initial stddev (0 for ones)."""
+    """One row of the parameter table: its dims by letter, and its initial stddev and mean."""
 
     letters: str
     stddev: float
+    mean: float = 0.0
 
 
 class Layers(struct.PyTreeNode):
-    """The weights of all layers, stacked on L."""
+    """The weights of all layers, stacked on L; None for those that a family does not have."""
 
     attn_norm: Any  # [L, D]
     wq: Any  # [L, D, N, H]
@@ -46,6 +46,15 @@ class Layers(struct.PyTreeNode):
     w_gate: Any  # [L, D, F]
     w_up: Any  # [L, D, F]
     w_down: Any  # [L, F, D]
+    q_norm: Any = None  # [L, H]
+    k_norm: Any = None  # [L, H]
+    q_bias: Any = None  # [L, N, H]
+    k_bias: Any = None  # [L, K, H]
+    v_bias: Any = None  # [L, K, H]
+    out_bias: Any = None  # [L, D]
+    gate_bias: Any = None  # [L, F]
+    up_bias: Any = None  # [L, F]
+    down_bias: Any = None  # [L, D]
 
 
 class Params(struct.PyTreeNode):
@@ -61,20 +70,33 @@ def param_table(config: LlamaConfig) -> Params:
     """Params of ParamInfo: shapes, shardings, initial values and checkpoint targets derive from it."""
     scale = config.embed_dim**-0.5
     residual = (2 * config.num_layers) ** -0.5  # GPT-2: the residual stream keeps its variance with depth
+
+    def optional(present, letters, mean=0.0):
+        return ParamInfo(letters, 0.0, mean) if present else None
+
     return Params(
         embed=ParamInfo('VD', scale),
         layers=Layers(
-            attn_norm=ParamInfo('LD', 0.0),
+            attn_norm=ParamInfo('LD', 0.0, 1.0),
             wq=ParamInfo('LDNH', scale),
             wk=ParamInfo('LDKH', scale),
             wv=ParamInfo('LDKH', scale),
             wo=ParamInfo('LNHD', residual * (config.num_heads * config.head_dim) ** -0.5),
-            mlp_norm=ParamInfo('LD', 0.0),
+            mlp_norm=ParamInfo('LD', 0.0, 1.0),
             w_gate=ParamInfo('LDF', scale),
             w_up=ParamInfo('LDF', scale),
             w_down=ParamInfo('LFD', residual * config.mlp_dim**-0.5),
+            q_norm=optional(config.qk_norm, 'LH', 1.0),
+            k_norm=optional(config.qk_norm, 'LH', 1.0),
+            q_bias=optional(config.qkv_bias, 'LNH'),
+            k_bias=optional(config.qkv_bias, 'LKH'),
+            v_bias=optional(config.qkv_bias, 'LKH'),
+            out_bias=optional(config.out_bias, 'LD'),
+            gate_bias=optional(config.mlp_bias, 'LF'),
+            up_bias=optional(config.mlp_bias, 'LF'),
+            down_bias=optional(config.mlp_bias, 'LD'),
         ),
-        final_norm=ParamInfo('D', 0.0),
+        final_norm=ParamInfo('D', 0.0, 1.0),
         lm_head=None if config.tie_embeddings else ParamInfo('DV', scale),
     )
 
@@ -126,25 +148,6 @@ def num_params(config: LlamaConfig) -> int:
     return sum(math.prod(shape) for shape in leaves)
 
 
-def check_mesh(config: LlamaConfig, degrees: tuple[int, ...]) -> None:
-    """Check that the weights divide over a mesh of the degrees (data, fsdp, sequence, tensor).
-
-    Raises:
-      ValueError: naming the size that does not divide.
-    """
-    _, fsdp, sequence, tensor = degrees
-    for name, axis, degree in (
-        ('embed_dim', 'fsdp * sequence', fsdp * sequence), ('num_heads', 'tensor', tensor),
-        ('num_kv_heads', 'tensor', tensor), ('mlp_dim', 'tensor', tensor), ('vocab_size', 'tensor', tensor),
-    ):
-        value = getattr(config, name)
-        if value % degree:
-            raise ValueError(
-                f'{name} {value} is not a multiple of the mesh degree {axis} = {degree}, over which it is '
-                f'split; use a degree of {divisors_near(value, degree)}'
-            )
-
-
 def init(config: LlamaConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
     """Random Params in the shapes of param_table, each sampled in its place on the current mesh."""
     @functools.partial(jax.jit, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract(config)))
@@ -155,7 +158,7 @@ def init(config: LlamaConfig, key: jax.Array, dtype: Any = jnp.float32) -> Param
         for info, leaf_key in zip(rows, jax.random.split(key, len(rows))):
             shape = tuple(size[letter] for letter in info.letters)
             if info.stddev == 0:
-                arrays.append(jnp.ones(shape, dtype))
+                arrays.append(jnp.full(shape, info.mean, dtype))
             else:
                 arrays.append((info.stddev * jax.random.normal(leaf_key, shape)).astype(dtype))
         return jax.tree.unflatten(tree, arrays)
@@ -168,48 +171,44 @@ def init(config: LlamaConfig, key: jax.Array, dtype: Any = jnp.float32) -> Param
 # ---------------------------------------------------------------------------------------------------
 
 
-@jax.named_scope('embedding')
-def embed_tokens(embed: jax.Array, tokens: jax.Array) -> jax.Array:
-    """tokens int32 [B, T] -> [B, T, D] in the dtype of embed [V, D].
-
-    The gradient is summed in float32: a bfloat16 sum stops growing at 256 times its terms, and tokens occur
-    more often than that.
-    """
-    table = embed.astype(jnp.float32)
-    if sharding.current_mesh() is None:
-        return table[tokens].astype(embed.dtype)
-    # An explicit gather, or XLA falls back to 'involuntary full rematerialization'. The table is small next
-    # to the activations that it fills.
-    table = jax.reshard(table, P(None, None))
-    return table.at[tokens].get(out_sharding=sharding.spec('BTD')).astype(embed.dtype)
-
-
 def _einsum(equation, x, w):
     """sharding.einsum of x [B, T, ...]; for x [B, ...], one token per row, T drops out of the equation."""
     letters = equation.split(',')[0]
     return sharding.einsum(equation if x.ndim == len(letters) else equation.replace('T', ''), x, w)
 
 
-def project_qkv(x: jax.Array, layer: Layers, angles: tuple, config: LlamaConfig) -> tuple[jax.Array, ...]:
-    """Normed, projected, rotated q [B, T, N, H], k and v [B, T, K, H] of x [B, T, D]."""
+LINEARS = {  # weight -> its einsum, and its bias
+    'wq': ('BTD,DNH->BTNH', 'q_bias'), 'wk': ('BTD,DKH->BTKH', 'k_bias'), 'wv': ('BTD,DKH->BTKH', 'v_bias'),
+    'wo': ('BTNH,NHD->BTD', 'out_bias'), 'w_gate': ('BTD,DF->BTF', 'gate_bias'),
+    'w_up': ('BTD,DF->BTF', 'up_bias'), 'w_down': ('BTF,FD->BTD', 'down_bias'),
+}
+
+
+def linear(name: str, x: jax.Array, layer: Layers) -> jax.Array:
+    """x [B, T, ...] through a weight of LINEARS, with its bias if the layer has one."""
+    equation, bias = LINEARS[name]
+    out, bias = _einsum(equation, x, getattr(layer, name)), getattr(layer, bias)
+    return out if bias is None else (out + bias.astype(jnp.float32)).astype(out.dtype)
+
+
+def project_qkv(x: jax.Array, layer: Layers, angles: tuple, config: LlamaConfig,
+                linear: Callable = linear) -> tuple[jax.Array, ...]:
+    """Projected and rotated q [B, T, N, H], k and projected v [B, T, K, H] of the normed x [B, T, D]."""
+    def rotated(heads, norm):
+        heads = heads if norm is None else rms_norm(heads, norm, config.norm_eps)
+        return rope.rotate(heads, angles)
+
     y = rms_norm(x, layer.attn_norm, config.norm_eps)
-    q = rope.rotate(_einsum('BTD,DNH->BTNH', y, layer.wq), angles)
-    k = rope.rotate(_einsum('BTD,DKH->BTKH', y, layer.wk), angles)
-    v = _einsum('BTD,DKH->BTKH', y, layer.wv)
-    return q, k, v
-
-
-def add_output(x: jax.Array, out: jax.Array, layer: Layers) -> jax.Array:
-    """x [B, T, D] plus the output projection of the heads out [B, T, N, H]."""
-    return x + _einsum('BTNH,NHD->BTD', out, layer.wo)
+    q = rotated(linear('wq', y, layer), layer.q_norm)
+    k = rotated(linear('wk', y, layer), layer.k_norm)
+    return q, k, linear('wv', y, layer)
 
 
 def mlp(x: jax.Array, layer: Layers, config: LlamaConfig) -> jax.Array:
     """SwiGLU of the normed x [B, T, D], without the residual (Shazeer 2020)."""
     y = rms_norm(x, layer.mlp_norm, config.norm_eps)
-    gate = _einsum('BTD,DF->BTF', y, layer.w_gate)
-    up = _einsum('BTD,DF->BTF', y, layer.w_up)
-    return _einsum('BTF,FD->BTD', jax.nn.silu(gate) * up, layer.w_down)
+    gate, up = linear('w_gate', y, layer), linear('w_up', y, layer)
+    return linear('w_down', jax.nn.silu(gate) * up, layer)
 
 
 def ffn(x: jax.Array, layer: Layers, config: LlamaConfig, num_chunks: int) -> jax.Array:
@@ -236,21 +235,21 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, se
 
 
 def block(x: jax.Array, layer: Layers, angles: tuple, config: LlamaConfig, attend: Callable, *,
-          project: Callable = project_qkv, output: Callable = add_output,
-          feed_forward: Callable = mlp) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+          linear: Callable = linear, feed_forward: Callable = mlp,
+          ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """One transformer layer, for training, adapters, prefill and decoding.
 
     Args:
       x: [B, T, D], or [B, D] for one token per row. angles: those of rope.angles, for the positions of x.
       attend: (q [B, T, N, H], k, v [B, T, K, H]) -> [B, T, N, H].
-      project, output: as project_qkv and add_output, for projections with adapters.
+      linear: as the function linear, for the projections of attention with adapters.
       feed_forward: (x, layer, config) -> [B, T, D], without the residual.
     Returns:
       x, and the rotated keys and the values [B, T, K, H].
     """
     with jax.named_scope('attention'):
-        q, k, v = project(x, layer, angles, config)
-        x = output(x, attend(q, k, v), layer)
+        q, k, v = project_qkv(x, layer, angles, config, linear)
+        x = x + linear('wo', attend(q, k, v), layer)
     with jax.named_scope('ffn'):
         return x + feed_forward(x, layer, config), (k, v)
 

@@ -8,7 +8,6 @@ Letters as in llama, and R the rank. A weight W acts as W + alpha / R * down @ u
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -193,24 +192,10 @@ def low_rank(name: str, x: jax.Array, adapters: Adapters) -> jax.Array:
     return adapter.scale * sharding.einsum(f'BTR,R{writes}->BT{writes}', inner, adapter.up)
 
 
-def projections(adapters: Adapters) -> dict[str, Callable]:
-    """The arguments project and output of llama.block, with the adapters of one layer.
-
-    Rotation is linear, so the low-rank terms of q and k may be rotated separately. They are then not rounded
-    away inside the weight, as they would be if the two were summed first in bfloat16.
-    """
-    def project(x, layer, angles, config):
-        y = rms_norm(x, layer.attn_norm, config.norm_eps)
-        q, k, v = llama.project_qkv(x, layer, angles, config)
-        q = q + rope.rotate(low_rank('wq', y, adapters), angles)
-        k = k + rope.rotate(low_rank('wk', y, adapters), angles)
-        v = v + low_rank('wv', y, adapters)
-        return q, k, v
-
-    def output(x, out, layer):
-        return llama.add_output(x, out, layer) + low_rank('wo', out, adapters)
-
-    return {'project': project, 'output': output}
+def linear(name: str, x: jax.Array, layer: llama.Layers, adapters: Adapters) -> jax.Array:
+    """llama.linear with an adapter beside it. Their sum comes before the norm and the rotation of q and k, of
+    which the norm is not linear; the weight itself is not changed, in which bfloat16 would round it away."""
+    return llama.linear(name, x, layer) + low_rank(name, x, adapters)
 
 
 def hidden_states(trained: Trained, frozen: llama.Params, config: LlamaConfig, tokens: jax.Array,
@@ -222,7 +207,7 @@ def hidden_states(trained: Trained, frozen: llama.Params, config: LlamaConfig, t
 
     def step(x, layer):
         weights, adapters = layer
-        return block(x, weights, **projections(adapters))[0]
+        return block(x, weights, linear=functools.partial(linear, adapters=adapters))[0]
 
     x = scan_layers(step, llama.embed_tokens(params.embed, tokens), (params.layers, trained.adapters), memory)
     return rms_norm(x, params.final_norm, config.norm_eps)

@@ -61,7 +61,7 @@ def _joined(rows):
 
 @functools.cache
 def make(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW up to its learning rate; norm vectors are not decayed.
+    """Clipping by global norm, then AdamW up to its learning rate; norms and biases are not decayed.
 
     The step multiplies by -schedule(state.step) itself: optax.adamw would look the rate up by a counter of
     its own, which stands still whenever a non-finite step is skipped and so falls behind the stages.
@@ -78,7 +78,7 @@ def make(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def decayed(params: Any) -> Any:
-    """A tree like params: True for matrices, False for the norm weights."""
+    """A tree like params: True for matrices, False for the weights of norms and for biases."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: not str(path[-1].name).endswith('norm'), params
+        lambda path, _: not str(path[-1].name).endswith(('norm', 'bias')), params
     )

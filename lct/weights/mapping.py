@@ -25,20 +25,26 @@ def checkpoint_letters(letters: str) -> tuple[str, str]:
     """Letters of a parameter without L -> letters of the tensor's (output dims, input dims):
     'DNH' -> ('NH', 'D').
 
-    D is one side of every matrix. The embedding is a lookup, with the same layout in both.
+    D is one side of every matrix. The embedding is a lookup, with the same layout in both. A vector (the
+    weight of a norm, or a bias) has no input.
     """
-    if letters in ('D', 'VD'):
+    if letters == 'VD':
+        return 'V', 'D'
+    if letters == 'D' or 'D' not in letters:
         return letters, ''
     return (letters[1:], 'D') if letters[0] == 'D' else ('D', letters[:-1])
+
+
+def is_transposed(letters: str) -> bool:
+    """Whether the tensor of a parameter has its dims in another order; letters without L."""
+    return ''.join(checkpoint_letters(letters)) != letters
 
 
 def checkpoint_shape(config: LlamaConfig, letters: str) -> tuple[int, ...]:
     """Shape of the tensor that holds one layer of a parameter with these letters."""
     size = llama.dims(config)
     outputs, inputs = checkpoint_letters(letters.replace('L', ''))
-    if not inputs:
-        return tuple(size[x] for x in outputs)
-    return math.prod(size[x] for x in outputs), math.prod(size[x] for x in inputs)
+    return tuple(math.prod(size[x] for x in side) for side in (outputs, inputs) if side)
 
 
 def from_checkpoint(tensor: np.ndarray, config: LlamaConfig, letters: str) -> np.ndarray:
@@ -75,11 +81,8 @@ def checkpoint_shapes(config: LlamaConfig, names: dict[str, str]) -> dict[str, t
 def rectangle(config: LlamaConfig, letters: str, index: tuple[slice, ...]) -> tuple[slice, slice]:
     """(rows, cols) of the tensor that hold an index into a parameter; letters and index without L."""
     size = llama.dims(config)
-    outputs, inputs = checkpoint_letters(letters)
-    if not inputs:
-        outputs, inputs = outputs[:1], outputs[1:]
     sides = []
-    for side in (outputs, inputs):
+    for side in checkpoint_letters(letters):
         selected = index[letters.index(side[0])] if side else ALL
         width = math.prod(size[x] for x in side[1:])  # the dims of one head are never sharded
         start, stop, _ = selected.indices(size[side[0]] if side else 1)

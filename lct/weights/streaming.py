@@ -19,7 +19,7 @@ from jax import lax
 from lct import sharding
 from lct.models import llama
 from lct.models.llama import LlamaConfig, Params
-from lct.weights.mapping import checkpoint_letters, parameter_table, rectangle
+from lct.weights.mapping import checkpoint_letters, is_transposed, parameter_table, rectangle
 from lct.weights.tensors import ALL, FLOATS, Matrix, check_dtype
 
 STRIP = 64  # rows transposed at a time: what is read stays in the cache until it is written
@@ -126,14 +126,14 @@ def _destinations(config, letters, shards, buffers):
     """{(layer index, first row, end row): [(cols of the matrix, view [out, in] of a buffer)]}: buffers that
     need the same rows are filled by one read."""
     stacked = letters.startswith('L')
-    transposed = bool(checkpoint_letters(letters[stacked:])[1])
+    is_vector, transposed = not checkpoint_letters(letters[stacked:])[1], is_transposed(letters[stacked:])
     result = {}
     for key, (index, _) in shards.items():
         rows, cols = rectangle(config, letters[stacked:], index[stacked:])
         width = cols.stop - cols.start
         for i, layer in enumerate(buffers[key] if stacked else [buffers[key]]):
-            if layer.ndim == 1:
-                view = layer
+            if is_vector:
+                view = layer.reshape(-1)
             else:
                 view = layer.reshape(width, -1).T if transposed else layer.reshape(-1, width)
             result.setdefault((i, rows.start, rows.stop), []).append((cols, view))
@@ -284,8 +284,8 @@ def _write(matrix, config, letters, index, data, name):
         raise ValueError(
             f'params.{name} has values that are not finite in {dtype.name}; nothing was saved, {remedy}')
     rows, cols = rectangle(config, letters, index)
-    if not checkpoint_letters(letters)[1]:
-        matrix.write(rows, cols, values)
+    if not is_transposed(letters):
+        matrix.write(rows, cols, values if checkpoint_letters(letters)[1] else values.reshape(-1))
         return
     values = values.reshape(cols.stop - cols.start, -1)  # [in, out]: transposed in strips of complete heads
     step = -(-STRIP // (matrix.head_dim or 1)) * (matrix.head_dim or 1)

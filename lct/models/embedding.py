@@ -1,0 +1,34 @@
+"""Lookup of tokens in the embedding, which is sharded over the mesh.
+
+Letters: B batch, T sequence, D embed_dim, V vocab.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from lct import sharding
+
+
+@jax.named_scope('embedding')
+def embed_tokens(embed: jax.Array, tokens: jax.Array) -> jax.Array:
+    """tokens int32 [B, T] -> [B, T, D] in the dtype of embed [V, D].
+
+    The gradient is summed in float32: a bfloat16 sum stops growing at 256 times its terms, and tokens occur
+    more often than that.
+    """
+    table = embed.astype(jnp.float32)
+    if sharding.current_mesh() is None:
+        return table[tokens].astype(embed.dtype)
+    # An explicit gather, or XLA falls back to 'involuntary full rematerialization'. The table is small next
+    # to the activations that it fills.
+    table = jax.reshard(table, P(None, None))
+    return table.at[tokens].get(out_sharding=sharding.spec('BTD')).astype(embed.dtype)
+
+
+@jax.named_scope('embedding')
+def embed_row_tokens(embed: jax.Array, tokens: jax.Array) -> jax.Array:
+    """tokens int32 [B], one of each row -> [B, D] in the dtype of embed [V, D]; for decoding alone."""
+    if sharding.current_mesh() is None:
+        return embed[tokens]
+    return jax.reshard(embed, P(None, None)).at[tokens].get(out_sharding=sharding.spec('BD'))
