@@ -1,6 +1,7 @@
 """Convert Llama weights between formats.
 
     python experiments/convert_weights.py SOURCE TARGET [--to hf|meta|orbax] [--verify]
+    python experiments/convert_weights.py BASE TARGET --adapter FOLDER      # merges a PEFT LoRA adapter
     python experiments/convert_weights.py SOURCE --dry-run [--mesh 1,8,1,8]
 
 SOURCE is a Hugging Face folder, a folder in Meta's format, an Orbax folder written by this script, or a .gguf
@@ -58,6 +59,10 @@ def parse_args():
                         'model of this width')
     parser.add_argument('--max-position-embeddings', type=int,
                         help='for a model in Meta\'s format; default: 8192, or 131072 with use_scaled_rope')
+    parser.add_argument('--adapter', help='folder of a PEFT LoRA adapter to merge into SOURCE')
+    parser.add_argument('--resize-embeddings', type=int, nargs='?', const=0, metavar='ROWS',
+                        dest='vocab_size', help='add rows to the embedding and the head, for '
+                        'tokens that were added to the tokenizer alone; default: as many as it needs')
     parser.add_argument('--overwrite', action='store_true')
     parser.add_argument('--verify', action='store_true',
                         help='read source and target once more, by other code, and compare every number')
@@ -81,13 +86,12 @@ def main():
     from lct.weights import companions
 
     source_format = convert.format_of(args.source)
-    overrides = {name: getattr(args, name) for name in ('rope_factor', 'max_position_embeddings')
-                 if getattr(args, name) is not None}
-    if overrides and source_format != 'meta':
-        flags = ', '.join('--' + name.replace('_', '-') for name in overrides)
-        raise ValueError(f'{flags} can only be given for a source in Meta\'s format; leave it out')
+    if args.vocab_size == 0:
+        args.vocab_size = convert.tokenizer_size(args.source)
+    options = {name: getattr(args, name) for name in convert.OPTIONS if getattr(args, name) is not None}
+    convert.check_options(source_format, options)
     if args.dry_run:
-        config = convert.read_config(args.source, **overrides)
+        config = convert.read_config(args.source, **options)
         dry_run(config, args.mesh, {'float32': 4}.get(args.dtype, 2))
         return
     if args.target is None:
@@ -98,14 +102,14 @@ def main():
         warn_of_edits(args.source)
     with jax.set_mesh(make_mesh(args.mesh)):
         _, params = convert.convert(args.source, args.target, args.to, dtype=args.dtype,
-                                    num_files=args.num_files, overwrite=args.overwrite, **overrides)
+                                    num_files=args.num_files, overwrite=args.overwrite, **options)
         print(f'{args.target}: {args.to}, {sum(x.size for x in jax.tree.leaves(params)):,} numbers of '
               f'{params.embed.dtype.name}')
     del params
     for line in companions.describe(args.source, args.target, source_format, args.to):
         print(line)
     if args.verify:
-        print(convert.check(args.source, args.target, args.to, **overrides))
+        print(convert.check(args.source, args.target, args.to, **options))
 
 
 if __name__ == '__main__':

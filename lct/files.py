@@ -47,6 +47,17 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
         file.write(content)
 
 
+def refuse_lfs_pointer(path: str | os.PathLike) -> None:
+    """Raise ValueError for the few lines that git leaves in place of a large file that was not fetched."""
+    if not os.path.isfile(path):
+        return
+    with open(path, 'rb') as file:
+        head = file.read(64)
+    if head.startswith(b'version https://git-lfs.github.com/'):
+        raise ValueError(f'{path} is a git-lfs pointer to the file, not the file itself; run git lfs pull in '
+                         'its folder')
+
+
 def sync(path: str | os.PathLike) -> None:
     """Return when a file's bytes, or a folder's entries, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -5,6 +5,8 @@ import json
 import os
 from typing import Any
 
+from lct import files
+
 MAX_BYTES = 4_000_000  # the index of a 405B model takes about 100 kB, a header of safetensors 150 kB
 MAX_DEPTH = 100  # of lists and objects; 12 in a tokenizer.json
 MAX_DIGITS = 500  # Python prints no integer of more than 4300, which the product of a shape might have
@@ -23,6 +25,7 @@ def read_json(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> dict[str, 
             raise ValueError(
                 f'{path} has {size} bytes, too many for a description of a model (at most {max_bytes}); '
                 'copy it again')
+        files.refuse_lfs_pointer(path)
         with open(path, encoding='utf-8') as file:
             return parse_object(file.read(), path)
     except FileNotFoundError:

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     'checksums': (),
     'deferred_signals': (),
     'files': (),
-    'json_files': (),
+    'json_files': ('files',),
     'text': (),
     'data': ('checksums', 'files', 'json_files', 'terminal', 'text'),
     'ops': ('text',),

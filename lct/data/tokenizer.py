@@ -241,7 +241,8 @@ def check_vocab_size(tokenizer: Tokenizer, vocab_size: int) -> None:
     """Refuse a model whose embedding has fewer rows than the tokenizer has ids."""
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(f'the tokenizer has {tokenizer.vocab_size} ids but the model has vocab_size '
-                         f"{vocab_size}; use the checkpoint's own tokenizer or a larger vocabulary")
+                         f"{vocab_size}; use the checkpoint's own tokenizer, or add rows for its tokens: "
+                         'convert_weights.py --resize-embeddings')
 
 
 def train(texts: Iterable[str], vocab_size: int, path: str | os.PathLike,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lct import json_files
+from lct import files, json_files
 from lct.json_files import short_repr
 
 MAX_BYTES = 200_000_000  # of the largest published ones 35 MB
@@ -22,6 +22,7 @@ def read_bytes(path: Path) -> bytes:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f'{path} has {path.stat().st_size:,} bytes, too many for a tokenizer (at most '
                          f'{MAX_BYTES:,}); copy it again')
+    files.refuse_lfs_pointer(path)
     return path.read_bytes()
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lct import files
 from lct.weights.tensors import ALL
 
 # Bytes of a value of each type, by its number in the file.
@@ -56,6 +57,7 @@ def read(path: str | os.PathLike) -> File:
     except ImportError:
         raise ValueError(f"{path} is read with the gguf library; pip install '.[gguf]'") from None
     path = os.fspath(path)
+    files.refuse_lfs_pointer(path)
     with open(path, 'rb') as file:
         _HeaderCheck(file, path).run()
     try:

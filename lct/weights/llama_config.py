@@ -10,6 +10,7 @@ from typing import Any
 from lct.json_files import short_repr
 from lct.models.llama import LlamaConfig
 from lct.ops.rope import NEED_ORIGINAL, TYPES, RopeConfig
+from lct.weights import quantized
 
 MAX_LAYERS, MAX_SIZE = 10_000, 2**31 - 1  # larger sizes are mistakes, found before any work is done with them
 
@@ -27,7 +28,7 @@ FIXED = {  # the only value of each field that this model computes
     'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False, 'attention_dropout': 0,
     'partial_rotary_factor': 1, 'is_encoder_decoder': False, 'is_decoder': False,
     'add_cross_attention': False, 'cross_attention_hidden_size': None, 'chunk_size_feed_forward': 0,
-    'pruned_heads': {}, 'rope_interleaved': False, 'quantization_config': None, 'sliding_window': None,
+    'pruned_heads': {}, 'rope_interleaved': False, 'sliding_window': None,
     'use_sliding_window': False,
 }
 HARMLESS = {  # names, ids, training history and generation: the forward pass uses none of them
@@ -43,7 +44,7 @@ HARMLESS = {  # names, ids, training history and generation: the forward pass us
     'return_dict_in_generate', 'sep_token_id', 'suppress_tokens', 'task_specific_params',
     'temperature', 'tf_legacy_loss', 'tie_encoder_decoder', 'tokenizer_class', 'top_k', 'top_p',
     'torch_dtype', 'torchscript', 'transformers.js_config', 'transformers_version', 'typical_p',
-    'unsloth_fixed', 'unsloth_version', 'use_bfloat16', 'use_cache',
+    'quantization_config', 'unsloth_fixed', 'unsloth_version', 'use_bfloat16', 'use_cache',
 }
 ROPE_FIELDS = {  # rope_scaling field -> RopeConfig field, by type
     'default': {},
@@ -80,6 +81,7 @@ def config_from_json(values: dict[str, Any], path: str = 'config.json') -> Llama
       ValueError: naming path and field, for anything that this model would not compute as described.
     """
     _check_architecture(values, path)
+    quantized.check_config(values, path)
     refuse_unknown(values, HARMLESS | OPTIONAL | set(REQUIRED) | set(FIXED), path)
     fields = read_required(values, REQUIRED, path)
     sizes = _read_sizes(values, fields, path)

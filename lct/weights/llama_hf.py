@@ -3,6 +3,7 @@
 Letters: V vocab, D embed_dim, L layers, N query heads, K key/value heads, H head_dim, F mlp_dim.
 """
 
+import dataclasses
 import functools
 import math
 import os
@@ -12,7 +13,7 @@ from typing import Any
 from lct import json_files
 from lct.json_files import short_repr
 from lct.models.llama import LlamaConfig, Params
-from lct.weights import companions, folders, mapping, safetensors_files, streaming
+from lct.weights import companions, folders, hf_tensors, mapping, safetensors_files, streaming
 from lct.weights.folders import check_writable
 from lct.weights.llama_config import config_from_json, config_to_json
 from lct.weights.tensors import DTYPES, FLOATS, Matrix, Tensor, check_dtype, equal
@@ -57,6 +58,7 @@ checkpoint_shapes = functools.partial(mapping.checkpoint_shapes, names=NAMES)
 
 def read_config(folder: str | os.PathLike) -> LlamaConfig:
     """LlamaConfig of a folder, from its config.json alone."""
+    hf_tensors.refuse_adapter(folder)
     path = os.path.join(os.fspath(folder), 'config.json')
     return config_from_json(json_files.read_json(path), path)
 
@@ -64,24 +66,30 @@ def read_config(folder: str | os.PathLike) -> LlamaConfig:
 def check(folder: str | os.PathLike) -> None:
     """Refuse a folder that load would refuse, from its config and the headers of its files. Of the weights
     only a head stored beside a tied embedding is read: the two must be equal."""
-    _select_tensors(safetensors_files.read_folder(os.fspath(folder)), read_config(folder), folder)
+    _select_tensors(hf_tensors.read(folder), read_config(folder), folder)
 
 
-def load(folder: str | os.PathLike, dtype: Any = None) -> tuple[LlamaConfig, Params]:
+def load(folder: str | os.PathLike, dtype: Any = None, *, adapter: str | os.PathLike | None = None,
+         vocab_size: int | None = None) -> tuple[LlamaConfig, Params]:
     """(LlamaConfig, Params) of a Hugging Face folder, sharded on the current mesh.
 
     Each device's shard is read from memory-mapped files, so that no process holds more than it keeps.
 
     Args:
       dtype: of the parameters; None keeps the dtype of the files.
+      adapter, vocab_size: a PEFT adapter to merge, and the size to enlarge the vocabulary to; see
+        hf_tensors.read.
     Raises:
       ValueError: naming file and field or tensor, for anything missing, unexpected, of a wrong shape or
         dtype, not finite or not understood.
     """
     folder = os.fspath(folder)
     config = read_config(folder)
+    if vocab_size is not None:
+        config = dataclasses.replace(config, vocab_size=vocab_size)
     streaming.check_mesh(config)
-    matrices = _matrices(config, _select_tensors(safetensors_files.read_folder(folder), config, folder))
+    tensors = hf_tensors.read(folder, adapter, vocab_size)
+    matrices = _matrices(config, _select_tensors(tensors, config, folder))
     return config, streaming.load(config, streaming.resolve_dtype(dtype, matrices, folder), matrices)
 
 

@@ -21,7 +21,10 @@ import numpy as np
 
 Tensors = dict[str, Callable[[], np.ndarray]]
 
-HF_DTYPES = {'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
+HF_DTYPES = {
+    'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16, 'F8_E4M3': ml_dtypes.float8_e4m3fn,
+    'F8_E5M2': ml_dtypes.float8_e5m2, 'I8': np.int8,
+}
 META_TO_HF = {
     'tok_embeddings': 'model.embed_tokens', 'norm': 'model.norm', 'output': 'lm_head',
     'attention_norm': 'input_layernorm', 'ffn_norm': 'post_attention_layernorm',
@@ -51,15 +54,84 @@ def hf(folder: str | os.PathLike) -> Tensors:
     """The tensors of a Hugging Face folder."""
     tensors = {}
     for path in _safetensors(folder):
-        with open(path, 'rb') as file:
-            length = int.from_bytes(file.read(8), 'little')
-            header = json.loads(file.read(length))
-        header.pop('__metadata__', None)
-        for name, entry in header.items():
-            tensors[name] = functools.partial(_read_safetensor, path, 8 + length, entry)
+        tensors |= _read_file(path)
+    tensors = _with_scales(tensors, folder)
     embed = next(name for name in tensors if name.endswith('embed_tokens.weight'))
     prefix = embed.removesuffix('embed_tokens.weight')
     return {_hf_name(name, prefix): read for name, read in tensors.items() if 'rotary_emb' not in name}
+
+
+def _read_file(path):
+    with open(path, 'rb') as file:
+        length = int.from_bytes(file.read(8), 'little')
+        header = json.loads(file.read(length))
+    header.pop('__metadata__', None)
+    return {name: functools.partial(_read_safetensor, path, 8 + length, entry)
+            for name, entry in header.items()}
+
+
+def _with_scales(tensors, folder):
+    """The tensors with weights of 8 bits multiplied by their scales."""
+    with open(os.path.join(folder, 'config.json'), encoding='utf-8') as file:
+        size = (json.load(file).get('quantization_config') or {}).get('weight_block_size')
+    result = {name: read for name, read in tensors.items() if name.endswith(('.weight', '.bias'))}
+    for name, read in result.items():
+        for suffix in ('_scale', '_scale_inv'):
+            if name + suffix in tensors:
+                result[name] = functools.partial(_scale, read, tensors[name + suffix], size, 1)
+        if (scales := name.removesuffix('weight') + 'SCB') in tensors:
+            result[name] = functools.partial(_scale, read, tensors[scales], None, 127)
+    return result
+
+
+def _scale(read, read_scales, size, divisor):
+    values, scales = read().astype(np.float32), read_scales().astype(np.float32) / np.float32(divisor)
+    if size is not None and scales.size > 1:
+        scales = np.repeat(np.repeat(scales, size[0], 0), size[1], 1)[:values.shape[0], :values.shape[1]]
+    return values * (scales.reshape(-1, 1) if scales.size in (1, len(values)) else scales)
+
+
+def with_adapter(tensors: Tensors, folder: str | os.PathLike) -> Tensors:
+    """The tensors of a model with a PEFT adapter merged: W + alpha / r * B @ A."""
+    with open(os.path.join(folder, 'adapter_config.json'), encoding='utf-8') as file:
+        settings = json.load(file)
+    stored = {name.removeprefix('base_model.model.'): read for name, read in _read_file(
+        os.path.join(folder, 'adapter_model.safetensors')).items()}
+    result = tensors | {name: read for name, read in stored.items() if '.lora_' not in name}
+    for name, read_a in stored.items():
+        match = re.fullmatch(r'(.+)\.lora_(embedding_)?A(\.weight)?', name)
+        if match is not None:
+            key, other = match[1] + '.weight', name.replace('lora_A', 'lora_B').replace('ng_A', 'ng_B')
+            result[key] = _sum(result[key], read_a, stored[other], settings, match[1], bool(match[2]))
+    return result
+
+
+def _sum(read, read_a, read_b, settings, module, is_embedding):
+    def summed():
+        a, b = read_a().astype(np.float64), read_b().astype(np.float64)
+        r, alpha = len(a), settings['lora_alpha']
+        for pattern, value in (settings.get('alpha_pattern') or {}).items():
+            if re.match(rf'(.*\.)?({pattern})$', module):
+                alpha = value
+                break
+        product = b @ a * (alpha / (np.sqrt(r) if settings.get('use_rslora') else r))
+        return (read().astype(np.float64) + (product.T if is_embedding else product)).astype(np.float32)
+    summed.rounded = True  # not to the last bit
+    return summed
+
+
+def with_rows(tensors: Tensors, num_rows: int) -> Tensors:
+    """The tensors of a model with rows added to its embedding and its head, the mean of those before them."""
+    def longer(read):
+        def padded():
+            rows = read().astype(np.float32)
+            mean = rows.mean(0, dtype=np.float64, keepdims=True).astype(np.float32)
+            return np.concatenate([rows, np.repeat(mean, num_rows - len(rows), 0)])
+        padded.rounded = True
+        return padded
+
+    names = [name for name in ('model.embed_tokens.weight', 'lm_head.weight') if name in tensors]
+    return tensors | {name: longer(tensors[name]) for name in names}
 
 
 def _safetensors(folder):

@@ -59,6 +59,7 @@ def _read_json_header(path):
     """(length in bytes, JSON object) of the header."""
     if not os.path.isfile(path):
         raise ValueError(f'{path} is missing; the folder is incomplete, copy it again')
+    files.refuse_lfs_pointer(path)
     size = os.path.getsize(path)
     with open(path, 'rb') as file:
         length = int.from_bytes(file.read(8), 'little')
@@ -126,10 +127,11 @@ def read_folder(folder: str | os.PathLike) -> dict[str, Tensor]:
 def _read_headers(folder):
     single = os.path.join(folder, 'model.safetensors')
     index_path = single + '.index.json'
-    if os.path.exists(single) and os.path.exists(index_path):
-        raise ValueError(
-            f'{folder} holds both model.safetensors and model.safetensors.index.json; keep the right one')
     if os.path.exists(index_path):
+        shards = set(_read_weight_map(index_path).values())
+        if os.path.exists(single) and shards != {'model.safetensors'}:  # as mlx-lm writes for one file
+            raise ValueError(f'{folder} holds both model.safetensors and model.safetensors.index.json of '
+                             'other files; keep the right one')
         return _read_shards(folder, index_path)
     if not os.path.exists(single):
         raise ValueError(

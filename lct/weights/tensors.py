@@ -10,6 +10,10 @@ import numpy as np
 FLOATS = {
     'F32': np.dtype(np.float32), 'F16': np.dtype(np.float16), 'BF16': np.dtype(ml_dtypes.bfloat16),
 }
+EIGHT_BITS = {  # of quantized checkpoints, whose numbers have scales
+    'F8_E4M3': np.dtype(ml_dtypes.float8_e4m3fn), 'F8_E5M2': np.dtype(ml_dtypes.float8_e5m2),
+    'I8': np.dtype(np.int8),
+}
 DTYPES = {dtype.name: kind for kind, dtype in FLOATS.items()}
 ALL = slice(None)
 
@@ -35,7 +39,7 @@ class Tensor(NamedTuple):
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
         """A read-only memory map of a rectangle; the bytes are read when they are used, or verified."""
-        dtype = FLOATS[self.dtype]
+        dtype = FLOATS.get(self.dtype) or EIGHT_BITS[self.dtype]
         strides = self.strides or contiguous_strides(self.shape)
         ranges = [range(n)[selected] for n, selected in zip(self.shape, (rows, cols))]
         start = sum(one.start * stride for one, stride in zip(ranges, strides))

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lct import files
 from lct.json_files import short_repr
 from lct.weights import zip_files
 from lct.weights.tensors import FLOATS, Tensor, contiguous_strides
@@ -36,6 +37,7 @@ def read_header(path: str | os.PathLike) -> dict[str, Tensor]:
         storages; anything else that the pickle calls is named, and never run.
     """
     path = os.fspath(path)
+    files.refuse_lfs_pointer(path)
     members = zip_files.read_directory(path)
     tables = [name for name in members if name.endswith('/data.pkl') and name.count('/') == 1]
     if len(tables) != 1:
