@@ -122,10 +122,11 @@ def test_an_adapter_may_have_embeddings_and_weights_in_full(base, tmp_path):
     a, b = product(32, 4, 128)
     head = DRAW.standard_normal((128, 32)).astype(np.float32)
     embed = 'model.embed_tokens.weight'
-    adapter = write_adapter(tmp_path / 'adapter', lora(embed, a, b, 'embedding_') | {'lm_head.weight': head},
-                            modules_to_save=['lm_head'])
+    stored = lora(embed, a, b, 'embedding_') | {
+        'lm_head.weight': head, 'model.embed_tokens.base_layer.weight': VALUES[embed] + 1}
+    adapter = write_adapter(tmp_path / 'adapter', stored, modules_to_save=['lm_head'])
     np.testing.assert_array_equal(loaded(base[0], 'lm_head.weight', adapter=adapter), head)
-    np.testing.assert_allclose(loaded(base[0], embed, adapter=adapter), VALUES[embed] + 2 * (b @ a).T,
+    np.testing.assert_allclose(loaded(base[0], embed, adapter=adapter), VALUES[embed] + 1 + 2 * (b @ a).T,
                                rtol=1e-6, atol=1e-5)
 
 

@@ -81,7 +81,8 @@ def merge(tensors: dict[str, Any], folder: str | os.PathLike) -> dict[str, Any]:
         if match is not None:
             pairs.setdefault((match[1], bool(match[2])), {})[match[3]] = tensor
             continue
-        target = _target(name.removesuffix('.weight'), tensors, path)  # trained in full: modules_to_save
+        # Stored in full: one of modules_to_save, or the embedding below an adapter.
+        target = _target(name.removesuffix('.weight').removesuffix('.base_layer'), tensors, path)
         _check_shape(path, name, tensor.shape, tensors[target].shape)
         result[target] = Merged(tensor, tensors[target].dtype)
     if not stored:

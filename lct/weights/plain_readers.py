@@ -97,7 +97,8 @@ def with_adapter(tensors: Tensors, folder: str | os.PathLike) -> Tensors:
         settings = json.load(file)
     stored = {name.removeprefix('base_model.model.'): read for name, read in _read_file(
         os.path.join(folder, 'adapter_model.safetensors')).items()}
-    result = tensors | {name: read for name, read in stored.items() if '.lora_' not in name}
+    full = {name.replace('.base_layer', ''): read for name, read in stored.items() if '.lora_' not in name}
+    result = tensors | full
     for name, read_a in stored.items():
         match = re.fullmatch(r'(.+)\.lora_(embedding_)?A(\.weight)?', name)
         if match is not None:

@@ -96,11 +96,10 @@ def _compare(values, written, name, target, exact):
     cast = values.astype(written.dtype)
     bits = f'u{cast.dtype.itemsize}'
     differs = np.ascontiguousarray(cast).view(bits) != np.ascontiguousarray(written).view(bits)
-    wide, error = cast.astype(np.float32), np.zeros((), np.float32)
+    wide = cast.astype(np.float32)
     if differs.any():
-        error = np.abs(written.astype(np.float32) - wide)
-        allowed = 0 if exact else ml_dtypes.finfo(cast.dtype).eps * np.abs(wide).max()
-        if exact or not (error <= allowed).all():
+        error, eps = np.abs(written.astype(np.float32) - wide), float(ml_dtypes.finfo(cast.dtype).eps)
+        if exact or not (error <= eps * np.abs(wide) + 1e-6 * np.abs(wide).max()).all():
             raise ValueError(
                 f'{target}: tensor {name!r} differs from the one of the source in '
                 f'{np.count_nonzero(differs):,} of {differs.size:,} numbers, by up to {error.max():.1e} '
