@@ -13,20 +13,19 @@ losses: by position, with growing context, on key tokens, on identifiers, and be
     python experiments/evaluate.py --model DIR --suite repository,loss --haystack repo/ --lengths 32768 \\
         --workdir RUN
 
-Every finished answer is a line of WORKDIR/SUITE.jsonl, and the same command continues where it stopped. It
-ends with results.json, results.csv (low to high is a 95% interval of each score) and report.html of all
-suites that ran in WORKDIR, and predictions/LENGTH/TASK.jsonl for RULER's own evaluate.py.
+Every finished answer is a line of WORKDIR/SUITE.jsonl, and the same command continues where it stopped, also
+on another mesh or with other --batch-tokens and --piece. After each suite, results.json, results.csv (low to
+high is a 95% interval of each score) and report.html tell of all answers in WORKDIR, those of calls with
+other suites, tasks, lengths or samples among them; predictions/LENGTH/TASK.jsonl is for RULER's own
+evaluate.py. The losses are those of the last call.
 """
 
 import argparse
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import pathlib
-import shutil
-import subprocess
 import sys
 
 from lct import json_files
@@ -36,6 +35,7 @@ from lct.cli.progress import Progress
 from lct.files import write_atomically
 
 MAX_SAMPLES = 100_000
+MAX_PROBLEMS = 4  # that one message names
 MAX_RESULTS = 10**9  # bytes; the records of every needle are among them
 
 
@@ -65,7 +65,7 @@ def main():
 
 
 def evaluate(args):
-    from lct.eval import answers, suites
+    from lct.eval import provenance, suites
 
     check_positive(args, 'trained')
     names, tasks = args.suite.split(','), tuple(args.tasks.split(',')) if args.tasks else None
@@ -77,17 +77,32 @@ def evaluate(args):
     with mesh_context(args.mesh):
         model, about = load(args)
         plan, inputs = make_plan(args, model, counts, tasks)
-        about = check_workdir(args.workdir, about | inputs)
-        plan = dataclasses.replace(plan, identity=identity_of(about))
+        check_suites(chosen, model, plan)
+        for suite in chosen:
+            inputs |= suite.inputs(plan)
+        about, number = provenance.enter(args.workdir, about | inputs)
+        plan = dataclasses.replace(plan, identity=provenance.identity_of(about), run=number)
         before = earlier_results(args.workdir / 'results.json', plan.identity)
         warn(lost_answers(args.workdir, before['results'], plan.identity))
-        results = {suite.name: run_suite(suite, model, plan, args.workdir) for suite in chosen}
-    results = before['results'] | json.loads(json.dumps(strict(results)))
-    write_report(args.workdir, {
-        'about': about, 'trained': args.trained or model.config.max_position_embeddings,
-        'samples': before['samples'] | {str(length): count for length, count in counts.items()},
-        'results': results,
-        'checksums': {name: answers.checksum(one, plan.identity) for name, one in results.items()}})
+        report = {'about': about, 'trained': args.trained or model.config.max_position_embeddings,
+                  'samples': before['samples'] | {str(length): count for length, count in counts.items()},
+                  'results': before['results']}
+        for suite in chosen:
+            report['results'][suite.name] = run_suite(suite, model, plan, args.workdir)
+            report = write_report(args.workdir, report, plan.identity)
+    show(args.workdir, report)
+
+
+def check_suites(chosen, model, plan):
+    """Refuse everything that would stop a suite, before the first of them runs."""
+    longest, positions = max(plan.lengths), model.config.max_position_embeddings
+    if longest > positions:
+        raise ValueError(f'length {longest} is more than the {positions} positions of the model; use shorter '
+                         'lengths, or raise max_position_embeddings in its config.json')
+    problems = [problem for suite in chosen for problem in suite.check(model, plan)]
+    if problems:
+        more = f'; {len(problems) - MAX_PROBLEMS} more like these' if problems[MAX_PROBLEMS:] else ''
+        raise ValueError('; '.join(problems[:MAX_PROBLEMS]) + more)
 
 
 def sample_counts(args):
@@ -116,19 +131,21 @@ def load(args):
     """The runner.Model and its provenance."""
     import jax
 
+    from lct.eval import provenance
+
     model, folder = load_model(args)
     tokenizer, template, config = model.tokenizer, model.template, model.config
     about = {
-        'model': args.model, 'weights_sha256': weights_hash(folder),
+        'model': args.model, 'weights_sha256': provenance.weights_hash(folder),
         'tokenizer_sha256': tokenizer.fingerprint,
-        'template_sha256': template and hashlib.sha256(template.source.encode()).hexdigest(),
+        'template_sha256': template and provenance.text_hash(template.source),
         'template': 'none' if template is None else template.name.replace(str(folder), args.model),
         'dtype': str(model.params.embed.dtype), 'positions': config.max_position_embeddings,
         'rope': dataclasses.asdict(config.rope), 'mesh': parse_ints('--mesh', args.mesh),
         'layout': model.layout, 'seed': args.seed, 'decoding': 'greedy', 'piece': model.prefill_chunk,
-        'batch_tokens': model.batch_tokens,
-        'versions': {'python': sys.version.split()[0], 'jax': jax.__version__}, 'commit': commit(),
-        'device': jax.devices()[0].device_kind,
+        'batch_tokens': model.batch_tokens, 'device': jax.devices()[0].device_kind,
+        'versions': {'python': sys.version.split()[0], 'jax': jax.__version__},
+        'commit': provenance.commit(pathlib.Path(__file__).parent),
     }
     return model, json.loads(json.dumps(about))
 
@@ -136,16 +153,17 @@ def load(args):
 def make_plan(args, model, counts, tasks):
     """The suites.Plan and the provenance of its inputs."""
     from lct.data.corpus import documents
+    from lct.eval import provenance
     from lct.eval.suites import ruler
     from lct.eval.suites.suite import Plan, make_material
 
     texts = documents.read(args.haystack)
     plan = Plan(make_material(model, texts, args.haystack, args.seed), tuple(sorted(counts)), counts, tasks)
-    about = {'samples_from': plan.material.provenance(), 'documents_sha256': documents_hash(texts)}
-    about['data'] = args.data and [str(args.data), files_hash(args.data.glob('*/*.jsonl'))]
+    about = {'samples_from': plan.material.provenance(), 'documents_sha256': provenance.documents_hash(texts)}
+    about['data'] = args.data and [str(args.data), provenance.files_hash(args.data.glob('*/*.jsonl'))]
     if args.data:
         ((length, count),) = counts.items()
-        given, problems = ruler.read_data(args.data, length, count, tasks)
+        given, problems = ruler.read_data(args.data, length, count, model, tasks)
         plan = dataclasses.replace(plan, given=given)
         warn(problems)
     if args.base:
@@ -161,74 +179,13 @@ def load_base(args):
 def base_hash(args, model):
     """weights_hash of the base model. Refuses one with another tokenizer before anything is measured."""
     from lct.data import tokenizer as tokenizers
+    from lct.eval import provenance
 
     folder = pathlib.Path(find_model(args.base))
     if tokenizers.load(folder).fingerprint != model.tokenizer.fingerprint:
         raise ValueError(f'--base {args.base} has another tokenizer than {args.model}, so their losses do '
                          'not compare; give the model that was extended')
-    return weights_hash(folder)
-
-
-def weights_hash(folder):
-    return files_hash(folder.glob('*.safetensors'))
-
-
-def files_hash(paths):
-    """sha256 over files in the order of their names."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        with path.open('rb') as file:
-            digest.update(hashlib.file_digest(file, 'sha256').digest())
-    return digest.hexdigest()
-
-
-def documents_hash(documents):
-    """sha256 over the names and texts of all documents."""
-    digest = hashlib.sha256()
-    for document in documents:
-        for text in (document.name, document.text):
-            digest.update(hashlib.sha256(text.encode()).digest())
-    return digest.hexdigest()
-
-
-def commit():
-    """The commit of this checkout, with -dirty where files differ from it; None outside of a checkout."""
-    if not shutil.which('git'):
-        return None
-    command = ['git', 'describe', '--always', '--dirty', '--abbrev=12']
-    try:
-        described = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60,
-                                   cwd=pathlib.Path(__file__).parent)
-    except subprocess.TimeoutExpired:  # many files on a slow disk
-        return None
-    return described.stdout.strip() or None
-
-
-def check_workdir(workdir, about):
-    """Refuse to mix the answers of two models in one folder.
-
-    The base model may be added later, and the commit belongs to the latest answers. A folder without answers
-    may be used for anything.
-
-    Returns:
-      about, with what earlier calls have stated.
-    """
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / 'about.json'
-    answered = any(file.stat().st_size for file in workdir.glob('*.jsonl'))
-    if path.is_file() and (answered or (workdir / 'results.json').is_file()):
-        try:
-            old = json_files.read_json(path)
-        except ValueError as error:
-            raise ValueError(f'{error}, or use another --workdir: without it nothing says which model gave '
-                             'the answers beside it') from None
-        shared = (old.keys() & about.keys()) - {'commit'}
-        if different := sorted(name for name in shared if old[name] != about[name]):
-            raise ValueError(f"{workdir} holds answers made with other {', '.join(different)} "
-                             f'({old[different[0]]!r}, not {about[different[0]]!r}); use another --workdir')
-        about = old | about
-    write_atomically(path, json.dumps(about, indent=1) + '\n')
-    return about
+    return provenance.weights_hash(folder)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -244,15 +201,6 @@ def run_suite(suite, model, plan, workdir):
     warn(outcome.problems)
     suite.export(workdir, outcome.rows)
     return outcome.result
-
-
-def identity_of(about):
-    """A hash of what answers depend on: of the model, its template, and the inputs."""
-    from lct.eval import answers
-
-    names = ('weights_sha256', 'tokenizer_sha256', 'template_sha256', 'seed', 'samples_from',
-             'documents_sha256', 'data')
-    return answers.checksum([about.get(name) for name in names])
 
 
 def earlier_results(path, identity=''):
@@ -299,15 +247,23 @@ def lost_answers(workdir, results, identity):
                    f'measured again when the suite {name} runs')
 
 
-def write_report(workdir, report):
-    """results.json, results.csv, report.html, and the tables on the terminal."""
+def write_report(workdir, report, identity):
+    """Write results.json, results.csv and report.html. Returns the report as it is in the file."""
+    from lct.eval import answers
     from lct.eval.report import html, tables
 
-    path = workdir / 'results.json'
-    write_atomically(path, json.dumps(strict(report), indent=1) + '\n')
-    report = json.loads(path.read_text())
+    report = json.loads(json.dumps(strict(report)))
+    report['checksums'] = {name: answers.checksum(one, identity) for name, one in report['results'].items()}
+    write_atomically(workdir / 'results.json', json.dumps(report, indent=1) + '\n')
     tables.write_csv(workdir / 'results.csv', report)
     write_atomically(workdir / 'report.html', html.page(report))
+    return report
+
+
+def show(workdir, report):
+    """Print the tables."""
+    from lct.eval.report import tables
+
     print(tables.terminal(report))
     print(f'written: {workdir}/results.json, results.csv, report.html')
 

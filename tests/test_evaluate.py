@@ -12,7 +12,7 @@ from test_suites import REPORT, check_html
 
 from lct.data import tokenizer as tokenizers
 from lct.data.corpus.documents import Document
-from lct.eval import answers, runner, samples, suites
+from lct.eval import answers, provenance, runner, samples, suites
 from lct.eval.suites import SUITES
 from lct.eval.tasks import icl, ruler
 from lct.eval.tasks.material import ChatOverhead, Material
@@ -170,7 +170,7 @@ def test_losses_of_a_repository_beside_a_base_model(tmp_path):
 
 
 def test_a_base_model_with_another_tokenizer_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, 'weights_hash', lambda folder: '')
+    monkeypatch.setattr(provenance, 'weights_hash', lambda folder: '')
     load = tokenizers.load
     monkeypatch.setattr(
         tokenizers, 'load', lambda folder: load('bytes' if str(folder) == str(tmp_path) else folder))
@@ -247,6 +247,11 @@ def test_data_files_of_ruler_are_answered(tmp_path, capsys):
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     assert [row['prompt'] for row in rows] == [
         answers.digest(bos + tokenizer.encode(one.text)) for one in made[:2]]
+    (tmp_path / 'long' / 'vt').mkdir(parents=True)
+    (tmp_path / 'long' / 'vt' / 'validation.jsonl').write_text(
+        f"{lines[2]}\n{json.dumps(first | {'input': first['input'] * 2})}\n")
+    with pytest.raises(ValueError, match='vt/validation.jsonl line 2 takes 937 tokens .* than the 512 posi'):
+        run(tmp_path / 'other', **{**flags, 'data': tmp_path / 'long'})
     message = 'has no TASK/.*.jsonl of RULER.s tasks fwe; give the folder that holds theirs'
     with pytest.raises(ValueError, match=message):
         run(tmp_path / 'other', **{**flags, 'tasks': 'fwe'})
@@ -260,10 +265,31 @@ def test_data_files_of_ruler_are_answered(tmp_path, capsys):
 def test_a_refused_call_does_not_bind_its_workdir(tmp_path):
     with pytest.raises(ValueError, match='length 1024 is more than the 512 positions'):
         run(tmp_path, lengths='1024', seed=1)
-    assert (tmp_path / 'about.json').is_file()
+    with pytest.raises(ValueError, match='length 128 is too small for vt'):
+        run(tmp_path, suite='needle,ruler', tasks='needle,vt', lengths='128,512')
+    assert not list(tmp_path.iterdir())  # no suite has run
     run(tmp_path, suite='ruler', tasks='vt')
     with pytest.raises(ValueError, match='holds answers made with other samples_from, seed'):
         run(tmp_path, suite='ruler', tasks='vt', seed=1)
+
+
+def test_calls_of_one_workdir_add_up(tmp_path):
+    flags = {'suite': 'ruler,needle', 'tasks': 'niah_single_1,needle'}
+    run(tmp_path, lengths='320', **flags)
+    run(tmp_path, lengths='512', samples='2', mesh='1,1,2,1', batch_tokens=1024, **flags)
+    run(tmp_path, lengths='512', suite='ruler', tasks='vt')
+    report = json.loads((tmp_path / 'results.json').read_text())
+    ruler_result, needles = report['results']['ruler'], report['results']['needle']
+    counts = {task: {length: record['count'] for length, record in records.items()}
+              for task, records in ruler_result['tasks'].items()}
+    assert counts == {'niah_single_1': {'320': 1, '512': 2}, 'vt': {'512': 1}}
+    assert ruler_result['averaged'] == ['niah_single_1'] and ruler_result['lengths'] == [320, 512]
+    assert needles['lengths'] == [320, 512] and needles['samples'][0] == [1, 2]
+    assert [one['mesh'] for one in report['about']['runs']] == [[1, 1, 1, 1], [1, 1, 2, 1]]
+    rows = [json.loads(line) for line in (tmp_path / 'needle.jsonl').open()]
+    assert {(row['length'], row['run']) for row in rows} == {(320, 0), (512, 1)}
+    assert sum(line.startswith('needle,') for line in (tmp_path / 'results.csv').open()) == 22
+    assert (tmp_path / 'predictions' / '320' / 'niah_single_1.jsonl').is_file()
 
 
 def test_suites_of_one_workdir_share_its_results_and_a_base_may_come_later(tmp_path):

@@ -90,6 +90,14 @@ def test_bad_input():
         loglikelihood.score(model, [([1], [1024])])
 
 
+def test_settings_that_change_answers_are_honoured_or_refused():
+    loglikelihood.check_settings({'max_gen_toks': 8, 'until': ['.'], 'do_sample': True, 'temperature': 0.5,
+                                  'top_k': 0, 'repetition_penalty': 1.0, 'use_cache': True})
+    for name, value in (('repetition_penalty', 1.1), ('top_k', 50), ('min_p', 0.05), ('typical_p', 0.9)):
+        with pytest.raises(ValueError, match=f'generation_kwargs {name} = {value} cannot be honoured'):
+            loglikelihood.check_settings({'do_sample': True, name: value})
+
+
 # ---------------------------------------------------------------------------------------------------
 # With the harness
 # ---------------------------------------------------------------------------------------------------

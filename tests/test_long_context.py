@@ -105,7 +105,7 @@ def test_windows_are_measured_once_and_others_again(tmp_path, monkeypatch):
 
     def measured(count, seed):
         plan = types.SimpleNamespace(lengths=(64,), counts={64: count}, tokenizer=tokenizer, identity='',
-                                     material=types.SimpleNamespace(seed=seed))
+                                     run=0, material=types.SimpleNamespace(seed=seed))
         before = len(read)
         rows, problems = measure.run_short(model, plan, documents, path, 64)
         wanted = by_position.evaluation_windows(documents, 64, count, seed)[0]
@@ -129,7 +129,7 @@ def test_the_suite_measures_the_same_on_a_mesh(tmp_path):
     documents = [np.random.default_rng(i).integers(0, 32, 700).tolist() for i in range(2)]
     tokenizer = types.SimpleNamespace(bos_id=None)
     plan = types.SimpleNamespace(
-        lengths=(256,), counts={256: 2}, tokenizer=tokenizer, identity='',
+        lengths=(256,), counts={256: 2}, tokenizer=tokenizer, identity='', run=0,
         material=types.SimpleNamespace(seed=0))
     found = []
     for degrees in (None, (1, 1, 2, 1)):

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from lct.eval import samples, scoring
+from lct.eval.suites import SUITES
 from lct.eval.tasks import ruler
 
 # Means from 4K to 128K and wAvg (inc), wAvg (dec) as RULER's README prints them.
@@ -99,18 +100,32 @@ def made(task, length, index, output='7'):
     return samples.Sample(task, length, index, 'text', ' It is', [output], 8, {'tokens': 10})
 
 
-def test_by_length_and_summary():
-    pairs = [(made(task, length, i), '7' if i < right else 'no')
-             for task in ('vt', 'qa_1') for length, right in ((4096, 10), (8192, 8)) for i in range(10)]
-    lengths = scoring.by_length(pairs)
-    got = scoring.summary(lengths)
+def ruler_rows(tasks, lengths):
+    """Rows of the suite 'ruler', of which `right` of 10 are right at each length."""
+    return [{'task': task, 'length': length, 'index': i, 'text': '7' if i < right else 'no', 'outputs': ['7'],
+             'meta': {}} for task in tasks for length, right in lengths for i in range(10)]
+
+
+def test_means_of_ruler_are_of_the_tasks_that_every_length_has():
+    suite, tasks = SUITES['ruler'], list(ruler.TASKS)
+    got = suite.scores(None, ruler_rows(tasks, ((4096, 10), (8192, 8))))
     assert got['means'] == [100.0, 80.0] and got['average'] == 90.0
     assert got['weighted_increasing'] == pytest.approx(260 / 3)
     assert got['weighted_decreasing'] == pytest.approx(280 / 3)
     assert (got['effective_length'], got['effective_length_of_own']) == (4096, 4096)
-    assert json.loads(json.dumps(got)) == got
-    with pytest.raises(ValueError, match='length 8192 lacks fwe'):
-        scoring.by_length([*pairs, (made('fwe', 4096, 0), '7')])
+    assert got['averaged'] == tasks and 'average of 13 of 13 tasks 90.0' in suite.sentences(got)[0]
+    assert 'effective length by 85.6 points: 4K' in suite.sentences(got)[1]
+    some = suite.scores(None, ruler_rows(['vt', 'fwe'], [(4096, 10)]) + ruler_rows(['vt'], [(8192, 0)]))
+    some = json.loads(json.dumps(some))
+    assert some['averaged'] == ['vt'] and some['means'] == [100.0, 0.0]
+    assert 'average of 1 of 13 tasks' in suite.sentences(some)[0]
+    assert 'no effective length' in suite.sentences(some)[1]
+    (table,) = suite.tables(some)
+    assert table.rows[1] == ['fwe', '100.0', ''] and table.rows[3][0] == 'samples per task'
+    assert table.rows[2][:2] == ['mean of 1, 95% interval', '100.0 (72.2 to 100.0)']
+    none = suite.scores(None, ruler_rows(['vt'], [(4096, 10)]) + ruler_rows(['fwe'], [(8192, 0)]))
+    assert suite.sentences(none) == ['no mean: no task has answers at every length']
+    assert len(list(suite.figures(json.loads(json.dumps(none)), 512))) == 1
 
 
 def test_prediction_files_are_as_rulers_evaluation_reads_them(tmp_path):
@@ -135,3 +150,8 @@ def test_a_value_within_a_longer_one_does_not_count():
             and scoring.contains_value('BRAVE-OWL', 'brave-owl'))
     for text in ('91234567', '12345678', '', 'no'):
         assert not scoring.contains_value(text, '1234567')
+    for text in ('答案是1234567号', '_1234567_', 'x1234567y', '91234567, 1234567', '№1234567'):
+        assert scoring.contains_value(text, '1234567')
+    assert scoring.contains_value('答案是owl。', 'owl') and scoring.contains_value('an_owl', 'owl')
+    for text in ('owls', 'bowl', 'ÉOWL'):
+        assert not scoring.contains_value(text, 'owl')

@@ -108,6 +108,7 @@ class ShardedLM(TemplateLM):
         out = [None] * len(requests)
         for group in groups.values():
             settings = normalize_gen_kwargs(requests[group[0]].args[1], MAX_NEW_TOKENS)
+            loglikelihood.check_settings(settings)
             limit, stops = settings['max_gen_toks'], [stop for stop in settings.get('until') or [] if stop]
             sampling = None
             if settings['do_sample']:

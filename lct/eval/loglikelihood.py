@@ -5,8 +5,8 @@ Letters: B batch, T tokens, D embed_dim, V vocab.
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,10 @@ from lct.models.sampling import Sampling
 from lct.ops import rope
 
 SMALLEST = 64  # tokens; shorter texts share one compiled program
+HONOURED = ('max_gen_toks', 'until', 'do_sample', 'temperature', 'top_p')
+NEUTRAL = {  # values that change nothing
+    'repetition_penalty': (None, 1), 'top_k': (None, 0, -1), 'min_p': (None, 0), 'num_beams': (None, 1),
+    'length_penalty': (None, 1), 'use_cache': (None, True)}
 
 
 class Likelihood(NamedTuple):
@@ -58,6 +62,20 @@ def score(
         if progress is not None:
             progress(done, len(pairs))
     return out
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of generation that would change the answers and that this model does not have.
+
+    Raises:
+      ValueError: naming them.
+    """
+    ignored = {name: value for name, value in settings.items()
+               if name not in HONOURED and value not in NEUTRAL.get(name, (None,))}
+    if ignored:
+        raise ValueError(f"generation_kwargs {', '.join(f'{name} = {x!r}' for name, x in ignored.items())} "
+                         f"cannot be honoured; the task may set {', '.join(HONOURED)}, so take the others "
+                         'out of it')
 
 
 def generate(

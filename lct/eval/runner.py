@@ -112,6 +112,7 @@ class Item:
 
     group: items of equal groups share the beginning of their prompts, which is read once for all of them.
     one_line: the answer ends with its line. teacher_forced: also measure the likelihood of the right answer.
+    tokens: that prompt and answer take, where it is known and not bounded by length.
     """
 
     task: str
@@ -121,6 +122,7 @@ class Item:
     group: Hashable = None
     one_line: bool = False
     teacher_forced: bool = False
+    tokens: int | None = None
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -129,7 +131,7 @@ class Item:
 
 def run(model: Model, items: Sequence[Item], path: str | Path,
         progress: Callable[[int, int, float], None] | None = None,
-        identity: str = '') -> tuple[list[dict], list[str]]:
+        identity: str = '', number: int = 0) -> tuple[list[dict], list[str]]:
     """Answer the items that the file at path does not answer yet.
 
     Args:
@@ -137,6 +139,7 @@ def run(model: Model, items: Sequence[Item], path: str | Path,
       path: JSONL of the answers, created if it does not exist. Lines of other items stay as they are.
       progress: called as progress(done, total, seconds left) after every batch.
       identity: of the evaluation; lines with another one are answered again.
+      number: of this call, for the new lines.
     Returns:
       ([row of each item, in their order], [a sentence for each invalid line of the file]).
     Raises:
@@ -156,6 +159,7 @@ def run(model: Model, items: Sequence[Item], path: str | Path,
     with path.open('a', encoding='ascii', newline='\n') as file:
         for batch in pending:
             for row in answer(model, batch, rows):
+                row['run'] = number
                 rows[answers.key_of(row)] = row
                 answers.append(file, row, identity)
             spent += batch.cost
@@ -205,7 +209,7 @@ def make_batches(model: Model, items: Iterable[Item]) -> Iterator[Batch]:
     for item in items:
         by_group.setdefault(item.key if item.group is None else ('group', item.group), []).append(item)
     groups = list(by_group.values())
-    lengths = [max(item.length for item in group) for group in groups]
+    lengths = [max(item.tokens or item.length for item in group) for group in groups]
     seq_lens = [cache_slots(length, model.memory.ffn_chunks) for length in lengths]
     kinds = [(len(group) > 1, group[0].one_line) for group in groups]
     # A batch lasts as long as its longest answer, and answers to one task are of one length.

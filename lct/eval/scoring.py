@@ -39,8 +39,21 @@ def score(task: str, text: str, outputs: Sequence[str]) -> float:
 
 
 def contains_value(text: str, value: str) -> bool:
-    """Whether text contains value as a word of its own (not within a longer number), case-insensitive."""
-    return bool(re.search(rf'(?<!\w){re.escape(value)}(?!\w)', clean(text), re.IGNORECASE))
+    """Whether text contains value, case-insensitive, but not as a part of a longer number or word.
+
+    RULER counts any substring. Here a digit next to a digit, or a cased letter next to one, does not count;
+    everything else may touch the value: underscores, units, scripts without spaces.
+    """
+    text, value = clean(text).lower(), value.lower()
+    starts = (match.start() for match in re.finditer(f'(?={re.escape(value)})', text))
+    return any(not _continues(text[max(start - 1, 0):start], value[:1])
+               and not _continues(value[-1:], text[start + len(value):][:1]) for start in starts)
+
+
+def _continues(left, right):
+    """Whether two neighbouring characters belong to one number or one word."""
+    is_cased = lambda x: x.lower() != x.upper()
+    return left.isdigit() and right.isdigit() or is_cased(left) and is_cased(right)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -126,25 +139,6 @@ def length_score(tasks: dict[str, TaskScore]) -> LengthScore:
     below = math.sqrt(sum((score.mean - score.interval[0]) ** 2 for score in tasks.values())) / len(tasks)
     above = math.sqrt(sum((score.interval[1] - score.mean) ** 2 for score in tasks.values())) / len(tasks)
     return LengthScore(mean, stderr, (mean - below, mean + above), tasks)
-
-
-def by_length(pairs: Iterable[tuple[samples.Sample, str]]) -> dict[int, LengthScore]:
-    """{length: LengthScore} of (Sample, predicted text) pairs.
-
-    Every length must have the same tasks: means over different tasks do not compare.
-    """
-    cells = {}
-    for sample, text in pairs:
-        cells.setdefault(sample.length, {}).setdefault(sample.task, []).append(
-            (score(sample.task, text, sample.outputs), text))
-    tasks = {task for cell in cells.values() for task in cell}
-    for length, cell in sorted(cells.items()):
-        if missing := sorted(tasks - set(cell)):
-            raise ValueError(f"length {length} lacks {', '.join(missing)}, which other lengths have; run "
-                             'them there too or leave that length out')
-    return {length: length_score({task: task_score(*zip(*rows, strict=True))
-                                  for task, rows in sorted(cells[length].items())})
-            for length in sorted(cells)}
 
 
 def weighted_average(means: Sequence[float], increasing: bool = True) -> float:

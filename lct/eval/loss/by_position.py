@@ -5,6 +5,7 @@ Letters: n windows, S tokens of a window, m bins.
 
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -88,13 +89,12 @@ def evaluation_windows(
     if seq_len < 1 or count < 1:
         raise ValueError(f'seq_len {seq_len} and count {count} must both be at least 1')
     needed = seq_len + 1 - (bos_id is not None)
-    sizes = np.array([len(document) for document in documents], np.int64)
     num_spans = count // rotations
-    chosen = _choose_documents(sizes, needed, seq_len, num_spans, seed)
+    chosen = _choose_documents(documents, needed, seq_len, num_spans, seed)
     out = np.full((count, seq_len + 1), 0 if bos_id is None else bos_id, np.int32)
     groups = out[:, seq_len + 1 - needed:].reshape(num_spans, rotations, needed)
     for i, (group, document) in enumerate(zip(groups, chosen, strict=True)):
-        start = np.random.default_rng([seed, 1, i]).integers(sizes[document])
+        start = np.random.default_rng([seed, 1, i]).integers(len(documents[document]))
         span = np.take(documents[document], np.arange(start, start + needed), mode='wrap')
         for rotation, window in enumerate(group):
             window[:] = np.roll(span, -(rotation * needed // rotations))
@@ -102,21 +102,25 @@ def evaluation_windows(
     return EvaluationWindows(out, chosen.repeat(rotations))
 
 
-def _choose_documents(sizes, needed, seq_len, count, seed):
-    """int [count]: indices of documents of at least `needed` tokens, each once before any repeats."""
-    long_enough = np.flatnonzero(sizes >= needed)
-    if not len(sizes):
+def _choose_documents(documents, needed, seq_len, count, seed):
+    """int [count]: indices of documents of at least `needed` tokens, each once before any repeats. No more
+    documents are read than it takes."""
+    if not len(documents):
         raise ValueError('there is no held-out document to evaluate on; hold out a larger fraction of the '
                          'corpus')
-    if not len(long_enough):
-        longest = sizes.max(initial=0)
-        raise ValueError(
-            f'none of the {len(sizes)} held-out documents has the {needed} tokens of a window: the longest '
-            f'has {longest}; use a seq_len up to {max(longest - needed + seq_len, 1)} or longer documents'
-        )
-    rounds = range(-(-count // len(long_enough)))
-    orders = [np.random.default_rng([seed, 0, i]).permutation(long_enough) for i in rounds]
-    return np.concatenate(orders)[:count]
+    chosen, longest = [], 0
+    for turn in itertools.count():
+        for i in np.random.default_rng([seed, 0, turn]).permutation(len(documents)):
+            longest = max(longest, len(documents[i]))
+            if len(documents[i]) >= needed:
+                chosen.append(i)
+            if len(chosen) == count:
+                return np.array(chosen)
+        if not chosen:
+            raise ValueError(
+                f'none of the {len(documents)} held-out documents has the {needed} tokens of a window: the '
+                f'longest has {longest}; use a seq_len up to {max(longest - needed + seq_len, 1)} or longer '
+                'documents')
 
 
 def check_window_length(seq_len: int, ring_size: int = 1, ffn_chunks: int = 1) -> None:

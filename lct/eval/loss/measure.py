@@ -54,9 +54,13 @@ def run(model: Model, plan: 'Plan', documents: Sequence[Sequence[int]], path: Pa
     Returns:
       (rows, problems) as runner.run does.
     """
-    windows = _windows(plan, documents, _window_length(model, max(plan.lengths)))
     measure = functools.partial(_measure, model)
-    return _run(*windows, path, 'loss', measure, progress, plan.identity)
+    return _run(*windows(model, plan, documents), path, 'loss', measure, progress, plan)
+
+
+def windows(model: Model, plan: 'Plan', documents: Sequence[Sequence[int]]) -> by_position.EvaluationWindows:
+    """The windows that run measures."""
+    return _windows(plan, documents, _window_length(model, max(plan.lengths)))
 
 
 def run_short(model: Model, plan: 'Plan', documents: Sequence[Sequence[int]], path: Path, seq_len: int,
@@ -65,8 +69,8 @@ def run_short(model: Model, plan: 'Plan', documents: Sequence[Sequence[int]], pa
     def measure(window):
         return {'mean': float(_loss(model, window[None]).mean(dtype=np.float64))}
 
-    windows = _windows(plan, documents, _window_length(model, seq_len))
-    return _run(*windows, path, 'short', measure, progress, plan.identity)
+    chosen = _windows(plan, documents, _window_length(model, seq_len))
+    return _run(*chosen, path, 'short', measure, progress, plan)
 
 
 def make_bundles(model: Model, plan: 'Plan') -> tuple[list[Bundle], list[str]]:
@@ -96,10 +100,10 @@ def make_bundles(model: Model, plan: 'Plan') -> tuple[list[Bundle], list[str]]:
     return out, []
 
 
-def run_identifiers(model: Model, bundles: Sequence[Bundle], path: Path, progress: Progress | None = None,
-                    identity: str = '') -> tuple[list[dict], list[str]]:
+def run_identifiers(model: Model, plan: 'Plan', bundles: Sequence[Bundle], path: Path,
+                    progress: Progress | None = None) -> tuple[list[dict], list[str]]:
     """Measure the loss on identifiers of bundles, by the distance to their first use."""
-    windows, sources = [bundle.window for bundle in bundles], range(len(bundles))
+    chosen, sources = [bundle.window for bundle in bundles], range(len(bundles))
     occurrences = {answers.digest(bundle.window): bundle.occurrences for bundle in bundles}
 
     def measure(window):
@@ -111,7 +115,7 @@ def run_identifiers(model: Model, bundles: Sequence[Bundle], path: Path, progres
         sums, counts = code_questions.identifier_losses(losses, occurrences[answers.digest(window)], edges)
         return {'edges': edges, 'sums': sums.tolist(), 'counts': counts.tolist()}
 
-    return _run(windows, sources, path, 'identifiers', measure, progress, identity)
+    return _run(chosen, sources, path, 'identifiers', measure, progress, plan)
 
 
 def _unit(model):
@@ -129,8 +133,9 @@ def _windows(plan, documents, seq_len):
     return by_position.evaluation_windows(documents, seq_len, count, seed, plan.tokenizer.bos_id)
 
 
-def _run(windows, sources, path, task, measure, progress, identity=''):
+def _run(windows, sources, path, task, measure, progress, plan):
     """Add measure(window) to the file for each window that it lacks -> (rows, problems)."""
+    identity = plan.identity
     found, problems = answers.read(path, identity)
     rows = [{'task': task, 'length': len(window) - 1, 'index': i, 'text': '', 'outputs': [],
              'window': answers.digest(window), 'document': int(source)}
@@ -146,7 +151,7 @@ def _run(windows, sources, path, task, measure, progress, identity=''):
     for i, (row, window) in enumerate(zip(rows, windows, strict=True)):
         key = answers.key_of(row)
         if key not in found:
-            found[key] = {**row, 'meta': measure(window)}
+            found[key] = {**row, 'meta': measure(window), 'run': plan.run}
             answers.write(path, found, identity)
             measured += 1
         if progress is not None:
@@ -195,14 +200,17 @@ def scores(rows: Sequence[Mapping]) -> dict:
     """by_position.LossBins as a dict, and what else the rows of run give: 'growing', 'long_ppl', 'border'."""
     meta, sources = [row['meta'] for row in rows], [row['document'] for row in rows]
     stacked = lambda name: np.array([one[name] for one in meta]).T
+    # What lengths a window is read with depends on the mesh, and calls may differ in it.
+    agree = lambda *names: all(name in one and one[name] == meta[0].get(name)
+                               for one in meta for name in names)
     out = by_position.bin_means(meta[0]['edges'], stacked('means'), sources).to_dict()
-    if 'growing' in meta[0]:
+    if agree('contexts', 'targets'):
         means, error = by_position.mean_over_documents(stacked('growing'), sources)
         contexts = meta[0]['contexts']
         out['growing'] = {'contexts': contexts, 'targets': meta[0]['targets'], 'mean': means.tolist(),
                           'stderr': error.tolist(),
                           'effective_context': long_context.effective_context(contexts, means)}
-    if 'key' in meta[0]:
+    if agree('short_context'):
         key = stacked('key')
         ((nats,), (error,), (documents,)) = by_position.ratio_over_documents(
             stacked('key_loss')[None], key[None], sources)
@@ -211,7 +219,7 @@ def scores(rows: Sequence[Mapping]) -> dict:
             'context': meta[0]['short_context'],
             'value': float(np.exp(nats)) if key.any() else None, 'nats': float(nats), 'stderr': float(error),
             'documents': int(documents)}
-    if 'border' in meta[0]:
+    if agree('border_edges'):
         out['border'] = by_position.bin_means(meta[0]['border_edges'], stacked('border'), sources).to_dict()
     return out
 

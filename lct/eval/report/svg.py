@@ -209,6 +209,8 @@ def heat_map(lengths: Sequence[int], rows: Sequence[str], scores: Sequence, trai
         y = top + i * CELL_HEIGHT
         elements.append(_text(left - 8, y + 15, name, 'end'))
         for j, score in enumerate(row):
+            if score is None:  # a cell without samples
+                continue
             x = left + j * CELL_WIDTH
             elements.append(f'<rect x="{x}" y="{y}" width="{CELL_WIDTH - 1}" height="{CELL_HEIGHT - 1}" '
                             f'fill="{_hex(*RAMP(score, bytes=True)[:3])}"/>')

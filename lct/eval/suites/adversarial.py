@@ -36,6 +36,9 @@ class AdversarialSuite(LengthSuite):
             items += task_items(plan, [_placed(config, length) for config in configs], length, _group)
         return [dataclasses.replace(item, teacher_forced=True) for item in items]
 
+    def inputs(self, plan: Plan) -> dict:
+        return {'straddling_shards': _shards()}
+
     def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
         """Records are adversarial_outcomes.rates with 'forced': teacher_forced_scores."""
         tasks = {}
@@ -60,9 +63,12 @@ class AdversarialSuite(LengthSuite):
 def _placed(config, length):
     if not isinstance(config, adversarial_needles.Straddling):
         return config
+    return dataclasses.replace(config, shards=_shards(), seq_len=runner.cache_slots(length))
+
+
+def _shards():
     ring_size = sharding.axis_size('sequence')
-    return dataclasses.replace(config, shards=ring_size if ring_size > 1 else DEFAULT_SHARDS,
-                               seq_len=runner.cache_slots(length))
+    return ring_size if ring_size > 1 else DEFAULT_SHARDS
 
 
 def _group(config, length, index):

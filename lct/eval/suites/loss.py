@@ -4,9 +4,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from scipy.special import stdtrit
 
-from lct.eval.loss import measure
+from lct.data.tokenizer import Tokenizer
+from lct.eval.loss import long_context, measure
 from lct.eval.report import svg
 from lct.eval.runner import Model
 from lct.eval.suites.suite import Cell, Figure, Outcome, Plan, Suite, Table
@@ -15,23 +17,44 @@ from lct.text import short_length
 FEW = 5  # documents; with fewer the intervals are wide
 
 
+class Encoded(Sequence):
+    """The token ids of documents, each encoded when it is first read."""
+
+    def __init__(self, tokenizer: Tokenizer, documents: Sequence):
+        self._tokenizer, self._documents, self._ids = tokenizer, documents, {}
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if i not in self._ids:
+            self._ids[i] = np.array(self._tokenizer.encode(self._documents[i].text), np.int32)
+        return self._ids[i]
+
+
 class LossSuite(Suite):
     name, title = 'loss', 'Loss'
 
+    def check(self, model: Model, plan: Plan) -> Iterator[str]:
+        try:
+            measure.windows(model, plan, Encoded(model.tokenizer, plan.material.documents))
+        except ValueError as error:
+            yield f'loss: {error}'
+
     def run(self, model: Model, plan: Plan, path: Path,
             progress: Callable[[int, int, float], None] | None = None) -> Outcome:
-        """Measure the windows, and more where the inputs allow it.
+        """Measure the windows of the longest length, and more where the inputs allow it.
 
         The identifiers are measured where the haystack is a large enough repository, the short windows where
         there is a base model, in the files short.jsonl and short_base.jsonl beside path.
         """
-        documents = [model.tokenizer.encode(document.text) for document in plan.material.documents]
+        documents = Encoded(model.tokenizer, plan.material.documents)
         bundles, problems = measure.make_bundles(model, plan)
         rows, more = measure.run(model, plan, documents, path, progress)
         result = {'count': len(rows), **measure.scores(rows)}
         problems += more
         if bundles:
-            found, more = measure.run_identifiers(model, bundles, path, progress, plan.identity)
+            found, more = measure.run_identifiers(model, plan, bundles, path, progress)
             result['identifiers'] = measure.identifier_scores(found)
             problems += more
         if plan.load_base is not None:
@@ -104,8 +127,7 @@ class LossSuite(Suite):
     def sentences(self, result: Mapping) -> list[str]:
         out = []
         if (one := result.get('growing')) and one['effective_context'] is not None:
-            out.append('within 1% of the loss with the longest context: '
-                       f"{short_length(one['effective_context'])} tokens of it")
+            out.append(_growing_sentence(one))
         if one := result.get('long_ppl'):
             out.append(_long_ppl_sentence(one))
         if one := result.get('short'):
@@ -165,12 +187,25 @@ def _nats(values):
     return ['' if value is None else f'{value:.3f}' for value in values]
 
 
+def _growing_sentence(one):
+    """How much of the context lowers the loss, and whether more of it raises the loss again."""
+    contexts, means = one['contexts'], one['mean']
+    best = min(range(len(means)), key=lambda i: math.inf if means[i] is None else means[i])
+    text = (f"the loss of the same tokens is lowest, {means[best]:.3f} nats, after "
+            f'{short_length(contexts[best])} tokens of context')
+    if best < len(means) - 1:
+        return f'{text}; longer contexts do not help: {means[-1]:.3f} after {short_length(contexts[-1])}'
+    return f"{text}; {short_length(one['effective_context'])} tokens come within 1% of it"
+
+
 def _long_ppl_sentence(one):
     value = f"perplexity {one['value']:.2f}" if one['value'] else 'no perplexity'
     if ends := _perplexity_interval(one):
         value += ' (95% interval {:.2f} to {:.2f})'.format(*ends)
     return (f"LongPPL: {value} on {one['key_tokens']:,} of {one['of']:,} tokens: the key tokens, which this "
-            f"model predicts from the whole window but not from {one['context']:,} tokens of context")
+            f"model predicts from the whole window but not from {one['context']:,} tokens of context. "
+            f'Chosen by the model itself, it is at most {math.exp(long_context.BETA):.2f} and no measure to '
+            'compare models by')
 
 
 def _short_sentence(one):

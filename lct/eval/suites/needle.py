@@ -10,7 +10,16 @@ import numpy as np
 
 from lct.eval import runner, scoring
 from lct.eval.report import svg
-from lct.eval.suites.suite import DEPTHS, Cell, Figure, Plan, PromptSuite, Table, teacher_forced_scores
+from lct.eval.suites.suite import (
+    DEPTHS,
+    Cell,
+    Figure,
+    Plan,
+    PromptSuite,
+    Table,
+    describe_counts,
+    teacher_forced_scores,
+)
 from lct.eval.tasks import needle_placement as placements
 from lct.eval.tasks.ruler_niah import Niah
 from lct.text import short_length
@@ -49,8 +58,8 @@ class NeedleSuite(PromptSuite):
     def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
         """The grid and its means.
 
-        'scores' [depths][lengths], 'samples' of a cell at each length, 'mean' with its 'interval', 'records',
-        and 'forced': teacher_forced_scores.
+        'scores' [depths][lengths], None for a cell without samples; 'samples' [depths][lengths]; 'mean' with
+        its 'interval', 'records', and 'forced': teacher_forced_scores.
         """
         cells, records = {}, []
         for row in rows:
@@ -60,22 +69,27 @@ class NeedleSuite(PromptSuite):
             records.append({
                 'length': row['length'], 'depth': depth, 'sample': row['index'] // len(plan.depths),
                 'answer': row['outputs'][0], 'got': row['text'], 'correct': correct == 1})
-        mean = float(np.mean([record['correct'] for record in records]))
-        scores = [[float(np.mean(cells[depth, length])) for length in plan.lengths] for depth in plan.depths]
-        return {'lengths': list(plan.lengths), 'depths': list(plan.depths), 'scores': scores,
-                'samples': [len(cells[plan.depths[0], length]) for length in plan.lengths], 'mean': mean,
-                'interval': list(scoring.wilson(mean, len(records))), 'records': records,
+        mean, lengths = float(np.mean([record['correct'] for record in records])), sorted(
+            {row['length'] for row in rows})
+        of = lambda function: [[function(cells.get((depth, length), [])) for length in lengths]
+                               for depth in plan.depths]
+        return {'lengths': lengths, 'depths': list(plan.depths),
+                'scores': of(lambda cell: float(np.mean(cell)) if cell else None), 'samples': of(len),
+                'mean': mean, 'interval': list(scoring.wilson(mean, len(records))), 'records': records,
                 'forced': teacher_forced_scores(rows)}
 
     def cells(self, result: Mapping) -> Iterator[Cell]:
-        for depth, scores in zip(result['depths'], result['scores'], strict=True):
-            for length, score, count in zip(result['lengths'], scores, result['samples'], strict=True):
-                yield Cell(self.name, 'needle', f'{length}/{depth:g}', score, '', '', count)
+        grid = zip(result['depths'], result['scores'], _samples(result), strict=True)
+        for depth, scores, samples in grid:
+            for length, score, count in zip(result['lengths'], scores, samples, strict=True):
+                if count:
+                    yield Cell(self.name, 'needle', f'{length}/{depth:g}', score, '', '', count)
 
     def tables(self, result: Mapping) -> Iterator[Table]:
-        rows = [[f'depth {100 * depth:.0f}%', *(f'{100 * score:.0f}' for score in scores)]
+        rows = [[f'depth {100 * depth:.0f}%', *('' if score is None else f'{100 * score:.0f}'
+                                                for score in scores)]
                 for depth, scores in zip(result['depths'], result['scores'], strict=True)]
-        rows.append(['samples per cell', *map(str, result['samples'])])
+        rows.append(['samples per cell', *map(describe_counts, zip(*_samples(result), strict=True))])
         yield Table(['needle', *map(short_length, result['lengths'])], rows)
 
     def figures(self, result: Mapping, trained: int) -> Iterator[Figure]:
@@ -90,3 +104,9 @@ class NeedleSuite(PromptSuite):
             return []
         return ['right answers that greedy decoding would write token for token: '
                 f"{100 * forced['right']:.1f}%, at {forced['nats']:.3f} nats per token"]
+
+
+def _samples(result):
+    """Samples [depths][lengths]; earlier versions had as many in every cell of a length."""
+    samples = result['samples']
+    return samples if isinstance(samples[0], list) else [samples] * len(result['depths'])

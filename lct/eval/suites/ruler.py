@@ -8,7 +8,7 @@ from pathlib import Path
 from lct.eval import answers, runner, samples, scoring
 from lct.eval.report import svg
 from lct.eval.samples import Sample
-from lct.eval.suites.suite import Figure, Plan, TaskScoreSuite, task_items
+from lct.eval.suites.suite import Figure, Plan, TaskScoreSuite, by_task_and_length, task_items
 from lct.eval.tasks import ruler
 from lct.text import short_length
 
@@ -20,32 +20,49 @@ class RulerSuite(TaskScoreSuite):
 
     def items(self, plan: Plan) -> list[runner.Item]:
         if plan.given is not None:
-            return [runner.Item(task, sample.length, sample.index, functools.partial(_itself, sample))
+            return [runner.Item(task, sample.length, sample.index, functools.partial(_itself, sample),
+                                tokens=sample.meta['tokens'])
                     for task, given in plan.given.items() for sample in given]
         configs = [ruler.task(name) for name in plan.selected(ruler.TASKS)]
         return [item for length in plan.lengths for item in task_items(plan, configs, length)]
 
     def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
-        lengths = scoring.by_length((answers.sample_of(row), row['text']) for row in rows)
-        tasks = {task: {length: dataclasses.asdict(lengths[length].tasks[task]) for length in lengths}
-                 for task in next(iter(lengths.values())).tasks}
-        return {**scoring.summary(lengths), 'intervals': [lengths[length].interval for length in lengths],
-                'tasks': tasks}
+        """scoring.summary of the tasks in 'averaged', those with answers at every length; all 'tasks'."""
+        tasks = {}
+        for (task, length), cell in by_task_and_length(rows).items():
+            scores = [scoring.score(task, row['text'], row['outputs']) for row in cell]
+            record = scoring.task_score(scores, [row['text'] for row in cell])
+            tasks.setdefault(task, {})[length] = record
+        lengths = sorted({length for records in tasks.values() for length in records})
+        averaged = [task for task, records in tasks.items() if len(records) == len(lengths)]
+        records = {task: {length: dataclasses.asdict(record) for length, record in sorted(one.items())}
+                   for task, one in tasks.items()}
+        if not averaged:
+            return {'lengths': lengths, 'averaged': [], 'tasks': records}
+        means = {length: scoring.length_score({task: tasks[task][length] for task in averaged})
+                 for length in lengths}
+        return {**scoring.summary(means), 'intervals': [means[length].interval for length in lengths],
+                'averaged': averaged, 'tasks': records}
 
     def last_rows(self, result: Mapping) -> Iterator[list[str]]:
-        yield ['mean ± standard error', *(
-            f'{mean:.1f} ± {error:.1f}' if error is not None else f'{mean:.1f}'
-            for mean, error in zip(result['means'], result['stderr'], strict=True))]
+        if averaged := _averaged(result):
+            yield [f'mean of {len(averaged)}, 95% interval', *(
+                f'{mean:.1f} ({low:.1f} to {high:.1f})'
+                for mean, (low, high) in zip(result['means'], result['intervals'], strict=True))]
         yield from super().last_rows(result)
 
     def figures(self, result: Mapping, trained: int) -> Iterator[Figure]:
         yield from super().figures(result, trained)
-        band = [[x / 100 for x in interval] for interval in result['intervals']]
-        means = {'mean of tasks': (result['lengths'], [mean / 100 for mean in result['means']], band)}
-        yield Figure('Mean of the tasks, 95% band',
-                     svg.curves(means, 'context length (tokens)', 'score', trained))
+        if averaged := _averaged(result):
+            band = [[x / 100 for x in interval] for interval in result['intervals']]
+            means = {'mean of tasks': (result['lengths'], [mean / 100 for mean in result['means']], band)}
+            yield Figure(f'Mean of {len(averaged)} of {len(self.tasks)} tasks, 95% band',
+                         svg.curves(means, 'context length (tokens)', 'score', trained))
 
     def sentences(self, result: Mapping) -> list[str]:
+        averaged, number = _averaged(result), len(self.tasks)
+        if not averaged:
+            return ['no mean: no task has answers at every length']
         shortest, longest = min(result['lengths']), max(result['lengths'])
 
         def describe_length(length):
@@ -53,14 +70,15 @@ class RulerSuite(TaskScoreSuite):
                 return f'below {short_length(shortest)}'
             return short_length(length) + (' or more' if length == longest else '')
 
-        return [
-            f"average {result['average']:.1f}, weighted to long {result['weighted_increasing']:.1f}, "
-            f"to short {result['weighted_decreasing']:.1f}",
-            f"effective length by {result['threshold']} points: "
-            f"{describe_length(result['effective_length'])}; "
-            f"by 85% of its own shortest ({result['own_threshold']:.1f}): "
-            f"{describe_length(result['effective_length_of_own'])}",
-        ]
+        out = [f"average of {len(averaged)} of {number} tasks {result['average']:.1f}, weighted to long "
+               f"{result['weighted_increasing']:.1f}, to short {result['weighted_decreasing']:.1f}"]
+        if len(averaged) < number:
+            return [*out, f"no effective length: RULER's is of all {number} tasks, and "
+                          f'{number - len(averaged)} of them lack answers at some length']
+        return [*out, f"effective length by {result['threshold']} points: "
+                      f"{describe_length(result['effective_length'])}; "
+                      f"by 85% of its own shortest ({result['own_threshold']:.1f}): "
+                      f"{describe_length(result['effective_length_of_own'])}"]
 
     def export(self, folder: Path, rows: Sequence[Mapping]) -> None:
         """folder/predictions/LENGTH/TASK.jsonl, as RULER's own evaluate.py reads them."""
@@ -70,29 +88,41 @@ class RulerSuite(TaskScoreSuite):
                 if (row['length'], row['task']) == (length, task)])
 
 
+def _averaged(result):
+    """The tasks of the means; earlier versions had the same tasks at every length."""
+    return result.get('averaged', list(result['tasks']))
+
+
 def _itself(sample):
     return sample
 
 
-def read_data(folder: Path, length: int, count: int,
+def read_data(folder: Path, length: int, count: int, model: runner.Model,
               tasks: Sequence[str] | None = None) -> tuple[dict[str, list[Sample]], list[str]]:
     """({task: [Sample]}, problems): the first `count` samples of RULER's files FOLDER/TASK/*.jsonl.
 
-    All of them get one nominal length.
+    All of them get one nominal length, which the tokens of a chat template may exceed.
 
     Raises:
-      ValueError: if there is no such file.
+      ValueError: if there is no such file, or a sample does not fit into the positions of the model.
     """
-    given, problems = {}, []
+    given, problems, too_long, positions = {}, [], [], model.config.max_position_embeddings
     for name in (name for name in ruler.TASKS if tasks is None or name in tasks):
         found = []
         for path in sorted((folder / name).glob('*.jsonl')):
             more, invalid = samples.read_ruler(path, ruler.task(name).max_new_tokens)
-            found += more
+            found += [(path, one) for one in more]
             problems += invalid
-        if found:
-            given[name] = [dataclasses.replace(one, task=name, length=length, index=i)
-                           for i, one in enumerate(found[:count])]
+        for i, (path, one) in enumerate(found[:count]):
+            tokens = len(model.prompt_ids(one)) + one.max_new_tokens
+            if tokens > positions:
+                too_long.append(f'{path} line {one.index + 1} takes {tokens} tokens with its answer')
+            given.setdefault(name, []).append(dataclasses.replace(
+                one, task=name, length=length, index=i, meta={**one.meta, 'tokens': tokens}))
+    if too_long:
+        more = f', and {len(too_long) - 1} more lines are too long' if too_long[1:] else ''
+        raise ValueError(f'{too_long[0]}, more than the {positions} positions of the model{more}; remove '
+                         'them, or make the files with a smaller length')
     if not given:
         names = ', '.join(tasks or ruler.TASKS)
         raise ValueError(f"{folder} has no TASK/*.jsonl of RULER's tasks {names}; "

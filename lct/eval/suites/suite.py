@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lct.data.tokenizer import Tokenizer
-from lct.eval import runner
+from lct.eval import answers, runner
 from lct.eval.report import svg
 from lct.eval.samples import Sample
 from lct.eval.tasks.material import ChatOverhead, Material
@@ -35,6 +35,7 @@ class Plan:
     given: {task: [Sample]} of RULER's data files, in place of generated samples.
     load_base: () -> the Model before its extension, whose loss on short windows is compared, if given.
     identity: of model and inputs; answers of another one are not kept.
+    run: the number of this call in about.json, which every answer names.
     """
 
     material: Material
@@ -45,6 +46,7 @@ class Plan:
     given: Mapping[str, Sequence[Sample]] | None = None
     load_base: Callable[[], runner.Model] | None = None
     identity: str = ''
+    run: int = 0
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -56,7 +58,8 @@ class Plan:
 
 
 class Outcome(NamedTuple):
-    """rows: one per sample. problems: sentences about invalid or missing input. result: for results.json."""
+    """rows: one per sample, those of earlier calls among them. problems: sentences about invalid or missing
+    input. result: for results.json."""
 
     rows: list[dict]
     problems: list[str]
@@ -102,9 +105,17 @@ class Suite(abc.ABC):
     tasks: tuple[str, ...] = ()
 
     @abc.abstractmethod
+    def check(self, model: runner.Model, plan: Plan) -> Iterator[str]:
+        """A sentence for everything that would stop run, found before any model runs."""
+
+    @abc.abstractmethod
     def run(self, model: runner.Model, plan: Plan, path: Path,
             progress: Callable[[int, int, float], None] | None = None) -> Outcome:
         """Measure what the JSONL file at path does not hold yet; progress as in runner.run."""
+
+    def inputs(self, plan: Plan) -> dict:
+        """What else the answers of this suite depend on, for about.json."""
+        return {}
 
     @abc.abstractmethod
     def cells(self, result: Mapping) -> Iterator[Cell]:
@@ -135,11 +146,35 @@ class PromptSuite(Suite):
 
     layout: str | None = None
 
+    def check(self, model: runner.Model, plan: Plan) -> Iterator[str]:
+        """Make the first sample of the shortest and of the longest length of every task: a prompt may be too
+        long for its length, and the material too little to fill it."""
+        try:
+            items = self.items(plan)
+        except ValueError as error:
+            yield str(error)
+            return
+        of_task = {}
+        for item in items:
+            of_task.setdefault(item.task, {}).setdefault(item.length, item)
+        for by_length in of_task.values():
+            for length in sorted({min(by_length), max(by_length)}):
+                try:
+                    by_length[length].make()
+                except ValueError as error:
+                    yield str(error)
+
     def run(self, model: runner.Model, plan: Plan, path: Path,
             progress: Callable[[int, int, float], None] | None = None) -> Outcome:
         model = dataclasses.replace(model, layout=self.layout or model.layout)
-        rows, problems = runner.run(model, self.items(plan), path, progress, plan.identity)
+        _, problems = runner.run(model, self.items(plan), path, progress, plan.identity, plan.run)
+        rows = self.sorted(answers.read(path, plan.identity)[0].values())
         return Outcome(rows, problems, {'count': len(rows), **self.scores(plan, rows)})
+
+    def sorted(self, rows: Iterable[Mapping]) -> list[Mapping]:
+        """Rows in the order of tasks, lengths and indices, whichever call gave them."""
+        order = {task: i for i, task in enumerate(self.tasks)}
+        return sorted(rows, key=lambda row: (order.get(row['task'], len(order)), *answers.key_of(row)))
 
     @abc.abstractmethod
     def items(self, plan: Plan) -> list[runner.Item]:
@@ -147,7 +182,7 @@ class PromptSuite(Suite):
 
     @abc.abstractmethod
     def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
-        """The result, without 'count', from the rows of the items."""
+        """The result, without 'count', from the rows of this call and of earlier ones."""
 
 
 class LengthSuite(PromptSuite):
@@ -180,14 +215,15 @@ class LengthSuite(PromptSuite):
 
     def tables(self, result: Mapping) -> Iterator[Table]:
         lengths = self.lengths(result)
-        rows = [[task, *(self.describe(records[length]) for length in lengths)]
+        rows = [[task, *(self.describe(records[length]) if length in records else '' for length in lengths)]
                 for task, records in result['tasks'].items()]
         header = [self.noun, *(short_length(int(length)) for length in lengths)]
         yield Table(header, [*rows, *self.last_rows(result)])
 
     def figures(self, result: Mapping, trained: int) -> Iterator[Figure]:
         lengths = self.lengths(result)
-        scores = [[self.score(records[length]) for length in lengths] for records in result['tasks'].values()]
+        scores = [[self.score(records[length]) if length in records else None for length in lengths]
+                  for records in result['tasks'].values()]
         picture = svg.heat_map(list(map(int, lengths)), list(result['tasks']), scores, trained, self.noun)
         yield Figure(self.caption, picture)
 
@@ -209,8 +245,15 @@ class TaskScoreSuite(LengthSuite):
         return f"{record['mean']:.1f}"
 
     def last_rows(self, result: Mapping) -> Iterator[list[str]]:
-        first = next(iter(result['tasks'].values()))  # all tasks have as many samples
-        yield ['samples per task', *(str(first[length]['count']) for length in self.lengths(result))]
+        yield ['samples per task', *(
+            describe_counts(records[length]['count'] for records in result['tasks'].values()
+                            if length in records) for length in self.lengths(result))]
+
+
+def describe_counts(counts: Iterable[int]) -> str:
+    """'6', or '1 to 6' where they differ."""
+    low, *_, high = sorted([*counts] * 2)
+    return str(low) if low == high else f'{low} to {high}'
 
 
 def task_items(plan: Plan, configs: Sequence, length: int,
