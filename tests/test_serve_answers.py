@@ -1,0 +1,205 @@
+"""The answers of the server's model are those of plain generation, whatever it has read before."""
+
+import contextlib
+
+import jax
+import numpy as np
+import pytest
+
+from lct import sharding
+from lct.data import chat_template, tokenizer
+from lct.eval import runner
+from lct.models import decode, llama
+from lct.ops import rope
+from lct.serve import answering, kept_texts
+from lct.serve.answering import Limits, ModelAnswerer
+from lct.serve.errors import ApiError
+from lct.serve.jobs import Cancelled, Job
+from lct.serve.requests import parse
+from lct.serve.responses import End
+
+CONFIG = llama.LlamaConfig(
+    vocab_size=258, embed_dim=16, mlp_dim=32, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8,
+    max_position_embeddings=256, rope=rope.RopeConfig(theta=1000.0),
+)
+TEMPLATE = ('{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}'
+            '{% if add_generation_prompt %}<assistant>{% endif %}')
+NEW = 6
+LONG = 'A line of text that is read once, and then asked about for the rest of the day.\n'
+
+
+@pytest.fixture(scope='module')
+def model():
+    params = jax.tree.map(np.asarray, llama.init(CONFIG, jax.random.key(1)))
+    return runner.Model(params, CONFIG, tokenizer.BytesTokenizer(), chat_template.ChatTemplate(TEMPLATE))
+
+
+def job(**fields):
+    return Job(parse({'max_tokens': NEW, 'temperature': 0, **fields}, 'messages' in fields, 'm'), None)
+
+
+def answered(answerer, **fields):
+    """-> (text, End) of a request, and its tokens where log-probabilities are asked for."""
+    *texts, end = answerer.answer(job(**fields))
+    assert isinstance(end, End)
+    return ''.join(one.text for one in texts), end, [token for one in texts for token in one.tokens]
+
+
+def generated(model, prompt):
+    return greedy(model, [256, *prompt.encode()])
+
+
+def greedy(model, ids):
+    # With slots for all positions, one program serves all prompts.
+    tokens = decode.generate(model.params, CONFIG, [ids], NEW, indices=np.arange(256))[0].tolist()
+    return model.tokenizer.decode(tokens[:tokens.index(257)] if 257 in tokens else tokens)
+
+
+@pytest.mark.parametrize('degrees', [None, (2, 1, 2, 2)])
+def test_texts_that_were_read_are_continued(model, degrees):
+    with contextlib.nullcontext() if degrees is None else jax.set_mesh(sharding.make_mesh(degrees)):
+        answerer = ModelAnswerer(model, Limits(256, prefill_chunk=32))
+        for prompt, reused in ((LONG, 0), (LONG, 81), (LONG + 'What?', 81), (LONG + 'Who?', 83),
+                               ('Another', 0), (LONG[:40] + 'XY', 41)):
+            text, end, _ = answered(answerer, prompt=prompt)
+            assert text == generated(model, prompt)
+            assert (end.prompt, end.reused) == (len(prompt) + 1, reused)
+
+
+def test_an_answer_is_part_of_the_text_that_the_next_turn_continues(model):
+    answerer = ModelAnswerer(model, Limits(256))
+    text, end, _ = answered(answerer, prompt=LONG)
+    _, following, _ = answered(answerer, prompt=LONG + text.encode().decode() + ' More?')
+    kept = len(LONG) + end.answered  # the BOS too, and without the last token, which was never read
+    assert following.reused in range(len(LONG) + 1, kept + 1)
+
+
+def test_a_chat_is_rendered(model):
+    answerer = ModelAnswerer(model, Limits(256))
+    messages = [{'role': 'user', 'content': 'What is read once?'}]
+    text, _, _ = answered(answerer, messages=messages)
+    assert text == greedy(model, list(b'<user>What is read once?\n<assistant>'))
+
+
+def test_log_probabilities_are_those_of_a_forward(model):
+    answerer = ModelAnswerer(model, Limits(256))
+    ids = [256, *LONG.encode()]
+    new = decode.generate(model.params, CONFIG, [ids], NEW)[0].tolist()
+    logits = llama.logits(model.params, CONFIG, np.array([[*ids, *new]]))[0, len(ids) - 1:-1]
+    expected = np.asarray(jax.nn.log_softmax(logits, -1))
+    _, _, tokens = answered(answerer, prompt=LONG, logprobs=3)
+    np.testing.assert_allclose([one.logprob for one in tokens], expected.max(-1), atol=1e-5)
+    for one, row in zip(tokens, expected, strict=True):
+        top = list(one.top.values())
+        assert top[0] == one.logprob and len(top) <= 3  # several bytes have the same text
+        assert all(np.abs(value - np.sort(row)[-3:]).min() < 1e-5 for value in top)
+
+
+def test_a_seed_gives_the_same_sample(model):
+    answerer = ModelAnswerer(model, Limits(256))
+    texts = [answered(answerer, prompt=LONG, temperature=1.5, top_p=0.9, seed=seed)[0] for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    unseeded = {answered(answerer, prompt=LONG, temperature=1.9)[0] for _ in range(3)}
+    assert len(unseeded) > 1
+
+
+def test_another_temperature_needs_no_other_program(model):
+    from lct.models import session
+    answerer = ModelAnswerer(model, Limits(256))
+    answered(answerer, prompt=LONG, temperature=0.5, top_p=0.5)
+    size = session._next_token._cache_size()
+    for temperature, top_p in ((0.6, 0.7), (1, 1)):
+        answered(answerer, prompt=LONG, temperature=temperature, top_p=top_p)
+    assert session._next_token._cache_size() == size
+
+
+def test_a_stop_string_ends_an_answer(model):
+    answerer = ModelAnswerer(model, Limits(256))
+    whole, end, _ = answered(answerer, prompt=LONG)
+    assert end.reason == 'length' and end.answered == NEW
+    text, end, _ = answered(answerer, prompt=LONG, stop=[whole[-1]])
+    assert text == whole[:whole.index(whole[-1])] and end.reason == 'stop'
+
+
+@pytest.mark.parametrize('when', [0, 2, 3, 6])  # checks: before reading, after chunks of 32, between tokens
+def test_a_cancelled_request_leaves_what_it_read(model, when):
+    answerer = ModelAnswerer(model, Limits(256, prefill_chunk=32))
+    one, checks = job(prompt=LONG), iter(range(100))
+
+    def check():
+        if next(checks) == when:
+            raise Cancelled
+
+    one.check = check
+    with pytest.raises(Cancelled):
+        list(answerer.answer(one))
+    text, end, _ = answered(answerer, prompt=LONG)
+    assert text == generated(model, LONG)
+    assert end.reused == (0, None, 64, 80, None, None, 81)[when]
+
+
+def test_a_long_text_is_not_overwritten_by_one_that_begins_alike(model, monkeypatch):
+    monkeypatch.setattr(kept_texts, 'MAX_DROPPED', 20)
+    answerer = ModelAnswerer(model, Limits(256))
+    other = LONG[:40] + 'and something else'
+    for prompt, reused in ((LONG, 0), (other, 41), (LONG, 81), (other, 59)):
+        text, end, _ = answered(answerer, prompt=prompt)
+        assert text == generated(model, prompt) and end.reused == reused
+    assert sorted(one['tokens'] for one in answerer.texts.listing) == [59, 81]
+
+
+def test_a_text_that_outgrows_its_cache_moves_to_a_larger_one(model):
+    answerer = ModelAnswerer(model, Limits(512))
+    assert answered(answerer, prompt=LONG)[0] == generated(model, LONG)
+    text, end, _ = answered(answerer, prompt=LONG + 'What?', max_tokens=200)
+    assert text.startswith(generated(model, LONG + 'What?')) and end.reused == 81
+    assert [one['slots'] for one in answerer.texts.listing] == [512]
+
+
+def test_kept_texts_are_bounded(model):
+    answerer = ModelAnswerer(model, Limits(256))
+    answered(answerer, prompt='first ' * 9)
+    size = answerer.texts.listing[0]['bytes']
+    answerer = ModelAnswerer(model, Limits(256, cache_bytes=2 * size))
+    for name in ('first', 'second', 'third', 'first'):
+        assert answered(answerer, prompt=f'{name} ' * 9)[1].reused == 0
+        assert sum(one['bytes'] for one in answerer.texts.listing) <= 2 * size
+    assert len(answerer.texts.listing) == 2
+
+
+def test_a_failure_of_the_device_costs_the_text_alone(model, monkeypatch):
+    answerer = ModelAnswerer(model, Limits(256))
+    answered(answerer, prompt=LONG)
+
+    def fail(*args):
+        raise RuntimeError('RESOURCE_EXHAUSTED: out of memory')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(answering, '_top', fail)
+        with pytest.raises(ApiError, match='out of memory; ask again'):
+            answered(answerer, prompt=LONG, logprobs=1)
+    text, end, _ = answered(answerer, prompt=LONG)
+    assert text == generated(model, LONG) and end.reused == 0
+
+
+@pytest.mark.parametrize(('fields', 'code', 'message'), [
+    ({'prompt': LONG * 4}, 'context_length_exceeded', 'the prompt takes 321 and the answer up to 6; send'),
+    ({'prompt': LONG, 'max_tokens': 176}, 'context_length_exceeded', 'maximum context length of 256 tokens'),
+    ({'prompt': [256, 258]}, None, 'prompt has the token id 258, which is not in 0..257'),
+])
+def test_what_does_not_fit_is_refused(model, fields, code, message):
+    answerer = ModelAnswerer(model, Limits(256))
+    with pytest.raises(ApiError, match=message) as raised:
+        answered(answerer, **fields)
+    assert raised.value.status == 400 and raised.value.code == code
+    assert answerer.texts.listing == []
+
+
+def test_a_model_without_a_template_cannot_chat(model):
+    plain = runner.Model(model.params, CONFIG, model.tokenizer)
+    with pytest.raises(ApiError, match='no chat template; use /v1/completions'):
+        answered(ModelAnswerer(plain, Limits(256)), messages=[{'role': 'user', 'content': 'hi'}])
+    hostile = chat_template.ChatTemplate("{{ raise_exception('only once') }}")
+    with pytest.raises(ApiError, match='messages cannot be rendered: .*only once'):
+        refusing = runner.Model(model.params, CONFIG, model.tokenizer, hostile)
+        answered(ModelAnswerer(refusing, Limits(256)), messages=[{'role': 'user', 'content': 'hi'}])
