@@ -143,7 +143,7 @@ def test_to_hf_folder_has_the_model_and_the_tokenizer(tmp_path, small):
     assert config.tie_embeddings and params.lm_head is None
     expect(hf, params)
     tokenizer = tokenizers.load(tmp_path / 'hf')
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (0, 1, 263)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (None, 1, 263)  # no add_bos_token
     assert tokenizer.special_tokens == {'<|begin|>': 0, '<|end|>': 1}
     assert tokenizer.encode('hello') == [TOKENS.index('hello')]
     assert tokenizer.encode('a12') == [TOKENS.index(x) for x in 'a12']

@@ -67,8 +67,10 @@ def test_specials_come_from_the_files_beside_the_tokenizer(trained, tmp_path):
     (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config))
     assert (tokenizers.load(tmp_path).bos_id, tokenizers.load(tmp_path).eos_id) == (None, 0)
     (tmp_path / 'tokenizer_config.json').write_text('{}')
-    (tmp_path / 'config.json').write_text('{"bos_token_id": 5, "eos_token_id": [6, 7]}')
-    assert (tokenizers.load(tmp_path).bos_id, tokenizers.load(tmp_path).eos_id) == (5, 6)
+    (tmp_path / 'config.json').write_text('{"bos_token_id": 1, "eos_token_id": [0, 7]}')
+    assert (tokenizers.load(tmp_path).bos_id, tokenizers.load(tmp_path).eos_id) == (0, 0)
+    (tmp_path / 'config.json').write_text('{"bos_token_id": 1, "eos_token_id": 7}')  # an ordinary token
+    assert (tokenizers.load(tmp_path).bos_id, tokenizers.load(tmp_path).eos_id) == (0, 1)
     (tmp_path / 'tokenizer_config.json').write_text('{"bos_token": "<none>"}')
     with pytest.raises(ValueError, match="names bos_token '<none>', which tokenizer.json does not have"):
         tokenizers.load(tmp_path)
@@ -180,7 +182,7 @@ def nested(levels):
     ('"normalizer": null', '"normalizer": 5', 'is not a tokenizer.json of the tokenizers library'),
     ('"type": "BPE"', '"type": "Spiral"', 'is not a tokenizer.json of the tokenizers library'),
     ('"Regex": "', '"Regex": "(', 'is not a tokenizer.json of the tokenizers library .Onig'),
-    ('"id": 0', '"id": 4294967296', 'is not a tokenizer.json of the tokenizers library'),
+    ('"id": 0', '"id": 4294967296', 'an added token of id 4294967296, which is not a token id'),
 ])
 def test_a_damaged_tokenizer_json_is_refused_in_one_sentence(trained, tmp_path, old, new, message):
     text = json.dumps(json.loads(trained[1].read_text()))
@@ -209,11 +211,19 @@ def test_a_pattern_that_takes_long_is_refused(trained, monkeypatch):
         tokenizers.load(trained[1])
 
 
-@pytest.mark.parametrize('value', [True, -1, 600, 10**400, 0.5, [], {}, [[0]], {'content': 700}, '\ud800'])
-def test_bos_is_a_token_or_an_id(trained, tmp_path, value):
+@pytest.mark.parametrize('value', [True, 1, 0.5, [], {}, ['<s>'], {'content': 700}, '\ud800'])
+def test_bos_is_a_token(trained, tmp_path, value):
     (tmp_path / 'tokenizer.json').write_bytes(trained[1].read_bytes())
-    (tmp_path / 'config.json').write_text(json.dumps({'bos_token_id': value}))
-    with pytest.raises(ValueError, match='config.json has bos_token_id .*, which is neither a token nor'):
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'bos_token': value}))
+    with pytest.raises(ValueError, match='bos_token .*, which (is neither a token nor|tokenizer.json does)'):
+        tokenizers.load(tmp_path)
+
+
+@pytest.mark.parametrize('value', [True, -1, 10**400, 0.5, [], '1x', None, 2**32])
+def test_an_added_token_has_an_id(trained, tmp_path, value):
+    (tmp_path / 'tokenizer.json').write_bytes(trained[1].read_bytes())
+    (tmp_path / 'added_tokens.json').write_text(json.dumps({'<|end|>': value}))
+    with pytest.raises(ValueError, match='added_tokens.json has an added token of id .*, which is not a'):
         tokenizers.load(tmp_path)
 
 

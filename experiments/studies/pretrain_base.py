@@ -41,7 +41,7 @@ def run():
         tokenizers.train(texts, config.model.vocab_size, folder / 'tokenizer.json',
                         recall.ADJECTIVES + recall.NOUNS)
         (folder / 'tokenizer_config.json').write_text(json.dumps({
-            'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': tokenizers.BOS_NAMES[0],
+            'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': tokenizers.LLAMA3_BOS,
             'eos_token': tokenizers.EOS_NAMES[0], 'model_max_length': config.model.max_position_embeddings,
         }, indent=2))
         ids = {'bos_token_id': 0, 'eos_token_id': 1}  # the order in which tokenizers.train adds them

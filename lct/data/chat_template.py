@@ -15,12 +15,13 @@ from typing import Any
 import jinja2
 
 from lct import json_files
+from lct.data import tokenizer_settings
 from lct.data.template_environment import Environment, limited, make_strftime
 from lct.data.template_limits import MAX_DEPTH, LimitExceeded
 from lct.data.tokenizer import Tokenizer
 from lct.json_files import short_repr
 
-TOKENS = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
+REASONING = ('reasoning_content', 'thinking', 'reasoning')  # names of one field of a message
 PRIVATE_USE = range(0xE000, 0xF900)
 MAX_SOURCE = 64_000  # characters; the longest of published models have about 20,000
 MAX_ERROR = 300  # characters of a message that the template itself words
@@ -63,8 +64,8 @@ class ChatTemplate:
         """
         if not messages:
             raise ValueError(f'{self.name}: there are no messages; give at least one')
-        values = {'messages': messages, 'tools': tools, 'documents': documents, **variables}
-        values = _plain(values, self.name)
+        values = _plain({'messages': list(map(_normalized, messages)), 'tools': tools, 'documents': documents,
+                         **variables}, self.name)
         now = now or datetime.datetime.now()
         try:
             with limited(values, self.tokens):
@@ -83,12 +84,14 @@ class ChatTemplate:
     def encode(self, tokenizer: Tokenizer, messages: Sequence[dict], **options: Any) -> list[int]:
         """Token ids of render(messages, **options).
 
-        Only the template can write special tokens: one that is spelled in a message is plain text, so no
-        message can end its own turn.
+        Only the template can write special tokens, and others that it names: one that is spelled in a message
+        is plain text, so no message can end its own turn.
         """
         messages = _plain(list(messages), self.name)
         options = {key: x if key == 'now' else _plain(x, self.name) for key, x in options.items()}
-        spellings = sorted(map(re.escape, tokenizer.special_tokens), key=len, reverse=True)
+        control = {*tokenizer.special_tokens, *(
+            one for one in tokenizer.added_tokens if one in self.source and not one.isspace())}
+        spellings = sorted(map(re.escape, control), key=len, reverse=True)
         pattern = re.compile('|'.join(spellings) or '(?!)')
         everything = json.dumps([messages, options], ensure_ascii=False, default=str) + self.source
         separator = next(chr(x) for x in PRIVATE_USE if chr(x) not in everything)
@@ -116,7 +119,8 @@ def load(folder: str | Path, name: str = 'default') -> ChatTemplate:
     """
     folder = Path(folder)
     settings = _read_object(folder / 'tokenizer_config.json')
-    tokens = _token_spellings(settings)
+    named = tokenizer_settings.read(folder).named
+    tokens = {name: token['content'] for name, token in named.items() if token}
     path = folder / 'chat_template.jinja'
     if path.is_file() and name == 'default':
         return ChatTemplate(_read_text(path), tokens, str(path))
@@ -130,17 +134,6 @@ def load(folder: str | Path, name: str = 'default') -> ChatTemplate:
                              f'named {name!r}; correct the file or ask for one of them')
     raise MissingTemplate(f'{folder} has no chat template (chat_template.jinja, or chat_template in '
                      'tokenizer_config.json): it is a base model; take the template of its instruct version')
-
-
-def _token_spellings(settings: dict[str, Any]) -> dict[str, str]:
-    """{'bos_token': its spelling, ...} of a tokenizer_config.json."""
-    tokens = {}
-    for key in TOKENS:
-        value = settings.get(key)
-        value = value.get('content') if isinstance(value, dict) else value
-        if isinstance(value, str):
-            tokens[key] = value
-    return tokens
 
 
 def _templates(value: Any, path: Path) -> dict[str, str]:
@@ -165,6 +158,18 @@ def _shorten(message: Any) -> str:
 
 def _describe(error: Exception) -> str:
     return f'{type(error).__name__}: {_shorten(error)}'
+
+
+def _normalized(message: Any) -> Any:
+    """A message as transformers gives it to a template: without fields that are null, and with its reasoning
+    under the names that templates read."""
+    if not isinstance(message, dict):
+        return message
+    message = {key: x for key, x in message.items() if x is not None}
+    reasoning = next((message[name] for name in REASONING if name in message), None)
+    if reasoning is not None:
+        message = {'thinking': reasoning, **message, 'reasoning_content': reasoning}
+    return message
 
 
 def _plain(value: Any, name: str, depth: int = 0) -> Any:

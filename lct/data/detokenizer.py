@@ -28,6 +28,9 @@ class Detokenizer:
         text = self._new_text()
         if self.stopped or text.endswith(INCOMPLETE):
             return ''
+        if not text and not self._decode(2 * self._new):
+            self._new = []  # a special token, which is no context for the space of the next one
+            return ''
         self._decoded, self._new = self._new, []
         return self._release(text)
 

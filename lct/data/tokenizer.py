@@ -3,6 +3,8 @@
 No method adds a special token, and only encode_special recognises one that is spelled in the text.
 """
 
+import copy
+import functools
 import hashlib
 import importlib.util
 import itertools
@@ -12,9 +14,14 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lct.data import tokenizer_files
+from lct.data import tokenizer_backend, tokenizer_files
+from lct.data.tokenizer_backend import EOS_NAMES, LLAMA3_BOS
 from lct.data.tokenizer_files import library_errors
+
+if TYPE_CHECKING:
+    import tokenizers
 
 # Llama-3's pre-tokenization. `train` changes only the number of digits that stay together.
 LLAMA3_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -24,8 +31,6 @@ LLAMA3_SPECIALS = (
     '<|begin_of_text|>', '<|end_of_text|>', '<|reserved_special_token_0|>', '<|reserved_special_token_1|>',
     '<|finetune_right_pad_id|>', '<|reserved_special_token_2|>', '<|start_header_id|>', '<|end_header_id|>',
     '<|eom_id|>', '<|eot_id|>', '<|python_tag|>', *(f'<|reserved_special_token_{i}|>' for i in range(3, 248)))
-BOS_NAMES = ('<|begin_of_text|>', '<s>')
-EOS_NAMES = ('<|end_of_text|>', '</s>')
 # Texts on which patterns with catastrophic backtracking take long, and others some milliseconds.
 PROBES = ('a', '7', ' ', '.', '\n', 'Ab', 'a ', "a'")
 PROBE_SIZES = tuple(2**i for i in range(10))
@@ -36,16 +41,18 @@ class Tokenizer:
     """encode(text) -> ids without special tokens; decode(ids) -> text without special tokens.
 
     vocab_size: every id is below it. bos_id, eos_id: None where there is none.
-    special_tokens: {spelling: id}.
+    special_tokens: {spelling: id}. added_tokens: the same of all tokens that are matched as they are spelled,
+      the special ones included.
     fingerprint: sha256 of the definition, equal for two tokenizers that give the same ids.
     """
 
     def __init__(self, vocab_size: int, bos_id: int | None, eos_id: int | None, definition: bytes,
-                 special_tokens: dict[str, int] | None = None):
+                 special_tokens: dict[str, int] | None = None, added_tokens: dict[str, int] | None = None):
         self.vocab_size = vocab_size
         self.bos_id = bos_id
         self.eos_id = eos_id
         self.special_tokens = special_tokens or {}
+        self.added_tokens = added_tokens or self.special_tokens
         digest = hashlib.sha256(definition)
         digest.update(f' vocab_size={vocab_size} bos_id={bos_id} eos_id={eos_id}'.encode())
         self.fingerprint = digest.hexdigest()
@@ -126,27 +133,28 @@ class BytesTokenizer(Tokenizer):
 
 
 class JsonTokenizer(Tokenizer):
-    """A tokenizer.json of the Hugging Face tokenizers library."""
+    """A tokenizer.json of the Hugging Face tokenizers library, and what the files beside it add.
+
+    Ids are those of transformers (tokenizer_backend): of encode with split_special_tokens=True, because
+    '<|end_of_text|>' inside a document is text about tokenizers, not the end of the document; of
+    encode_special as apply_chat_template makes them. bos_id is None where transformers puts no BOS.
+    """
 
     def __init__(self, path: Path):
-        import tokenizers
         definition = tokenizer_files.read_json(path)
         self._path = path
+        self._backend = tokenizer_backend.load(path, definition)
+        self._tokenizer = self._backend.library
+        self._tokenizer.encode_special_tokens = True
         with library_errors(path, 'is not a tokenizer.json of the tokenizers library'):
-            library = self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-            # A file may state the truncation and padding of somebody's run; both would change the ids.
-            library.no_truncation()
-            library.no_padding()
-            # '<|end_of_text|>' inside a document is text about tokenizers, not the end of the document.
-            library.encode_special_tokens = True
-            added = library.get_added_tokens_decoder()
-            vocab_size = max(library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+            added = self._tokenizer.get_added_tokens_decoder()
+            vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if not vocab_size:
             raise ValueError(f"{path} has no tokens; give the tokenizer.json of the model, or 'bytes'")
-        ids = [tokenizer_files.special_id(path.parent, kind, names, library.token_to_id, vocab_size)
-               for kind, names in (('bos', BOS_NAMES), ('eos', EOS_NAMES))]
-        super().__init__(vocab_size, *ids, json.dumps(definition, sort_keys=True).encode(),
-                         {token.content: i for i, token in added.items() if token.special and token.content})
+        content = json.dumps(definition, sort_keys=True) + self._backend.changes
+        super().__init__(vocab_size, self._backend.bos_id, self._backend.eos_id, content.encode(),
+                         {token.content: i for i, token in added.items() if token.special and token.content},
+                         {token.content: i for i, token in added.items() if token.content})
         self._check_speed()
 
     def _check_speed(self) -> None:
@@ -169,6 +177,21 @@ class JsonTokenizer(Tokenizer):
         texts = list(texts)
         with library_errors(self._path, f'cannot encode {len(texts)} texts'):
             return [e.ids for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_special(self, text: str, drop: str = '') -> list[int]:
+        if self._backend.splits_special:
+            return self.encode(text.replace(drop, '') if drop else text)
+        if drop and drop in text:
+            return tokenizer_backend.encode_without(self._path, self._with_special, text, drop)
+        with library_errors(self._path, f'cannot encode a text of {len(text):,} characters'):
+            return self._with_special.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _with_special(self) -> 'tokenizers.Tokenizer':
+        """A copy that recognises special tokens; a switch would not be safe among threads."""
+        twin = copy.deepcopy(self._tokenizer)
+        twin.encode_special_tokens = False
+        return twin
 
     def decode(self, ids: Iterable[int]) -> str:
         ids = [int(i) for i in ids]
@@ -271,7 +294,7 @@ def train(texts: Iterable[str], vocab_size: int, path: str | os.PathLike,
     required = pairs + [f' {word}' for word in single_token_words]
     required_text = '\n'.join(required)
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[BOS_NAMES[0], EOS_NAMES[0]],
+        vocab_size=vocab_size, special_tokens=[LLAMA3_BOS, EOS_NAMES[0]],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False)
     library.train_from_iterator([*texts, *[required_text] * repeats], trainer)
     split = [text for text in required if len(library.encode(text).ids) > 1]

@@ -2,12 +2,11 @@
 
 import base64
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lct import files, json_files
-from lct.json_files import short_repr
 
 MAX_BYTES = 200_000_000  # of the largest published ones 35 MB
 
@@ -40,40 +39,6 @@ def library_errors(path: Path, failure: str) -> Iterator[None]:
         message = ' '.join(str(error).split())
         raise ValueError(f"{path} {failure} ({message[:300]}); give the tokenizer of the model's "
                          "publisher, or 'bytes'") from None
-
-
-def special_id(folder: Path, kind: str, common_names: Sequence[str], id_of: Callable[[str], int | None],
-               vocab_size: int) -> int | None:
-    """The id of bos or eos, from the files next to tokenizer.json (null: none) or by a common name.
-
-    Raises:
-      ValueError: if a file names a token or an id that tokenizer.json does not have.
-    """
-    for file, field in (('tokenizer_config.json', f'{kind}_token'), ('config.json', f'{kind}_token_id')):
-        stated = read_json(folder / file) if (folder / file).is_file() else {}
-        if field not in stated:
-            continue
-        value = stated[field]
-        if isinstance(value, dict):
-            value = value.get('content', value)
-        if isinstance(value, list) and value:
-            value = value[0]
-        if value is None:
-            return None
-        found = id_of(value) if isinstance(value, str) and _is_text(value) else value
-        if found is None:
-            raise ValueError(f'{folder / file} names {field} {short_repr(value)}, which tokenizer.json does '
-                             'not have; correct one of the two files')
-        if type(found) is not int or not 0 <= found < vocab_size:
-            raise ValueError(f'{folder / file} has {field} {short_repr(value)}, which is neither a token nor '
-                             f'an id below {vocab_size}, the size of the vocabulary; correct it')
-        return found
-    return next((id_of(name) for name in common_names if id_of(name) is not None), None)
-
-
-def _is_text(value: str) -> bool:
-    """Whether a string can be encoded: JSON may spell halves of surrogate pairs."""
-    return not any('\ud800' <= character <= '\udfff' for character in value)
 
 
 def read_mergeable_ranks(path: Path, content: bytes) -> dict[bytes, int]:
