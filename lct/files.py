@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 
+def user_cache() -> Path:
+    """lct/ in the user's cache (XDG_CACHE_HOME, else ~/.cache)."""
+    cache = os.environ.get('XDG_CACHE_HOME', '')
+    return (Path(cache) if os.path.isabs(cache) else Path.home() / '.cache') / 'lct'
+
+
 def partial_path(path: str | os.PathLike) -> Path:
     """The temporary name, next to path, of a file that is being written."""
     path = Path(path)

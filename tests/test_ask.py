@@ -2,10 +2,13 @@
 
 import argparse
 import pathlib
+import re
+import shutil
 
 import ask
 import pytest
 
+from lct.cli import reader
 from lct.data import tokenizer as tokenizers
 from lct.data.corpus import bundle
 from lct.data.corpus.documents import Document
@@ -33,7 +36,8 @@ def run(repo, **changes):
     flags = {
         'model': 'base', 'mesh': '1,1,1,1', 'dtype': None, 'plain': False, 'batch_tokens': 65536, 'piece': 32,
         'files': [str(repo)], 'question': QUESTIONS, 'length': None, 'max_new_tokens': 8, 'temperature': 0.0,
-        'top_p': 1.0, 'stop': [], 'seed': 0, **changes}
+        'top_p': 1.0, 'stop': [], 'seed': 0, 'session': None, 'session_gb': 1.0,
+        'cite': False, **changes}
     return ask.ask(argparse.Namespace(**flags))
 
 
@@ -53,19 +57,23 @@ def test_files_stand_under_their_paths_in_order(repo):
         bundle.read([f'{repo}/a.py', f'{repo}/*a.py'])
 
 
-def test_every_answer_equals_that_to_its_prompt_alone(repo, answers):
+def answers_alone(files):
+    """The answers to the prompts by themselves, each read as a whole."""
     tokenizer = tokenizers.load(HERE / 'base')
     config, params = llama_hf.load(HERE / 'base', 'float32')
-    for question, answer in zip(QUESTIONS, answers, strict=True):
-        text = f'{bundle.text(bundle.read([str(repo)]))}\nQuestion: {question}\nAnswer:'
+    for question in QUESTIONS:
+        text = f'{bundle.text(files)}\nQuestion: {question}\nAnswer:'
         ids = [tokenizer.bos_id, *tokenizer.encode(text)]
-        new = decode.generate(params, config, [ids], 8, stop_id=tokenizer.eos_id)[0]
-        assert answer == tokenizer.decode(new)
+        yield tokenizer.decode(decode.generate(params, config, [ids], 8, stop_id=tokenizer.eos_id)[0])
+
+
+def test_every_answer_equals_that_to_its_prompt_alone(repo, answers):
+    assert answers == list(answers_alone(bundle.read([str(repo)])))
 
 
 def test_what_questions_do_not_share_is_read_again(repo, answers, monkeypatch):
     # All of this prompt is read, more than any other question has in common with it.
-    monkeypatch.setattr(ask, 'PROBE_QUESTIONS', ('Why',))
+    monkeypatch.setattr(reader, 'PROBE_QUESTIONS', ('Why',))
     assert run(repo, mesh='2,1,2,1') == answers
 
 
@@ -86,6 +94,34 @@ def test_sampled_answers_follow_their_seed(repo):
     sampled = [run(repo, question=QUESTIONS[:1], temperature=1.5, top_p=0.9, seed=seed)[0]
                for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_the_same_question_is_sampled_anew_and_temperature_0_is_greedy(repo, answers):
+    twice = run(repo, question=QUESTIONS[:1] * 2, temperature=1.5)
+    assert twice[0] != twice[1]
+    assert run(repo, question=QUESTIONS[:1], temperature=0.0, top_p=0.5) == answers[:1]
+
+
+def test_a_second_process_reads_only_what_follows_a_change(repo, answers, tmp_path, capsys):
+    def reused(files=repo, mesh='1,1,1,1'):
+        """-> (answers, tokens reused, tokens of the files)"""
+        got = run(files, mesh=mesh, session=str(tmp_path / 'kept'))
+        numbers = re.search(r'([\d,]+) of ([\d,]+) tokens reused', capsys.readouterr().err)
+        return got, *(int(x.replace(',', '')) for x in numbers.groups())
+
+    _, first, total = reused()
+    assert first == 0
+    for mesh in ('1,1,2,1', '2,1,1,1'):
+        assert reused(mesh=mesh) == (answers, total, total)
+    changed = shutil.copytree(repo, tmp_path / 'changed')
+    size = lambda text: len(tokenizers.load(HERE / 'base').encode(text))
+    others = bundle.text(bundle.read([str(repo)])[1:])
+    for name, before in (('twice', ''), ('thrice', others)):
+        (changed / 'a.py').write_text((repo / 'a.py').read_text().replace('double', name))
+        got, kept, _ = reused(changed)
+        a, *rest = bundle.read([str(changed)])
+        assert got == list(answers_alone([*rest, a]))  # what changes is read last
+        assert 0 <= kept - size(before) <= size('======== a.py ========\ndef ') + 1
 
 
 def test_questions_are_typed_until_an_empty_line(repo, answers, monkeypatch, capsys):

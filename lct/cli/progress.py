@@ -42,11 +42,11 @@ class Progress:
         if not (in_terminal or self.last is None or now - self.last > INTERVAL or done == total):
             return
         self.last = now
-        if seconds_left is None:
+        if seconds_left is None and done:
             seconds_left = (now - self.start) / done * (total - done)
-        bar = f"{'█' * (BAR_WIDTH * done // total):░<{BAR_WIDTH}} " if in_terminal else ''
-        left = clock(seconds_left)
-        status(self.name, f'{bar}{done:,} of {total:,} {self.unit}, {left} left', transient=True)
+        bar = f"{'█' * (BAR_WIDTH * done // max(total, 1)):░<{BAR_WIDTH}} " if in_terminal else ''
+        left = '' if seconds_left is None else f', {clock(seconds_left)} left'
+        status(self.name, f'{bar}{done:,} of {total:,} {self.unit}{left}', transient=True)
 
     def end(self) -> None:
         """Keep the last line."""

@@ -16,7 +16,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from lct.eval import loglikelihood, scoring
 from lct.eval.runner import Item, Model
-from lct.models.sampling import Sampling
+from lct.models.sampling import at_temperature
 
 LOG = logging.getLogger('lct')
 MAX_NEW_TOKENS = 256  # for tasks that do not set it, as in the harness's own models
@@ -112,7 +112,7 @@ class ShardedLM(TemplateLM):
             limit, stops = settings['max_gen_toks'], [stop for stop in settings.get('until') or [] if stop]
             sampling = None
             if settings['do_sample']:
-                sampling = Sampling(settings['temperature'] or 1.0, settings.get('top_p', 1.0))
+                sampling = at_temperature(settings['temperature'], settings.get('top_p', 1.0))
             prompts = self._fit([self.tok_encode(requests[i].args[0]) for i in group], limit)
             texts = loglikelihood.generate(self.model, prompts, limit, stops, sampling, self.seed)
             for i, text in zip(group, texts, strict=True):

@@ -42,6 +42,16 @@ def _unflatten(_, values):
 jax.tree_util.register_pytree_node(Sampling, lambda one: ((one.temperature, one.top_p), None), _unflatten)
 
 
+def at_temperature(temperature: float, top_p: float = 1.0) -> Sampling | None:
+    """The Sampling of a request; None, which is greedy decoding, for temperature 0, whatever top_p is.
+
+    Raises:
+      ValueError: for a temperature or a top_p out of range.
+    """
+    sampling = Sampling(temperature or 1.0, top_p)
+    return sampling if temperature else None
+
+
 def next_token(logits: jax.Array, step: jax.Array | int, sampling: Sampling | None,
                key: jax.Array | None) -> jax.Array:
     """int32 [B] from logits [B, V]: the new token of each row.

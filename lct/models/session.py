@@ -99,9 +99,9 @@ class Session:
         Returns:
           how many tokens of each text were in the cache.
         """
-        texts = self._check_texts(texts, prefill_chunk)
+        padded = self._check_texts(texts, prefill_chunk)
         self._end_stream()
-        return self._update(texts, prefill_chunk, progress)[:len(texts)]
+        return self._update(padded, prefill_chunk, progress)[:len(texts)]
 
     def restore(self, arrays: Mapping[str, jax.Array], texts: Rows) -> None:
         """Take the cache of a text of each row: its kv_cache.named_arrays, in the layout of this session."""
@@ -218,8 +218,9 @@ class Session:
         logits, lengths = self._write_questions(questions, np.full(self.rows, limit, np.int32))
         params = self._gathered_params()
         for i in range(limit):
-            tokens, self.step_logits = _next_token(logits, i, sampling, key), logits
-            ids = sharding.fetch(tokens)
+            with deferred():
+                tokens, self.step_logits = _next_token(logits, i, sampling, key), logits
+                ids = sharding.fetch(tokens)
             yield ids[:count]
             if i + 1 < limit:  # the last one is never fed back
                 logits = self._append(params, tokens, lengths + i, ids=ids.tolist())

@@ -59,9 +59,10 @@ class Block(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SavedSession:
-    """The text in a folder. ids: int32 [tokens]. tensors: those of each block."""
+    """The text in a folder. ids: int32 [tokens]. about: what the writer noted. tensors: of each block."""
 
     folder: Path
+    about: dict[str, Any]
     blocks: tuple[Block, ...]
     ids: np.ndarray
     tensors: tuple[dict[str, Tensor], ...]
@@ -104,6 +105,13 @@ def identity(session: Session, model: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(facts))
 
 
+def describe(folder: str | os.PathLike) -> dict[str, Any]:
+    """What a folder says of its session without its blocks: tokens, bytes, about. Raises as read."""
+    content = read_index(Path(folder))
+    return {'tokens': sum(block['tokens'] for block in content['blocks']),
+            'bytes': sum(block['bytes'] for block in content['blocks']), 'about': content['about']}
+
+
 def _difference(was, now, path=''):
     """The name of the first fact that differs."""
     if isinstance(was, dict) and isinstance(now, dict):
@@ -144,7 +152,8 @@ def read(folder: str | os.PathLike, session: Session, model: Mapping[str, Any]) 
                 raise ValueError(f'{folder / block.file} has another crc32 of its token ids')
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DamagedSession(f'session {folder} is damaged: {error}') from None
-    return SavedSession(folder, blocks, np.concatenate([np.zeros(0, np.int32), *ids]), tensors)
+    ids = np.concatenate([np.zeros(0, np.int32), *ids])
+    return SavedSession(folder, content['about'], blocks, ids, tensors)
 
 
 def check_is_ours(folder):

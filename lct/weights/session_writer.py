@@ -39,9 +39,12 @@ from lct.weights.saved_session import (
 )
 
 
-def save(folder: str | os.PathLike, session: Session, model: Mapping[str, Any], row: int = 0) -> None:
+def save(folder: str | os.PathLike, session: Session, model: Mapping[str, Any], row: int = 0,
+         about: Mapping[str, Any] | None = None) -> None:
     """Write the text of a row. Blocks of the text before that begins alike are kept; a saved text that begins
     with all of this one stays as it is. Every process of a run must call this, the first one writes.
+
+    about: JSON values that SavedSession.about returns.
 
     Raises:
       ForeignSession: as read.
@@ -61,7 +64,7 @@ def save(folder: str | os.PathLike, session: Session, model: Mapping[str, Any], 
         try:
             new = _write_blocks(folder, session, row, ids, len(kept) * BLOCK)
             if processes.is_first():
-                _write_index(folder, identity(session, model), [*kept, *new])
+                _write_index(folder, identity(session, model), [*kept, *new], about or {})
         finally:
             if processes.is_first():
                 _remove_unused(folder)
@@ -105,8 +108,8 @@ def _finish_block(path, ids):
                  zlib.crc32(ids.tobytes()))
 
 
-def _write_index(folder, facts, blocks):
-    content = {'format': FORMAT, 'version': VERSION, 'identity': facts,
+def _write_index(folder, facts, blocks, about):
+    content = {'format': FORMAT, 'version': VERSION, 'identity': facts, 'about': dict(about),
                'blocks': [block._asdict() for block in blocks]}
     text = json.dumps(content | {'crc32': crc32_of(content)}, indent=1, sort_keys=True)
     files.write_atomically(folder / INDEX, text + '\n')

