@@ -24,7 +24,7 @@ REPORT = {
                 '124', {'accuracy': 0.5, 'interval': [0.3, 0.7], 'count': 8, 'gain': None}),
             'chosen': dict.fromkeys(
                 '124', {'accuracy': 0.75, 'interval': [0.5, 0.9], 'count': 8, 'gain': 0.25}),
-            'references': {'elimination': {'1': 0.5, '2': 0.75, '4': 1.0}}}}},
+            'chance': 0.25, 'references': {'elimination': {'1': 0.5, '2': 0.75, '4': 1.0}}}}},
         'repository': {'tasks': {'defines': {'1024': {'mean': 50.0, 'interval': None, 'count': 4}}}},
         'loss': {
             'edges': [0, 64, 128], 'mean': [3.0, 2.5], 'stderr': [None, None], 'num_windows': 1,
@@ -46,7 +46,7 @@ REPORT = {
 
 def test_every_suite_has_its_figure_table_and_cells():
     page = html_report.page(REPORT)
-    for drawing in re.findall('<svg.*?</svg>', page):
+    for drawing in re.findall('<svg.*?</svg>', page, re.DOTALL):
         ElementTree.fromstring(drawing)
     assert page.count('<svg') == 6 and '50 right, 25 misled' in page and 'model chooses' in page
     assert 'since one round of the labels: choosing +25<' in page
@@ -65,6 +65,24 @@ def test_every_suite_has_its_figure_table_and_cells():
             'all windows come from one document, so the error of these means is unknown', '(documents: 2)',
             '2.5000 nats, the base model 2.2500, difference +0.2500 ± 0.1250'):
         assert phrase in text and phrase.partition('  ')[0] in page
+
+
+def test_figures_can_be_read_by_everyone():
+    page = html_report.page(REPORT)
+    drawings = re.findall('<svg.*?</svg>', page, re.DOTALL)
+    assert all(re.match(r'<svg role="img" aria-label="[^"]+"', drawing) for drawing in drawings)
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len({*ids}) and {*re.findall(r'url\(#([^)]+)', page)} <= {*ids}
+    labels = [label for drawing in drawings for label in re.findall(r'>([^<>]+)</text>', drawing)]
+    assert {'trained to 1K', '128', 'chance'} <= {*labels} and '90.5097' not in labels
+    assert 'var(--ink, #10241F)' in page and '--ink:#E4ECE9' in page
+    # Each line has its own dash or marker, so that none hides another.
+    series = {name: ([1, 2], [0.5, 0.5], None) for name in 'abc'}
+    lines = re.findall(r'stroke-dasharray: ([^;]+);[^"]*stroke-width: ([^;"]+)',
+                       svg.curves(series, 'x', 'y').text)
+    assert len({*lines}) >= 3
+    assert svg.powers_of_two(8, 1024) == [2**i for i in range(3, 11)] and svg.powers_of_two(90.5, 100) == [90]
+    assert len(svg.powers_of_two(1, 2**40)) <= 12
 
 
 def test_committed_results_give_the_committed_csv(tmp_path):
@@ -156,5 +174,6 @@ def check_html(page):
 
 
 def test_the_colour_scale_is_fixed():
+    assert '0.00' not in svg.heat_map([1024], ['0%'], [[None]], 1024, '').text
     low, high = (svg.heat_map([1024], ['0%'], [[score]], 1024, '').text for score in (0.0, 1.0))
     assert '#f0496e' in low and '#0cd79f' in high

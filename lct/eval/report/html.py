@@ -3,18 +3,25 @@
 import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from lct.eval.report.colors import DARK, VARIABLES
 from lct.eval.suites import SUITES
 from lct.text import short_length
 
-STYLE = '''body{font:15px/1.5 system-ui,sans-serif;color:#10241F;max-width:62rem;margin:2rem auto;\
-padding:0 1rem}
+_variables = lambda values: ''.join(f'--{name}:{color};' for name, color in values.items())
+STYLE = f'''
+:root{{color-scheme:light dark;--page:#fff;--rule:#D5DAD8;{_variables(VARIABLES)}}}
+@media (prefers-color-scheme:dark){{:root{{--page:#12191A;--rule:#3A4547;{_variables(DARK)}}}}}
+''' + '''
+body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:62rem;\
+margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:14px}
-td,th{padding:.15rem .7rem;text-align:right;border-bottom:1px solid #D5DAD8}
+td,th{padding:.15rem .7rem;text-align:right;border-bottom:1px solid var(--rule)}
 td:first-child,th:first-child{text-align:left}
-svg{max-width:100%;height:auto;font:11px system-ui,sans-serif}
+th[scope=row]{font-weight:normal}
+td,th{white-space:nowrap}
 figure{margin:1rem 0;overflow-x:auto}
-figcaption,.note{color:#5A6462;font-size:13px}
-td.wide{text-align:left;word-break:break-all;font-family:ui-monospace,monospace;font-size:12px}'''
+figcaption,.note{color:var(--grey);font-size:14px}
+td.wide{text-align:left;white-space:normal;word-break:break-all;font-family:ui-monospace,monospace;font-size:12px}'''
 
 
 def page(report: Mapping) -> str:
@@ -30,15 +37,16 @@ def page(report: Mapping) -> str:
     provenance = [[name, value] for name, value in _flat({**about, 'samples': report['samples']})]
     elements += ['<h2>Provenance</h2>', _table(None, provenance, '<td class="wide">')]
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-            f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style><body>'
-            + '\n'.join(elements) + '</body></html>\n')
+            f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style><body><main>'
+            + '\n'.join(elements) + '</main></body></html>\n')
 
 
 def _section(name, result, trained) -> Iterator[str]:
     suite = SUITES[name]
     yield _element('h2', suite.title)
     for caption, picture in suite.figures(result, trained):
-        yield f"<figure>{picture.text}{_element('figcaption', caption)}</figure>"
+        drawing = picture.text.replace('<svg ', f'<svg role="img" aria-label="{html.escape(caption)}" ', 1)
+        yield f"<figure tabindex=\"0\">{drawing}{_element('figcaption', caption)}</figure>"
     for header, rows in suite.tables(result):
         yield _table(header, rows)
     for sentence in suite.sentences(result):
@@ -46,14 +54,14 @@ def _section(name, result, trained) -> Iterator[str]:
 
 
 def _element(tag, text):
-    return f'<{tag}>{html.escape(text)}</{tag}>'
+    return f'<{tag}>{html.escape(text)}</{tag.split()[0]}>'
 
 
 def _table(header: Sequence[str] | None, rows: Iterable[Sequence[str]], cell='<td>'):
-    lines = [] if header is None else [''.join(_element('th', text) for text in header)]
-    lines += [_element('td', first) + ''.join(f'{cell}{html.escape(text)}</td>' for text in more)
+    lines = [] if header is None else [''.join(_element('th scope="col"', text) for text in header)]
+    lines += [_element('th scope="row"', first) + ''.join(f'{cell}{html.escape(text)}</td>' for text in more)
               for first, *more in rows]
-    return f"<figure><table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table></figure>"
+    return f"<figure tabindex=\"0\"><table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table></figure>"
 
 
 def _flat(values, prefix=''):

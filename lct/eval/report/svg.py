@@ -1,9 +1,10 @@
 """Figures as SVG, for notebooks, reports and files. The same numbers give the same bytes."""
 
-import html
+import hashlib
 import io
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,16 +16,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lct import files
-from lct.eval.report.colors import FAINT, GREY, INK, LINE_COLORS, RAMP
+from lct.eval.report.colors import GREY, INK, LINE_COLORS, ON_RAMP, RAMP, VARIABLES
 from lct.text import short_length
 
 NAMESPACE = 'xmlns="http://www.w3.org/2000/svg"'
 COLORS = (*LINE_COLORS[1:], '#7A5BB5', '#C9A227', LINE_COLORS[0])
 STABLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'lct'}  # the same bytes every time
 STYLE = {**STABLE, 'font.family': 'sans-serif', 'font.size': 9, 'axes.spines.top': False,
-         'axes.spines.right': False}
-CELL_WIDTH, CELL_HEIGHT = 58, 22  # of heat_map, in pixels
-PLOT_WIDTH, PLOT_HEIGHT = 560, 300  # of curves
+         'axes.spines.right': False, 'savefig.transparent': True,
+         **dict.fromkeys(('text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color', 'ytick.color'),
+                         INK)}
+CELL_WIDTH, CELL_HEIGHT = 0.62, 0.26  # of heat_map, in inches
+MARKERS = 'os^Dv'
 SQUARE, FULL = 28, (23, 78, 146)  # of ring_schedule: the side of a square, the colour of a full block
 
 
@@ -166,9 +169,19 @@ def _chart(width, height, draw: Callable[[Axes], None]) -> Picture:
 
 
 def _saved(figure) -> Picture:
-    text = io.StringIO()
-    figure.savefig(text, format='svg', metadata={'Date': None})
-    return Picture(text.getvalue())
+    """The figure as SVG within HTML: several may stand on one page, which may give the colours of VARIABLES
+    other values."""
+    file = io.StringIO()
+    figure.savefig(file, format='svg', metadata=dict.fromkeys(('Date', 'Creator', 'Format', 'Type')))
+    text = file.getvalue()
+    text = text[text.index('<svg'):]
+    used = {*re.findall(r'url\(#([^)]+)\)', text), *re.findall(r'href="#([^"]+)"', text)}
+    own = hashlib.sha256(text.encode()).hexdigest()[:6]
+    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{own}{m[1]}"' if m[1] in used else '', text)
+    text = re.sub(r'(url\(#|href="#)', rf'\g<1>{own}', text)
+    for name, color in VARIABLES.items():
+        text = re.sub(f': {color}', f': var(--{name}, {color})', text, flags=re.IGNORECASE)
+    return Picture(text)
 
 
 def _length_axis(axis, ticks):
@@ -192,7 +205,7 @@ def _label(axis, x_label, y_label, title):
 
 
 # ---------------------------------------------------------------------------------------------------
-# Figures of a report, within HTML
+# Figures of a report
 # ---------------------------------------------------------------------------------------------------
 
 
@@ -200,103 +213,66 @@ def heat_map(lengths: Sequence[int], rows: Sequence[str], scores: Sequence, trai
              side: str) -> Picture:
     """Scores 0..1 [rows][lengths] on a fixed scale: an automatic one hides a uniformly wrong map.
 
-    trained: the length up to which the model was trained. side: what the rows are.
+    None for a cell without samples. trained: the length up to which the model was trained. side: what the
+    rows are.
     """
-    left, top = 150, 34
-    bottom = top + CELL_HEIGHT * len(rows)
-    elements = [_text(left - 8, top - 8, side, 'end')]
-    for i, (name, row) in enumerate(zip(rows, scores, strict=True)):
-        y = top + i * CELL_HEIGHT
-        elements.append(_text(left - 8, y + 15, name, 'end'))
-        for j, score in enumerate(row):
-            if score is None:  # a cell without samples
-                continue
-            x = left + j * CELL_WIDTH
-            elements.append(f'<rect x="{x}" y="{y}" width="{CELL_WIDTH - 1}" height="{CELL_HEIGHT - 1}" '
-                            f'fill="{_hex(*RAMP(score, bytes=True)[:3])}"/>')
-            elements.append(_text(x + CELL_WIDTH / 2, y + 15, f'{score:.2f}'))
-    for j, length in enumerate(lengths):
-        elements.append(_text(left + (j + 0.5) * CELL_WIDTH, bottom + 15, short_length(length)))
-    elements.append(_text(left + len(lengths) * CELL_WIDTH / 2, bottom + 32, 'context length (tokens)'))
-    edge = left + CELL_WIDTH * sum(length <= trained for length in lengths) - 0.5
-    elements.append(f'<line x1="{edge}" x2="{edge}" y1="{top - 6}" y2="{bottom}" stroke="{INK}" '
-                    'stroke-width="2" stroke-dasharray="5 3"/>')
-    elements.append(_text(edge, top - 12, f'trained to {short_length(trained)}'))
-    return _inline(left + CELL_WIDTH * len(lengths) + 90, bottom + 40, elements)
+    values = np.array([[math.nan if score is None else score for score in row] for row in scores])
+
+    def draw(axis):
+        axis.pcolormesh(np.ma.masked_invalid(values), cmap=RAMP, vmin=0, vmax=1, edgecolors='none',
+                        linewidth=0)
+        for (i, j), score in np.ndenumerate(values):
+            if math.isfinite(score):
+                axis.text(j + 0.5, i + 0.5, f'{score:.2f}', ha='center', va='center', color=ON_RAMP)
+        axis.set_xticks(np.arange(len(lengths)) + 0.5, map(short_length, lengths))
+        axis.set_yticks(np.arange(len(rows)) + 0.5, rows)
+        axis.invert_yaxis()
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        axis.set_xlabel('context length (tokens)')
+        axis.set_ylabel(side)
+        edge = sum(length <= trained for length in lengths)
+        axis.axvline(edge, color=INK, linewidth=1.5, linestyle=(0, (5, 3)))
+        axis.set_title(f'trained to {short_length(trained)}', fontsize=9,
+                       loc='right' if edge == len(lengths) else 'left')
+
+    width = CELL_WIDTH * max(len(lengths), 3) + 0.075 * max(map(len, rows)) + 0.9
+    return _chart(width, CELL_HEIGHT * len(rows) + 0.9, draw)
 
 
 def curves(series: Mapping, x_label: str, y_label: str, trained: int | None = None,
            y_range: tuple[float, float] = (0.0, 1.0)) -> Picture:
     """Lines over a logarithmic axis.
 
-    series: {name: ([x], [y], [(low, high)] or None)}, dashed without a band. trained: as in heat_map.
+    series: {name: ([x], [y], [(low, high)] or None)}, dashed without a band; each has a dash, a marker and a
+    width of its own, so that equal lines show beside each other. trained: as in heat_map.
     """
-    ticks = sorted({x for xs, _, _ in series.values() for x in xs} | ({trained} if trained else set()))
-    plot = _Plot(ticks[0], ticks[-1], *y_range)
-    right, bottom = plot.LEFT + PLOT_WIDTH, plot.TOP + PLOT_HEIGHT
-    elements = []
-    for i in range(6):
-        value = plot.low + (plot.high - plot.low) * i / 5
-        y = plot.y(value)
-        elements.append(f'<line x1="{plot.LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="{FAINT}"/>'
-                        + _text(plot.LEFT - 6, y + 4, f'{value:.3g}', 'end'))
-    elements += [_text(plot.x(tick), bottom + 16, short_length(tick)) for tick in ticks]
-    if trained:
-        x = plot.x(trained)
-        elements.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{plot.TOP}" y2="{bottom}" stroke="{INK}" '
-                        'stroke-dasharray="5 3"/>'
-                        + _text(x - 4, plot.TOP + 10, f'trained to {short_length(trained)}', 'end'))
-    for i, (name, line) in enumerate(series.items()):
-        color, y = LINE_COLORS[(i + 1) % len(LINE_COLORS)], plot.TOP + 18 * i
-        elements += plot.line(*line, color)
-        elements.append(f'<rect x="{right + 10}" y="{y}" width="10" height="10" fill="{color}"/>'
-                        + _text(right + 25, y + 9, name, 'start'))
-    elements.append(_text(plot.LEFT + PLOT_WIDTH / 2, bottom + 36, x_label))
-    elements.append(_text(plot.LEFT - 44, plot.TOP - 4, y_label, 'start'))
-    return _inline(right + 150, bottom + 44, elements)
+    def draw(axis):
+        dashes = itertools.cycle([(0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2))])
+        for i, (name, (xs, ys, band)) in enumerate(series.items()):
+            color = COLORS[i % len(COLORS)]
+            if band:
+                axis.fill_between(xs, *zip(*band, strict=True), color=color, alpha=0.18, linewidth=0)
+            axis.plot(xs, ys, color=color, label=name, marker=MARKERS[i % len(MARKERS)], markersize=4.5,
+                      linewidth=max(3.2 - 0.6 * i, 1.2), linestyle='-' if band else next(dashes))
+        axis.set_ylim(*y_range)
+        points = [x for xs, _, _ in series.values() for x in xs] + [trained] * (trained is not None)
+        _length_axis(axis, powers_of_two(min(points), max(points)))
+        if trained:
+            axis.axvline(trained, color=INK, linewidth=1, linestyle=(0, (5, 3)))
+            _mark_text(axis, trained, f'trained to {short_length(trained)}', color=INK)
+        _label(axis, x_label, y_label, '')
+        if len(series) > 1:
+            axis.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1.0, 0.5))
+
+    return _chart(7.6 if len(series) > 1 else 6.4, 3.6, draw)
 
 
-class _Plot(NamedTuple):
-    """The area of curves: x is logarithmic from first to last, y linear from low to high."""
-
-    first: float
-    last: float
-    low: float
-    high: float
-
-    LEFT, TOP = 52, 14
-
-    def x(self, value):
-        first = math.log2(self.first)
-        last = max(math.log2(self.last), first + 1e-9)
-        return self.LEFT + (math.log2(value) - first) / (last - first) * PLOT_WIDTH
-
-    def y(self, value):
-        return self.TOP + (self.high - value) / (self.high - self.low) * PLOT_HEIGHT
-
-    def points(self, xs, ys):
-        return ' '.join(f'{self.x(x):.1f},{self.y(y):.1f}' for x, y in zip(xs, ys, strict=True))
-
-    def line(self, xs, ys, band, color):
-        """Iterator of the elements of a line with its band."""
-        if band:
-            low, high = zip(*band, strict=True)
-            outline = self.points([*xs, *reversed(xs)], [*high, *reversed(low)])
-            yield f'<polygon points="{outline}" fill="{color}" fill-opacity=".15"/>'
-        dash = '' if band else ' stroke-dasharray="4 3"'
-        yield (f'<polyline points="{self.points(xs, ys)}" fill="none" stroke="{color}" '
-               f'stroke-width="2"{dash}/>')
-        for x, y in zip(xs, ys, strict=True):
-            yield f'<circle cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="3" fill="{color}"/>'
-
-
-def _inline(width, height, elements) -> Picture:
-    return Picture(f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" role="img">'
-                   + ''.join(elements) + '</svg>')
-
-
-def _text(x, y, text, anchor='middle'):
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{INK}" >{html.escape(text)}</text>'
+def powers_of_two(low: float, high: float) -> list[int]:
+    """The powers of two from low to high, at most 12 of them, evenly left out; low, rounded, if there is
+    none."""
+    found = [1 << i for i in range(max(math.ceil(math.log2(low)), 0), math.floor(math.log2(high)) + 1)]
+    return found[::-(-len(found) // 12)] if found else [round(low)]
 
 
 def _hex(red, green, blue):

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from lct.eval import answers, runner
 from lct.eval.report import svg
 from lct.eval.suites.suite import Cell, Figure, Plan, PromptSuite, Table
@@ -32,11 +34,12 @@ class InContextSuite(PromptSuite):
         return items
 
     def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
-        """{'tasks': {task: {'curve', 'chosen', 'references'}}}, all on the same samples.
+        """{'tasks': {task: {'curve', 'chosen', 'chance', 'references'}}}, all on the same samples.
 
         'curve' is the icl.curve of what the model writes, 'chosen' the icl.curve of the choice that it finds
-        most likely, 'references' {learner: {shots: accuracy}}. 'chosen' is None for tasks without choices and
-        for rows of an earlier version.
+        most likely, 'references' {learner: {shots: accuracy}}, 'chance' the accuracy of a choice by lot.
+        'chosen' and 'chance' are None for tasks without choices, and 'chosen' is for rows of an earlier
+        version.
         """
         tasks = {}
         for task in dict.fromkeys(row['task'] for row in rows):
@@ -51,7 +54,9 @@ class InContextSuite(PromptSuite):
                 learned = icl.reference_accuracy(icl.task(task), plan.material.seed, shots, indices)
                 for learner, accuracy in learned.items():
                     references.setdefault(learner, {})[shots] = accuracy
-            tasks[task] = {'curve': written, 'chosen': chosen, 'references': references}
+            shares = [1 / len(row['meta']['choices']) for row in own if row['meta'].get('choices')]
+            chance = float(np.mean(shares)) if len(shares) == len(own) else None
+            tasks[task] = {'curve': written, 'chosen': chosen, 'chance': chance, 'references': references}
         return {'tasks': tasks}
 
     def cells(self, result: Mapping) -> Iterator[Cell]:
@@ -76,6 +81,9 @@ class InContextSuite(PromptSuite):
                 series[name] = [int(n) for n in curve], accuracies, band
             for learner, curve in one['references'].items():
                 series[learner] = [int(n) for n in curve], list(curve.values()), None
+            if chance := one.get('chance'):
+                shots = [int(n) for n in one['curve']]
+                series['chance'] = shots, [chance] * len(shots), None
             *_, last = one['curve'].values()
             band = 'model with 95% band' if last['interval'] else 'model, no band for one rule'
             yield Figure(f'{task}: {band}, reference learners dashed{_describe_gains(one)}',

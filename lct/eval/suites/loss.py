@@ -109,7 +109,7 @@ class LossSuite(Suite):
         documents = result['documents']
         with_documents = lambda errors: [(error, documents) for error in errors]
         yield from _loss_figure(
-            f"Loss over {result['num_windows']} windows (documents: {documents}), 95% band",
+            f"Loss over windows ({result['num_windows']} of them, from {documents} documents), 95% band",
             _middles(result['edges']), result['mean'], with_documents(result['stderr']), 'position (tokens)',
             trained)
         if one := result.get('growing'):
