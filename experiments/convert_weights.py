@@ -59,6 +59,9 @@ def parse_args():
                         'model of this width')
     parser.add_argument('--max-position-embeddings', type=int,
                         help='for a model in Meta\'s format; default: 8192, or 131072 with use_scaled_rope')
+    parser.add_argument('--tokenizer-from', metavar='FOLDER',
+                        help='take the files beside the weights of this Hugging Face folder, such as for a '
+                        'GGUF file with a tokenizer that is not read')
     parser.add_argument('--adapter', help='folder of a PEFT LoRA adapter to merge into SOURCE')
     parser.add_argument('--resize-embeddings', type=int, nargs='?', const=0, metavar='ROWS',
                         dest='vocab_size', help='add rows to the embedding and the head, for '
@@ -102,11 +105,13 @@ def main():
         warn_of_edits(args.source)
     with jax.set_mesh(make_mesh(args.mesh)):
         _, params = convert.convert(args.source, args.target, args.to, dtype=args.dtype,
-                                    num_files=args.num_files, overwrite=args.overwrite, **options)
+                                    num_files=args.num_files, tokenizer_from=args.tokenizer_from,
+                                    overwrite=args.overwrite, **options)
         print(f'{args.target}: {args.to}, {sum(x.size for x in jax.tree.leaves(params)):,} numbers of '
               f'{params.embed.dtype.name}')
     del params
-    for line in companions.describe(args.source, args.target, source_format, args.to):
+    for line in companions.describe(args.tokenizer_from or args.source, args.target,
+                                    'hf' if args.tokenizer_from else source_format, args.to):
         print(line)
     if args.verify:
         print(convert.check(args.source, args.target, args.to, **options))

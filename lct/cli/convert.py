@@ -16,6 +16,7 @@ from lct.models.llama import LlamaConfig, Params
 from lct.weights import (
     companions,
     gguf_files,
+    gguf_tokenizer,
     hf_tensors,
     llama_gguf,
     llama_hf,
@@ -87,26 +88,29 @@ def load(source: str | os.PathLike, dtype: Any = None, **options: Any) -> tuple[
     name = format_of(source)
     check_options(name, options)
     if name == 'gguf':
-        return llama_gguf.load(source, dtype)[:2]
+        return llama_gguf.load_weights(source, dtype)
     if name == 'meta':
         return llama_meta.load(source, dtype, **options)
     return {'hf': llama_hf.load, 'orbax': orbax_folder.load}[name](source, dtype, **options)
 
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, to: str, *, dtype: str | None = None,
-            num_files: int = 1, overwrite: bool = False, **options: Any) -> tuple[LlamaConfig, Params]:
+            num_files: int = 1, tokenizer_from: str | os.PathLike | None = None, overwrite: bool = False,
+            **options: Any) -> tuple[LlamaConfig, Params]:
     """Write source as a folder of another format, with all that stands beside the weights.
 
     Args:
       to: 'hf', 'meta' or 'orbax'.
       dtype: None keeps the dtype of the source.
       num_files: of Meta's format.
+      tokenizer_from: a Hugging Face folder whose files beside the weights are taken instead of the source's.
       options: as in load.
     Returns:
       (config, params) as they were written.
     """
     config, params = load(source, dtype, **options)
-    with _companions_of(source, config) as beside:
+    kept = contextlib.nullcontext(tokenizer_from)
+    with _companions_of(source, config) if tokenizer_from is None else kept as beside:
         written = {'dtype': params.embed.dtype.name, 'overwrite': overwrite, 'tokenizer_from': beside}
         if to == 'meta':
             llama_meta.save(target, config, params, num_files=num_files, **written)
@@ -125,7 +129,7 @@ def _companions_of(source: str | os.PathLike, config: LlamaConfig) -> Iterator[s
         return
     with tempfile.TemporaryDirectory() as temporary:
         if name == 'gguf':
-            made = llama_gguf.read_companions(gguf_files.read(source), config)
+            made = gguf_tokenizer.read_companions(gguf_files.read(source), config)
         else:
             companions.copy(source, temporary)
             made = _meta_companions(Path(source), config)

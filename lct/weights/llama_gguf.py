@@ -1,20 +1,20 @@
-"""Llama weights from a GGUF file: config, dequantized tensors, and the tokenizer in the metadata.
+"""Weights of a Llama, or of a family like it, from a GGUF file: config and dequantized tensors.
 
-llama.cpp's converter stores the rows of wq and wk in the interleaved order (2i and 2i + 1 of a head are
-rotated together), as Meta does; they are permuted to the half-split order on load. Needs the extra 'gguf'.
+llama.cpp's converter stores the rows of wq and wk of some families in the interleaved order, as Meta does;
+they are permuted to the half-split order on load. Needs the extra 'gguf'.
 """
 
+import dataclasses
 import os
 import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lct import json_files
-from lct.data import tokenizer_json
 from lct.models.llama import LlamaConfig, Params
 from lct.ops import rope
-from lct.weights import gguf_files, llama_hf, mapping, streaming
+from lct.weights import gguf_files, gguf_tokenizer, llama_hf, mapping, streaming
 from lct.weights.tensors import Matrix
 
 NAMES = {  # parameter name -> tensor name; {} is the layer
@@ -28,25 +28,49 @@ NAMES = {  # parameter name -> tensor name; {} is the layer
     'layers.w_gate': 'blk.{}.ffn_gate.weight',
     'layers.w_up': 'blk.{}.ffn_up.weight',
     'layers.w_down': 'blk.{}.ffn_down.weight',
+    'layers.q_norm': 'blk.{}.attn_q_norm.weight',
+    'layers.k_norm': 'blk.{}.attn_k_norm.weight',
+    'layers.q_bias': 'blk.{}.attn_q.bias',
+    'layers.k_bias': 'blk.{}.attn_k.bias',
+    'layers.v_bias': 'blk.{}.attn_v.bias',
+    'layers.out_bias': 'blk.{}.attn_output.bias',
+    'layers.gate_bias': 'blk.{}.ffn_gate.bias',
+    'layers.up_bias': 'blk.{}.ffn_up.bias',
+    'layers.down_bias': 'blk.{}.ffn_down.bias',
     'final_norm': 'output_norm.weight',
     'lm_head': 'output.weight',
 }
-INTERLEAVED = ('layers.wq', 'layers.wk')
+# llama.cpp's architectures, named as the families are (a Mistral is a 'llama'), and whether their rows of wq
+# and wk are interleaved: 2i and 2i + 1 of a head are rotated together.
+ARCHITECTURES = {'llama': True}
+INTERLEAVED = ('layers.wq', 'layers.wk', 'layers.q_bias', 'layers.k_bias')
 FREQUENCIES = 'rope_freqs.weight'  # [H/2], the divisor of each frequency in Llama-3.1's scaling
-COUNTS = {  # metadata key -> LlamaConfig field
-    'llama.embedding_length': 'embed_dim',
-    'llama.feed_forward_length': 'mlp_dim',
-    'llama.block_count': 'num_layers',
-    'llama.attention.head_count': 'num_heads',
-    'llama.context_length': 'max_position_embeddings',
+LONG, SHORT = 'rope_factors_long.weight', 'rope_factors_short.weight'  # [H/2], those of longrope
+COUNTS = {  # metadata key after the architecture -> LlamaConfig field
+    'embedding_length': 'embed_dim',
+    'feed_forward_length': 'mlp_dim',
+    'block_count': 'num_layers',
+    'attention.head_count': 'num_heads',
+    'context_length': 'max_position_embeddings',
 }
 OPTIONAL = {
-    'llama.vocab_size', 'llama.attention.head_count_kv', 'llama.attention.key_length',
-    'llama.attention.value_length', 'llama.attention.layer_norm_rms_epsilon', 'llama.rope.dimension_count',
-    'llama.rope.freq_base', 'llama.rope.scaling.type', 'llama.rope.scaling.factor',
-    'llama.rope.scaling.original_context_length',
+    'vocab_size', 'attention.head_count_kv', 'attention.key_length', 'attention.value_length',
+    'attention.layer_norm_rms_epsilon', 'rope.dimension_count', 'rope.freq_base', 'rope.scaling.type',
+    'rope.scaling.factor', 'rope.scaling.original_context_length', 'rope.scale_linear',
 }
-HARMLESS = {'llama.rope.scaling.finetuned', 'llama.tensor_data_layout'}
+PHI3 = {'attention.sliding_window', 'rope.scaling.attn_factor'}
+HARMLESS = {'rope.scaling.finetuned', 'tensor_data_layout'}
+NO_ROPE_INTERVAL = 4  # of SmolLM3; llama.cpp has the number in its code
+
+
+def load_weights(path: str | os.PathLike, dtype: Any = 'float32') -> tuple[LlamaConfig, Params]:
+    """(LlamaConfig, Params) of a GGUF file, whatever its tokenizer; otherwise as load."""
+    file = gguf_files.read(path)
+    config = read_config(file)
+    streaming.check_mesh(config)
+    matrices = read_matrices(file, config)
+    dtype = streaming.resolve_dtype(dtype or stored_dtype(matrices), {}, path)
+    return config, streaming.load(config, dtype, matrices)
 
 
 def load(path: str | os.PathLike, dtype: Any = 'float32') -> tuple[LlamaConfig, Params, dict[str, Any]]:
@@ -62,11 +86,8 @@ def load(path: str | os.PathLike, dtype: Any = 'float32') -> tuple[LlamaConfig, 
         finite, or not understood.
     """
     file = gguf_files.read(path)
-    config = read_config(file)
-    streaming.check_mesh(config)
-    matrices, companions = read_matrices(file, config), read_companions(file, config)
-    dtype = streaming.resolve_dtype(dtype or stored_dtype(matrices), {}, path)
-    return config, streaming.load(config, dtype, matrices), companions
+    companions = gguf_tokenizer.read_companions(file, read_config(file))  # refused before any work
+    return *load_weights(path, dtype), companions
 
 
 def stored_dtype(matrices: streaming.Matrices) -> str:
@@ -100,23 +121,42 @@ def read_matrices(file: gguf_files.File, config: LlamaConfig) -> streaming.Matri
             f'{file.path} claims {config.num_layers} layers but holds {len(file.tensors)} tensors; '
             'fetch it again')
     names, shapes = mapping.tensor_names(config, NAMES), mapping.checkpoint_shapes(config, NAMES)
-    missing = [name for name in names if name not in file.tensors]
+    tensors = _split(file, config) if config.family == 'phi3' else file.tensors
+    missing = [name for name in names if name not in tensors]
     if missing:
         raise ValueError(
             f'{file.path} lacks tensor {missing[0]!r} ({len(missing)} missing in total); fetch it again')
-    extra = [name for name in file.tensors if name not in names and name != FREQUENCIES]
+    extra = [name for name in tensors if name not in names and name not in (FREQUENCIES, LONG, SHORT)]
     if extra:
         raise ValueError(
-            f'{file.path}: tensor {extra[0]!r} does not belong to a Llama ({len(extra)} unexpected in '
-            'total); biases, experts and adapters are not supported')
+            f'{file.path}: tensor {extra[0]!r} does not belong to a model of architecture {config.family!r} '
+            f'({len(extra)} unexpected in total); experts and adapters are not supported')
     result = {}
     for name, (parameter, layer) in names.items():
-        tensor = file.tensors[name]
+        tensor = tensors[name]
         if tensor.shape != shapes[name]:
             raise ValueError(f'{file.path}: tensor {name!r} has shape {list(tensor.shape)}; the metadata '
                              f'requires {list(shapes[name])}')
-        head_dim = config.head_dim if parameter in INTERLEAVED else None
-        result[parameter, layer] = Matrix(name, (tensor,), head_dim=head_dim)
+        interleaved = parameter in INTERLEAVED and ARCHITECTURES[config.family]
+        result[parameter, layer] = Matrix(name, (tensor,), head_dim=config.head_dim if interleaved else None)
+    return result
+
+
+def _split(file, config):
+    """The tensors of a Phi-3, with those that hold the rows of several as one for each."""
+    q, kv = (count * config.head_dim for count in (config.num_heads, config.num_kv_heads))
+    parts = {'attn_qkv': (('attn_q', q), ('attn_k', kv), ('attn_v', kv)),
+             'ffn_up': (('ffn_gate', config.mlp_dim), ('ffn_up', config.mlp_dim))}
+    result = {}
+    for name, tensor in file.tensors.items():
+        module, start = name.split('.')[-2], 0
+        if tensor.shape[0] != sum(rows for _, rows in parts.get(module, ())):
+            result[name] = tensor
+            continue
+        for part, rows in parts[module]:
+            data = tensor.data[start:start + rows]
+            result[name.replace(module, part)] = tensor._replace(shape=(rows, *tensor.shape[1:]), data=data)
+            start += rows
     return result
 
 
@@ -127,62 +167,89 @@ def read_matrices(file: gguf_files.File, config: LlamaConfig) -> streaming.Matri
 
 def read_config(file: gguf_files.File) -> LlamaConfig:
     """LlamaConfig of a file; a key that would change the result is understood or refused."""
-    path, values = file.path, file.metadata
-    if values.get('general.architecture') != 'llama':
-        raise ValueError(f"{path} has general.architecture {values.get('general.architecture')!r}; only "
-                         "'llama' is supported")
-    known = {*COUNTS, *OPTIONAL, *HARMLESS}
-    for key, value in values.items():
-        if key.startswith('llama.') and key not in known and value not in (0, False):
-            raise ValueError(
-                f'{path}: {key} is {value!r}, which this model does not compute; '
-                'only plain Llamas are supported')
-    fields = {field: _count(values, key, path) for key, field in COUNTS.items()}
+    path, family = file.path, file.metadata.get('general.architecture')
+    if family not in ARCHITECTURES:
+        raise ValueError(f"{path} has general.architecture {family!r}; only {', '.join(ARCHITECTURES)} are "
+                         'supported')
+    values = _Metadata(file, family)
+    values.refuse_unknown(OPTIONAL | HARMLESS | set(COUNTS) | (PHI3 if family == 'phi3' else set()))
+    fields = {field: values.count(key) for key, field in COUNTS.items()}
     heads = fields['num_heads']
     if fields['embed_dim'] % heads:
-        raise ValueError(f"{path}: llama.embedding_length {fields['embed_dim']} is not a multiple of "
-                         f'llama.attention.head_count {heads}; fetch it again')
-    head_dim = _count(values, 'llama.attention.key_length', path, fields['embed_dim'] // heads)
-    for key in ('llama.attention.value_length', 'llama.rope.dimension_count'):
-        if _count(values, key, path, head_dim) != head_dim:
+        raise ValueError(f"{path}: {family}.embedding_length {fields['embed_dim']} is not a multiple of "
+                         f'{family}.attention.head_count {heads}; fetch it again')
+    head_dim = values.count('attention.key_length', fields['embed_dim'] // heads)
+    for key in ('attention.value_length', 'rope.dimension_count'):
+        if values.count(key, head_dim) != head_dim:
             raise ValueError(
-                f'{path}: {key} is {values[key]} but the keys have {head_dim} dims; only heads that are '
-                'fully rotated, with keys and values of one size, are supported')
+                f'{path}: {family}.{key} is {values.get(key)} but the keys have {head_dim} dims; only heads '
+                'that are fully rotated, with keys and values of one size, are supported')
     embed = file.tensors.get(NAMES['embed'])
     if embed is None or len(embed.shape) != 2:
         raise ValueError(f"{path} lacks the matrix {NAMES['embed']!r}; fetch it again")
     try:
         return LlamaConfig(
             **fields, head_dim=head_dim,
-            vocab_size=_count(values, 'llama.vocab_size', path, embed.shape[0]),
-            num_kv_heads=_count(values, 'llama.attention.head_count_kv', path, heads),
-            norm_eps=_decimal(values, 'llama.attention.layer_norm_rms_epsilon', path),
+            vocab_size=values.count('vocab_size', embed.shape[0]),
+            num_kv_heads=values.count('attention.head_count_kv', heads),
+            norm_eps=values.decimal('attention.layer_norm_rms_epsilon'),
             tie_embeddings=NAMES['lm_head'] not in file.tensors,
-            rope=_rope(file, head_dim, fields['max_position_embeddings']),
+            rope=_rope(values, head_dim, fields['max_position_embeddings']),
+            **_options(values, fields['num_layers']),
         )
     except ValueError as error:
         raise error if str(error).startswith(path) else ValueError(f'{path}: {error}') from None
 
 
-def _rope(file, head_dim, max_position):
+def _options(values, num_layers):
+    """The LlamaConfig fields in which families differ."""
+    biases = {field: f'blk.0.{name}.bias' in values.file.tensors for field, name in (
+        ('qkv_bias', 'attn_q'), ('out_bias', 'attn_output'), ('mlp_bias', 'ffn_gate'))}
+    options = {'family': values.family, 'qk_norm': values.family == 'qwen3', **biases}
+    if values.family == 'smollm3' and num_layers < len(values.file.tensors):
+        options['rope_layers'] = tuple((i + 1) % NO_ROPE_INTERVAL != 0 for i in range(num_layers))
+    return options | {'window': values.get('attention.sliding_window') or None}
+
+
+def _rope(values, head_dim, max_position):
     """RopeConfig of a file."""
-    path, values = file.path, file.metadata
-    theta = _decimal(values, 'llama.rope.freq_base', path, 10000.0)
-    kind = values.get('llama.rope.scaling.type', 'none')
+    path, tensors = values.file.path, values.file.tensors
+    theta = values.decimal('rope.freq_base', 10000.0)
+    kind = values.get('rope.scaling.type', 'none')
     scaling = {}
-    if kind in ('linear', 'yarn'):
-        scaling = {'type': kind, 'factor': _decimal(values, 'llama.rope.scaling.factor', path)}
-    elif kind != 'none':
-        raise ValueError(f"{path}: llama.rope.scaling.type is {kind!r}; known are 'none', 'linear', 'yarn'")
-    if kind == 'yarn':
-        original = _count(values, 'llama.rope.scaling.original_context_length', path, max_position)
-        scaling['original_max_position'] = original
-    if FREQUENCIES not in file.tensors:
-        return rope.RopeConfig(theta=theta, **scaling)
-    if scaling:
+    if kind == 'none' and values.get('rope.scale_linear', 1) != 1:  # the key of files of 2023
+        scaling = {'type': 'linear', 'factor': values.decimal('rope.scale_linear')}
+    elif kind in ('linear', 'yarn'):
+        scaling = {'type': kind, 'factor': values.decimal('rope.scaling.factor')}
+    elif kind != 'none' and LONG not in tensors:
         raise ValueError(
-            f'{path} has both {FREQUENCIES} and llama.rope.scaling.type {kind!r}; it must have one')
-    return _llama3_rope(file, theta, head_dim)
+            f"{path}: {values.family}.rope.scaling.type is {kind!r}; known are 'none', 'linear', 'yarn'")
+    if kind == 'yarn':
+        original = values.count('rope.scaling.original_context_length', max_position)
+        scaling['original_max_position'] = original
+    found = [name for name in (FREQUENCIES, LONG) if name in tensors]
+    if found and scaling or len(found) > 1:
+        raise ValueError(f'{path} has both {" and ".join(found)} and '
+                         f'{values.family}.rope.scaling.type {kind!r}; it must have one')
+    if LONG in tensors:
+        return _longrope(values, theta, max_position)
+    return _llama3_rope(values.file, theta, head_dim) if found else rope.RopeConfig(theta=theta, **scaling)
+
+
+def _longrope(values, theta, max_position):
+    """RopeConfig of a Phi-3: the divisors of the frequencies are tensors."""
+    if SHORT not in values.file.tensors:
+        raise ValueError(f'{values.file.path} has {LONG} without {SHORT}; fetch it again')
+    factors = {field: tuple(float(str(x)) for x in values.file.tensors[name].read().ravel())
+               for field, name in (('long_factor', LONG), ('short_factor', SHORT))}
+    original = values.count('rope.scaling.original_context_length', max_position)
+    result = rope.RopeConfig(theta=theta, type='longrope', factor=max_position / original,
+                             original_max_position=original, **factors)
+    attention = values.decimal('rope.scaling.attn_factor', 1.0)
+    implied = rope.frequencies(result, 2 * len(factors['long_factor']), max_position)[1]
+    if abs(attention - implied) < 1e-5 * implied:
+        return result
+    return dataclasses.replace(result, attention_factor=attention)
 
 
 def _llama3_rope(file, theta, head_dim):
@@ -199,84 +266,34 @@ def _llama3_rope(file, theta, head_dim):
     return result
 
 
-def _count(values, key, path, default=None):
-    """A positive integer of the metadata."""
-    value = values.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f'{path}: {key} is {value!r}; it must be a positive integer')
-    return value
+class _Metadata(NamedTuple):
+    """The metadata of a file whose keys begin with its architecture."""
 
+    file: gguf_files.File
+    family: str
 
-def _decimal(values, key, path, default=None):
-    """A float32 of the metadata as the shortest decimal that rounds to it: 1e-5, not 9.99999974e-06."""
-    value = values.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f'{path}: {key} is {value!r}; it must be a number')
-    return float(str(np.float32(value)))
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.file.metadata.get(f'{self.family}.{key}', default)
 
+    def refuse_unknown(self, known: set[str]) -> None:
+        """Refuse keys of the architecture outside of known, unless they are 0 or false."""
+        for name, value in self.file.metadata.items():
+            prefix, _, key = name.partition('.')
+            if prefix == self.family and key not in known and value not in (0, False):
+                raise ValueError(f'{self.file.path}: {name} is {value!r}, which this model does not compute; '
+                                 'use the Hugging Face folder of the model')
 
-# ---------------------------------------------------------------------------------------------------
-# Tokenizer
-# ---------------------------------------------------------------------------------------------------
-
-
-def read_companions(file: gguf_files.File, config: LlamaConfig) -> dict[str, Any]:
-    """{file name: JSON object} of the Hugging Face files that the metadata of a file is equivalent to."""
-    values = file.metadata
-    tokens, types, merges = _read_vocabulary(file, config.vocab_size)
-    ids = _read_special_ids(file, len(tokens))
-    bos = ids['bos'] if values.get('tokenizer.ggml.add_bos_token') else None
-    try:
-        definition = tokenizer_json.from_gguf(tokens, types, merges, values.get('tokenizer.ggml.pre'), bos)
-    except ValueError as error:
-        raise ValueError(f'{file.path}: {error}') from None
-    special = {'bos_token': ids['bos'], 'eos_token': ids['eos'], 'unk_token': ids['unknown'],
-               'pad_token': ids['padding']}
-    settings = {
-        'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False,
-        'model_max_length': config.max_position_embeddings,
-        **{key: tokens[i] for key, i in special.items() if i is not None},
-    }
-    if 'tokenizer.chat_template' in values:
-        settings['chat_template'] = values['tokenizer.chat_template']
-    config_ids = _config_ids(ids)
-    return {'tokenizer.json': definition, 'tokenizer_config.json': settings,
-            'generation_config.json': config_ids, 'config.json': config_ids}
-
-
-def _read_vocabulary(file, vocab_size):
-    """(tokens, their types, merges) of a byte-level BPE of at most vocab_size tokens."""
-    path, values = file.path, file.metadata
-    kind = values.get('tokenizer.ggml.model')
-    if kind != 'gpt2':
-        raise ValueError(f"{path}: tokenizer.ggml.model is {kind!r} and only 'gpt2' (byte-level BPE) is "
-                         'supported; use the Hugging Face folder of the model')
-    tokens, types, merges = (
-        values.get(f'tokenizer.ggml.{key}') for key in ('tokens', 'token_type', 'merges'))
-    if not all(isinstance(x, list) for x in (tokens, types, merges)) or len(tokens) != len(types):
-        raise ValueError(f'{path}: tokenizer.ggml.tokens, .token_type and .merges must be lists, the first '
-                         'two of one length; use the Hugging Face folder of the model')
-    if len(tokens) > vocab_size:
-        raise ValueError(f'{path}: tokenizer.ggml.tokens has {len(tokens)} tokens but the embedding has '
-                         f'{vocab_size} rows; use the Hugging Face folder of the model')
-    return tokens, types, merges
-
-
-def _read_special_ids(file, num_tokens):
-    """{'bos', 'eos', ...: id or None}."""
-    ids = {}
-    for name in ('bos', 'eos', 'eot', 'eom', 'unknown', 'padding'):
-        ids[name] = file.metadata.get(f'tokenizer.ggml.{name}_token_id')
-        if ids[name] is not None and not 0 <= ids[name] < num_tokens:
+    def count(self, key: str, default: int | None = None) -> int:
+        """A positive integer."""
+        value = self.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(
-                f'{file.path}: tokenizer.ggml.{name}_token_id {ids[name]} is not in 0..{num_tokens - 1}; use '
-                'the Hugging Face folder of the model')
-    return ids
+                f'{self.file.path}: {self.family}.{key} is {value!r}; it must be a positive integer')
+        return value
 
-
-def _config_ids(ids):
-    """The token ids of a config.json; a model that stops at several tokens has a list of them."""
-    stops = [ids[name] for name in ('eos', 'eot', 'eom') if ids[name] is not None]
-    result = {'bos_token_id': ids['bos'], 'pad_token_id': ids['padding'],
-              'eos_token_id': list(dict.fromkeys(stops)) if len(set(stops)) > 1 else ids['eos']}
-    return {key: value for key, value in result.items() if value is not None}
+    def decimal(self, key: str, default: float | None = None) -> float:
+        """A float32 as the shortest decimal that rounds to it: 1e-5, not 9.99999974e-06."""
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f'{self.file.path}: {self.family}.{key} is {value!r}; it must be a number')
+        return float(str(np.float32(value)))

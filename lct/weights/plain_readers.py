@@ -38,16 +38,22 @@ GGUF_TO_HF = {
     'attn_norm': 'input_layernorm', 'ffn_norm': 'post_attention_layernorm',
     'attn_q': 'self_attn.q_proj', 'attn_k': 'self_attn.k_proj', 'attn_v': 'self_attn.v_proj',
     'attn_output': 'self_attn.o_proj', 'ffn_gate': 'mlp.gate_proj', 'ffn_up': 'mlp.up_proj',
-    'ffn_down': 'mlp.down_proj',
+    'ffn_down': 'mlp.down_proj', 'attn_q_norm': 'self_attn.q_norm', 'attn_k_norm': 'self_attn.k_norm',
+    'attn_qkv': 'self_attn.qkv_proj',
 }
 ORBAX_TO_HF = {
     'embed': 'model.embed_tokens', 'final_norm': 'model.norm', 'lm_head': 'lm_head',
     'layers.attn_norm': 'input_layernorm', 'layers.mlp_norm': 'post_attention_layernorm',
     'layers.wq': 'self_attn.q_proj', 'layers.wk': 'self_attn.k_proj', 'layers.wv': 'self_attn.v_proj',
     'layers.wo': 'self_attn.o_proj', 'layers.w_gate': 'mlp.gate_proj', 'layers.w_up': 'mlp.up_proj',
-    'layers.w_down': 'mlp.down_proj',
+    'layers.w_down': 'mlp.down_proj', 'layers.q_norm': 'self_attn.q_norm',
+    'layers.k_norm': 'self_attn.k_norm', 'layers.q_bias': 'self_attn.q_proj',
+    'layers.k_bias': 'self_attn.k_proj', 'layers.v_bias': 'self_attn.v_proj',
+    'layers.out_bias': 'self_attn.o_proj', 'layers.gate_bias': 'mlp.gate_proj',
+    'layers.up_bias': 'mlp.up_proj', 'layers.down_bias': 'mlp.down_proj',
 }
 ROTATED = ('self_attn.q_proj.weight', 'self_attn.k_proj.weight')
+INTERLEAVED = ('llama', 'smollm3')  # architectures of GGUF with rows in Meta's order
 
 
 def hf(folder: str | os.PathLike) -> Tensors:
@@ -58,7 +64,37 @@ def hf(folder: str | os.PathLike) -> Tensors:
     tensors = _with_scales(tensors, folder)
     embed = next(name for name in tensors if name.endswith('embed_tokens.weight'))
     prefix = embed.removesuffix('embed_tokens.weight')
-    return {_hf_name(name, prefix): read for name, read in tensors.items() if 'rotary_emb' not in name}
+    names = {name: _hf_name(name, prefix) for name in tensors if 'rotary_emb' not in name}
+    return _split({names[name]: tensors[name] for name in names}, _num_rows(folder))
+
+
+def _num_rows(folder):
+    """(rows of q_proj, of k_proj) of a config.json."""
+    with open(os.path.join(folder, 'config.json'), encoding='utf-8') as file:
+        values = json.load(file)
+    heads = values['num_attention_heads']
+    head_dim = values.get('head_dim') or values['hidden_size'] // heads
+    return heads * head_dim, (values.get('num_key_value_heads') or heads) * head_dim
+
+
+def _split(tensors, num_rows):
+    """The tensors with those that a Phi-3 stores as one apart. num_rows: of q_proj and of k_proj."""
+    def rows(read, start, stop):
+        return lambda: read()[start:stop]
+
+    result = {}
+    for name, read in tensors.items():
+        if '.qkv_proj.' in name:
+            q, kv = num_rows
+            for part, start, stop in (('q', 0, q), ('k', q, q + kv), ('v', q + kv, None)):
+                result[name.replace('qkv', part)] = rows(read, start, stop)
+        elif '.gate_up_proj.' in name:
+            half = len(read()) // 2
+            result[name.replace('gate_up', 'gate')] = rows(read, 0, half)
+            result[name.replace('gate_up', 'up')] = rows(read, half, None)
+        else:
+            result[name] = read
+    return result
 
 
 def _read_file(path):
@@ -248,11 +284,12 @@ def gguf(path: str | os.PathLike) -> Tensors:
         name = _layer_name(one.name, r'blk\.(\d+)\.', GGUF_TO_HF)
         read = functools.partial(_read_gguf, library, one)
         kind = name.split('.')[-2]
-        if architecture == 'llama' and kind in rows_per_head:  # the others have rows in halves already
+        if architecture in INTERLEAVED and kind in rows_per_head:  # the others have rows in halves already
             rows = int(one.shape[-1])
             read = _in_halves(read, rows // rows_per_head[kind])
-        tensors[name] = read
-    return tensors
+        tensors[name.replace('up_proj', 'gate_up_proj') if architecture == 'phi3' else name] = read
+    value_dim = int(reader.fields[f'{architecture}.embedding_length'].contents()) // heads
+    return _split(tensors, [rows_per_head[kind] * value_dim for kind in ('q_proj', 'k_proj')])
 
 
 def _read_gguf(library, tensor):
@@ -277,7 +314,7 @@ def orbax(folder: str | os.PathLike) -> Tensors:
         spec = {'driver': 'zarr', 'kvstore': {'driver': 'ocdbt', 'base': base, 'path': name + '/'}}
         array = tensorstore.open(spec, open=True, read=True).result()
         leaf = name.split('.')[-1]
-        hf_name = ORBAX_TO_HF[name] + ('.bias' if leaf.startswith('b') else '.weight')
+        hf_name = ORBAX_TO_HF[name] + ('.bias' if leaf.endswith('_bias') else '.weight')
         if not name.startswith('layers.'):
             tensors[hf_name] = functools.partial(_read_parameter, array, leaf)
             continue
@@ -290,6 +327,8 @@ def orbax(folder: str | os.PathLike) -> Tensors:
 def _read_parameter(array, leaf):
     """[in..., out...] -> [out, in]. The embedding and vectors are stored as they are."""
     values = np.asarray(array.read().result())
+    if leaf.endswith('_bias'):  # [N, H], [K, H], [D] or [F]
+        return values.reshape(-1)
     if leaf == 'embed' or values.ndim == 1:
         return values
     if leaf == 'wo':  # [N, H, D]
