@@ -7,14 +7,18 @@
 
 Clients need the address http://127.0.0.1:8000/v1, any API key (that of LCT_API_KEY if it is set) and the
 name of the model: the routes are models, completions and chat/completions. Requests are answered one after
-another; a client that goes away frees its place at once.
+another; a client that goes away frees its place at once. What was read is kept in memory (--cache-gib) and
+on disk (--session-gb, beside the sessions of ask.py, which are continued too), so that a server that starts
+again need not read it again; the texts are those of the users, so the folder is readable by its owner alone.
 """
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import sys
 
+from lct.cli import sessions
 from lct.cli.main import check_positive, needs, run_script
 from lct.cli.model import add_model_flags, load_model, mesh_context
 from lct.cli.progress import status
@@ -34,6 +38,8 @@ def main():
                         help='most tokens of prompt and answer; default: all positions of the model')
     parser.add_argument('--max-new-tokens', type=int, default=1024, help='of a chat that does not set them')
     parser.add_argument('--cache-gib', type=float, default=2.0, help='memory for the texts that are kept')
+    parser.add_argument('--session-gb', type=float, default=20.0,
+                        help='disk space of all sessions; those unused for longest are deleted; 0 for none')
     parser.add_argument('--max-waiting', type=int, default=64, help='requests in the queue')
     parser.add_argument('--max-body-mib', type=int, default=16, help='of a request')
     serve(parser.parse_args())
@@ -44,7 +50,6 @@ def serve(args):
     with needs("'.[serve]'"):
         import uvicorn
 
-        from lct.serve.answering import Limits, ModelAnswerer
         from lct.serve.app import LOOPBACK, Settings, make_app
         from lct.serve.jobs import ModelThread
 
@@ -55,10 +60,8 @@ def serve(args):
     with mesh_context(args.mesh):
         model, folder = load_model(args)
         length = checked_length(args.length, model.config.max_position_embeddings)
-        limits = Limits(length, args.max_new_tokens, args.piece or Limits._field_defaults['prefill_chunk'],
-                        int(args.cache_gib * 2**30))
-        answerer = ModelAnswerer(model, limits)
-    name = args.name or pathlib.Path(args.model).name or folder.name
+        name = args.name or pathlib.Path(args.model).name
+        answerer = make_answerer(args, model, folder, length, name)
     settings = Settings(name, length, args.max_body_mib * 2**20, token, loopback, model.template is not None)
     thread = ModelThread(answerer, lambda: mesh_context(args.mesh), args.max_waiting)
     app = make_app(thread, settings, lambda: answerer.texts.listing)
@@ -71,6 +74,24 @@ def serve(args):
     if not (loopback or token):
         print(f'WARNING: anyone who reaches {host} may ask; set {API_KEY} to ask for a key', file=sys.stderr)
     server.run([socket])
+
+
+def make_answerer(args, model, folder, length, name):
+    """The ModelAnswerer of the flags."""
+    from lct.data.prefix_tokenizer import PrefixTokenizer
+    from lct.serve.answering import Limits, ModelAnswerer
+    from lct.serve.disk_texts import DiskTexts
+
+    facts = sessions.model_facts(model, folder) if args.session_gb else None
+
+    def disk(probe):
+        return DiskTexts(sessions.root(), probe, facts, {'model': name},
+                         lambda new: sessions.prune(args.session_gb * 1e9, [new]))
+
+    limits = Limits(length, args.max_new_tokens, args.piece or Limits._field_defaults['prefill_chunk'],
+                    int(args.cache_gib * 2**30))
+    model = dataclasses.replace(model, tokenizer=PrefixTokenizer(model.tokenizer))
+    return ModelAnswerer(model, limits, disk if facts else None)
 
 
 def checked_length(length, positions):

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     'train': BELOW,
     'eval': BELOW,
     'plan': BELOW,
-    'serve': (*BELOW, 'eval'),
+    'serve': (*BELOW, 'eval', 'weights'),
     'cli': (*BELOW, 'weights', 'train', 'eval', 'plan'),
 }
 # Libraries with one home: only files whose path starts like this import them.

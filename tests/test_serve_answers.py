@@ -1,6 +1,7 @@
 """The answers of the server's model are those of plain generation, whatever it has read before."""
 
 import contextlib
+import shutil
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from lct.models import decode, llama
 from lct.ops import rope
 from lct.serve import answering, kept_texts
 from lct.serve.answering import Limits, ModelAnswerer
+from lct.serve.disk_texts import DiskTexts
 from lct.serve.errors import ApiError
 from lct.serve.jobs import Cancelled, Job
 from lct.serve.requests import parse
@@ -165,6 +167,72 @@ def test_kept_texts_are_bounded(model):
         assert answered(answerer, prompt=f'{name} ' * 9)[1].reused == 0
         assert sum(one['bytes'] for one in answerer.texts.listing) <= 2 * size
     assert len(answerer.texts.listing) == 2
+
+
+def on_disk(folder, name='m', prune=lambda folder: None):
+    return lambda probe: DiskTexts(folder, probe, {'name': name}, {}, prune)
+
+
+def test_a_server_that_starts_again_continues_what_it_has_read(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_texts, 'MAX_DROPPED', 20)
+    texts = [LONG * 2, LONG + 'Another text with the same beginning, and its own end: ' + 'x' * 40]
+    first = ModelAnswerer(model, Limits(256), on_disk(tmp_path))
+    for prompt in texts:
+        answered(first, prompt=prompt)
+    assert first.idle() and first.idle() and not first.idle()
+    assert [one['place'] for one in first.texts.listing] == ['memory and disk'] * 2
+    again = ModelAnswerer(model, Limits(256), on_disk(tmp_path))
+    assert [one['place'] for one in again.texts.listing] == ['disk'] * 2
+    for prompt in texts:
+        text, end, _ = answered(again, prompt=prompt)
+        assert text == generated(model, prompt) and end.reused == len(prompt)  # all but the last token
+    assert not again.idle()  # nothing new to write
+    other = ModelAnswerer(model, Limits(256), on_disk(tmp_path, name='another model'))
+    assert other.texts.listing == [] and answered(other, prompt=texts[0])[1].reused == 0
+
+
+def test_texts_leave_the_memory_for_the_disk_and_the_disk_in_the_end(model, tmp_path):
+    pruned = []
+
+    def prune(new):
+        pruned.extend(old for old in tmp_path.iterdir() if old != new)
+        for old in pruned:
+            shutil.rmtree(old, ignore_errors=True)
+
+    answerer = ModelAnswerer(model, Limits(256, cache_bytes=1), on_disk(tmp_path))
+    for prompt in (LONG * 2, 'B' * 200):
+        answered(answerer, prompt=prompt)
+    assert [one['place'] for one in answerer.texts.listing] == ['disk'] * 2
+    assert answered(answerer, prompt='B' * 200)[1].reused == 200
+    answerer = ModelAnswerer(model, Limits(256, cache_bytes=1), on_disk(tmp_path, prune=prune))
+    answered(answerer, prompt='C' * 200)
+    assert len(pruned) == 2 and [one['tokens'] for one in answerer.texts.listing] == [201]
+
+
+def test_sessions_of_others_are_continued_but_not_overwritten(model, tmp_path):
+    first = ModelAnswerer(model, Limits(256), on_disk(tmp_path))
+    answered(first, prompt=LONG * 2)
+    first.close()
+    (own,) = tmp_path.iterdir()
+    own.rename(tmp_path / 'mine')
+    again = ModelAnswerer(model, Limits(256), on_disk(tmp_path))
+    assert answered(again, prompt=LONG * 2 + 'D' * 80, max_tokens=1)[1].reused == 2 * len(LONG) + 1
+    again.close()
+    assert sorted(one['tokens'] for one in ModelAnswerer(
+        model, Limits(256), on_disk(tmp_path)).texts.listing) == [2 * len(LONG) + 1, 2 * len(LONG) + 81]
+
+
+def test_a_damaged_text_is_read_anew(model, tmp_path, capsys):
+    first = ModelAnswerer(model, Limits(256), on_disk(tmp_path))
+    answered(first, prompt=LONG * 2)
+    first.close()
+    again = ModelAnswerer(model, Limits(256), on_disk(tmp_path))
+    for path in tmp_path.glob('*/*.safetensors'):
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    text, end, _ = answered(again, prompt=LONG * 2)
+    assert text == generated(model, LONG * 2) and end.reused == 0
 
 
 def test_a_failure_of_the_device_costs_the_text_alone(model, monkeypatch):

@@ -34,7 +34,7 @@ def test_fields_are_read():
     assert parse(CHAT, max_tokens=None, stop=None, seed=None, temperature=None) == parse(CHAT)
 
 
-@pytest.mark.parametrize('changes', [{'temperature': 0}, {'temperature': 1e-9}, {'top_p': 0}])
+@pytest.mark.parametrize('changes', [{'temperature': 0}, {'temperature': 0, 'top_p': 0.5}, {'top_p': 0}])
 def test_a_temperature_of_zero_is_greedy(changes):
     assert parse(CHAT, **changes).sampling is None
 

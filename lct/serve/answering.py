@@ -1,6 +1,6 @@
 """A model answers the jobs of the queue, and keeps what it has read for the next ones."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ from lct.eval.runner import Model, cache_slots
 from lct.models import prompt_layout
 from lct.models.sampling import token_logprob, top_logprobs
 from lct.models.session import Session
+from lct.serve.disk_texts import DiskTexts
 from lct.serve.errors import ApiError, invalid
 from lct.serve.jobs import Cancelled, Job
 from lct.serve.kept_texts import KeptTexts
@@ -33,11 +34,13 @@ class Limits(NamedTuple):
 class ModelAnswerer:
     """An Answerer (see jobs) with a model on the current mesh."""
 
-    def __init__(self, model: Model, limits: Limits):
+    def __init__(self, model: Model, limits: Limits, disk: Callable[[Session], DiskTexts] | None = None):
+        """disk: makes the texts on disk, from a Session with the settings of all others."""
         self._model, self._limits = model, limits
         self._stop = model.stop_mask(one_line=False)
         self._rows = sharding.axis_size('data') * sharding.axis_size('fsdp')
-        self.texts = KeptTexts(self._make_session, limits.cache_bytes)
+        on_disk = disk and disk(self._make_session(self._slots(1)))
+        self.texts = KeptTexts(self._make_session, limits.cache_bytes, on_disk)
 
     def _make_session(self, slots):
         # One scaling of RoPE for all requests, so that each may continue the others' texts.
@@ -47,26 +50,28 @@ class ModelAnswerer:
         ids = encode(self._model, job.query)
         limit = self._new_tokens(job.query, len(ids))
         job.prompt, job.state = len(ids), 'reading'
-        session = self.texts.take(ids, self._slots(len(ids) + limit))
+        text = self.texts.take(ids, self._slots(len(ids) + limit))
         try:
-            self._read(session, ids, job)
+            self._read(text.session, ids, job)
             job.state = 'answering'
-            yield from self._generate(session, job, limit)
+            yield from self._generate(text.session, job, limit)
         except (Cancelled, GeneratorExit):
-            self.texts.keep(session)  # it holds what was read by now
+            self.texts.keep(text)  # it holds what was read by now
             raise
         except Exception as error:
             if is_out_of_memory(error):
                 self.texts.drop_all()
                 raise ApiError(503, 'out of memory; ask again, or for less') from error
-            raise  # without the session, whose cache may be lost
-        self.texts.keep(session)
+            raise  # without the text, whose cache may be lost
+        self.texts.keep(text)
 
     def idle(self) -> bool:
-        return False
+        """Write a text to disk. Returns whether to call again."""
+        return self.texts.save_one()
 
     def close(self) -> None:
-        pass
+        while self.texts.save_one():
+            pass
 
     def _new_tokens(self, query, prompt):
         """The most new tokens of an answer. Raises ApiError where prompt and answer do not fit."""

@@ -1,12 +1,14 @@
 """The texts that were read for earlier requests, in caches that the next request may continue.
 
-A request continues the text with which it shares the longest beginning. Texts that were not used for the
-longest time are dropped first.
+A request continues the text with which it shares the longest beginning, in memory or on disk. Texts that were
+not used for the longest time leave the memory first.
 """
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,17 +19,20 @@ from lct import sharding
 from lct.models.kv_cache import CACHE, named_arrays
 from lct.models.prompt_layout import common_prefix
 from lct.models.session import Session
+from lct.serve.disk_texts import DiskTexts
 
 MIN_SHARED = 16  # tokens; texts that share fewer have a cache each
 MAX_DROPPED = 256  # tokens of a kept text that another request may overwrite; a longer rest is worth a copy
+MIN_SAVED = 128  # new tokens that are worth writing to disk
 
 
 @dataclasses.dataclass
 class KeptText:
-    """A Session, the bytes of its cache, and when it was used last."""
+    """A Session, where it is kept on disk, and when it was used last."""
 
     session: Session
-    used: float
+    folder: Path | None = None
+    used: float = 0.0
 
     @property
     def ids(self) -> list[int]:
@@ -36,6 +41,114 @@ class KeptText:
     @property
     def num_bytes(self) -> int:
         return sum(x.nbytes for x in jax.tree.leaves(self.session.cache))
+
+
+class KeptTexts:
+    """Sessions by the texts in them.
+
+    make_session: cache slots -> an empty Session. max_bytes: of all caches, that of the request that is
+    answered included, unless it alone takes more. disk: None to keep nothing there.
+    """
+
+    def __init__(self, make_session: Callable[[int], Session], max_bytes: int, disk: DiskTexts | None = None):
+        self._make, self.max_bytes, self._disk = make_session, max_bytes, disk
+        self._texts: list[KeptText] = []
+        self._bytes_per_slot = 0  # known from the first cache on
+        self.listing: list[dict[str, Any]] = []  # replaced, never changed: other threads read it
+        self._list()
+
+    def take(self, ids: Sequence[int], slots: int) -> KeptText:
+        """The text to update to token ids, with `slots` cache slots or more. It belongs to the caller until
+        it is given to `keep`."""
+        best, shared = self._best(ids)
+        if self._disk is not None and (loaded := self._load(ids, slots, shared)):
+            return loaded
+        if shared < min(MIN_SHARED, len(ids) - 1):
+            return self._new(slots)
+        best.used = time.monotonic()
+        is_free = len(best.ids) - shared <= MAX_DROPPED
+        if is_free:
+            self._texts.remove(best)
+            if best.session.seq_len >= slots:
+                return best
+        copy = self._new(slots, best.folder if is_free else None)
+        copy_text(best.session, copy.session, shared)
+        return copy
+
+    def keep(self, text: KeptText) -> None:
+        """Keep a text for later requests."""
+        if text.session.cache is None or not len(text.ids):
+            return
+        text.used = time.monotonic()
+        self._texts.append(text)
+        self._bytes_per_slot = text.num_bytes / text.session.seq_len
+        self._make_room(0)
+
+    def drop_all(self) -> None:
+        """Free the memory."""
+        self._texts.clear()
+        self._list()
+
+    def save_one(self) -> bool:
+        """Write the text that was used last among those that the disk does not have. Returns whether there
+        was one."""
+        for text in sorted(self._texts, key=lambda one: -one.used):
+            if self._is_unsaved(text):
+                self._save(text)
+                return True
+        return False
+
+    def _best(self, ids):
+        """The text that shares most with ids, of the largest cache among equals -> (it, tokens shared)."""
+        found = [(common_prefix(one.ids, ids), one.session.seq_len, i) for i, one in enumerate(self._texts)]
+        shared, _, i = max(found, default=(0, 0, None))
+        return None if i is None else self._texts[i], shared
+
+    def _load(self, ids, slots, shared):
+        """The text on disk that shares more with ids than any in memory, or None."""
+        saved, on_disk = self._disk.best(ids)
+        if on_disk < shared + MIN_SHARED:
+            return None
+        is_free = len(saved.ids) - on_disk <= MAX_DROPPED
+        text = self._new(slots, self._disk.own(saved) if is_free else None)
+        return text if self._disk.load(saved, text.session, on_disk) > shared else None
+
+    def _new(self, slots, folder=None):
+        self._make_room(slots)
+        return KeptText(self._make(slots), folder)
+
+    def _is_unsaved(self, text):
+        saved = self._disk and self._disk.get(text.folder)
+        on_disk = 0 if saved is None else common_prefix(saved.ids, text.ids)
+        return self._disk is not None and len(text.ids) - on_disk >= MIN_SAVED
+
+    def _save(self, text):
+        text.folder = self._disk.save(text.session, text.folder)
+        self._list()
+
+    def _make_room(self, slots):
+        """Drop texts from memory until a cache of `slots` fits too."""
+        texts, new = self._texts, self._bytes_per_slot * slots
+        while texts and sum(one.num_bytes for one in texts) + new > self.max_bytes:
+            oldest = min(texts, key=lambda one: one.used)
+            texts.remove(oldest)
+            try:
+                if self._is_unsaved(oldest):
+                    self._save(oldest)
+            except OSError as error:
+                print(f'WARNING: a text of {len(oldest.ids):,} tokens is not kept: {error}', file=sys.stderr)
+        self._list()
+
+    def _list(self):
+        in_memory = {one.folder for one in self._texts if one.folder}
+        listing = [{'tokens': len(one.ids), 'slots': one.session.seq_len, 'bytes': one.num_bytes,
+                    'place': 'memory and disk' if one.folder else 'memory'}
+                   for one in sorted(self._texts, key=lambda one: -one.used)]
+        for saved in self._disk or ():
+            if saved.folder not in in_memory:
+                size = sum(block.bytes for block in saved.blocks)
+                listing.append({'tokens': len(saved.ids), 'slots': 0, 'bytes': size, 'place': 'disk'})
+        self.listing = listing
 
 
 def copy_text(source: Session, target: Session, length: int) -> None:
@@ -53,65 +166,3 @@ def _take(x, slots):
     if sharding.current_mesh() is None:
         return x[:, :, :, slots]
     return x.at[:, :, :, slots].get(out_sharding=P(*CACHE[:x.ndim]))
-
-
-class KeptTexts:
-    """Sessions by the texts in them.
-
-    make_session: cache slots -> an empty Session. max_bytes: of all caches, that of the request that is
-    answered included, unless it alone takes more.
-    """
-
-    def __init__(self, make_session: Callable[[int], Session], max_bytes: int):
-        self._make, self.max_bytes = make_session, max_bytes
-        self._texts: list[KeptText] = []
-        self._bytes_per_slot = 0  # known from the first cache on
-        self.listing: list[dict[str, Any]] = []  # replaced, never changed: other threads read it
-
-    def take(self, ids: Sequence[int], slots: int) -> Session:
-        """The Session to update with a text of token ids, with `slots` cache slots or more. It belongs to the
-        caller until it is given to `keep`."""
-        best, shared = self._best(ids)
-        if shared < min(MIN_SHARED, len(ids) - 1):
-            self._make_room(slots)
-            return self._make(slots)
-        best.used = time.monotonic()
-        is_free = len(best.ids) - shared <= MAX_DROPPED
-        if is_free:
-            self._texts.remove(best)
-            if best.session.seq_len >= slots:
-                return best.session
-        self._make_room(slots)
-        session = self._make(slots)
-        copy_text(best.session, session, shared)
-        return session
-
-    def _best(self, ids):
-        """The text that shares most with ids, of the largest cache among equals -> (it, tokens shared)."""
-        found = [(common_prefix(one.ids, ids), one.session.seq_len, i) for i, one in enumerate(self._texts)]
-        shared, _, i = max(found, default=(0, 0, None))
-        return None if i is None else self._texts[i], shared
-
-    def keep(self, session: Session) -> None:
-        """Keep a Session with the text in it."""
-        if session.cache is None or not len(session.texts[0]):
-            return
-        self._texts.append(KeptText(session, time.monotonic()))
-        self._bytes_per_slot = self._texts[-1].num_bytes / session.seq_len
-        self._make_room(0)
-
-    def drop_all(self) -> None:
-        self._texts.clear()
-        self._list()
-
-    def _make_room(self, slots):
-        """Drop texts until a cache of `slots` fits too."""
-        texts, new = self._texts, self._bytes_per_slot * slots
-        while texts and sum(one.num_bytes for one in texts) + new > self.max_bytes:
-            texts.remove(min(texts, key=lambda one: one.used))
-        self._list()
-
-    def _list(self):
-        self.listing = [{'tokens': len(one.ids), 'slots': one.session.seq_len, 'bytes': one.num_bytes,
-                         'place': 'memory'}
-                        for one in sorted(self._texts, key=lambda one: -one.used)]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lct.json_files import short_repr
-from lct.models.sampling import Sampling
+from lct.models.sampling import Sampling, at_temperature
 from lct.serve.errors import ApiError, invalid
 
 ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
@@ -193,8 +193,7 @@ def _sampling(fields):
         raise invalid('temperature', f'{temperature:g} is not in 0..{MAX_TEMPERATURE:g}; 0 is greedy')
     if not 0 <= top_p <= 1:
         raise invalid('top_p', f'{top_p:g} is not in 0..1')
-    greedy = temperature < 1e-4 or top_p == 0  # below this float32 cannot tell a sample from the argmax
-    return None if greedy else Sampling(temperature, top_p)
+    return at_temperature(temperature, top_p) if top_p else None
 
 
 def _chat_logprobs(fields):
