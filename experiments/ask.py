@@ -98,9 +98,11 @@ def converse(args, reader, sampling):
     """Ask the questions of the flags, or those that are typed -> the answers. Ctrl-C ends an answer, or a
     reading that the next question continues."""
     questions = iter(args.question) if args.question else iter(typed_question, '')
-    answers, number = [], -1
+    answers, number, stopped = [], -1, False
     while True:
         try:
+            if not stopped:
+                read(reader)
             question, number = next(questions, None), number + 1
             if question is None:
                 return answers
@@ -110,6 +112,7 @@ def converse(args, reader, sampling):
         except KeyboardInterrupt:
             if args.question:
                 raise
+            stopped = True
             print()
             status('stopped', 'the next question continues; an empty line ends')
         except ValueError as error:

@@ -35,6 +35,8 @@ def test_ids_are_those_of_the_whole_text():
     fast = PrefixTokenizer(tokenizer)
     for text in (TEXT, TEXT + 'What?', TEXT[:3000] + 'x' + TEXT[3000:], TEXT[:-1] + '\n\n\nWhy?', 'x' * 2000):
         assert fast.encode(text) == tokenizer.encode(text)
+        chat = f'<|begin_of_text|>{text}<|end_of_text|>'
+        assert fast.encode_special(chat, '\ue000') == tokenizer.encode_special(chat, '\ue000')
 
 
 def test_what_prompts_share_is_encoded_once():

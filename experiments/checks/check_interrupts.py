@@ -1,0 +1,137 @@
+"""Interrupts ask.py at random moments; after each one the next question must get its right answer.
+
+    python experiments/checks/check_interrupts.py --interrupts 200
+
+Every process gets questions through a pipe and one SIGINT after each, at a random moment of starting, reading
+or answering. One that arrives before the files are read may end the process; then the next one must answer.
+The model is experiments/base with more positions.
+"""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1]
+QUESTION, PROBE = 'What is the second function for?', 'What does add return?'
+PER_PROCESS = 20  # interrupts
+LIMIT_S = 300
+ANSWERED, STOPPED = 'tokens answered', 'stopped'
+
+
+class Ask:
+    """A running ask.py. seen: its lines so far, of stdout and stderr together."""
+
+    def __init__(self, folder: pathlib.Path, session: bool):
+        command = [sys.executable, EXPERIMENTS / 'ask.py', '--model', folder / 'model', '--files',
+                   folder / 'files', '--max-new-tokens', '12', '--piece', '64']
+        command += ['--session', folder / 'session'] if session else []
+        self.process = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=1)
+        self.lines, self.position = [], 0
+        threading.Thread(target=self._collect, daemon=True).start()
+
+    def _collect(self):
+        for line in self.process.stdout:
+            self.lines.append(line)
+
+    def send(self, question: str) -> None:
+        self.process.stdin.write(question + '\n')
+        self.process.stdin.flush()
+
+    def wait(self, mark: str) -> list[str]:
+        """The lines up to the next one with the mark; fewer if the process ends."""
+        end = time.monotonic() + LIMIT_S
+        while time.monotonic() < end:
+            new = self.lines[self.position:]
+            at = next((i for i, line in enumerate(new) if mark in line), None)
+            if at is not None:
+                self.position += at + 1
+                return new[:at + 1]
+            if self.process.poll() is not None and len(self.lines) == self.position + len(new):
+                return new
+            time.sleep(0.01)
+        raise SystemExit(f'no line with {mark!r} within {LIMIT_S} s; the last lines are {self.lines[-5:]}')
+
+    def answer(self, question: str) -> str:
+        """The answer to a question."""
+        self.send(question)
+        lines = self.wait(ANSWERED)
+        if not lines or ANSWERED not in lines[-1]:
+            raise SystemExit(f'no answer after an interrupt; the last lines are {self.lines[-8:]}')
+        text = ''.join(lines)
+        return text[text.rindex(question):text.rindex('\n', 0, len(text) - 1)]
+
+    def end(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(LIMIT_S)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--interrupts', type=int, default=200)
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        check(args, pathlib.Path(folder))
+
+
+def check(args, folder):
+    make_inputs(folder)
+    start, first = time.monotonic(), Ask(folder, session=False)
+    expected = first.answer(PROBE)
+    seconds_to_first = time.monotonic() - start
+    start = time.monotonic()
+    first.answer(QUESTION)
+    seconds_to_answer = time.monotonic() - start
+    first.end()
+    rng, counts, done = random.Random(args.seed), dict.fromkeys(('starting', 'reading', 'answering'), 0), 0
+    while done < args.interrupts:
+        ask = Ask(folder, session=bool(done // PER_PROCESS % 2))
+        for i in range(min(PER_PROCESS, args.interrupts - done)):
+            if i:
+                ask.send(QUESTION)
+            time.sleep(rng.uniform(0, 1.2) * (seconds_to_answer if i else seconds_to_first))
+            ask.process.send_signal(signal.SIGINT)
+            done += 1
+            counts[phase_of(ask.wait(STOPPED), i)] += 1
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if not i:  # the process may end
+                    ask.process.wait(2)
+                    ask = Ask(folder, session=True)
+            if ask.answer(PROBE) != expected:
+                raise SystemExit(f'another answer after interrupt {done}: {ask.lines[-12:]}')
+        ask.end()
+        print(f'{done} interrupts: {counts}', flush=True)
+    print(f'after each of {done} interrupts the next question got its right answer: {counts}')
+
+
+def phase_of(lines, number):
+    """What was interrupted, by the lines before the interrupt."""
+    if number or any(line.startswith('read ') for line in lines):
+        return 'answering'
+    return 'reading' if any(line.startswith('reading') for line in lines) else 'starting'
+
+
+def make_inputs(folder):
+    """The model with positions for a text that takes a while, and the text."""
+    shutil.copytree(EXPERIMENTS / 'base', folder / 'model')
+    config = json.loads((folder / 'model' / 'config.json').read_text()) | {'max_position_embeddings': 4096}
+    (folder / 'model' / 'config.json').write_text(json.dumps(config))
+    (folder / 'files').mkdir()
+    for i in range(2):
+        body = ''.join(f'def f{i}_{j}(left, right):\n    return left * {j} + right\n\n' for j in range(40))
+        (folder / 'files' / f'{i}.py').write_text(body)
+
+
+if __name__ == '__main__':
+    main()
