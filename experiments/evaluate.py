@@ -53,7 +53,8 @@ def main():
     parser.add_argument('--workdir', type=pathlib.Path, required=True)
     parser.add_argument('--data', type=pathlib.Path,
                         help="folder of RULER's own TASK/validation.jsonl, old or new, in place of generated "
-                        'samples; their length is the one of --lengths')
+                        'samples, or with --suite own of your TASK/*.jsonl; their length is the one of '
+                        '--lengths')
     parser.add_argument('--haystack', default='embedded',
                         help='folder, glob, or file of text, .jsonl or .parquet')
     parser.add_argument('--base',
@@ -70,10 +71,8 @@ def evaluate(args):
     check_positive(args, 'trained')
     names, tasks = args.suite.split(','), tuple(args.tasks.split(',')) if args.tasks else None
     counts = sample_counts(args)
-    chosen = suites.select(names, tasks)
-    if args.data and (names != ['ruler'] or len(counts) != 1):
-        raise ValueError(f'--data {args.data} holds samples of RULER of one length; use --suite ruler and '
-                         f'one of --lengths, not {args.suite} and {args.lengths}')
+    chosen = suites.select(names, None if names == ['own'] else tasks)  # its tasks are folders of --data
+    check_data(args, names, counts)
     with mesh_context(args.mesh):
         model, about = load(args)
         plan, inputs = make_plan(args, model, counts, tasks)
@@ -91,6 +90,14 @@ def evaluate(args):
             report['results'][suite.name] = run_suite(suite, model, plan, args.workdir)
             report = write_report(args.workdir, report, plan.identity)
     show(args.workdir, report)
+
+
+def check_data(args, names, counts):
+    if args.data and (names not in (['ruler'], ['own']) or len(counts) != 1):
+        raise ValueError(f'--data {args.data} holds samples of one length; use --suite ruler or --suite own '
+                         f'and one of --lengths, not {args.suite} and {args.lengths}')
+    if 'own' in names and not args.data:
+        raise ValueError('--suite own takes its tasks from files; name their folder with --data')
 
 
 def check_suites(chosen, model, plan):
@@ -153,9 +160,9 @@ def load(args):
 def make_plan(args, model, counts, tasks):
     """The suites.Plan and the provenance of its inputs."""
     from lct.data.corpus import documents
-    from lct.eval import provenance
-    from lct.eval.suites import ruler
+    from lct.eval import data_files, provenance
     from lct.eval.suites.suite import Plan, make_material
+    from lct.eval.tasks import ruler
 
     texts = documents.read(args.haystack)
     plan = Plan(make_material(model, texts, args.haystack, args.seed), tuple(sorted(counts)), counts, tasks)
@@ -163,7 +170,13 @@ def make_plan(args, model, counts, tasks):
     about['data'] = args.data and [str(args.data), provenance.files_hash(args.data.glob('*/*.jsonl'))]
     if args.data:
         ((length, count),) = counts.items()
-        given, problems = ruler.read_data(args.data, length, count, model, tasks)
+        if args.suite == 'own':
+            limits, known = {}, data_files.task_names(args.data)
+        else:
+            limits = {name: ruler.task(name).max_new_tokens for name in ruler.TASKS}
+            known = list(limits)
+        chosen = [name for name in known if tasks is None or name in tasks]
+        given, problems = data_files.read(args.data, chosen, length, count, model, limits)
         plan = dataclasses.replace(plan, given=given)
         warn(problems)
     if args.base:

@@ -182,7 +182,7 @@ def test_a_base_model_with_another_tokenizer_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize('changes, message', [
     ({'suite': 'repository', 'tasks': None}, 'the documents hold no Python file; give a repository, such as'),
     ({'suite': 'rulers'},
-     "unknown suite 'rulers'; the suites are ruler, needle, adversarial, icl, repository, loss"),
+     "unknown suite 'rulers'; the suites are ruler, needle, adversarial, icl, repository, loss, own"),
     ({'tasks': 'niah_single_9'},
      "unknown task 'niah_single_9'; the tasks of ruler, needle are niah_single_1"),
     ({'suite': 'loss', 'tasks': 'vt'}, 'the suite loss has no tasks such as vt; leave --tasks out'),
@@ -252,14 +252,32 @@ def test_data_files_of_ruler_are_answered(tmp_path, capsys):
         f"{lines[2]}\n{json.dumps(first | {'input': first['input'] * 2})}\n")
     with pytest.raises(ValueError, match='vt/validation.jsonl line 2 takes 937 tokens .* than the 512 posi'):
         run(tmp_path / 'other', **{**flags, 'data': tmp_path / 'long'})
-    message = 'has no TASK/.*.jsonl of RULER.s tasks fwe; give the folder that holds theirs'
+    message = 'has no TASK/.*.jsonl of the tasks fwe; give the folder that holds theirs'
     with pytest.raises(ValueError, match=message):
         run(tmp_path / 'other', **{**flags, 'tasks': 'fwe'})
-    message = 'of RULER of one length; use --suite ruler and one of --lengths, not ruler,needle'
+    message = 'of one length; use --suite ruler or --suite own and one of --lengths, not ruler,needle'
     with pytest.raises(ValueError, match=message):
         run(tmp_path / 'other', **{**flags, 'suite': 'ruler,needle'})
     with pytest.raises(ValueError, match='holds answers made with other data'):
-        run(tmp_path / 'work', **{**flags, 'data': None})
+        run(tmp_path / 'work', **{**flags, 'data': None, 'tasks': 'vt'})
+
+
+def test_tasks_of_ones_own_are_folders_of_files(tmp_path):
+    for task, metric in (('colours', 'f1'), ('sizes', None)):
+        (tmp_path / 'data' / task).mkdir(parents=True)
+        line = {'input': f'The {task} are red and tall.', 'outputs': ['red'], 'max_new_tokens': 4,
+                'answer_prefix': ' Answer:', **({'metric': metric} if metric else {})}
+        (tmp_path / 'data' / task / 'a.jsonl').write_text(f'{json.dumps(line)}\n' * 2)
+    flags = {'suite': 'own', 'tasks': None, 'data': tmp_path / 'data', 'samples': '9'}
+    run(tmp_path / 'work', **flags)
+    result = json.loads((tmp_path / 'work' / 'results.json').read_text())['results']['own']['tasks']
+    assert {task: result[task]['512']['count'] for task in result} == {'colours': 2, 'sizes': 2}
+    with pytest.raises(ValueError, match='--suite own takes its tasks from files; name their folder'):
+        run(tmp_path / 'other', **{**flags, 'data': None})
+    path = tmp_path / 'data' / 'sizes' / 'a.jsonl'
+    path.write_text(json.dumps({'input': 'x', 'outputs': ['y'], 'metric': 'bleu'}))
+    with pytest.raises(ValueError, match="a.jsonl line 1 has the metric 'bleu', which is not one of all, "):
+        run(tmp_path / 'other', **flags)
 
 
 def test_a_refused_call_does_not_bind_its_workdir(tmp_path):

@@ -145,6 +145,15 @@ def test_prediction_files_are_as_rulers_evaluation_reads_them(tmp_path):
     assert got == [('qa_1', 'a', ['a', 'b'])] and 'line 2' in problems[0]
 
 
+def test_metrics_of_ones_own_tasks():
+    f1, exact = scoring.METRICS['f1'], scoring.METRICS['exact']
+    assert exact('The Owl.', ['no', 'owl']) == 1 and exact('an owl too', ['owl']) == 0
+    assert f1('the brown owl', ['a brown cat', 'owl']) == pytest.approx(2 / 3)  # best: 1 of 2 words, 1 of 1
+    assert f1('cat', ['owl']) == 0 and f1('', ['owl']) == 0
+    assert scoring.METRICS['any']('an owl', ['cat', 'owl']) == 1
+    assert scoring.METRICS['all']('an owl', ['cat', 'owl']) == 0.5
+
+
 def test_a_value_within_a_longer_one_does_not_count():
     assert (scoring.contains_value('It is 1234567.', '1234567')
             and scoring.contains_value('BRAVE-OWL', 'brave-owl'))

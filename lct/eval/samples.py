@@ -79,10 +79,13 @@ def from_ruler(fields: dict, number: int, task: str, max_new_tokens: int) -> Sam
             and all(isinstance(x, str) for x in outputs)):
         raise ValueError("needs text in 'input' and at least one text in 'outputs'")
     used = fields.get('length')
+    meta = fields.get('meta', {'tokens': used, 'source': 'RULER file'})
+    if 'metric' in fields:
+        meta = {**meta, 'metric': fields['metric']}
     return Sample(
         fields.get('task', task), fields.get('budget', used), number, fields['input'],
         fields.get('answer_prefix', ''), outputs, fields.get('max_new_tokens', max_new_tokens),
-        fields.get('meta', {'tokens': used, 'source': 'RULER file'}),
+        meta,
     )
 
 

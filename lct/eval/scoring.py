@@ -1,9 +1,11 @@
 """Scores of predictions: RULER's metrics, their statistical errors, and effective context lengths."""
 
+import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Sequence
+import string
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -31,6 +33,33 @@ def string_match_all(text: str, outputs: Sequence[str]) -> float:
 def string_match_part(text: str, outputs: Sequence[str]) -> float:
     """1.0 if any of outputs is within text, case-insensitive."""
     return float(any(output.lower() in text.lower() for output in outputs))
+
+
+def exact_match(text: str, outputs: Sequence[str]) -> float:
+    """1.0 if text is one of outputs, apart from case, punctuation, articles and spaces (Rajpurkar et al.
+    2016, "SQuAD")."""
+    return float(_words(text) in [_words(output) for output in outputs])
+
+
+def token_f1(text: str, outputs: Sequence[str]) -> float:
+    """The harmonic mean of precision and recall of the words of text, with the best of outputs, as in
+    SQuAD."""
+    return max(_f1(_words(text), _words(output)) for output in outputs)
+
+
+def _words(text):
+    kept = ''.join(x for x in text.lower() if x not in string.punctuation)
+    return [word for word in kept.split() if word not in ('a', 'an', 'the')]
+
+
+def _f1(found, wanted):
+    shared = sum((collections.Counter(found) & collections.Counter(wanted)).values())
+    return 2 * shared / (len(found) + len(wanted)) if shared else 0.0
+
+
+DEFAULT_METRIC = 'all'
+METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
+    'all': string_match_all, 'any': string_match_part, 'exact': exact_match, 'f1': token_f1}
 
 
 def score(task: str, text: str, outputs: Sequence[str]) -> float:

@@ -6,6 +6,7 @@ from lct.eval.suites.adversarial import AdversarialSuite
 from lct.eval.suites.icl import InContextSuite
 from lct.eval.suites.loss import LossSuite
 from lct.eval.suites.needle import NeedleSuite
+from lct.eval.suites.own import OwnSuite
 from lct.eval.suites.repository import RepositorySuite
 from lct.eval.suites.ruler import RulerSuite
 from lct.eval.suites.suite import Plan, Suite
@@ -14,6 +15,7 @@ __all__ = ['SUITES', 'Plan', 'Suite', 'check_tasks', 'select']
 
 SUITES: dict[str, Suite] = {suite.name: suite for suite in (
     RulerSuite(), NeedleSuite(), AdversarialSuite(), InContextSuite(), RepositorySuite(), LossSuite(),
+    OwnSuite(),
 )}
 
 

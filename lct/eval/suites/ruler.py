@@ -1,14 +1,12 @@
 """The suite 'ruler': RULER's 13 tasks (Hsieh et al. 2024, arXiv:2404.06654), generated or read."""
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lct.eval import answers, runner, samples, scoring
 from lct.eval.report import svg
-from lct.eval.samples import Sample
-from lct.eval.suites.suite import Figure, Plan, TaskScoreSuite, by_task_and_length, task_items
+from lct.eval.suites.suite import Figure, Plan, TaskScoreSuite, by_task_and_length, given_items, task_items
 from lct.eval.tasks import ruler
 from lct.text import short_length
 
@@ -20,9 +18,7 @@ class RulerSuite(TaskScoreSuite):
 
     def items(self, plan: Plan) -> list[runner.Item]:
         if plan.given is not None:
-            return [runner.Item(task, sample.length, sample.index, functools.partial(_itself, sample),
-                                tokens=sample.meta['tokens'])
-                    for task, given in plan.given.items() for sample in given]
+            return given_items(plan)
         configs = [ruler.task(name) for name in plan.selected(ruler.TASKS)]
         return [item for length in plan.lengths for item in task_items(plan, configs, length)]
 
@@ -91,40 +87,3 @@ class RulerSuite(TaskScoreSuite):
 def _averaged(result):
     """The tasks of the means; earlier versions had the same tasks at every length."""
     return result.get('averaged', list(result['tasks']))
-
-
-def _itself(sample):
-    return sample
-
-
-def read_data(folder: Path, length: int, count: int, model: runner.Model,
-              tasks: Sequence[str] | None = None) -> tuple[dict[str, list[Sample]], list[str]]:
-    """({task: [Sample]}, problems): the first `count` samples of RULER's files FOLDER/TASK/*.jsonl.
-
-    All of them get one nominal length, which the tokens of a chat template may exceed.
-
-    Raises:
-      ValueError: if there is no such file, or a sample does not fit into the positions of the model.
-    """
-    given, problems, too_long, positions = {}, [], [], model.config.max_position_embeddings
-    for name in (name for name in ruler.TASKS if tasks is None or name in tasks):
-        found = []
-        for path in sorted((folder / name).glob('*.jsonl')):
-            more, invalid = samples.read_ruler(path, ruler.task(name).max_new_tokens)
-            found += [(path, one) for one in more]
-            problems += invalid
-        for i, (path, one) in enumerate(found[:count]):
-            tokens = len(model.prompt_ids(one)) + one.max_new_tokens
-            if tokens > positions:
-                too_long.append(f'{path} line {one.index + 1} takes {tokens} tokens with its answer')
-            given.setdefault(name, []).append(dataclasses.replace(
-                one, task=name, length=length, index=i, meta={**one.meta, 'tokens': tokens}))
-    if too_long:
-        more = f', and {len(too_long) - 1} more lines are too long' if too_long[1:] else ''
-        raise ValueError(f'{too_long[0]}, more than the {positions} positions of the model{more}; remove '
-                         'them, or make the files with a smaller length')
-    if not given:
-        names = ', '.join(tasks or ruler.TASKS)
-        raise ValueError(f"{folder} has no TASK/*.jsonl of RULER's tasks {names}; "
-                         'give the folder that holds theirs')
-    return given, problems

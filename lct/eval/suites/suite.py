@@ -269,6 +269,17 @@ def task_items(plan: Plan, configs: Sequence, length: int,
     ]
 
 
+def given_items(plan: Plan) -> list[runner.Item]:
+    """Items of the samples that the plan gives."""
+    return [runner.Item(task, sample.length, sample.index, functools.partial(_itself, sample),
+                        tokens=sample.meta['tokens'])
+            for task, given in plan.given.items() for sample in given]
+
+
+def _itself(sample):
+    return sample
+
+
 def by_task_and_length(rows: Iterable[Mapping]) -> dict[tuple[str, int], list[Mapping]]:
     """{(task, length): rows}, in the order in which they first occur."""
     out = {}

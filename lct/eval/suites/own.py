@@ -1,0 +1,29 @@
+"""The suite 'own': one's own tasks, from files FOLDER/TASK/*.jsonl.
+
+A line is {"input": ..., "outputs": [...]}, and may have "answer_prefix", "max_new_tokens" and "metric", one
+of scoring.METRICS.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from lct.eval import runner, scoring
+from lct.eval.suites.suite import Plan, TaskScoreSuite, by_task_and_length, given_items
+
+
+class OwnSuite(TaskScoreSuite):
+    name, title = 'own', 'Own tasks'
+    caption = 'Score of every task'
+
+    def items(self, plan: Plan) -> list[runner.Item]:
+        return given_items(plan)
+
+    def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
+        """Records are a scoring.TaskScore."""
+        tasks = {}
+        for (task, length), chosen in by_task_and_length(rows).items():
+            scores = [scoring.METRICS[row['meta'].get('metric', scoring.DEFAULT_METRIC)](
+                scoring.clean(row['text']), row['outputs']) for row in chosen]
+            record = scoring.task_score(scores, [row['text'] for row in chosen])
+            tasks.setdefault(task, {})[length] = dataclasses.asdict(record)
+        return {'tasks': tasks}
