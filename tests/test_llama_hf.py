@@ -160,10 +160,11 @@ def test_a_sliding_window_is_not_exported():
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
-    (dict(model_type='mistral'), 'model_type'),
+    (dict(model_type='gemma2'), 'model_type'),
+    (dict(model_type='mistral'), 'architectures'),
     (dict(architectures=['LlamaForSequenceClassification']), 'architectures'),
-    (dict(attention_bias=True), 'attention_bias'),
-    (dict(mlp_bias=True), 'mlp_bias'),
+    (dict(attention_bias=1), 'attention_bias'),
+    (dict(mlp_bias='no'), 'mlp_bias'),
     (dict(hidden_act='gelu'), 'hidden_act'),
     (dict(sliding_window=4096), 'sliding_window'),
     (dict(quantization_config={'bits': 4}), 'quantization_config'),

@@ -14,6 +14,7 @@ class LlamaConfig:
     family: the model_type of its config.json, for export; nothing that is computed depends on it.
     qkv_bias, out_bias, mlp_bias: whether wq, wk and wv, wo, and the three weights of the FFN have biases.
     qk_norm: whether the queries and keys of every head are normed before they are rotated.
+    rope_layers: whether each layer rotates; None if all do.
 
     Raises:
       ValueError: for sizes that no model can have.
@@ -36,6 +37,7 @@ class LlamaConfig:
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    rope_layers: tuple[bool, ...] | None = None
 
     def __post_init__(self):
         for field in ('vocab_size', 'embed_dim', 'mlp_dim', 'num_layers', 'num_heads', 'num_kv_heads',
@@ -53,6 +55,10 @@ class LlamaConfig:
         if self.window is not None and (type(self.window) is not int or self.window < 1):
             raise ValueError(f'window {self.window!r} must be an integer of at least 1, because a query '
                              'attends to itself, or None for full causal attention')
+
+        if self.rope_layers is not None and len(self.rope_layers) != self.num_layers:
+            raise ValueError(f'rope_layers has {len(self.rope_layers)} entries but there are '
+                             f'{self.num_layers} layers; give one for each')
 
     @property
     def rope_theta(self) -> float:

@@ -82,7 +82,8 @@ def prefill(params: llama.Params, config: LlamaConfig, batch: PromptBatch, table
         x, (k, v) = block(x, layer)
         return x, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
-    x, (k, v) = lax.scan(step, llama.embed_tokens(params.embed, batch.tokens), params.layers)
+    layers = llama.with_constants(params.layers, config)
+    x, (k, v) = lax.scan(step, llama.embed_tokens(params.embed, batch.tokens), layers)
     cache = KVCache(k, v, batch.positions, batch.segment_ids)
     return cache, _logits_after(params, config, x, batch.positions, batch.last)
 
@@ -131,7 +132,7 @@ def extend(params: llama.Params, config: LlamaConfig, cache: KVCache, chunk: Chu
         return x, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
     x = llama.embed_tokens(params.embed, chunk.tokens)
-    x, (k, v) = lax.scan(step, x, (params.layers, cache.k, cache.v))
+    x, (k, v) = lax.scan(step, x, (llama.with_constants(params.layers, config), cache.k, cache.v))
     in_chunk = ((chunk.positions == chunk.last[:, None]) & (chunk.segment_ids > 0)).any(1)
     # Padding has positions too, and the position of the last token may be among them.
     positions = jnp.where(chunk.segment_ids > 0, chunk.positions, -1)
@@ -171,7 +172,7 @@ def decode_step(params: llama.Params, config: LlamaConfig, cache: KVCache, token
     x = embed_row_tokens(params.embed, tokens)
     # The cache is only read inside the scan over layers and written once after it: as a carry or an
     # output of the scan all of it would be copied for every token.
-    x, (k, v) = lax.scan(step, x, (params.layers, cache.k, cache.v))
+    x, (k, v) = lax.scan(step, x, (llama.with_constants(params.layers, config), cache.k, cache.v))
     return write(cache, k[:, :, :, None], v[:, :, :, None], slots[:, None]), _next_logits(params, config, x)
 
 

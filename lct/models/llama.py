@@ -55,6 +55,7 @@ class Layers(struct.PyTreeNode):
     gate_bias: Any = None  # [L, F]
     up_bias: Any = None  # [L, F]
     down_bias: Any = None  # [L, D]
+    rotates: Any = None  # bool [L], a constant that with_constants adds; None if all layers rotate
 
 
 class Params(struct.PyTreeNode):
@@ -247,11 +248,18 @@ def block(x: jax.Array, layer: Layers, angles: tuple, config: LlamaConfig, atten
     Returns:
       x, and the rotated keys and the values [B, T, K, H].
     """
+    if layer.rotates is not None:
+        angles = rope.angles_if(layer.rotates, angles)
     with jax.named_scope('attention'):
         q, k, v = project_qkv(x, layer, angles, config, linear)
         x = x + linear('wo', attend(q, k, v), layer)
     with jax.named_scope('ffn'):
         return x + feed_forward(x, layer, config), (k, v)
+
+
+def with_constants(layers: Layers, config: LlamaConfig) -> Layers:
+    """The layers as a scan over them needs them: with what differs from layer to layer but is not learned."""
+    return layers if config.rope_layers is None else layers.replace(rotates=jnp.array(config.rope_layers))
 
 
 def causal_block(config: LlamaConfig, positions: jax.Array, segment_ids: jax.Array, tables: rope.Tables,
@@ -274,7 +282,8 @@ def hidden_states(params: Params, config: LlamaConfig, tokens: jax.Array, positi
     memory = memory or Memory(remat='none')
     layer_block = causal_block(config, positions, segment_ids, tables, memory)
     x = embed_tokens(params.embed, tokens)
-    x = scan_layers(lambda x, layer: layer_block(x, layer)[0], x, params.layers, memory)
+    layers = with_constants(params.layers, config)
+    x = scan_layers(lambda x, layer: layer_block(x, layer)[0], x, layers, memory)
     return rms_norm(x, params.final_norm, config.norm_eps)
 
 

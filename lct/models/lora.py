@@ -24,7 +24,9 @@ from lct.ops.norms import rms_norm
 
 # projection: (letters of its input, letters of its output)
 ADAPTED = {'wq': ('D', 'NH'), 'wk': ('D', 'KH'), 'wv': ('D', 'KH'), 'wo': ('NH', 'D')}
-TRAINABLE = ('embed', 'attn_norm', 'mlp_norm', 'w_gate', 'w_up', 'w_down', 'final_norm', 'lm_head')  # in full
+TRAINABLE = (  # in full
+    'embed', 'attn_norm', 'mlp_norm', 'w_gate', 'w_up', 'w_down', 'final_norm', 'lm_head', 'q_norm', 'k_norm',
+    'q_bias', 'k_bias', 'v_bias', 'out_bias', 'gate_bias', 'up_bias', 'down_bias')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Adapter:
 
     rank, alpha: of the adapters; their product is scaled by alpha / rank. LongLoRA uses 8 and 16.
     also_train: parameters trained in full, by their names in llama.Params; LongLoRA trains the norms and
-      the embedding.
+      the embedding. Names that a family does not have are passed over.
     frozen_dtype: of the frozen weights, best the dtype of the activations; None for the dtype of the trained
       weights.
     seed: of the adapters' initial values.
@@ -48,7 +50,7 @@ class Adapter:
 
     rank: int = 8
     alpha: float = 16.0
-    also_train: tuple = ('attn_norm', 'mlp_norm', 'final_norm')
+    also_train: tuple = ('attn_norm', 'q_norm', 'k_norm', 'mlp_norm', 'final_norm')
     frozen_dtype: str | None = None
     seed: int = 0
 
@@ -209,7 +211,8 @@ def hidden_states(trained: Trained, frozen: llama.Params, config: LlamaConfig, t
         weights, adapters = layer
         return block(x, weights, linear=functools.partial(linear, adapters=adapters))[0]
 
-    x = scan_layers(step, llama.embed_tokens(params.embed, tokens), (params.layers, trained.adapters), memory)
+    layers = llama.with_constants(params.layers, config), trained.adapters
+    x = scan_layers(step, llama.embed_tokens(params.embed, tokens), layers, memory)
     return rms_norm(x, params.final_norm, config.norm_eps)
 
 

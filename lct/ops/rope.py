@@ -235,6 +235,12 @@ def angles(tables: Tables, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     return cos[:, :, None, :], sin[:, :, None, :]
 
 
+def angles_if(rotates: jax.Array, angles: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The angles (cos, sin) if rotates, bool [], else those that leave every vector exactly as it is."""
+    cos, sin = angles
+    return jnp.where(rotates, cos, 1), jnp.where(rotates, sin, 0)
+
+
 def _rows(table, index):
     """table[index] with the sharding of index, which a gather on an Explicit mesh must name."""
     index = jnp.where(index < 0, table.shape[0], index)  # a negative index would count from the end

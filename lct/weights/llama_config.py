@@ -1,16 +1,17 @@
-"""Hugging Face config.json of a Llama, read and written strictly: a field that would change the result is
-either understood or refused.
+"""Hugging Face config.json of a Llama or of a family like it (families.py), read and written strictly: a
+field that would change the result is either understood or refused.
 
 Two layouts are in use: rope_theta and rope_scaling (transformers 4), and rope_parameters (transformers 5).
 Both are read, and both are written.
 """
 
+import dataclasses
 from typing import Any
 
 from lct.json_files import short_repr
 from lct.models.llama import LlamaConfig
 from lct.ops.rope import NEED_ORIGINAL, TYPES, RopeConfig
-from lct.weights import quantized
+from lct.weights import families, quantized
 
 MAX_LAYERS, MAX_SIZE = 10_000, 2**31 - 1  # larger sizes are mistakes, found before any work is done with them
 
@@ -23,13 +24,13 @@ REQUIRED = {  # config.json field -> LlamaConfig field
     'max_position_embeddings': 'max_position_embeddings',
 }
 OPTIONAL = {'num_key_value_heads', 'head_dim', 'rms_norm_eps', 'tie_word_embeddings',
-            'rope_theta', 'rope_scaling', 'rope_parameters'}
-FIXED = {  # the only value of each field that this model computes
+            'rope_theta', 'rope_scaling', 'rope_parameters', 'layer_types'}
+FIXED = {  # the only value of each field that this model computes, in families that do not read it
     'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False, 'attention_dropout': 0,
     'partial_rotary_factor': 1, 'is_encoder_decoder': False, 'is_decoder': False,
     'add_cross_attention': False, 'cross_attention_hidden_size': None, 'chunk_size_feed_forward': 0,
     'pruned_heads': {}, 'rope_interleaved': False, 'sliding_window': None,
-    'use_sliding_window': False,
+    'use_sliding_window': False, 'embd_pdrop': 0, 'resid_pdrop': 0,
 }
 HARMLESS = {  # names, ids, training history and generation: the forward pass uses none of them
     '_name_or_path', '_attn_implementation', '_attn_implementation_autoset', 'architectures', 'auto_map',
@@ -72,17 +73,19 @@ ROPE_REQUIRED = {
 
 
 def config_from_json(values: dict[str, Any], path: str = 'config.json') -> LlamaConfig:
-    """LlamaConfig of the dict in a config.json. Absent optional fields have the defaults of transformers:
-    head_dim hidden_size / heads, norm eps 1e-6, theta 10000, untied embeddings.
+    """LlamaConfig of the dict in a config.json. Absent optional fields have the defaults of transformers: for
+    a Llama head_dim hidden_size / heads, norm eps 1e-6, theta 10000, untied embeddings.
 
     Args:
       path: the file, for error messages.
     Raises:
       ValueError: naming path and field, for anything that this model would not compute as described.
     """
-    _check_architecture(values, path)
+    family = families.family_of(values, path)
+    _check_fixed(values, family, path)
     quantized.check_config(values, path)
-    refuse_unknown(values, HARMLESS | OPTIONAL | set(REQUIRED) | set(FIXED), path)
+    refuse_unknown(values, HARMLESS | OPTIONAL | set(REQUIRED) | set(FIXED) | family.reads, path)
+    values = families.with_defaults(values, family)
     fields = read_required(values, REQUIRED, path)
     sizes = _read_sizes(values, fields, path)
     eps = _get(values, 'rms_norm_eps', 1e-6)
@@ -95,21 +98,15 @@ def config_from_json(values: dict[str, Any], path: str = 'config.json') -> Llama
         return LlamaConfig(
             **fields, **sizes, norm_eps=float(eps), tie_embeddings=tied,
             rope=_read_rope(values, fields['max_position_embeddings'], sizes['head_dim'], path),
+            **families.read_options(values, family, fields['num_layers'], path),
         )
     except ValueError as error:
         raise error if str(error).startswith(path) else ValueError(f'{path}: {error}') from None
 
 
-def _check_architecture(values, path):
-    if values.get('model_type') != 'llama':
-        raise ValueError(
-            f"{path}: model_type is {short_repr(values.get('model_type'))}; only 'llama' is supported")
-    architectures = values.get('architectures')
-    if architectures not in (None, ['LlamaForCausalLM']):
-        raise ValueError(
-            f"{path}: architectures is {short_repr(architectures)}; it must be ['LlamaForCausalLM']")
+def _check_fixed(values, family, path):
     for field, only in FIXED.items():
-        if field in values and values[field] not in (only, None):
+        if field not in family.reads and values.get(field) not in (only, None):
             raise ValueError(f'{path}: {field} is {short_repr(values[field])}; only {only!r} is supported')
 
 
@@ -270,38 +267,65 @@ def config_to_json(config: LlamaConfig, dtype: str = 'bfloat16') -> dict[str, An
     """The dict of a config.json, with the rope fields in the old and in the new layout.
 
     Raises:
-      ValueError: for a config that a Hugging Face Llama cannot compute.
+      ValueError: for a config that its family cannot compute in transformers.
     """
-    if config.window is not None:
+    if config.window is not None and config.family == 'llama':
         raise ValueError(
             f'window {config.window}: config.json of a Llama has no sliding window, and its readers would '
-            'compute full attention; export a model with window None')
+            "compute full attention; export a model with window None, or as family 'mistral'")
     rope = config.rope
     if rope.type == 'dynamic' and rope.max_position != config.max_position_embeddings:
         raise ValueError(
             f"rope type 'dynamic' has max_position {rope.max_position} but max_position_embeddings is "
             f'{config.max_position_embeddings}; config.json has only one field for both: make them equal')
-    scaling = {'rope_type': rope.type}
-    for key, field in ROPE_FIELDS[rope.type].items():
-        value = getattr(rope, field)
-        if value is not None:
-            scaling[key] = list(value) if isinstance(value, tuple) else value
-    return {
-        'architectures': ['LlamaForCausalLM'],
-        'model_type': 'llama',
+    values = {
+        'architectures': [families.FAMILIES[config.family].architecture],
+        'model_type': config.family,
         **{field: getattr(config, name) for field, name in REQUIRED.items()},
         'num_key_value_heads': config.num_kv_heads,
         'head_dim': config.head_dim,
         'rms_norm_eps': config.norm_eps,
         'tie_word_embeddings': config.tie_embeddings,
         'hidden_act': 'silu',
-        'attention_bias': False,
         'attention_dropout': 0.0,
-        'mlp_bias': False,
-        'rope_theta': rope.theta,
-        'rope_scaling': None if rope.type == 'default' else scaling,
-        'rope_parameters': {'rope_theta': rope.theta, **scaling},
+        **families.write_options(config),
+        **_write_rope(config),
         'torch_dtype': dtype,
         'dtype': dtype,
         'use_cache': True,
     }
+    _check_complete(values, config)
+    return values
+
+
+def _write_rope(config):
+    rope = config.rope
+    if config.family == 'phi3':
+        return families.write_phi3_rope(rope)
+    scaling = {'rope_type': rope.type}
+    for key, field in ROPE_FIELDS[rope.type].items():
+        value = getattr(rope, field)
+        if value is not None:
+            scaling[key] = list(value) if isinstance(value, tuple) else value
+    return {
+        'rope_theta': rope.theta,
+        'rope_scaling': None if rope.type == 'default' else scaling,
+        'rope_parameters': {'rope_theta': rope.theta, **scaling},
+    }
+
+
+def _check_complete(values, config):
+    """Refuse values that do not describe the config: its family has no field for something in it."""
+    written = config_from_json(values)
+    for field in dataclasses.fields(config):
+        value, found = getattr(config, field.name), getattr(written, field.name)
+        if value != found and not (field.name == 'rope' and _same_rope(value, found)):
+            raise ValueError(
+                f'{field.name} {short_repr(value)} cannot be written: a config.json of model_type '
+                f"{config.family!r} says {short_repr(found)}; export a family that has it, or change it")
+
+
+def _same_rope(a, b):
+    """Whether two RopeConfigs are equal but for fields that their type does not use."""
+    used = {'theta', 'type', *ROPE_FIELDS[a.type].values()}
+    return all(getattr(a, field) == getattr(b, field) for field in used)

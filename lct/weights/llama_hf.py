@@ -13,7 +13,7 @@ from typing import Any
 from lct import json_files
 from lct.json_files import short_repr
 from lct.models.llama import LlamaConfig, Params
-from lct.weights import companions, folders, hf_tensors, mapping, safetensors_files, streaming
+from lct.weights import companions, families, folders, hf_tensors, mapping, safetensors_files, streaming
 from lct.weights.folders import check_writable
 from lct.weights.llama_config import config_from_json, config_to_json
 from lct.weights.tensors import DTYPES, FLOATS, Matrix, Tensor, check_dtype, equal
@@ -47,8 +47,12 @@ NAMES = {  # parameter name -> tensor name; {} is the layer
 LM_HEAD = NAMES['lm_head']
 IGNORED = re.compile(r'model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq')  # buffers of old exports
 
-tensor_names = functools.partial(mapping.tensor_names, names=NAMES)
-checkpoint_shapes = functools.partial(mapping.checkpoint_shapes, names=NAMES)
+tensor_names = functools.partial(mapping.tensor_names, names=NAMES)  # before any are fused
+
+
+def checkpoint_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """{tensor name: shape} of the files of a config."""
+    return families.fused_shapes(mapping.checkpoint_shapes(config, NAMES), config.family)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -95,6 +99,7 @@ def load(folder: str | os.PathLike, dtype: Any = None, *, adapter: str | os.Path
 
 def _matrices(config, tensors):
     """{(parameter name, layer or None): Matrix} of {tensor name: Tensor, or array to write}."""
+    tensors = families.split(tensors, mapping.checkpoint_shapes(config, NAMES), config.family)
     return {parameter: Matrix(name, (tensors[name],)) for name, parameter in tensor_names(config).items()}
 
 

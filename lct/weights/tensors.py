@@ -52,6 +52,31 @@ class Tensor(NamedTuple):
         return np.ndarray([len(one) for one in ranges], dtype, flat, strides=steps)
 
 
+class Rows(NamedTuple):
+    """Rows start to stop of a Tensor, or of an object that is read like one."""
+
+    tensor: Any
+    start: int
+    stop: int
+
+    @property
+    def path(self) -> str:
+        return self.tensor.path
+
+    @property
+    def dtype(self) -> str:
+        return self.tensor.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stop - self.start, *self.tensor.shape[1:]
+
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> np.ndarray:
+        """A rectangle of these rows."""
+        start, stop, _ = rows.indices(self.stop - self.start)
+        return self.tensor.read(slice(self.start + start, self.start + stop), cols)
+
+
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides in elements of a tensor whose last dim is contiguous."""
     strides, step = [], 1
