@@ -117,8 +117,7 @@ def test_the_cache_never_moves():
         tables = rope.make_tables(CONFIG.rope, CONFIG.head_dim, SEQ_LEN)
         batch = prompt_layout.arrange(random_prompts()[:2], SEQ_LEN)
         filled = [sharding.put(x, sharding.spec('BS')) for x in (batch.positions, batch.segment_ids)]
-        empty = np.zeros((CONFIG.num_layers, 2, CONFIG.num_kv_heads, SEQ_LEN, CONFIG.head_dim), np.float32)
-        cache = kv_cache.KVCache(*[sharding.put(empty, kv_cache.CACHE)] * 2, *filled)
+        cache = kv_cache.empty_cache(CONFIG, filled[0], np.float32).replace(segment_ids=filled[1])
         row = sharding.put(batch.last, sharding.spec('B'))
         step = jax.jit(decode.decode_step, static_argnums=1)
         program = step.lower(params, CONFIG, cache, row, row, row, tables).compile().as_text()

@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from lct import sharding
-from lct.models import llama
+from lct.models import kv_cache, llama
 from lct.models.config import LlamaConfig
 from lct.models.embedding import embed_row_tokens
 from lct.models.kv_cache import KVCache, attend_cache, attend_chunk, write
@@ -79,13 +79,18 @@ def prefill(params: llama.Params, config: LlamaConfig, batch: PromptBatch, table
     block = llama.causal_block(config, batch.positions, batch.segment_ids, tables, memory)
 
     def step(x, layer):
-        x, (k, v) = block(x, layer)
-        return x, (k.swapaxes(1, 2), v.swapaxes(1, 2))
+        x, new = block(x, layer)
+        return x, _encoded(new, memory.cache_dtype)
 
     layers = llama.with_constants(params.layers, config)
     x, (k, v) = lax.scan(step, llama.embed_tokens(params.embed, batch.tokens), layers)
     cache = KVCache(k, v, batch.positions, batch.segment_ids)
     return cache, _logits_after(params, config, x, batch.positions, batch.last)
+
+
+def _encoded(new, dtype):
+    """New keys and values, each [B, T, K, H], as a cache of the dtype keeps them [B, K, T, H]."""
+    return tuple(kv_cache.encode(x.swapaxes(1, 2), dtype) for x in new)
 
 
 def _logits_after(params, config, x, positions, last):
@@ -128,8 +133,8 @@ def extend(params: llama.Params, config: LlamaConfig, cache: KVCache, chunk: Chu
             own = k.swapaxes(1, 2), v.swapaxes(1, 2), chunk.positions, chunk.segment_ids
             return attend_chunk(q, own, cached, memory.attention, config.window)
 
-        x, (k, v) = llama.block(x, layer, angles, config, attend, feed_forward=feed_forward)
-        return x, (k.swapaxes(1, 2), v.swapaxes(1, 2))
+        x, new = llama.block(x, layer, angles, config, attend, feed_forward=feed_forward)
+        return x, _encoded(new, kv_cache.dtype_of(cache))
 
     x = llama.embed_tokens(params.embed, chunk.tokens)
     x, (k, v) = lax.scan(step, x, (llama.with_constants(params.layers, config), cache.k, cache.v))
@@ -137,7 +142,7 @@ def extend(params: llama.Params, config: LlamaConfig, cache: KVCache, chunk: Chu
     # Padding has positions too, and the position of the last token may be among them.
     positions = jnp.where(chunk.segment_ids > 0, chunk.positions, -1)
     new = _logits_after(params, config, x, positions, chunk.last)
-    k, v = (sharding.reshard(x, P(None, sharding.BATCH_AXES, 'tensor')) for x in (k, v))
+    k, v = jax.tree.map(lambda x: sharding.reshard(x, P(None, sharding.BATCH_AXES, 'tensor')), (k, v))
     return write(cache, k, v, chunk.slots), jnp.where(in_chunk[:, None], new, logits)
 
 
@@ -162,18 +167,19 @@ def decode_step(params: llama.Params, config: LlamaConfig, cache: KVCache, token
         mask &= cache.positions > positions[:, None] - config.window
 
     def step(x, inputs):
-        layer, cached_k, cached_v = inputs
+        layer, number = inputs
 
         def attend(q, k, v):
-            return attend_cache(q, k, v, cached_k, cached_v, mask)
+            return attend_cache(q, k, v, cache, number, mask)
 
-        return llama.block(x, layer, angles, config, attend)  # one token per row needs no chunks of the FFN
+        x, new = llama.block(x, layer, angles, config, attend)  # one token per row needs no chunks of the FFN
+        return x, _encoded((y[:, None] for y in new), kv_cache.dtype_of(cache))
 
     x = embed_row_tokens(params.embed, tokens)
-    # The cache is only read inside the scan over layers and written once after it: as a carry or an
-    # output of the scan all of it would be copied for every token.
-    x, (k, v) = lax.scan(step, x, (llama.with_constants(params.layers, config), cache.k, cache.v))
-    return write(cache, k[:, :, :, None], v[:, :, :, None], slots[:, None]), _next_logits(params, config, x)
+    # The cache is only read inside the scan over layers, by tiles, and written once after it: as a carry or
+    # an output of the scan all of it would be copied for every token, as an input every layer.
+    x, (k, v) = lax.scan(step, x, (llama.with_constants(params.layers, config), jnp.arange(config.num_layers)))
+    return write(cache, k, v, slots[:, None]), _next_logits(params, config, x)
 
 
 def decode(params: llama.Params, config: LlamaConfig, cache: KVCache, logits: jax.Array, last: jax.Array,

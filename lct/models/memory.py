@@ -24,6 +24,7 @@ REMAT = {
         offload_src='device', offload_dst='pinned_host',
     ),
 }
+CACHE_DTYPES = ('float32', 'bfloat16', 'int8')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Memory:
     loss_chunk: tokens of a device whose logits exist at one time.
     dtype: of activations and of weights in use; None for the dtype of the stored parameters. Gradients, their
       sums over devices and the stored parameters are not affected.
+    cache_dtype: of cached keys and values, 'float32', 'bfloat16' or 'int8'; None for the one of activations.
 
     Raises:
       ValueError: for a policy, a dtype or a number of chunks that does not exist.
@@ -48,8 +50,11 @@ class Memory:
     ffn_chunks: int = 1
     loss_chunk: int = 512
     dtype: str | None = None
+    cache_dtype: str | None = None
 
     def __post_init__(self):
+        if self.cache_dtype not in (None, *CACHE_DTYPES):
+            raise ValueError(f'cache dtype {self.cache_dtype!r} is not one of {", ".join(CACHE_DTYPES)}')
         if self.dtype not in (None, 'float32', 'bfloat16'):
             raise ValueError(f"dtype {self.dtype!r} of activations must be 'float32', 'bfloat16' or None")
         if self.remat not in REMAT:

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
@@ -56,6 +57,7 @@ class Session:
                              f'{replicas}; use {-(-seq_len // self.unit) * self.unit} and '
                              f'{-(-rows // replicas) * replicas}')
         self.params, self.config, self.memory = params, config, memory
+        self._cache_dtype = jnp.dtype(memory.cache_dtype or params.layers.wk.dtype)
         self.rows, self.seq_len, self.indices = rows, seq_len, indices
         self.rope = rope_at(config.rope, config.head_dim, longest or seq_len)
         self.tables = rope.make_tables(self.rope, config.head_dim, seq_len)
@@ -117,7 +119,7 @@ class Session:
     def abstract_cache(self) -> KVCache:
         """The shapes and dtypes of the cache."""
         positions = jax.ShapeDtypeStruct((self.rows, self.seq_len), np.int32)
-        return _empty_cache.eval_shape(self.config.architecture(), positions, self.params.layers.wk.dtype)
+        return _empty_cache.eval_shape(self.config.architecture(), positions, self._cache_dtype)
 
     def _assign(self, cache, logits, texts):
         with deferred():
@@ -153,7 +155,7 @@ class Session:
 
     def _new_cache(self):
         positions = place(arrange([[]] * self.rows, self.seq_len, self.indices)).positions
-        return _empty_cache(self.config.architecture(), positions, self.params.layers.wk.dtype)
+        return _empty_cache(self.config.architecture(), positions, self._cache_dtype)
 
     def _no_logits(self):
         return sharding.put(np.zeros((self.rows, self.config.vocab_size), np.float32), sharding.spec('BV'))

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lct.ops.int8 import Int8Vectors, dequantize
 from lct.ops.masks import EMPTY, Tokens, attention_mask, chunk_classes
 
 MASK_VALUE = -1e30  # lse of a row that has attended to no key: finite, so that merging needs no guard
@@ -34,16 +35,17 @@ class QueryBlock(NamedTuple):
 class KVBlock(NamedTuple):
     """Keys and values with everything that their mask needs: the unit that a ring rotates."""
 
-    k: jax.Array  # [B, K, S, H]: heads first, so that a chunk of one head is contiguous
-    v: jax.Array  # [B, K, S, H]
+    k: jax.Array | Int8Vectors  # [B, K, S, H]: heads first, so that a chunk of one head is contiguous
+    v: jax.Array | Int8Vectors  # [B, K, S, H]
     stacked_tokens: jax.Array  # int32 [B, 2, S], positions and segment ids: one transfer instead of two
 
     @classmethod
-    def create(cls, k: jax.Array, v: jax.Array, tokens: Tokens) -> 'KVBlock':
+    def create(cls, k: jax.Array | Int8Vectors, v: jax.Array | Int8Vectors, tokens: Tokens) -> 'KVBlock':
         """From k, v [B, K, S, H] and tokens [B, S]."""
         stacked = jnp.stack(tokens, 1)
         # Inside shard_map k may vary over more mesh axes than tokens; the operands of a barrier must agree.
-        return cls(k, v, stacked + lax.full_like(k, 0, stacked.dtype, shape=stacked.shape))
+        like_k = lax.full_like(jax.tree.leaves(k)[0], 0, stacked.dtype, shape=stacked.shape)
+        return cls(k, v, stacked + like_k)
 
     @property
     def tokens(self) -> Tokens:
@@ -122,7 +124,7 @@ class _Tiles:
     def __init__(self, queries, block, chunks, window):
         q, self.q_tokens, self.k_tokens = queries.q, queries.tokens, block.tokens
         self.batch, self.q_len, self.kv_heads, self.group, self.head_dim = q.shape
-        self.k_len = block.k.shape[2]
+        self.k_len = self.k_tokens.positions.shape[1]
         self.cq, self.ck = fit(chunks.queries(self.group), self.q_len), fit(chunks.key, self.k_len)
         self.nq, self.nk = self.q_len // self.cq, self.k_len // self.ck
         self.rows = self.cq * self.group
@@ -196,8 +198,10 @@ class _Tiles:
         return lax.dynamic_update_slice(x, lax.dynamic_slice(x, start, shape) + tile[None, None], start)
 
     def key(self, x, b, h, j):
-        """Chunk j of x [B, K, S, H] as [key_chunk, H]."""
-        return lax.dynamic_slice(x, (b, h, j * self.ck, 0), (1, 1, self.ck, self.head_dim))[0, 0]
+        """Chunk j of x [B, K, S, H] as [key_chunk, H], in float32 if x is quantized."""
+        start, size = (b, h, j * self.ck, 0), (1, 1, self.ck, self.head_dim)
+        return dequantize(jax.tree.map(
+            lambda leaf: lax.dynamic_slice(leaf, start[:leaf.ndim], size[:leaf.ndim])[0, 0], x))
 
     def add_key(self, x, tile, b, h, j):
         """x [B, K, S, H] with tile [key_chunk, H] added to its chunk j."""
@@ -215,10 +219,10 @@ class _Tiles:
             dims = (contract, ((), ()))
             return lax.dot_general(x, y, dims, self.precision, preferred_element_type=self.dtype)
 
-        if x.dtype == self.dtype:
-            return dot(x, y)
-        cpu_dot = lambda x, y: dot(self.widen(x), self.widen(y))
-        return lax.platform_dependent(x, y, cpu=cpu_dot, default=dot)
+        wide_dot = lambda x, y: dot(self.widen(x), self.widen(y))
+        if self.dtype in (x.dtype, y.dtype):
+            return wide_dot(x, y)
+        return lax.platform_dependent(x, y, cpu=wide_dot, default=dot)
 
 
 def attend(
