@@ -147,7 +147,7 @@ def load(args):
         'tokenizer_sha256': tokenizer.fingerprint,
         'template_sha256': template and provenance.text_hash(template.source),
         'template': 'none' if template is None else template.name.replace(str(folder), args.model),
-        'dtype': str(model.params.embed.dtype), 'positions': config.max_position_embeddings,
+        'dtype': dtype_of(model), 'positions': config.max_position_embeddings,
         'rope': dataclasses.asdict(config.rope), 'mesh': parse_ints('--mesh', args.mesh),
         'layout': model.layout, 'seed': args.seed, 'decoding': 'greedy', 'piece': model.prefill_chunk,
         'batch_tokens': model.batch_tokens, 'device': jax.devices()[0].device_kind,
@@ -155,6 +155,12 @@ def load(args):
         'commit': provenance.commit(pathlib.Path(__file__).parent),
     }
     return model, json.loads(json.dumps(about))
+
+
+def dtype_of(model):
+    """The dtype of a model and, where it is another one, of its cache."""
+    cache = model.memory.cache_dtype
+    return str(model.params.embed.dtype) + (f', cache {cache}' if cache else '')
 
 
 def make_plan(args, model, counts, tasks):

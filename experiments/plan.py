@@ -141,10 +141,13 @@ def print_plan(plan, budget, kind, args):
           f'{timing.utilisation(step, kind, plan.seconds):.1%}; {budget.num_steps} steps of '
           f'{budget.tokens_per_step:,} tokens take {budget.days:.2f} '
           f'days{price(24 * budget.days, args.devices, args.price_per_hour)}')
-    prefill, decode = (sum(f(step, kind).values()) for f in (serving.prefill_seconds, serving.decode_seconds))
     print(f'on the same mesh {step.batch_size} prompts of {step.seq_len:,} tokens are prefilled in '
-          f'{prefill:.1f} s, and a token is decoded in {1000 * decode:.0f} ms '
-          '(weights are gathered for every token)\n')
+          f'{sum(serving.prefill_seconds(step, kind).values()):.1f} s; weights are gathered for every token:')
+    for dtype in ('bfloat16', 'int8'):
+        cached = dataclasses.replace(step, memory=dataclasses.replace(step.memory, cache_dtype=dtype))
+        print(f'  cache in {dtype}: {serving.cache_bytes(cached) / GiB:.2f} GiB per device, a token in '
+              f'{1000 * sum(serving.decode_seconds(cached, kind).values()):.0f} ms')
+    print()
 
 
 def print_alternatives(result, kind, count):

@@ -34,10 +34,10 @@ def repo(tmp_path_factory):
 
 def run(repo, **changes):
     flags = {
-        'model': 'base', 'mesh': '1,1,1,1', 'dtype': None, 'plain': False, 'batch_tokens': 65536, 'piece': 32,
-        'files': [str(repo)], 'question': QUESTIONS, 'length': None, 'max_new_tokens': 8, 'temperature': 0.0,
-        'top_p': 1.0, 'stop': [], 'seed': 0, 'session': None, 'session_gb': 1.0,
-        'cite': False, **changes}
+        'model': 'base', 'mesh': '1,1,1,1', 'dtype': None, 'cache_dtype': None, 'plain': False,
+        'batch_tokens': 65536, 'piece': 32, 'files': [str(repo)], 'question': QUESTIONS, 'length': None,
+        'max_new_tokens': 8, 'temperature': 0.0, 'top_p': 1.0, 'stop': [], 'seed': 0, 'session': None,
+        'session_gb': 1.0, 'cite': False, **changes}
     return ask.ask(argparse.Namespace(**flags))
 
 

@@ -196,9 +196,11 @@ def test_prefill_is_a_forward():
     reading, training = serving.prefill_seconds(one, h100), timing.seconds(dataclasses.replace(
         one, memory=dataclasses.replace(one.memory, remat='none')), h100)
     assert reading['attention'] == pytest.approx(training['attention'] * 4 / 14)
-    assert serving.cache_bytes(LLAMA3_8B, 1) == 131_072
+    assert serving.cache_bytes(one) == 2**14 * 131_072
     writing = serving.decode_seconds(one, h100)
     assert writing['cache read'] == pytest.approx(2**17 * 131_072 / 8 / (3.35e12 * 0.8))
+    in_8_bits = dataclasses.replace(one, memory=dataclasses.replace(one.memory, cache_dtype='int8'))
+    assert serving.cache_bytes(in_8_bits) == 2**14 * 66_560  # 130 of 256 bytes for each key and value
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
     python experiments/bench/bench_decode.py --check     1,000 decoded tokens against a forward, on every mesh
     python experiments/bench/bench_decode.py             32K on 8 devices beside 4K on one, interleaved
+    python experiments/bench/bench_decode.py --caches    SmolLM2's shape with a cache in float32 and in int8
     ... --out experiments/results/decode.json            keeps the figures of either
 
 A ring of 8 holds 4K of the 32K tokens on each device and reads all weights there, as one device does at 4K.
@@ -47,6 +48,9 @@ SMALL = llama.LlamaConfig(vocab_size=64, embed_dim=32, mlp_dim=64, num_layers=2,
 BENCH = llama.LlamaConfig(vocab_size=1024, embed_dim=256, mlp_dim=768, num_layers=4, num_heads=8,
                           num_kv_heads=4,
                           head_dim=64, tie_embeddings=True, rope=rope.RopeConfig(theta=1e6))
+SMOLLM2 = llama.LlamaConfig(vocab_size=49152, embed_dim=576, mlp_dim=1536, num_layers=30, num_heads=9,
+                            num_kv_heads=3, head_dim=64, tie_embeddings=True,
+                            rope=rope.RopeConfig(theta=1e5))
 MEMORY = llama.Memory(remat='none', attention=Attention(chunks=Chunks(32, 32)), ffn_chunks=2)
 LENGTHS, NEW, SEQ_LEN = (50, 3, 17, 200), 1000, 1280
 STEPS = 33  # tokens of a long answer
@@ -56,10 +60,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--check', action='store_true')
+    parser.add_argument('--caches', action='store_true')
+    parser.add_argument('--lengths', type=int, nargs='+', default=[2048, 8192], help='of --caches, in tokens')
     parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--out', type=pathlib.Path, help='JSON file, of which this run replaces its half')
     args = parser.parse_args()
-    result = {'exact': check()} if args.check else {'speed': bench(args.rounds)}
+    if args.check:
+        result = {'exact': check()}
+    elif args.caches:
+        result = {'caches': bench_caches(args.lengths, args.rounds)}
+    else:
+        result = {'speed': bench(args.rounds)}
     if args.out:
         kept = json.loads(args.out.read_text()) if args.out.is_file() else {}
         args.out.write_text(json.dumps({**kept, **result}, indent=1) + '\n')
@@ -131,24 +142,48 @@ def bench(rounds):
             **{name: float(np.median(values)) for name, values in ratios.items()}}
 
 
-def side(degrees, length):
-    """A function that decodes with full caches, one row of `length` tokens per replica.
+def bench_caches(lengths, rounds):
+    """Milliseconds and CPU milliseconds per token with full caches in float32 and int8, rounds interleaved,
+    ratios within a round."""
+    out = {'cores': os.cpu_count(), 'jax': jax.__version__}
+    for length in lengths:
+        sides = {dtype: side((1, 1, 1, 1), length, SMOLLM2, dtype) for dtype in ('float32', 'int8')}
+        wall, cpu = ({dtype: [] for dtype in sides} for _ in range(2))
+        for i in range(rounds):
+            for dtype in sorted(sides, reverse=i % 2):
+                begin = time.process_time()
+                wall[dtype].append(sides[dtype]()[0])
+                cpu[dtype].append((time.process_time() - begin) * 1e3 / (STEPS + 1))
+        ratios = [np.array(times['int8']) / times['float32'] for times in (wall, cpu)]
+        for dtype in sides:
+            print(f'{length} tokens, {dtype:8s} {statistics.median(wall[dtype]):6.1f} ms per token, '
+                  f'{statistics.median(cpu[dtype]):6.1f} CPU ms', flush=True)
+        for name, values in zip(('time', 'CPU time'), ratios):
+            print(f'{length} tokens, int8 / float32, {name}: {np.median(values):.2f} ({values.min():.2f} to '
+                  f'{values.max():.2f})', flush=True)
+        out[str(length)] = {'ms_a_token': wall, 'cpu_ms_a_token': cpu,
+                            'int8_to_float32': [float(np.median(values)) for values in ratios]}
+    return out
+
+
+def side(degrees, length, config=BENCH, dtype='float32'):
+    """A function that decodes with full caches of a dtype, one row of `length` tokens per replica.
 
     It returns (milliseconds per token, milliseconds once per answer).
     """
     rows = degrees[0]
     with on(degrees):
-        params = llama.init(BENCH, jax.random.key(0))
-        tables = rope.make_tables(BENCH.rope, BENCH.head_dim, length)
+        params = llama.init(config, jax.random.key(0))
+        tables = rope.make_tables(config.rope, config.head_dim, length)
         indices = layout.permutation('striped', length, degrees[2]).astype(np.int32)
         positions = sharding.put(np.tile(indices, (rows, 1)), sharding.spec('BS'))
         slot_of = sharding.put(layout.inverse(indices), jax.P(None))
         row = lambda x: sharding.put(np.full(rows, x, np.int32), sharding.spec('B'))
-        start, stop = row(length - STEPS - 1), np.zeros(BENCH.vocab_size, bool)
-        filled = jax.jit(lambda positions: empty_cache(BENCH, positions, jnp.float32).replace(
+        start, stop = row(length - STEPS - 1), np.zeros(config.vocab_size, bool)
+        filled = jax.jit(lambda positions: empty_cache(config, positions, dtype).replace(
             segment_ids=(positions < length - STEPS).astype(jnp.int32)))
         cache = filled(positions)
-        logits = sharding.put(np.zeros((rows, BENCH.vocab_size), np.float32), sharding.spec('BV'))
+        logits = sharding.put(np.zeros((rows, config.vocab_size), np.float32), sharding.spec('BV'))
         step = jax.jit(decode.decode, static_argnames='config', donate_argnames='cache')
 
     def seconds(count):
@@ -157,7 +192,7 @@ def side(degrees, length):
         request = decode.place_request(np.full(rows, count, np.int32), stop, STEPS)
         jax.block_until_ready((cache, request))
         begin = time.perf_counter()
-        cache, tokens, _ = step(params, BENCH.architecture(), cache, logits, start, slot_of, request, tables)
+        cache, tokens, _ = step(params, config.architecture(), cache, logits, start, slot_of, request, tables)
         jax.block_until_ready((cache, tokens))
         return time.perf_counter() - begin
 

@@ -91,6 +91,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--model', required=True, help="a Hugging Face Llama folder, or 'smollm2'")
     parser.add_argument('--mesh', default='1,1,1,1', help='degrees of data,fsdp,sequence,tensor')
     parser.add_argument('--dtype', help="of the weights; default float32 on CPU, else the files'")
+    parser.add_argument('--cache-dtype', choices=['float32', 'bfloat16', 'int8'],
+                        help="of cached keys and values; default: the weights'. int8 takes half of the bytes "
+                        'of bfloat16')
     parser.add_argument('--plain', action='store_true', help='no chat template, as for a base model')
     parser.add_argument('--batch-tokens', type=int, default=65536, help='cache slots of a batch')
     parser.add_argument('--piece', type=int, help='tokens of one forward pass over a prompt, for prompts '
@@ -129,6 +132,7 @@ def load_model(args: argparse.Namespace) -> tuple['Model', Path]:
 
     from lct.data import tokenizer as tokenizers
     from lct.eval import runner
+    from lct.models.memory import Memory
     from lct.weights import llama_hf
 
     check_positive(args, 'piece', 'batch_tokens')
@@ -142,8 +146,9 @@ def load_model(args: argparse.Namespace) -> tuple['Model', Path]:
     template = None if args.plain else _load_template(folder)
     on_cpu = jax.default_backend() == 'cpu'
     config, params = llama_hf.load(folder, args.dtype or ('float32' if on_cpu else None))
-    model = runner.Model(params, config, tokenizer, template, _read_eos_ids(folder), prefill_chunk=args.piece,
-                         batch_tokens=args.batch_tokens)
+    memory = Memory(remat='none', cache_dtype=args.cache_dtype)
+    model = runner.Model(params, config, tokenizer, template, _read_eos_ids(folder), memory,
+                         prefill_chunk=args.piece, batch_tokens=args.batch_tokens)
     return model, folder
 
 

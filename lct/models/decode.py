@@ -111,14 +111,27 @@ def extend(params: llama.Params, config: LlamaConfig, cache: KVCache, chunk: Chu
            tables: rope.Tables, memory: Memory) -> tuple[KVCache, jax.Array]:
     """Run a chunk of tokens that follow those in the cache.
 
-    The queries are gathered to the cache instead of the other way round, so that the cost of the network
-    grows with the chunk and not with the context (Yang et al. 2024, "Context Parallelism for Scalable
-    Million-Token Inference").
-
     Args:
       logits: float32 [B, V], kept for rows whose last token is before the chunk.
     Returns:
       the cache with the chunk in it, and float32 logits [B, V] that follow the last token of every row.
+    """
+    cache, x = extend_states(params, config, cache, chunk, tables, memory)
+    in_chunk = ((chunk.positions == chunk.last[:, None]) & (chunk.segment_ids > 0)).any(1)
+    # Padding has positions too, and the position of the last token may be among them.
+    positions = jnp.where(chunk.segment_ids > 0, chunk.positions, -1)
+    new = _logits_after(params, config, x, positions, chunk.last)
+    return cache, jnp.where(in_chunk[:, None], new, logits)
+
+
+def extend_states(params: llama.Params, config: LlamaConfig, cache: KVCache, chunk: Chunk,
+                  tables: rope.Tables, memory: Memory) -> tuple[KVCache, jax.Array]:
+    """The cache with a chunk of tokens in it, and the hidden states [B, T, D] of the chunk after all layers,
+    before the final norm.
+
+    The queries are gathered to the cache instead of the other way round, so that the cost of the network
+    grows with the chunk and not with the context (Yang et al. 2024, "Context Parallelism for Scalable
+    Million-Token Inference").
     """
     angles = rope.angles(tables, chunk.positions)
     feed_forward = functools.partial(llama.ffn, num_chunks=memory.ffn_chunks)
@@ -138,12 +151,8 @@ def extend(params: llama.Params, config: LlamaConfig, cache: KVCache, chunk: Chu
 
     x = llama.embed_tokens(params.embed, chunk.tokens)
     x, (k, v) = lax.scan(step, x, (llama.with_constants(params.layers, config), cache.k, cache.v))
-    in_chunk = ((chunk.positions == chunk.last[:, None]) & (chunk.segment_ids > 0)).any(1)
-    # Padding has positions too, and the position of the last token may be among them.
-    positions = jnp.where(chunk.segment_ids > 0, chunk.positions, -1)
-    new = _logits_after(params, config, x, positions, chunk.last)
     k, v = jax.tree.map(lambda x: sharding.reshard(x, P(None, sharding.BATCH_AXES, 'tensor')), (k, v))
-    return write(cache, k, v, chunk.slots), jnp.where(in_chunk[:, None], new, logits)
+    return write(cache, k, v, chunk.slots), x
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -178,7 +187,8 @@ def decode_step(params: llama.Params, config: LlamaConfig, cache: KVCache, token
     x = embed_row_tokens(params.embed, tokens)
     # The cache is only read inside the scan over layers, by tiles, and written once after it: as a carry or
     # an output of the scan all of it would be copied for every token, as an input every layer.
-    x, (k, v) = lax.scan(step, x, (llama.with_constants(params.layers, config), jnp.arange(config.num_layers)))
+    layers = llama.with_constants(params.layers, config)
+    x, (k, v) = lax.scan(step, x, (layers, jnp.arange(config.num_layers)))
     return write(cache, k, v, slots[:, None]), _next_logits(params, config, x)
 
 

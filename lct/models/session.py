@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
@@ -57,14 +56,13 @@ class Session:
                              f'{replicas}; use {-(-seq_len // self.unit) * self.unit} and '
                              f'{-(-rows // replicas) * replicas}')
         self.params, self.config, self.memory = params, config, memory
-        self._cache_dtype = jnp.dtype(memory.cache_dtype or params.layers.wk.dtype)
+        self._cache_dtype = memory.cache_dtype or params.layers.wk.dtype
         self.rows, self.seq_len, self.indices = rows, seq_len, indices
         self.rope = rope_at(config.rope, config.head_dim, longest or seq_len)
         self.tables = rope.make_tables(self.rope, config.head_dim, seq_len)
         self.lengths = np.zeros(rows, np.int32)
-        self.cache = self.logits = self.step_logits = None
+        self.cache = self.logits = self.step_logits = self._streaming = None
         self._cached = [[] for _ in range(rows)]  # token ids in the cache: the texts and what followed them
-        self._streaming = None
         slot_of = np.arange(seq_len) if indices is None else np.argsort(indices)
         self.slots, self.slot_of = slot_of, sharding.put(slot_of.astype(np.int32), P(None))
 

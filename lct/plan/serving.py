@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from lct.models import kv_cache
 from lct.models.flops import matmul_params
-from lct.models.llama import LlamaConfig
 from lct.plan import cost, timing
 from lct.plan.cost import Step
 from lct.plan.hardware import Hardware
@@ -14,9 +14,10 @@ FORWARD_SHARE = {'all-to-all': 1 / 2, 'partial sums': 2 / 7, 'weights, exposed':
                  'gather of keys, scatter of their gradients': 1 / 4}
 
 
-def cache_bytes(config: LlamaConfig, length: int, width: int = 2) -> int:
-    """Keys and values of a row of length tokens, all layers, all devices; width: bytes of a number."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * length * width
+def cache_bytes(step: Step) -> float:
+    """Bytes of keys and values on each device for the rows of a Step, in its memory.cache_dtype."""
+    dtype = step.memory.cache_dtype or step.memory.dtype or step.dtype
+    return step.rows * step.shard * kv_cache.bytes_of(step.config, dtype) / step.mesh[3]
 
 
 def prefill_seconds(step: Step, hardware: Hardware,
@@ -44,7 +45,6 @@ def decode_seconds(step: Step, hardware: Hardware,
     group = fsdp * ring
     gather = cost.Transfer('weights', 'fsdp+sequence', 'collective', tensor, group,
                            weights * (group - 1) / group, '')
-    cache = step.rows * cache_bytes(config, step.shard, step.width) / tensor
     speed = hardware.bandwidth * efficiency.memory
     return {'weights gathered': max(timing.seconds_on_links(gather, hardware, efficiency)),
-            'weights read': weights / speed, 'cache read': cache / speed}
+            'weights read': weights / speed, 'cache read': cache_bytes(step) / speed}
