@@ -45,7 +45,8 @@ def test_every_epoch_has_every_token_once_and_orders_differ(seq_len):
 def test_rows_are_well_formed_and_of_every_kind():
     source, kinds = make(ALL), set()
     for r in range(60):
-        kinds.add(source.kind(r))
+        kind = source.kind(r)
+        kinds.add(kind)
         row = source.next_row(700)
         assert (row['segment_ids'] > 0).all() and row['loss_mask'].max() <= 8 and row['loss_mask'].min() >= 0
         starts = np.flatnonzero(np.diff(row['segment_ids'], prepend=0))
@@ -55,8 +56,10 @@ def test_rows_are_well_formed_and_of_every_kind():
         # The target of a token is the next token of its own segment; the mask is zero where there is none.
         same = row['segment_ids'][1:] == row['segment_ids'][:-1]
         np.testing.assert_array_equal(row['targets'][:-1][same], row['tokens'][1:][same])
+        # But for documents of text, which end in EOS.
         ends = np.flatnonzero(~same)
-        assert (row['loss_mask'][ends] == 0).all()
+        assert (row['loss_mask'][ends] == (kind == 'text')).all()
+        assert kind != 'text' or (row['targets'][ends] == TOKENIZER.eos_id).all()
     assert kinds == set(ALL)
 
 
@@ -136,7 +139,27 @@ def test_another_corpus_or_seed_is_noticed():
     old = {name: state[name] for name in ('row', 'epoch', 'document', 'offset')}
     source = make(documents=documents)
     source.state = old
-    assert source.state == state
+    assert source.state == {**state, 'eos': None}
+
+
+def test_a_run_keeps_to_its_choice_of_eos():
+    """A state of a version before EOS continues without it, with the rows of that version."""
+    source, without = make(), make()
+    assert source.eos_id == source.state['eos'] == TOKENIZER.eos_id
+    without.eos_id = None
+    for _ in range(5):
+        row, other = source.next_row(900), without.next_row(900)
+        ended = (row['targets'] == 257) & (row['loss_mask'] > 0)
+        assert ended.any() and not other['loss_mask'][ended].any()
+        np.testing.assert_array_equal(row['targets'][~ended], other['targets'][~ended])
+        np.testing.assert_array_equal(row['tokens'], other['tokens'])
+    old = without.state
+    del old['eos']
+    resumed, expected = make(), without.next_row(300)
+    resumed.state = old
+    assert_same(resumed.next_row(300), expected)
+    with pytest.raises(ValueError, match='data state is of another eos: None, here 257'):
+        make().state = without.state
 
 
 @pytest.mark.parametrize('state, message', [

@@ -55,6 +55,16 @@ def test_a_cut_document_keeps_the_target_at_the_cut():
     np.testing.assert_array_equal(second['loss_mask'], [1, 0, 0])
 
 
+def test_a_document_ends_in_eos_where_it_ends_and_not_where_it_is_cut():
+    whole = segment([1, 2], None, BOS, eos_id=7)
+    assert [x.tolist() for x in whole] == [[BOS, 1, 2], [1, 2, 7], [1, 1, 1]]
+    cut, rest = segment([1, 2], None, BOS, 0, 2, 7), segment([1, 2], None, BOS, 2, 3, 7)
+    assert [x.tolist() for x in cut] == [[BOS, 1], [1, 2], [1, 1]]
+    assert [x.tolist() for x in rest] == [[2], [7], [1]]
+    assert segment([1], None, None, eos_id=7).targets.tolist() == [7]
+    assert not len(segment([], None, None, eos_id=7).targets)
+
+
 def test_weights_belong_to_the_token_that_is_predicted():
     weights = np.array([.1, .2, .3, .4], np.float32)
     with_bos = segment([1, 2, 3, 4], weights, BOS)

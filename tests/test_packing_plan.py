@@ -217,7 +217,7 @@ def test_held_out_documents_are_in_no_epoch_of_any_source_or_seed():
 
 def test_documents_of_no_token_and_of_one():
     class NoBos:
-        fingerprint, bos_id, vocab_size = BYTES.fingerprint, None, 258
+        fingerprint, bos_id, eos_id, vocab_size = BYTES.fingerprint, None, None, 258
 
     store = MemoryStore([[], [7], [], [8], [1, 2, 3]])
     row = StoreSource(store, NoBos(), seed=0).next_sequence(16)
@@ -226,6 +226,9 @@ def test_documents_of_no_token_and_of_one():
     assert sorted(row.document.tolist()) == [1, 3, 4] and row.counts()[0] == 8
     assert StoreSource(store, NoBos()).stats() == {'documents': 5, 'empty': 2, 'without target': 2}
     assert StoreSource(store, BYTES).stats() == {'documents': 5, 'empty': 2, 'without target': 0}
+    NoBos.eos_id = 257  # the target of the only token
+    assert StoreSource(store, NoBos()).stats() == {'documents': 5, 'empty': 2, 'without target': 0}
+    assert StoreSource(store, NoBos(), seed=0).next_sequence(16).continues.all()
 
 
 def test_bad_mixes_and_states():
@@ -244,6 +247,12 @@ def test_bad_mixes_and_states():
         StoreSource(make_store(seed=1), BYTES, seed=1).state = state
     with pytest.raises(ValueError, match='data state is of another seed: seed 1, here 2'):
         StoreSource(store, BYTES, seed=2).state = state
+    old = {name: value for name, value in state.items() if name != 'eos'}
+    resumed = StoreSource(store, BYTES, seed=1)
+    resumed.state = old  # of a version before EOS
+    assert resumed.eos_id is None and resumed.state == {**old, 'eos': None}
+    with pytest.raises(ValueError, match='data state is of another eos: eos None, here 257'):
+        StoreSource(store, BYTES, seed=1).state = resumed.state
     with pytest.raises(ValueError, match='is not one of a token store'):
         StoreSource(store, BYTES).state = {'row': 0, 'epoch': 0, 'document': 0, 'offset': 0}
     with pytest.raises(ValueError, match='fewer than one sequence of seq_len 1000000'):

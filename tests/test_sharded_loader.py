@@ -69,9 +69,10 @@ def digests(found):
 def test_a_row_is_what_packing_makes_of_the_whole_documents(seq_len):
     store = make_store()
     for row in whole_rows(store, packing_plan.packed, seq_len)[0]:
-        segments = [packing.segment(store.documents[d], None, BYTES.bos_id, int(start), int(stop))
-                  for d, start, stop in zip(row.document, row.start, row.stop, strict=True)]
-        found = read(row, StoreDocuments(store, BYTES.bos_id), [(0, seq_len)])
+        segments = [
+            packing.segment(store.documents[d], None, BYTES.bos_id, int(start), int(stop), BYTES.eos_id)
+            for d, start, stop in zip(row.document, row.start, row.stop, strict=True)]
+        found = read(row, StoreDocuments(store, BYTES.bos_id, BYTES.eos_id), [(0, seq_len)])
         for name, expected in packing.pack(segments, seq_len).items():
             np.testing.assert_array_equal(found[name], expected, err_msg=name)
             assert found[name].dtype == expected.dtype
@@ -85,7 +86,7 @@ def test_targets_never_cross_a_document_and_positions_agree_with_offsets(mode):
         found, at = read(row, documents, [(0, 300)]), 0
         for d, start, stop in zip(row.document, row.start, row.stop, strict=True):
             here = slice(at, at + stop - start)
-            text = np.concatenate([[BYTES.bos_id], store.documents[d]])
+            text = np.concatenate([[BYTES.bos_id], store.documents[d], [BYTES.eos_id]])
             np.testing.assert_array_equal(found['tokens'][here], text[start:stop])
             following = text[start + 1:stop + 1]  # of the document itself, beyond the row's end too
             np.testing.assert_array_equal(found['targets'][here][:len(following)], following)

@@ -24,7 +24,7 @@ RUN_FIELDS = ('param_dtype', 'checkpoint_every', 'keep_checkpoints', 'max_skips_
               'spike_factor', 'spike_window')
 # Fields that --set may give to a config that lacks them, with their defaults
 OPTIONAL = {'check_memory': True, 'keep_checkpoints': 2, 'max_skips_in_row': 5, 'max_failed_saves': 5,
-            'param_dtype': 'float32', 'spike_factor': 0.0, 'spike_window': 64}
+            'param_dtype': 'float32', 'spike_factor': 0.0, 'spike_window': 64, 'eos_target': True}
 
 
 def parse_args(description: str, default_config: str | Path,

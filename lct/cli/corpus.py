@@ -38,7 +38,8 @@ def open_corpus(config: ConfigDict,
     A token store (experiments/tokenize_corpus.py) is read during training, each process its own shards.
     For it, config.sequences names a mode of packing_plan (default: packed), config.upsample gives the fields
     of Upsample, and config.chat_template = True renders chats with the model's own template. Any other corpus
-    (see data.corpus.files.find) is tokenized here and kept in memory.
+    (see data.corpus.files.find) is tokenized here and kept in memory. With config.eos_target = False, no
+    document has an end of text as its last target (default: each has).
 
     Raises:
       ValueError: if there is no corpus, or an option does not fit it.
@@ -51,6 +52,7 @@ def open_corpus(config: ConfigDict,
         training, held_out = documents.split(found, config.held_out)
         rows = MemorySource(tokenize_documents(tokenizer, training), tokenizer, seed=config.seed,
                             names=[document.name for document in training])
+        rows.eos_id = tokenizer.eos_id if config.get('eos_target', True) else None
         return rows, tokenize_documents(tokenizer, held_out)
     rows = _open_store(config, tokenizer)
     # Enough for the loss windows and the haystack; a hundredth of a large store would not fit into memory.
@@ -116,6 +118,7 @@ def _open_store(config: ConfigDict, tokenizer: Tokenizer) -> StoreSource:
             'at its first use; tokenize the corpus again to verify just what is read')
     rows = StoreSource(store, tokenizer, seed=config.seed, mode=getattr(packing_plan, mode),
                        upsample=upsample, held_out=config.held_out, template=template)
+    rows.eos_id = tokenizer.eos_id if config.get('eos_target', True) else None
     log(', '.join(f'{count:,} {name}' for name, count in rows.stats().items())
         + f' in the store {config.corpus}')
     return rows

@@ -37,8 +37,8 @@ UNTIL_BEGINNING = (
 )
 MAY_CHANGE = (*ANY_TIME, *UNTIL_END, *UNTIL_BEGINNING)
 MAY_NOT = (
-    'seed', 'held_out', 'sequences', 'chat_template', 'upsample', 'upsample.at_least', 'upsample.keep',
-    'window', 'param_dtype',
+    'seed', 'held_out', 'sequences', 'eos_target', 'chat_template', 'upsample', 'upsample.at_least',
+    'upsample.keep', 'window', 'param_dtype',
     'optimizer.b1', 'optimizer.b2', 'optimizer.eps', 'optimizer.weight_decay', 'optimizer.clip_norm',
     'adapter', 'adapter.rank', 'adapter.alpha', 'adapter.also_train', 'adapter.frozen_dtype', 'adapter.seed',
     'model.vocab_size', 'model.embed_dim', 'model.mlp_dim', 'model.num_layers', 'model.num_heads',

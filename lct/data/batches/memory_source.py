@@ -39,13 +39,15 @@ class MemorySource:
 
     weights: {kind: share of the rows}, for example {'text': 0.4, 'recall': 0.3, 'copy': 0.3}.
     names: of the documents, for describe(); their numbers if there are none.
+    eos_id: the target of the last token of each document in 'text' rows, at first the tokenizer's; None for
+      no target. In the other kinds, nothing says that the text ends where the row does.
     """
 
     def __init__(self, documents: Sequence[np.ndarray], tokenizer: Tokenizer,
                  weights: dict[str, float] | None = None, seed: int = 0,
                  names: Sequence[str] | None = None):
         self.tokenizer = tokenizer
-        self.seed = seed
+        self.seed, self.eos_id = seed, tokenizer.eos_id
         self.weights = weights or {'text': 1.0}
         names = range(len(documents)) if names is None else names
         self._names = [name for name, ids in zip(names, documents, strict=True) if len(ids)]
@@ -77,18 +79,22 @@ class MemorySource:
 
     @property
     def state(self) -> dict[str, int]:
-        """{row, epoch, document, offset, corpus, seed}: the next row, the next token of text in the epoch's
-        order, the fingerprint and the seed."""
-        return dict(self._state)
+        """{row, epoch, document, offset, corpus, seed, eos}: the next row, the next token of text in the
+        epoch's order, the fingerprint, the seed and eos_id.
+
+        A state without eos is of a version whose documents had no EOS; setting it keeps to that.
+        """
+        return {**self._state, 'eos': self.eos_id}
 
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
-        numbers = {name: n for name, n in state.items() if name not in self._identity}
+        identity = {**self._identity, 'eos': self.eos_id}
+        numbers = {name: n for name, n in state.items() if name not in identity}
         if set(numbers) != set(self._state) - set(self._identity) or not all(
                 isinstance(n, int) and n >= 0 for n in numbers.values()):
             raise ValueError(f'data state {state} is not {{row, epoch, document, offset}} of integers >= 0; '
                              'give the state that this loader returned')
-        for name, value in self._identity.items():
+        for name, value in identity.items():
             if state.get(name, value) != value:  # earlier versions recorded neither
                 raise ValueError(f'data state is of another {name}: {state[name]!r}, here {value!r}; resume '
                                  f'with the {name} of the run, or start a new run')
@@ -100,7 +106,7 @@ class MemorySource:
         if state['offset'] >= length:
             raise ValueError(f'data state is at token {state["offset"]} of a document of {length}: it '
                              'belongs to another corpus; resume with the one of the run, or start a new run')
-        self._state = {**numbers, **self._identity}
+        self._state, self.eos_id = {**numbers, **self._identity}, state.get('eos')
 
     @property
     def fingerprint(self) -> str:
@@ -199,7 +205,8 @@ class MemorySource:
             return self._document(state['epoch'], index)
 
         cursor = (state['document'], state['offset'])
-        segments, (index, offset) = take_segments(document, cursor, seq_len, self.tokenizer.bos_id)
+        segments, (index, offset) = take_segments(document, cursor, seq_len, self.tokenizer.bos_id,
+                                                  self.eos_id)
         epoch = state['epoch'] + index // count
         self._state = {**state, 'epoch': epoch, 'document': index % count, 'offset': offset}
         return segments

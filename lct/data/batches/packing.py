@@ -2,7 +2,11 @@
 
 A row is a dict of [T] arrays: tokens, targets, positions, segment_ids (int32) and loss_mask (float32, also a
 weight). Segments count from 1; 0 is padding. Positions restart with each segment. The target of a token is
-the next token of the same document; the last token of a document has none (loss_mask 0).
+the next token of the same document; that of the last one is the end of text (EOS) in training, and none
+(loss_mask 0) in evaluations. The EOS is not an input: what follows it is another document, which does not
+attend to it. Documents that end in it are the convention of the field: torchtitan's
+hf_datasets/text_datasets.py encodes every one with add_bos=True, add_eos=True, as Llama-3's own
+<|begin_of_text|> and <|end_of_text|> are meant. Without it, the probability of EOS can only fall in training.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +23,13 @@ class Segment(NamedTuple):
 
 
 def segment(ids: Sequence[int] | np.ndarray, weights: np.ndarray | None = None, bos_id: int | None = None,
-            start: int = 0, stop: int | None = None) -> Segment:
+            start: int = 0, stop: int | None = None, eos_id: int | None = None) -> Segment:
     """Tokens start..stop of the document (bos_id, *ids) as a Segment.
 
     ids int [n]; weights float [n] or None for ones: weights[i] is the loss weight of predicting ids[i]. Where
     stop is not the document's end, the last target is the token at stop. The next row has that token as its
-    first input, so every token but the first is predicted exactly once, however the document is cut.
+    first input, so every token but the first is predicted exactly once, however the document is cut. Where
+    stop is the end, the last target is eos_id, with weight 1, or none.
     """
     num_bos = int(bos_id is not None)
     end = len(ids) + num_bos
@@ -39,6 +44,8 @@ def segment(ids: Sequence[int] | np.ndarray, weights: np.ndarray | None = None, 
     targets[:len(known)] = known
     mask = np.zeros(len(tokens), np.float32)
     mask[:len(known)] = 1 if weights is None else weights[following]
+    if eos_id is not None and stop == end and len(tokens):
+        targets[-1], mask[-1] = eos_id, 1
     return Segment(tokens, targets, mask)
 
 
@@ -66,7 +73,8 @@ def pack(segments: Sequence[Segment], seq_len: int) -> dict[str, np.ndarray]:
 
 
 def take_segments(document: Callable[[int], np.ndarray | None], cursor: tuple[int, int], seq_len: int,
-                  bos_id: int | None = None) -> tuple[list[Segment], tuple[int, int]]:
+                  bos_id: int | None = None,
+                  eos_id: int | None = None) -> tuple[list[Segment], tuple[int, int]]:
     """([Segment], cursor after them): the next seq_len tokens of a stream of documents; fewer at its end.
 
     document: a function index -> ids int [n] (not empty), or None past the end. cursor: (index, offset) of
@@ -77,7 +85,7 @@ def take_segments(document: Callable[[int], np.ndarray | None], cursor: tuple[in
     while left and (ids := document(index)) is not None:
         end = len(ids) + int(bos_id is not None)
         stop = min(offset + left, end)
-        segments.append(segment(ids, None, bos_id, offset, stop))
+        segments.append(segment(ids, None, bos_id, offset, stop, eos_id))
         left -= stop - offset
         index, offset = (index + 1, 0) if stop == end else (index, stop)
     return segments, (index, offset)

@@ -153,7 +153,7 @@ def sequence_of(plan: Plan, r: int, documents: np.ndarray, begin: np.ndarray,
     """Sequence r of a plan over documents int64 [n] of a store.
 
     begin int64 [n]: the token of each document that is token 0 of the plan.
-    lengths int64 [n]: of the whole documents.
+    lengths int64 [n]: of the whole documents, with the end of text where it is a target.
     """
     fragments = slice(plan.first[r], plan.first[r + 1])
     index = plan.document[fragments]

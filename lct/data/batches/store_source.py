@@ -70,7 +70,8 @@ class StoreSource:
       Shares are of the tokens among sources, and of the sequences between sources and each kind.
 
     mode: one of the modes of packing_plan. held_out: the fraction of each source's documents that is never
-    trained on. template: of the chats, or None.
+    trained on. template: of the chats, or None. eos_id: the target of the last token of each document of
+    text, at first the tokenizer's; None for no target.
 
     Raises:
       ValueError: if the store was made with another tokenizer, or an option is out of range.
@@ -90,7 +91,7 @@ class StoreSource:
             raise ValueError(f'the store has a source named {min(taken)!r}, which is a kind of sequence; '
                              'give it another name')
         self.tokenizer, self.seed = tokenizer, seed
-        self.documents = StoreDocuments(store, tokenizer.bos_id)
+        self.documents = StoreDocuments(store, tokenizer.bos_id, tokenizer.eos_id)
         self._store, self._mode, self._held_out = store, mode, held_out
         self._upsample = None if upsample is None else upsample.check()
         self._template, self._delimiters = template, None
@@ -122,28 +123,39 @@ class StoreSource:
         self._shares = {name: share / total for name, share in shares.items()}
 
     @property
+    def eos_id(self) -> int | None:
+        return self.documents.eos_id
+
+    @eos_id.setter
+    def eos_id(self, eos_id: int | None) -> None:
+        self.documents.eos_id = eos_id
+
+    @property
     def state(self) -> State:
         """A JSON dict, saved in every checkpoint:
 
-        store, seed: fingerprint and seed, which must not change. sequence: sequences taken so far.
+        store, seed, eos: fingerprint, seed and eos_id, which must not change; without eos it is of a version
+          whose documents had no EOS, and setting it keeps to that. sequence: sequences taken so far.
         cursors: {source: [epoch, place]} before the current window.
         owed: {source: tokens by which it is behind its weight} before the current window.
         windows: the current window as {opened, seq_len, tokens by source, taken (sequences)}. After a change
           of length or weights there is another entry; it begins with what the window before it left over.
         """
-        return copy.deepcopy(self._state)
+        return {**copy.deepcopy(self._state), 'eos': self.eos_id}
 
     @state.setter
     def state(self, state: State) -> None:
-        if not isinstance(state, dict) or set(state) != set(self._state):
-            raise ValueError(f'data state {state} is not one of a token store, {{{", ".join(self._state)}}}; '
+        here = self.state
+        if not isinstance(state, dict) or set(state) | {'eos'} != set(here):
+            raise ValueError(f'data state {state} is not one of a token store, {{{", ".join(here)}}}; '
                              'give the state that this loader returned')
-        for name, label in (('store', 'another corpus'), ('seed', 'another seed')):
-            if state[name] != self._state[name]:
+        for name, label in (('store', 'another corpus'), ('seed', 'another seed'), ('eos', 'another eos')):
+            if state.get(name, here[name]) != here[name]:
                 raise ValueError(f'data state is of {label}: {name} {state[name]!r}, here '
-                                 f'{self._state[name]!r}; resume with the {label.split()[1]} of the run, '
+                                 f'{here[name]!r}; resume with the {label.split()[1]} of the run, '
                                  'or start a new run')
-        self._state, self._window = copy.deepcopy(state), None
+        state = copy.deepcopy(state)
+        self.eos_id, self._state, self._window = state.pop('eos', None), state, None
 
     @property
     def fingerprint(self) -> str:
@@ -160,7 +172,8 @@ class StoreSource:
 
         A document without target has one token, which is in a sequence but has no loss.
         """
-        lengths = self._store.lengths[:] + self.documents.num_bos * (self._store.lengths[:] > 0)
+        surrounding = self.documents.num_bos + int(self.eos_id is not None)
+        lengths = self._store.lengths[:] + surrounding * (self._store.lengths[:] > 0)
         return {'documents': len(lengths), 'empty': int((lengths == 0).sum()),
                 'without target': int((lengths == 1).sum())}
 
@@ -227,7 +240,7 @@ class StoreSource:
         window, current = self._window, self._state['windows'][-1]
         drawn = window.drawn
         result = packing_plan.sequence_of(window.plan, current['taken'], drawn.documents, drawn.begin,
-                                          drawn.lengths)
+                                          drawn.lengths + int(self.eos_id is not None))
         current['taken'] += 1
         if current['taken'] == window.plan.num_sequences:
             self._state['cursors'] = {name: list(cursor) for name, cursor in window.cursors.items()}
