@@ -14,7 +14,7 @@ from lct import sharding
 from lct.models import llama
 from lct.models.llama_sizes import SIZES
 from lct.ops import rope
-from lct.weights import llama_hf, mapping, safetensors_files
+from lct.weights import llama_hf, mapping, other_families, safetensors_files
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 Q_PROJ = 'model.layers.1.self_attn.q_proj.weight'
@@ -322,3 +322,75 @@ def test_folder_without_weights_or_config_is_refused(folder):
     (folder / 'config.json').unlink()
     with pytest.raises(ValueError, match='config.json is missing'):
         llama_hf.load(folder)
+
+
+# --- other families -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('kind', 'difference'), [
+    ('gemma2', r'norms scale by 1 \+ weight'), ('llama4', 'reads images'), ('granite', 'have multipliers'),
+    ('cohere2', 'layer norms with means'), ('olmo2', 'norms follow the layers'), ('mixtral', 'experts'),
+    ('qwen3_next', 'a recurrent state'), ('of-2031', 'under another name'), (None, 'model_type None'),
+])
+def test_another_family_is_refused_by_what_it_computes(kind, difference, folder):
+    edit_json(folder / 'config.json', model_type=kind)
+    message = f'is not supported.*{difference}.*; only|{difference} is not'
+    with pytest.raises(ValueError, match=message) as error:
+        llama_hf.load(folder)
+    assert 'config.json: model_type' in str(error.value)
+
+
+@pytest.mark.parametrize(('name', 'sizes'), [
+    ('SmolLM3-3B', (2048, 11008, 36, 16, 4)), ('Gemma 7B', (3072, 24576, 28, 16, 16)),
+    ('Granite 3 8B', (4096, 12800, 40, 32, 8))])
+def test_a_renamed_model_is_known_by_its_sizes(name, sizes):
+    values = dict(zip(other_families.SIZES, sizes)) | {
+        'model_type': 'llama', 'vocab_size': 128256, 'max_position_embeddings': 65536}
+    with pytest.raises(ValueError, match=f'has the sizes of {name}, where .* but says model_type'):
+        llama_hf.config_from_json(values)
+    assert llama_hf.config_from_json(values | {'is_llama_config': True}).num_layers == sizes[2]
+
+
+def test_a_class_beside_the_weights_is_refused(folder):
+    edit_json(folder / 'config.json', auto_map={'AutoModelForCausalLM': 'modeling.MyLlama'})
+    with pytest.raises(ValueError, match='auto_map names the class .modeling.MyLlama'):
+        llama_hf.load(folder)
+    edit_json(folder / 'config.json', auto_map={'AutoModelForCausalLM': 'modeling.LlamaForCausalLM'})
+    llama_hf.load(folder)
+
+
+# --- fields that change nothing, and lengths --------------------------------------------------------
+
+
+@pytest.mark.parametrize('changes', [
+    dict(gradient_checkpointing=True), dict(max_sequence_length=64), dict(use_sliding_window=False),
+    dict(rope_scaling={'type': 'linear', 'factor': 2.0, 'finetuned': True}),
+])
+def test_fields_that_change_nothing_are_read(changes, folder):
+    expected = llama_hf.read_config(folder)
+    edit_json(folder / 'config.json', **changes)
+    config = llama_hf.read_config(folder)
+    assert dataclasses.replace(config, rope=expected.rope) == expected
+
+
+def test_a_longrope_may_have_its_original_length_at_the_top(tmp_path):
+    tiny_hf.write_case('longrope', tmp_path)
+    expected = llama_hf.read_config(tmp_path)
+    edit_json(tmp_path / 'config.json', original_max_position_embeddings=32)
+    assert llama_hf.read_config(tmp_path) == expected
+    edit_json(tmp_path / 'config.json', original_max_position_embeddings=16)
+    with pytest.raises(ValueError, match='original_max_position_embeddings 16 is not the one'):
+        llama_hf.read_config(tmp_path)
+
+
+def test_a_linear_factor_on_the_positions_before_it(folder):
+    linear = dict(rope_scaling={'type': 'linear', 'factor': 4.0})
+    edit_json(folder / 'config.json', max_sequence_length=256, **linear)
+    assert llama_hf.read_config(folder).max_position_embeddings == 256
+    edit_json(folder / 'config.json', max_sequence_length=KeyError)
+    assert llama_hf.read_config(folder).max_position_embeddings == 64
+    (folder / 'tokenizer_config.json').write_text('{"model_max_length": 256}')
+    assert llama_hf.read_config(folder).max_position_embeddings == 256
+    edit_json(folder / 'config.json', max_sequence_length=128)
+    with pytest.raises(ValueError, match='max_sequence_length 128 and max_position_embeddings 64 disagree'):
+        llama_hf.read_config(folder)

@@ -67,6 +67,12 @@ def token_ids(folder: str | os.PathLike | None) -> dict[str, Any]:
     return {key: values[key] for key in TOKEN_IDS if key in values}
 
 
+def model_max_length(folder: str | os.PathLike) -> Any:
+    """The model_max_length of the tokenizer_config.json in a folder, None without one."""
+    path = os.path.join(folder, 'tokenizer_config.json')
+    return json_files.read_json(path, MAX_JSON).get('model_max_length') if os.path.isfile(path) else None
+
+
 def _config(folder):
     path = os.path.join(folder, 'config.json')
     return json_files.read_json(path) if os.path.isfile(path) else {}

@@ -64,12 +64,12 @@ def family_of(values: dict[str, Any], path: str) -> Family:
     """
     kind = values.get('model_type')
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise ValueError(
-            f'{path}: model_type is {short_repr(kind)}; only {", ".join(FAMILIES)} are supported')
+        other_families.refuse(kind, list(FAMILIES), path)
     architectures, family = values.get('architectures'), FAMILIES[kind]
     if architectures not in (None, [family.architecture]):
         raise ValueError(
             f"{path}: architectures is {short_repr(architectures)}; it must be ['{family.architecture}']")
+    other_families.check(values, family.architecture, path)
     return family
 
 

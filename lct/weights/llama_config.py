@@ -10,10 +10,9 @@ from typing import Any
 
 from lct.json_files import short_repr
 from lct.models.llama import LlamaConfig
-from lct.ops.rope import NEED_ORIGINAL, TYPES, RopeConfig
 from lct.weights import families, quantized
-
-MAX_LAYERS, MAX_SIZE = 10_000, 2**31 - 1  # larger sizes are mistakes, found before any work is done with them
+from lct.weights.config_checks import check_sizes, is_number, read_required, refuse_unknown
+from lct.weights.rope_fields import ROPE_FIELDS, read_rope, scaled_positions
 
 REQUIRED = {  # config.json field -> LlamaConfig field
     'vocab_size': 'vocab_size',
@@ -24,7 +23,8 @@ REQUIRED = {  # config.json field -> LlamaConfig field
     'max_position_embeddings': 'max_position_embeddings',
 }
 OPTIONAL = {'num_key_value_heads', 'head_dim', 'rms_norm_eps', 'tie_word_embeddings',
-            'rope_theta', 'rope_scaling', 'rope_parameters', 'layer_types'}
+            'rope_theta', 'rope_scaling', 'rope_parameters', 'layer_types',
+            'original_max_position_embeddings', 'max_sequence_length'}
 FIXED = {  # the only value of each field that this model computes, in families that do not read it
     'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False, 'attention_dropout': 0,
     'partial_rotary_factor': 1, 'is_encoder_decoder': False, 'is_decoder': False,
@@ -37,8 +37,8 @@ HARMLESS = {  # names, ids, training history and generation: the forward pass us
     'bad_words_ids', 'begin_suppress_tokens', 'bos_token_id', 'decoder_start_token_id',
     'diversity_penalty', 'do_sample', 'dtype', 'early_stopping', 'encoder_no_repeat_ngram_size',
     'eos_token_id', 'exponential_decay_length_penalty', 'finetuning_task', 'forced_bos_token_id',
-    'forced_eos_token_id', 'id2label', 'initializer_range', 'is_llama_config', 'label2id',
-    'length_penalty', 'max_length', 'min_length', 'model_type', 'no_repeat_ngram_size',
+    'forced_eos_token_id', 'gradient_checkpointing', 'id2label', 'initializer_range', 'is_llama_config',
+    'label2id', 'length_penalty', 'max_length', 'min_length', 'model_type', 'no_repeat_ngram_size',
     'num_beam_groups', 'num_beams', 'num_return_sequences', 'output_attentions',
     'output_hidden_states', 'output_scores', 'pad_token_id', 'prefix', 'pretraining_tp',
     'problem_type', 'remove_invalid_values', 'repetition_penalty', 'return_dict',
@@ -46,29 +46,6 @@ HARMLESS = {  # names, ids, training history and generation: the forward pass us
     'temperature', 'tf_legacy_loss', 'tie_encoder_decoder', 'tokenizer_class', 'top_k', 'top_p',
     'torch_dtype', 'torchscript', 'transformers.js_config', 'transformers_version', 'typical_p',
     'quantization_config', 'unsloth_fixed', 'unsloth_version', 'use_bfloat16', 'use_cache',
-}
-ROPE_FIELDS = {  # rope_scaling field -> RopeConfig field, by type
-    'default': {},
-    'linear': {'factor': 'factor'},
-    'dynamic': {'factor': 'factor'},
-    'yarn': {
-        'factor': 'factor', 'original_max_position_embeddings': 'original_max_position',
-        'attention_factor': 'attention_factor', 'beta_fast': 'beta_fast', 'beta_slow': 'beta_slow',
-        'mscale': 'mscale', 'mscale_all_dim': 'mscale_all_dim', 'truncate': 'truncate',
-    },
-    'longrope': {
-        'factor': 'factor', 'original_max_position_embeddings': 'original_max_position',
-        'attention_factor': 'attention_factor', 'long_factor': 'long_factor',
-        'short_factor': 'short_factor',
-    },
-    'llama3': {
-        'factor': 'factor', 'original_max_position_embeddings': 'original_max_position',
-        'low_freq_factor': 'low_freq_factor', 'high_freq_factor': 'high_freq_factor',
-    },
-}
-ROPE_REQUIRED = {
-    'linear': ('factor',), 'dynamic': ('factor',), 'longrope': ('long_factor', 'short_factor'),
-    'llama3': ('factor', 'low_freq_factor', 'high_freq_factor'),
 }
 
 
@@ -95,9 +72,10 @@ def config_from_json(values: dict[str, Any], path: str = 'config.json') -> Llama
     if not is_number(eps) or not 0 < eps < 1:
         raise ValueError(f'{path}: rms_norm_eps is {short_repr(eps)}; it must be a number between 0 and 1')
     try:
+        rope = read_rope(values, fields['max_position_embeddings'], sizes['head_dim'], path)
+        fields['max_position_embeddings'] = _read_positions(values, rope, path)
         return LlamaConfig(
-            **fields, **sizes, norm_eps=float(eps), tie_embeddings=tied,
-            rope=_read_rope(values, fields['max_position_embeddings'], sizes['head_dim'], path),
+            **fields, **sizes, norm_eps=float(eps), tie_embeddings=tied, rope=rope,
             **families.read_options(values, family, fields['num_layers'], path),
         )
     except ValueError as error:
@@ -125,137 +103,22 @@ def _read_sizes(values, fields, path):
     return {'num_kv_heads': fields['num_heads'] if kv_heads is None else kv_heads, 'head_dim': head_dim}
 
 
-# ---------------------------------------------------------------------------------------------------
-# Checks that Meta's params.json shares
-# ---------------------------------------------------------------------------------------------------
-
-
-def refuse_unknown(values: dict[str, Any], known: set[str], path: str) -> None:
-    """Refuse fields outside of known, unless they are null."""
-    for field, value in values.items():
-        if field not in known and value is not None:
-            raise ValueError(
-                f'{path}: field {short_repr(field)} is not known and might change the result; '
-                'remove it if it does not')
-
-
-def read_required(values: dict[str, Any], names: dict[str, str], path: str) -> dict[str, Any]:
-    """{LlamaConfig field: value} of names {field of the file: LlamaConfig field}; none may be missing."""
-    for field in names:
-        if values.get(field) is None:
-            raise ValueError(f'{path}: {field} is missing; add it')
-    return {name: values[field] for field, name in names.items()}
-
-
-def check_sizes(sizes: dict[str, Any], path: str) -> None:
-    """Refuse {field: value} unless all are positive integers of a sane size."""
-    for field, value in sizes.items():
-        limit = MAX_LAYERS if field in ('n_layers', 'num_hidden_layers') else MAX_SIZE
-        is_integer = isinstance(value, int) and not isinstance(value, bool)
-        if not is_integer or not 0 < value <= limit:
-            raise ValueError(
-                f'{path}: {field} is {short_repr(value)}; it must be a positive integer up to {limit}')
-
-
-def is_number(x: Any) -> bool:
-    """Whether float() takes a JSON value: integers may be too large for it."""
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e300
+def _read_positions(values, rope, path):
+    """max_position_embeddings, or with a linear factor on the positions before it, as max_sequence_length may
+    state, their product."""
+    positions, stated = values['max_position_embeddings'], values.get('max_sequence_length')
+    if stated is None or stated == positions:
+        return positions
+    if stated != scaled_positions(rope, positions):
+        raise ValueError(f'{path}: max_sequence_length {short_repr(stated)} and max_position_embeddings '
+                         f'{positions} disagree; remove the one that the model was not trained for')
+    return stated
 
 
 def _get(values, field, default):
     """values[field], or the default if it is absent or null."""
     value = values.get(field)
     return default if value is None else value
-
-
-# ---------------------------------------------------------------------------------------------------
-# RoPE
-# ---------------------------------------------------------------------------------------------------
-
-
-def _read_rope(values, max_position, head_dim, path):
-    """RopeConfig of a config.json in one of the two layouts, or in both if they agree."""
-    old, new = values.get('rope_scaling'), values.get('rope_parameters')
-    theta = values.get('rope_theta')
-    candidates = []
-    if new is not None:
-        candidates.append(_read_rope_dict(new, theta, max_position, head_dim, f'{path}: rope_parameters'))
-    if old is not None:
-        inherited = new.get('rope_theta') if theta is None and new else theta
-        candidates.append(_read_rope_dict(old, inherited, max_position, head_dim, f'{path}: rope_scaling'))
-    if not candidates:
-        candidates.append(_read_rope_dict({}, theta, max_position, head_dim, f'{path}: rope_theta'))
-    if len(set(candidates)) > 1:
-        raise ValueError(f'{path}: rope_scaling {old} and rope_parameters {new} disagree; keep the right one')
-    return candidates[0]
-
-
-def _read_rope_dict(values, theta, max_position, head_dim, location):
-    """RopeConfig of one dict. theta: the value outside of it, or None. location: for error messages."""
-    if not isinstance(values, dict):
-        raise ValueError(f'{location} is {short_repr(values)}; it must be a JSON object')
-    values = {key: value for key, value in values.items() if value is not None}
-    kind = _pop_rope_type(values, location)
-    theta = _pop_theta(values, theta, location)
-    if values.pop('partial_rotary_factor', 1) != 1:
-        raise ValueError(f'{location} has a partial_rotary_factor; only 1.0 is supported')
-    for key in ROPE_REQUIRED.get(kind, ()):
-        if key not in values:
-            raise ValueError(f'{location} of type {kind!r} lacks {key}; add it')
-    fields = {}
-    for key, value in values.items():
-        if key not in ROPE_FIELDS[kind]:
-            raise ValueError(
-                f'{location} has {short_repr(key)}, which type {kind!r} does not use; it takes '
-                f'{sorted(ROPE_FIELDS[kind])}')
-        fields[ROPE_FIELDS[kind][key]] = _read_rope_value(key, value, head_dim, location)
-    if kind in NEED_ORIGINAL:
-        original = fields.setdefault('original_max_position', max_position)
-        fields.setdefault('factor', max_position / original)
-    if kind == 'dynamic':
-        fields['max_position'] = max_position
-    return RopeConfig(theta=theta, type=kind, **fields)
-
-
-def _pop_rope_type(values, location):
-    """Remove rope_type and its old name type from a dict; returns the type."""
-    names = {values.pop(key) for key in ('rope_type', 'type') if isinstance(values.get(key), str)}
-    if len(names) > 1:
-        raise ValueError(f'{location} gives both rope_type and type, and they disagree; keep one')
-    kind = names.pop() if names else 'default'
-    if kind not in TYPES:
-        raise ValueError(f'{location} has rope_type {short_repr(kind)}; known are {", ".join(TYPES)}')
-    return kind
-
-
-def _pop_theta(values, outer, location):
-    """Remove rope_theta from a dict; returns it, or the outer one, or transformers' default."""
-    inner = values.pop('rope_theta', None)
-    if None not in (inner, outer) and inner != outer:
-        raise ValueError(f'{location} has rope_theta {inner} but the top level has {outer}; keep one')
-    theta = next((x for x in (inner, outer) if x is not None), 10000.0)
-    if not is_number(theta):
-        raise ValueError(f'{location}: rope_theta is {short_repr(theta)}; it must be a number')
-    return float(theta)
-
-
-def _read_rope_value(key, value, head_dim, location):
-    """The RopeConfig value of one field of a rope dict."""
-    if key in ('long_factor', 'short_factor'):
-        if not isinstance(value, list) or len(value) * 2 != head_dim:
-            raise ValueError(
-                f'{location} has {key} {short_repr(value)}; it must be a list of head_dim/2 numbers')
-        return tuple(value)
-    if key == 'truncate':
-        if not isinstance(value, bool):
-            raise ValueError(f'{location} has truncate {short_repr(value)}; it must be true or false')
-        return value
-    if key == 'original_max_position_embeddings':
-        check_sizes({key: value}, location)
-        return value
-    if not is_number(value):
-        raise ValueError(f'{location} has {key} {short_repr(value)}; it must be a number')
-    return float(value)
 
 
 # ---------------------------------------------------------------------------------------------------

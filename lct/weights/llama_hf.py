@@ -16,6 +16,7 @@ from lct.models.llama import LlamaConfig, Params
 from lct.weights import companions, families, folders, hf_tensors, mapping, safetensors_files, streaming
 from lct.weights.folders import check_writable
 from lct.weights.llama_config import config_from_json, config_to_json
+from lct.weights.rope_fields import scaled_positions
 from lct.weights.tensors import DTYPES, FLOATS, Matrix, Tensor, check_dtype, equal
 
 __all__ = ['check', 'check_writable', 'checkpoint_shapes', 'config_from_json', 'config_to_json', 'load',
@@ -61,10 +62,15 @@ def checkpoint_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def read_config(folder: str | os.PathLike) -> LlamaConfig:
-    """LlamaConfig of a folder, from its config.json alone."""
+    """LlamaConfig of a folder, from its config.json. Where that has a linear factor on the positions before
+    it, their product is the model's length if the tokenizer_config.json says so."""
     hf_tensors.refuse_adapter(folder)
     path = os.path.join(os.fspath(folder), 'config.json')
-    return config_from_json(json_files.read_json(path), path)
+    config = config_from_json(json_files.read_json(path), path)
+    scaled = scaled_positions(config.rope, config.max_position_embeddings)
+    if scaled != config.max_position_embeddings and companions.model_max_length(folder) == scaled:
+        config = dataclasses.replace(config, max_position_embeddings=int(scaled))
+    return config
 
 
 def check(folder: str | os.PathLike) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from lct.json_files import short_repr
 from lct.models.llama import LlamaConfig
 from lct.ops.rope import RopeConfig
-from lct.weights.llama_config import check_sizes, is_number, read_required, refuse_unknown
+from lct.weights.config_checks import check_sizes, is_number, read_required, refuse_unknown
 
 REQUIRED = {'dim': 'embed_dim', 'n_layers': 'num_layers', 'n_heads': 'num_heads', 'vocab_size': 'vocab_size'}
 OPTIONAL = {'n_kv_heads', 'norm_eps', 'rope_theta', 'use_scaled_rope', 'multiple_of', 'ffn_dim_multiplier'}

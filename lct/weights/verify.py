@@ -118,7 +118,7 @@ def read_facts(source: str | os.PathLike, name: str) -> dict[str, Any]:
         return _gguf_facts(source)
     if name == 'meta':
         return _meta_facts(source)
-    return _hf_facts(_read_json(os.path.join(source, 'config.json')))
+    return _hf_facts(source)
 
 
 def _compare_facts(before, after, changed, target):
@@ -145,12 +145,19 @@ def _read_json(path):
         return json.load(file)
 
 
-def _hf_facts(values):
+def _hf_facts(folder):
+    values, tokenizer = _read_json(os.path.join(folder, 'config.json')), {}
+    if os.path.exists(path := os.path.join(folder, 'tokenizer_config.json')):
+        tokenizer = _read_json(path)
     facts = {fact: values.get(names[0]) for fact, names in SIZES.items()}
     facts['num_kv_heads'] = facts['num_kv_heads'] or facts['num_heads']
     facts['head_dim'] = facts['head_dim'] or facts['embed_dim'] // facts['num_heads']
     facts['norm_eps'] = float(facts['norm_eps'] or 1e-6)
     scaling = {**(values.get('rope_scaling') or {}), **(values.get('rope_parameters') or {})}
+    if (scaling.get('rope_type') or scaling.get('type')) == 'linear':
+        product = scaling['factor'] * facts['positions']
+        if product in (values.get('max_sequence_length'), tokenizer.get('model_max_length')):
+            facts['positions'] = product
     facts['rope_theta'] = float(values.get('rope_theta') or scaling.get('rope_theta') or 10000.0)
     facts['rope_type'] = scaling.get('rope_type') or scaling.get('type') or 'default'
     for key in ('factor', 'low_freq_factor', 'high_freq_factor', 'attention_factor', 'beta_fast', 'beta_slow',
@@ -163,8 +170,7 @@ def _hf_facts(values):
 def _meta_facts(folder):
     """Those of params.json, and of the config.json beside it for what params.json does not say."""
     values = _read_json(os.path.join(folder, 'params.json'))
-    path = os.path.join(folder, 'config.json')
-    facts = _hf_facts(_read_json(path)) if os.path.exists(path) else {}
+    facts = _hf_facts(folder) if os.path.exists(os.path.join(folder, 'config.json')) else {}
     for fact, (_, key, _) in SIZES.items():
         if key is not None:
             facts[fact] = values.get(key)
