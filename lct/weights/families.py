@@ -11,6 +11,7 @@ import numpy as np
 from lct.json_files import short_repr
 from lct.models.config import LlamaConfig
 from lct.ops.rope import RopeConfig
+from lct.weights import other_families
 from lct.weights.tensors import Rows
 
 

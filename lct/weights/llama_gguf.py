@@ -42,7 +42,7 @@ NAMES = {  # parameter name -> tensor name; {} is the layer
 }
 # llama.cpp's architectures, named as the families are (a Mistral is a 'llama'), and whether their rows of wq
 # and wk are interleaved: 2i and 2i + 1 of a head are rotated together.
-ARCHITECTURES = {'llama': True}
+ARCHITECTURES = {'llama': True, 'smollm3': True, 'qwen2': False, 'qwen3': False, 'phi3': False}
 INTERLEAVED = ('layers.wq', 'layers.wk', 'layers.q_bias', 'layers.k_bias')
 FREQUENCIES = 'rope_freqs.weight'  # [H/2], the divisor of each frequency in Llama-3.1's scaling
 LONG, SHORT = 'rope_factors_long.weight', 'rope_factors_short.weight'  # [H/2], those of longrope

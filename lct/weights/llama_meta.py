@@ -66,6 +66,7 @@ def read_config(
     if not os.path.isfile(beside):
         return config
     known = config_from_json(json_files.read_json(beside), beside)
+    config = dataclasses.replace(config, family=known.family)
     if max_position_embeddings is None:
         config = dataclasses.replace(config, max_position_embeddings=known.max_position_embeddings)
     same = dataclasses.replace(known, max_position_embeddings=config.max_position_embeddings,

@@ -101,6 +101,11 @@ def params_from_config(config: LlamaConfig) -> dict[str, Any]:
         raise ValueError(
             f'window {config.window}: params.json has no sliding window, and its readers would compute full '
             'attention; export a model with window None')
+    for field in ('qkv_bias', 'out_bias', 'mlp_bias', 'qk_norm', 'rope_layers'):
+        if getattr(config, field):
+            raise ValueError(
+                f'params.json cannot express {field} of a model of family {config.family!r}, and its readers '
+                'would compute it without; save a Hugging Face folder')
     scaled = config.rope.type != 'default'
     if scaled and config.rope != dataclasses.replace(
             SCALED, theta=config.rope.theta, factor=FACTORS.get(config.embed_dim, SCALED.factor)):
