@@ -15,7 +15,7 @@ setup(
         'orbax-checkpoint>=0.12.3,<0.13',
         'ml_collections>=1.1',
         'numpy>=2',
-        'scipy>=1.13',  # Student's t; also a dependency of jax
+        'scipy>=1.15',  # Student's t and permutation tests; also a dependency of jax
         'tensorboardX>=2.6.5',
         'safetensors>=0.5',  # Hugging Face weights
         'tokenizers>=0.20',  # tokenizer.json of any model

@@ -12,6 +12,7 @@ losses: by position, with growing context, on key tokens, on identifiers, and be
         --workdir RUN
     python experiments/evaluate.py --model DIR --suite repository,loss --haystack repo/ --lengths 32768 \\
         --workdir RUN
+    python experiments/evaluate.py --compare RUN RUN2 RUN3 --workdir REPORT
 
 Every finished answer is a line of WORKDIR/SUITE.jsonl, and the same command continues where it stopped, also
 on another mesh or with other --batch-tokens and --piece. After each suite, results.json, results.csv (low to
@@ -42,7 +43,7 @@ MAX_RESULTS = 10**9  # bytes; the records of every needle are among them
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_flags(parser)
+    add_model_flags(parser, required=False)
     parser.add_argument('--suite', default='ruler,needle',
                         help='names separated by commas; lct/eval/suites has one module for each')
     parser.add_argument('--lengths', default='1024,2048,4096,8192',
@@ -50,7 +51,10 @@ def main():
     parser.add_argument('--samples', default='20',
                         help='samples of each task; one number, or one for each length')
     parser.add_argument('--tasks', help='names from the suites; default: all')
-    parser.add_argument('--workdir', type=pathlib.Path, required=True)
+    parser.add_argument('--workdir', type=pathlib.Path, help='for answers and reports')
+    parser.add_argument('--compare', type=pathlib.Path, nargs='+', metavar='DIR',
+                        help='finished work directories, the first of which the others are compared with; '
+                        'nothing is measured')
     parser.add_argument('--data', type=pathlib.Path,
                         help="folder of RULER's own TASK/validation.jsonl, old or new, in place of generated "
                         'samples, or with --suite own of your TASK/*.jsonl; their length is the one of '
@@ -68,6 +72,11 @@ def main():
 def evaluate(args):
     from lct.eval import provenance, suites
 
+    if args.compare:
+        compare(args.compare, args.workdir)
+        return
+    if not (args.model and args.workdir):
+        raise ValueError('--model and --workdir are needed: what to evaluate, and a folder for the answers')
     check_positive(args, 'trained')
     names, tasks = args.suite.split(','), tuple(args.tasks.split(',')) if args.tasks else None
     counts = sample_counts(args)
@@ -90,6 +99,29 @@ def evaluate(args):
             report['results'][suite.name] = run_suite(suite, model, plan, args.workdir)
             report = write_report(args.workdir, report, plan.identity)
     show(args.workdir, report)
+
+
+def compare(folders, workdir):
+    """Print a table for every evaluation beside the first one, and write comparison.html and .json."""
+    from lct.eval import comparison
+    from lct.eval.report import html
+    from lct.text import table
+
+    if len(folders) < 2:
+        raise ValueError(f'--compare {folders[0]} names one folder; name two or more')
+    first, *others = map(comparison.read, folders)
+    found = {one.name: comparison.differences(first, one) for one in others}
+    for name, differences in found.items():
+        print(f'\n{name} beside {first.name}')
+        print(table(comparison.HEADER, comparison.table_rows(differences)))
+        print('\n'.join(comparison.sentences(differences)))
+    if workdir:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(workdir / 'comparison.html', html.comparison_page(first.name, found))
+        rows = {name: [dataclasses.asdict(one) for one in differences] for name, differences in found.items()}
+        write_atomically(workdir / 'comparison.json',
+                         json.dumps({'first': first.name, 'others': rows}, indent=1) + '\n')
+        print(f'written: {workdir}/comparison.html, comparison.json')
 
 
 def check_data(args, names, counts):

@@ -26,7 +26,8 @@ def run(workdir, **changes):
         'tasks': 'niah_single_1,vt,needle', 'workdir': workdir, 'mesh': '1,1,1,1', 'dtype': None,
         'plain': False,
         'haystack': str(pathlib.Path(__file__).parent / 'golden' / 'page.txt'), 'trained': None, 'seed': 42,
-        'batch_tokens': 65536, 'piece': None, 'cache_dtype': None, 'base': None, 'data': None, **changes,
+        'batch_tokens': 65536, 'piece': None, 'cache_dtype': None, 'base': None, 'data': None,
+        'compare': None, **changes,
     }
     evaluate.evaluate(types.SimpleNamespace(**flags))
 

@@ -86,9 +86,9 @@ def warn_of_edits(folder: str | Path) -> None:
             print(f'WARNING: {sentence}', file=sys.stderr, flush=True)
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
+def add_model_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The flags that load_model and mesh_context read."""
-    parser.add_argument('--model', required=True, help="a Hugging Face Llama folder, or 'smollm2'")
+    parser.add_argument('--model', required=required, help="a Hugging Face Llama folder, or 'smollm2'")
     parser.add_argument('--mesh', default='1,1,1,1', help='degrees of data,fsdp,sequence,tensor')
     parser.add_argument('--dtype', help="of the weights; default float32 on CPU, else the files'")
     parser.add_argument('--cache-dtype', choices=['float32', 'bfloat16', 'int8'],

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from lct.eval import comparison
 from lct.eval.report.colors import DARK, VARIABLES
 from lct.eval.suites import SUITES
 from lct.text import short_length
@@ -36,6 +37,21 @@ def page(report: Mapping) -> str:
         elements += _section(name, result, trained)
     provenance = [[name, value] for name, value in _flat({**about, 'samples': report['samples']})]
     elements += ['<h2>Provenance</h2>', _table(None, provenance, '<td class="wide">')]
+    return _document(title, elements)
+
+
+def comparison_page(first: str, found: Mapping[str, Sequence[comparison.Difference]]) -> str:
+    """Evaluations beside the first one as one HTML document. found: {name: comparison.differences}."""
+    title = f'Long-context evaluations beside {first}'
+    elements = [_element('h1', title), _element('p class="note"', comparison.NOTE)]
+    for name, differences in found.items():
+        conclusions = [_element('p', text) for text in comparison.sentences(differences)]
+        elements += [_element('h2', name), *conclusions,
+                     _table(comparison.HEADER, comparison.table_rows(differences))]
+    return _document(title, elements)
+
+
+def _document(title, elements):
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
             f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style><body><main>'
             + '\n'.join(elements) + '</main></body></html>\n')

@@ -39,6 +39,9 @@ class AdversarialSuite(LengthSuite):
     def inputs(self, plan: Plan) -> dict:
         return {'straddling_shards': _shards()}
 
+    def row_score(self, row: Mapping) -> float:
+        return float(adversarial_outcomes.outcome(answers.sample_of(row), row['text']) == 'target')
+
     def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
         """Records are adversarial_outcomes.rates with 'forced': teacher_forced_scores."""
         tasks = {}

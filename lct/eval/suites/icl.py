@@ -33,6 +33,9 @@ class InContextSuite(PromptSuite):
                                              (name, shots, i // icl.QUERIES), one_line=True))
         return items
 
+    def row_score(self, row: Mapping) -> float:
+        return icl.score(row['text'], row['outputs'])
+
     def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
         """{'tasks': {task: {'curve', 'chosen', 'chance', 'references'}}}, all on the same samples.
 

@@ -55,6 +55,9 @@ class NeedleSuite(PromptSuite):
         return [runner.Item('needle', length, i, make(length, i), teacher_forced=True)
                 for length in plan.lengths for i in range(plan.counts[length] * len(plan.depths))]
 
+    def row_score(self, row: Mapping) -> float:
+        return float(scoring.contains_value(row['text'], row['outputs'][0]))
+
     def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
         """The grid and its means.
 
@@ -64,7 +67,7 @@ class NeedleSuite(PromptSuite):
         cells, records = {}, []
         for row in rows:
             depth = plan.depths[row['index'] % len(plan.depths)]
-            correct = float(scoring.contains_value(row['text'], row['outputs'][0]))
+            correct = self.row_score(row)
             cells.setdefault((depth, row['length']), []).append(correct)
             records.append({
                 'length': row['length'], 'depth': depth, 'sample': row['index'] // len(plan.depths),

@@ -18,12 +18,15 @@ class OwnSuite(TaskScoreSuite):
     def items(self, plan: Plan) -> list[runner.Item]:
         return given_items(plan)
 
+    def row_score(self, row: Mapping) -> float:
+        metric = scoring.METRICS[row['meta'].get('metric', scoring.DEFAULT_METRIC)]
+        return metric(scoring.clean(row['text']), row['outputs'])
+
     def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
         """Records are a scoring.TaskScore."""
         tasks = {}
         for (task, length), chosen in by_task_and_length(rows).items():
-            scores = [scoring.METRICS[row['meta'].get('metric', scoring.DEFAULT_METRIC)](
-                scoring.clean(row['text']), row['outputs']) for row in chosen]
+            scores = [self.row_score(row) for row in chosen]
             record = scoring.task_score(scores, [row['text'] for row in chosen])
             tasks.setdefault(task, {})[length] = dataclasses.asdict(record)
         return {'tasks': tasks}

@@ -25,11 +25,14 @@ class RepositorySuite(TaskScoreSuite):
         group = lambda config, length, i: ('repository', length, i // code_questions.QUESTIONS)
         return [item for length in plan.lengths for item in task_items(plan, configs, length, group)]
 
+    def row_score(self, row: Mapping) -> float:
+        return scoring.score(row['task'], row['text'], row['outputs'])
+
     def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
         """Records are a scoring.TaskScore without stderr; interval: over texts, None for one."""
         tasks = {}
         for (task, length), chosen in by_task_and_length(rows).items():
-            scores, by_text = [scoring.score(task, row['text'], row['outputs']) for row in chosen], {}
+            scores, by_text = [self.row_score(row) for row in chosen], {}
             for row, score in zip(chosen, scores, strict=True):
                 # Rows of an earlier version have no bundle.
                 text = row['meta'].get('bundle', row['index'] // code_questions.QUESTIONS)

@@ -22,11 +22,14 @@ class RulerSuite(TaskScoreSuite):
         configs = [ruler.task(name) for name in plan.selected(ruler.TASKS)]
         return [item for length in plan.lengths for item in task_items(plan, configs, length)]
 
+    def row_score(self, row: Mapping) -> float:
+        return scoring.score(row['task'], row['text'], row['outputs'])
+
     def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
         """scoring.summary of the tasks in 'averaged', those with answers at every length; all 'tasks'."""
         tasks = {}
         for (task, length), cell in by_task_and_length(rows).items():
-            scores = [scoring.score(task, row['text'], row['outputs']) for row in cell]
+            scores = [self.row_score(row) for row in cell]
             record = scoring.task_score(scores, [row['text'] for row in cell])
             tasks.setdefault(task, {})[length] = record
         lengths = sorted({length for records in tasks.values() for length in records})

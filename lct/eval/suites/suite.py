@@ -177,6 +177,10 @@ class PromptSuite(Suite):
         return sorted(rows, key=lambda row: (order.get(row['task'], len(order)), *answers.key_of(row)))
 
     @abc.abstractmethod
+    def row_score(self, row: Mapping) -> float:
+        """The score of one answer, 0..1."""
+
+    @abc.abstractmethod
     def items(self, plan: Plan) -> list[runner.Item]:
         """The samples to answer."""
 
