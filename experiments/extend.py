@@ -99,11 +99,20 @@ def finish(job, stop_requested, began):
         if processes.is_first():  # the others have given their shards of the model
             report = report_of(job, base, extended, summary, time.monotonic() - began)
             write_report(job, base, extended, report)
-            if model.window is None:
+            if exported := not export_problem(model):
                 export(job, base, extended, report, model, params)
-            log_results(job, report, exported=model.window is None)
+            log_results(job, report, exported=exported)
         processes.wait_for_all()
     log(f'{job.native:,} -> {job.target:,} tokens; this call took {clock(time.monotonic() - began)}')
+
+
+def export_problem(config):
+    """Why transformers could not compute a model of this config, or ''."""
+    try:
+        llama_hf.config_to_json(config)
+    except ValueError as error:
+        return str(error)
+    return ''
 
 
 def check(config, workdir):
@@ -118,14 +127,13 @@ def check(config, workdir):
     tokenizer = tokenizers.load(folder)
     tokenizers.check_vocab_size(tokenizer, base.vocab_size)
     start = windowed(base, config)
-    stages.configs(settings.stages, start)
+    if problem := export_problem(stages.configs(settings.stages, start)[-1]):
+        log(f'WARNING: {problem}; the extended model is evaluated but not exported, and its weights stay in '
+            'the checkpoints')
     if config.get('check_memory', True):
         memory_check.check(settings, start)
     for warning in stage_warnings(settings.stages, base, settings.param_dtype):
         log(f'WARNING: {warning}')
-    if start.window is not None:
-        log(f'WARNING: window {start.window}: a Hugging Face Llama has no sliding window, so the extended '
-            'model is evaluated but not exported; its weights stay in the checkpoints')
     rows, held_out = open_corpus(config, tokenizer)
     for stage in settings.stages:
         rows.weights = dict(stage.mixture)

@@ -27,8 +27,8 @@ from lct.cli import planned_config
 from lct.cli.config import load_config, make_run, windowed
 from lct.cli.main import run_script
 from lct.cli.paths import experiments_folder
+from lct.models.family_sizes import ALL as SIZES
 from lct.models.llama import LlamaConfig
-from lct.models.llama_sizes import SIZES
 from lct.ops import rope
 from lct.plan import compiled, hardware, search, serving, tables, targets, timing
 from lct.plan.buffers import Buffers, buffers
@@ -53,6 +53,13 @@ def recipe_model(path, name):
         name = RECIPE_MODELS.get(stem) or next((one for one in MODELS if stem.endswith(one)), stem)
     name = hardware.lookup(name, MODELS, 'model')
     return name, MODELS[name]
+
+
+def licence_of(name):
+    """The identifier of the licence of a model, for the card of its extension."""
+    families = {'qwen': 'apache-2.0', 'mistral': 'apache-2.0', 'smollm': 'apache-2.0', 'phi3': 'mit',
+                'llama2': 'llama2'}
+    return next((licence for start, licence in families.items() if name.startswith(start)), 'llama3')
 
 
 def hardware_of(args, published=''):
@@ -119,7 +126,7 @@ def plan_context(args):
     path = pathlib.Path(args.out or f'runs/{run}.py')
     stage = {'name': args.context, 'num_steps': num_steps, 'learning_rate': 2e-5, 'warmup_steps': 0,
              'final_fraction': 1.0, 'theta': theta, 'mixture': {'text': 1.0}}
-    fields = planned_config.config_fields(run, 'llama2' if name.startswith('llama2') else 'llama3', config,
+    fields = planned_config.config_fields(run, licence_of(name), config,
                                           planned_config.stage_fields(stage, plan.step))
     planned_config.write(path, fields, kind.name, plan.step,
                          f'{plan.seconds:.1f} s/step, {budget.tokens_per_step / plan.seconds:,.0f} tokens/s, '

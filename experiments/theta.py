@@ -12,7 +12,7 @@ import pathlib
 
 from lct.cli.main import run_script
 from lct.cli.model import find_model
-from lct.models.llama_sizes import SIZES
+from lct.models.family_sizes import ALL as SIZES
 from lct.ops import rope, theta
 from lct.ops.rope import RopeConfig
 from lct.text import parse_length, table

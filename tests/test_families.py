@@ -1,4 +1,4 @@
-"""Every family against transformers, in and out; experiments/checks/check_families.py runs all of it."""
+"""Every family against transformers, in and out; experiments/golden/check_families.py runs all of it."""
 
 import dataclasses
 import json

@@ -8,9 +8,14 @@ Sizes follow from the program, except for the constants below, which were fitted
 experiments/checks/check_plan_memory.py lists those programs and the ones that were held out.
 """
 
+import functools
+import math
 from typing import NamedTuple
 
-from lct.models import lora
+import jax
+
+from lct import sharding
+from lct.models import llama, lora
 from lct.models.flops import layer_matmul_params
 from lct.plan.cost import FLOAT32, WIDTH, Step, num_params
 
@@ -61,9 +66,7 @@ class Buffers(NamedTuple):
 def buffers(step: Step, platform: str = 'gpu') -> Buffers:
     """The Buffers of a Step; platform: 'gpu' or 'tpu', as Hardware.platform."""
     config = step.config
-    _, fsdp, ring, tensor = step.mesh
-    norms = config.embed_dim * (2 * config.num_layers + 1)
-    share = (num_params(config) - norms) / (fsdp * ring * tensor) + norms  # parameters of one device
+    tensor, share = step.mesh[3], _share(step)
     stays = {
         'weights': share * step.stored_width,
         'moments of AdamW': 2 * share * step.stored_width,
@@ -110,6 +113,25 @@ def with_adapter(needed: Buffers, step: Step, adapter: lora.Adapter) -> Buffers:
     phases['backward of a layer']['gradients'] = trained * FLOAT32
     phases['update'] = {'gradients, float32': trained * FLOAT32}
     return needed._replace(stays=stays, phases=phases)
+
+
+@functools.cache
+def _sizes_by_axes(config):
+    """{the mesh axes that parameters are split over: their number}."""
+    sizes = {}
+    shapes, specs = (jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, tuple))
+                     for tree in (llama.shapes(config), llama.specs(config)))
+    for shape, spec in zip(shapes, specs, strict=True):
+        axes = tuple(jax.tree.leaves(tuple(spec)))
+        sizes[axes] = sizes.get(axes, 0) + math.prod(shape)
+    return sizes
+
+
+def _share(step):
+    """Parameters that one device holds."""
+    degrees = dict(zip(sharding.AXES, step.mesh))
+    return sum(size / math.prod(degrees[axis] for axis in axes)
+               for axes, size in _sizes_by_axes(step.config).items())
 
 
 def _gradients(step, share):
