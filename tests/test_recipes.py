@@ -8,7 +8,7 @@ import pytest
 
 from lct.cli.config import load_config, make_run
 from lct.models.llama import LlamaConfig
-from lct.models.llama_sizes import LLAMA3_8B, LLAMA3_70B
+from lct.models.llama_sizes import LLAMA3_8B, LLAMA3_70B, LLAMA31_8B
 from lct.ops.rope import RopeConfig
 from lct.train import stages as plans
 from lct.train.loop import Run
@@ -25,6 +25,7 @@ BASES = {
     'lwm_text_7b': LLAMA2_7B,
     'easycontext_llama2_7b': LLAMA2_7B,
     'prolong_llama3_8b': LLAMA3_8B,
+    'ultralong_llama31_8b': LLAMA31_8B,
 }
 OWN = {  # nothing published to compare with
     'base', 'laptop', 'laptop_gated', 'laptop_lora', 'laptop_one_shot', 'smoke', 'theta_4k',
@@ -46,6 +47,7 @@ THETAS = {
         (512000, 250e6),
     ],
     'prolong_llama3_8b': [(65536, 8e6), (524288, 128e6)],
+    'ultralong_llama31_8b': [(4194304, 500000.0)],
 }
 # The cards' own digits, for the thetas that a rule explains.
 RULES = {
@@ -58,9 +60,10 @@ RULES = {
     ('gradient_llama3_70b', '524K'): ('dynamic_ntk', '1,062,356,830'),
     ('gradient_llama3_70b', '1048K'): ('critical_base', '3,580,165,449'),
 }
-# The one column that contradicts itself: its total is the product with batch 16, its batch was corrected
-# to 8.
-PRINTED_TOTAL = {('gradient_llama3_8b', '1048K'): (419_430_400, 838_860_800)}
+# Totals that contradict their products: Gradient's is the product with batch 16, which was corrected to 8;
+# UltraLong prints 1B beside 150 iterations of 2 rows of 4M.
+PRINTED_TOTAL = {('gradient_llama3_8b', '1048K'): (419_430_400, 838_860_800),
+                 ('ultralong_llama31_8b', '4M'): (1_258_291_200, 1_000_000_000)}
 
 
 def load(name):
@@ -172,10 +175,20 @@ def test_devices(name, i):
         assert (stage.mesh[0], [tensor, ring], minus_one) == (data, rest, -1)
         assert devices == 256  # the chips of a v4-512
         return
+    if name == 'ultralong_llama31_8b':
+        assert 'devices' not in published  # not printed
+        return
     assert devices == published['devices']
     if name.startswith('gradient'):
         assert stage.seq_len // ring == (16384 if (name[-2:], stage.name) == ('8b', '1048K') else 8192)
         assert fsdp == published.get('rings', 1)  # 4194K has no such row
+
+
+def test_ultralong_replaces_the_scaling_of_its_base():
+    (config,), ((_, published),) = planned('ultralong_llama31_8b'), stages_of('ultralong_llama31_8b')
+    assert LLAMA31_8B.rope.type == 'llama3' and config.rope.type == 'yarn'
+    assert config.rope.factor == published['factor'] == config.max_position_embeddings / 8192
+    assert (config.rope.beta_slow, config.rope.beta_fast) == (1, 4)
 
 
 @pytest.mark.parametrize('name', BASES)
