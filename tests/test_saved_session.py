@@ -30,9 +30,9 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(session_writer, 'BLOCK', BLOCK)
 
 
-def new_session(name='striped', rows=1, config=CONFIG, seq_len=SEQ_LEN):
+def new_session(name='striped', rows=1, config=CONFIG, seq_len=SEQ_LEN, memory=MEMORY):
     indices = layout.permutation(name, seq_len, sharding.axis_size('sequence'))
-    return Session(placed_params(), config, rows, seq_len, indices, MEMORY)
+    return Session(placed_params(), config, rows, seq_len, indices, memory)
 
 
 def saved(folder, text=TEXT):
@@ -82,6 +82,18 @@ def test_a_text_saved_on_one_mesh_is_asked_on_another(tmp_path, answer, written,
         assert session.ask([QUESTION], [NEW], NEW) == [answer]
         assert session.update([TEXT], 16) == [len(TEXT) - 1]  # the logits after the text are not saved
         assert session.ask([[]], [NEW], NEW) == [greedy(TEXT)]
+
+
+def test_a_cache_in_8_bits_is_saved_with_its_scales(tmp_path):
+    memory = dataclasses.replace(MEMORY, cache_dtype='int8')
+    session = new_session(memory=memory)
+    session.read([TEXT], 16)
+    session_writer.save(tmp_path, session, MODEL)
+    expected = session.ask([QUESTION], [NEW], NEW)
+    with on((1, 1, 2, 2)):
+        assert loaded(tmp_path, memory=memory).ask([QUESTION], [NEW], NEW) == expected
+        with pytest.raises(ForeignSession, match='cache k'):
+            loaded(tmp_path)
 
 
 def test_what_follows_a_change_is_read_again(tmp_path):

@@ -8,7 +8,6 @@ The model is experiments/base with more positions.
 """
 
 import argparse
-import contextlib
 import json
 import pathlib
 import random
@@ -103,11 +102,11 @@ def check(args, folder):
             time.sleep(rng.uniform(0, 1.2) * (seconds_to_answer if i else seconds_to_first))
             ask.process.send_signal(signal.SIGINT)
             done += 1
-            counts[phase_of(ask.wait(STOPPED), i)] += 1
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                if not i:  # the process may end
-                    ask.process.wait(2)
-                    ask = Ask(folder, session=True)
+            lines = ask.wait(STOPPED)
+            counts[phase_of(lines, i)] += 1
+            if lines[-1].strip() == STOPPED:  # it was not yet ready for questions, and ends
+                ask.process.wait(LIMIT_S)
+                ask = Ask(folder, session=True)
             if ask.answer(PROBE) != expected:
                 raise SystemExit(f'another answer after interrupt {done}: {ask.lines[-12:]}')
         ask.end()

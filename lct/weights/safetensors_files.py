@@ -21,7 +21,8 @@ ITEMSIZES = {
     'BOOL': 1, 'U8': 1, 'I8': 1, 'F8_E5M2': 1, 'F8_E4M3': 1, 'I16': 2, 'U16': 2, 'F16': 2, 'BF16': 2,
     'I32': 4, 'U32': 4, 'F32': 4, 'F64': 8, 'I64': 8, 'U64': 8,
 }
-ARRAYS = FLOATS | {'I8': np.dtype(np.int8), 'U8': np.dtype(np.uint8), 'I32': np.dtype(np.int32)}
+ARRAYS = FLOATS | {'I8': np.dtype(np.int8), 'U8': np.dtype(np.uint8), 'U16': np.dtype(np.uint16),
+                   'I32': np.dtype(np.int32)}
 MAX_RANK = 8
 SHARD_NAME = re.compile(r'[\w-][\w.-]{0,200}\.safetensors')
 
