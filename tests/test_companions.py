@@ -10,6 +10,7 @@ import pytest
 import tiny_hf
 
 from lct.cli import convert
+from lct.data import chat_template
 from lct.data import tokenizer as tokenizers
 from lct.weights import companions, llama_hf
 
@@ -47,7 +48,7 @@ def test_everything_comes_back_from_every_format(via, folder, tmp_path, monkeypa
         convert_weights.main()
         for name, values in FILES.items():
             assert json_of(target, name) == values
-        assert (target / 'additional_chat_templates' / 'tool_use.jinja').is_file()
+        assert 'tool_use' in chat_template.load(target, 'tool_use').source
     again = tmp_path / 'again'
     assert {key: json_of(again, 'config.json')[key] for key in IDS} == IDS
     assert llama_hf.read_config(again) == llama_hf.read_config(folder)

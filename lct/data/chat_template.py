@@ -121,8 +121,10 @@ def load(folder: str | Path, name: str = 'default') -> ChatTemplate:
     settings = _read_object(folder / 'tokenizer_config.json')
     named = tokenizer_settings.read(folder).named
     tokens = {name: token['content'] for name, token in named.items() if token}
-    path = folder / 'chat_template.jinja'
-    if path.is_file() and name == 'default':
+    path = folder / 'additional_chat_templates' / f'{name}.jinja'
+    if name == 'default':
+        path = folder / 'chat_template.jinja'
+    if path.is_file():
         return ChatTemplate(_read_text(path), tokens, str(path))
     for path, values in ((folder / 'chat_template.json', _read_object(folder / 'chat_template.json')),
                          (folder / 'tokenizer_config.json', settings)):

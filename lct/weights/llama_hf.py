@@ -76,7 +76,8 @@ def read_config(folder: str | os.PathLike) -> LlamaConfig:
 def check(folder: str | os.PathLike) -> None:
     """Refuse a folder that load would refuse, from its config and the headers of its files. Of the weights
     only a head stored beside a tied embedding is read: the two must be equal."""
-    _select_tensors(hf_tensors.read(folder), read_config(folder), folder)
+    config = read_config(folder)
+    _select_tensors(hf_tensors.read(folder), config, folder)
 
 
 def load(folder: str | os.PathLike, dtype: Any = None, *, adapter: str | os.PathLike | None = None,

@@ -16,6 +16,8 @@ from lct.weights.tensors import ALL, FLOATS
 EMBED, HEAD = 'model.embed_tokens.weight', 'lm_head.weight'
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 PREFIX = 'base_model.model.'
+OTHERS = {'adapters.safetensors': 'merge this adapter of mlx-lm with mlx_lm.fuse',
+          'adapter_model.bin': 'load it with PEFT and save it again with save_pretrained'}
 NAME = re.compile(r'(.+)\.lora_(embedding_)?([AB])(?:\.weight)?')
 FIXED = {  # the values of each field with which a merge is W + scale * B @ A
     'peft_type': ('LORA',), 'use_dora': (False,), 'fan_in_fan_out': (False,), 'bias': ('none',),
@@ -69,8 +71,11 @@ def merge(tensors: dict[str, Any], folder: str | os.PathLike) -> dict[str, Any]:
     Raises:
       ValueError: for an adapter of another kind, or of another model.
     """
-    settings = read_config(folder)
     path = os.path.join(folder, WEIGHTS)
+    for name, remedy in OTHERS.items():
+        if not os.path.exists(path) and os.path.exists(os.path.join(folder, name)):
+            raise ValueError(f'{folder} holds {name} instead of {WEIGHTS}; {remedy}')
+    settings = read_config(folder)
     stored = safetensors_files.read_header(path)
     pairs, result = {}, dict(tensors)
     for name, tensor in stored.items():
