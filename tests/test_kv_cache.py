@@ -13,7 +13,6 @@ from lct.data import layout
 from lct.models import decode, kv_cache, llama
 from lct.models.session import Session
 from lct.ops import int8, rope
-from lct.weights import saved_session, session_writer
 
 INT8 = dataclasses.replace(MEMORY, cache_dtype='int8')
 TEXTS = [list(range(1, 40)), list(range(20, 31))]
@@ -73,21 +72,6 @@ def test_texts_read_in_chunks_into_8_bits():
         assert 0 < np.abs(np.asarray(session.logits) - expected).max() < 0.02
         answers = session.ask(QUESTIONS, [3, 3], 3)
         assert np.stack(list(session.stream(QUESTIONS, 3))).T.tolist() == answers
-
-
-def test_a_saved_text_stays_in_8_bits(tmp_path):
-    text, rng = TEXTS[0], np.random.default_rng(0)
-    session, again = (Session(host_params(), CONFIG, 1, SEQ_LEN, memory=INT8) for _ in range(2))
-    arrays = {name: rng.integers(0, 100, x.shape).astype(x.dtype)
-              for name, x in kv_cache.named_arrays(session.abstract_cache()).items()}
-    assert sum(x.nbytes for x in arrays.values()) == SEQ_LEN * kv_cache.bytes_of(CONFIG, 'int8')
-    session.restore(jax.tree.map(jnp.asarray, arrays), [text])
-    session_writer.save(tmp_path, session, {})
-    saved_session.load(again, [(saved_session.read(tmp_path, again, {}), len(text))])
-    for name, x in kv_cache.named_arrays(again.cache).items():
-        np.testing.assert_array_equal(x[:, :, :, :len(text)], arrays[name][:, :, :, :len(text)])
-    with pytest.raises(saved_session.ForeignSession, match='cache'):
-        saved_session.read(tmp_path, Session(host_params(), CONFIG, 1, SEQ_LEN, memory=MEMORY), {})
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'int8'])
