@@ -1,9 +1,8 @@
 """From the spec of a corpus to its documents: which files it names, and the documents in them.
 
 find() gives the files, blocks() reads a file block by block, texts() gives the documents of a block. Memory
-follows the longest document of a record file, not the size of the corpus. Reading is two functions because
-blocks() (bytes off the disk, decompressed and cut at line ends) is cheap and must run in order, whereas
-texts() (JSON, Unicode) is expensive and may run in any process.
+follows the longest document, not the size of the corpus. Reading is two functions because blocks() (bytes off
+the disk, cut at line ends) is cheap and must run in order; texts() (JSON, Unicode) may run in any process.
 """
 
 import codecs
@@ -17,10 +16,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from lct.data.corpus import mail, notebooks
 from lct.data.corpus.compression import DECOMPRESSORS, open_stream, optional
 
 EMBEDDED = 'embedded'  # the spec of the standard library of this interpreter
-TEXT_SUFFIXES = frozenset('.txt .text .md .rst .tex .html .xml .csv .py .pyi .ipynb .c .h .cc .cpp .hpp .cu '
+TEXT_SUFFIXES = frozenset('.txt .text .md .rst .tex .html .xml .csv .py .pyi .c .h .cc .cpp .hpp .cu '
                           '.rs .go .java .js .ts .rb .sh .sql .toml .yaml .yml .json'.split())
 BLOCK = 2**17  # bytes or characters; large enough that sending a block to another process costs nothing
 PARQUET_ROWS = 64  # rows of a block
@@ -328,8 +328,23 @@ def _rows(batch) -> list[dict | None]:
         return [row for i in range(len(batch)) for row in _rows(batch.slice(i, 1))]
 
 
+def _decoded_blocks(file: File, _fields: Fields) -> Iterator[Block]:
+    """The messages of mail, or the cells of a notebook."""
+    base = os.path.basename(file.path).lower()
+    is_mbox, decode = '.mbox' in base, notebooks.notebook_text if '.ipynb' in base else mail.message_text
+    with open(file.path, 'rb') as raw, open_stream(raw, file.path) as stream:
+        for number, content in enumerate(mail.messages(stream) if is_mbox else [stream.read()], 1):
+            name = f'{file.name}:{number}' if is_mbox else file.name
+            try:
+                text = Text(name, file.source, decode(content))
+            except ValueError as error:
+                text = Text(name, file.source, '', error=f'{file.path} {error}; correct or remove it')
+            yield Block(file, text, len(text.text), raw.tell(), number)
+
+
 # To add a format of records: its function, and its row here. Any other file is one text.
-RECORDS = {'.jsonl': _line_blocks, '.parquet': _parquet_blocks}
+RECORDS = {'.jsonl': _line_blocks, '.parquet': _parquet_blocks, '.eml': _decoded_blocks,
+           '.mbox': _decoded_blocks, '.ipynb': _decoded_blocks}
 COMPRESSIBLE = TEXT_SUFFIXES | RECORDS.keys() - {'.parquet'}  # Parquet compresses by itself
 # The files that a folder is searched for. A file that is named, or matched by a glob, may have any suffix.
 SUFFIXES = COMPRESSIBLE | {'.parquet'} | {text + packed for text in COMPRESSIBLE for packed in DECOMPRESSORS}
