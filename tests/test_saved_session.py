@@ -175,7 +175,7 @@ def test_what_cannot_be_used_is_refused_in_a_sentence(tmp_path):
     other_rope = dataclasses.replace(CONFIG, rope=RopeConfig(theta=5e5))
     for model, config, message in (
             ({'weights': 2}, CONFIG, r'\(model weights 1 instead of 2\)'),
-            (MODEL, other_norm, 'norm_eps 1e-05 instead of 1e-06'),
+            (MODEL, other_norm, 'config norm_eps the default instead of 1e-06'),
             (MODEL, other_rope, 'theta 10000.0 instead of 500000')):
         with pytest.raises(ForeignSession, match=f'made with another model or setting .*{message}'):
             saved_session.read(tmp_path, new_session(config=config), model)

@@ -104,7 +104,7 @@ def check(args, folder):
             done += 1
             lines = ask.wait(STOPPED)
             counts[phase_of(lines, i)] += 1
-            if lines[-1].strip() == STOPPED:  # it was not yet ready for questions, and ends
+            if not any('the next question' in line for line in lines):  # not yet ready for one: it ends
                 ask.process.wait(LIMIT_S)
                 ask = Ask(folder, session=True)
             if ask.answer(PROBE) != expected:

@@ -98,11 +98,19 @@ class SavedSession:
 def identity(session: Session, model: Mapping[str, Any]) -> dict[str, Any]:
     """What a cache belongs to. model: what identifies the weights, the tokenizer and the template."""
     facts = {
-        'model': dict(model), 'config': dataclasses.asdict(session.config.architecture()),
-        'rope': dataclasses.asdict(session.rope), 'dtype': str(session.params.embed.dtype),
+        'model': dict(model), 'config': _not_default(session.config.architecture()),
+        'rope': _not_default(session.rope), 'dtype': str(session.params.embed.dtype),
         'cache': {name: str(x.dtype) for name, x in named_arrays(session.abstract_cache()).items()},
     }
     return json.loads(json.dumps(facts))
+
+
+def _not_default(config):
+    """{field: value} of a dataclass without its defaults: a later release may have more fields, and their
+    defaults are what this one does."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)
+              if getattr(config, field.name) != field.default}
+    return {name: _not_default(x) if dataclasses.is_dataclass(x) else x for name, x in values.items()}
 
 
 def describe(folder: str | os.PathLike) -> dict[str, Any]:
@@ -118,7 +126,8 @@ def _difference(was, now, path=''):
         for name in sorted({*was, *now}):
             if was.get(name) != now.get(name):
                 return _difference(was.get(name), now.get(name), f'{path} {name}')
-    return f'{path.strip()} {short_repr(was)} instead of {short_repr(now)}'
+    was, now = ('the default' if x is None else short_repr(x) for x in (was, now))
+    return f'{path.strip()} {was} instead of {now}'
 
 
 # ---------------------------------------------------------------------------------------------------
