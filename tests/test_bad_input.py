@@ -86,10 +86,10 @@ def test_an_unknown_rope_type(refused, model):
 
 def test_a_tokenizer_larger_than_the_vocabulary(refused, model):
     fields = json.loads((model / 'tokenizer.json').read_text())
-    fields['added_tokens'].append({**fields['added_tokens'][0], 'id': 1024, 'content': '<|one more|>'})
+    fields['added_tokens'].append({**fields['added_tokens'][0], 'id': 1392, 'content': '<|one more|>'})
     (model / 'tokenizer.json').write_text(json.dumps(fields))
     error = refused('--set', f'model_folder={model}')
-    assert 'the tokenizer has 1025 ids but the model has vocab_size 1024' in error
+    assert 'the tokenizer has 1393 ids but the model has vocab_size 1392' in error
 
 
 def test_an_empty_corpus(refused, tmp_path):

@@ -86,8 +86,8 @@ def test_bad_input():
         ValueError, match='1 of 2 pairs have an empty context or continuation; begin with the BOS'
     ):
         loglikelihood.score(model, [([1], [2]), ([], [3])])
-    with pytest.raises(ValueError, match='token id 1024 in row 1'):
-        loglikelihood.score(model, [([1], [1024])])
+    with pytest.raises(ValueError, match='token id 1392 in row 1'):
+        loglikelihood.score(model, [([1], [1392])])
 
 
 def test_settings_that_change_answers_are_honoured_or_refused():

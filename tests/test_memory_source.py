@@ -6,7 +6,7 @@ import pytest
 from lct.data import tokenizer as tokenizers
 from lct.data.batches.memory_source import MemorySource
 
-ALL = {'text': 0.5, 'recall': 0.2, 'copy': 0.15, 'forms': 0.15}
+ALL = {'text': 0.5, 'recall': 0.2, 'copy': 0.1, 'entries': 0.05, 'forms': 0.15}
 TOKENIZER = tokenizers.load('bytes')
 
 

@@ -28,7 +28,7 @@ BASES = {
     'ultralong_llama31_8b': LLAMA31_8B,
 }
 OWN = {  # nothing published to compare with
-    'base', 'laptop', 'laptop_gated', 'laptop_lora', 'laptop_one_shot', 'smoke', 'theta_4k',
+    'base', 'base_grown', 'laptop', 'laptop_gated', 'laptop_lora', 'laptop_one_shot', 'smoke', 'theta_4k',
     'theta_4k_chosen'}
 CONFIGS = sorted(path.stem for path in (EXPERIMENTS / 'configs').rglob('*.py'))
 

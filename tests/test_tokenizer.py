@@ -7,6 +7,7 @@ import tokenizers as library
 
 from lct.data import tokenizer as tokenizers
 from lct.data import tokenizer_files, tokenizer_json
+from lct.data.added_tokens import add_tokens
 
 TEXTS = ['', 'Hello world!', "it's 12345.\n\n  def f(x):\n\treturn x", 'naïve 北京 🙂 \x00',
          '<|end_of_text|> </s>']
@@ -48,6 +49,22 @@ def test_training_makes_words_and_pairs_of_digits_single_tokens(trained):
 def test_training_without_room_is_refused(tmp_path):
     with pytest.raises(ValueError, match='vocab_size 300 has no room for .* use a larger one'):
         tokenizers.train(['text'], 300, tmp_path / 'tokenizer.json', WORDS)
+
+
+def test_added_tokens_leave_the_others_as_they_are(trained, tmp_path):
+    tok, path = trained
+    (tmp_path / 'tokenizer.json').write_bytes(path.read_bytes())
+    strings = ['falcon', '-falcon', 'zyzzyva', '-zyzzyva', ' that']
+    vocabulary = add_tokens(tmp_path / 'tokenizer.json', strings)
+    grown = tokenizers.load(tmp_path / 'tokenizer.json')
+    assert all(len(grown.encode(string)) == 1 < len(tok.encode(string)) for string in strings)
+    assert sorted(vocabulary.values()) == list(range(grown.vocab_size))
+    for text in ('the cat sat', ' amber falcon 482913', 'an amber-coloured zyzzyva'):
+        kept = [i for i in grown.encode(text) if i < tok.vocab_size]
+        assert kept == [i for i in tok.encode(text) if i in kept] and grown.decode(grown.encode(text)) == text
+    assert grown.encode('the cat, amber 48') == tok.encode('the cat, amber 48')
+    with pytest.raises(ValueError, match="'two words' cannot become one token, since the pattern"):
+        add_tokens(tmp_path / 'tokenizer.json', ['two words'])
 
 
 def test_training_is_deterministic_and_the_fingerprint_follows_the_definition(trained, tmp_path):

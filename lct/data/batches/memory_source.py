@@ -1,7 +1,7 @@
 """Training rows over documents in memory: an endless, deterministic stream.
 
-A row holds shuffled documents packed together, a long stretch of one document, recall text, copies, or
-generated forms of reading back.
+A row holds shuffled documents packed together, a long stretch of one document, recall text, copies, entries
+of random tokens, or generated forms of reading back.
 
 The kind of row r, and every random number in it, is a function of (seed, r) and the weights; the next token
 of text is a cursor. The two together are the state: four integers, from which the stream continues anywhere,
@@ -19,12 +19,13 @@ import numpy as np
 from lct.data.batches.descriptions import Extent, describe_row
 from lct.data.batches.loader import Loader
 from lct.data.batches.packing import Segment, pack, segment, take_segments
+from lct.data.synthetic.entries import entries_row
 from lct.data.synthetic.forms.documents import form_documents
 from lct.data.synthetic.forms.passages import PassageEncoder
 from lct.data.synthetic.recall import RecallVocabulary, copy_row, recall_documents
 from lct.data.tokenizer import Tokenizer
 
-KINDS = ('text', 'recall', 'copy', 'long', 'forms')
+KINDS = ('text', 'recall', 'copy', 'long', 'forms', 'entries')
 
 
 def check_weights(weights: dict[str, float]) -> None:
@@ -139,7 +140,7 @@ class MemorySource:
         rng = self._rng(self._state['row'])
         kind = self._kind(rng)
         make = {'text': self._text_row, 'recall': self._recall_row, 'copy': self._copy_row,
-                'long': self._long_row, 'forms': self._forms_row}[kind]
+                'long': self._long_row, 'forms': self._forms_row, 'entries': self._entries_row}[kind]
         segments = make(rng, seq_len)
         self._state['row'] += 1
         return pack(segments, seq_len)
@@ -243,6 +244,10 @@ class MemorySource:
 
     def _copy_row(self, rng: np.random.Generator, seq_len: int) -> list[Segment]:
         ids, weights = copy_row(rng, self._text, seq_len - len(self._bos), vocab_ids=self._vocab_ids)
+        return [segment(ids, weights, self.tokenizer.bos_id)]
+
+    def _entries_row(self, rng: np.random.Generator, seq_len: int) -> list[Segment]:
+        ids, weights = entries_row(rng, self._vocab_ids, seq_len - len(self._bos))
         return [segment(ids, weights, self.tokenizer.bos_id)]
 
 

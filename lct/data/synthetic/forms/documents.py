@@ -21,7 +21,7 @@ LINE_SEARCH = 48  # tokens within which a line end is looked for
 MAX_SIZE = 6000  # tokens of the statements of a document
 
 Form = Callable[[np.random.Generator, int], Problem]
-FORMS: tuple[Form, ...] = (*[facts] * 14, *[chains] * 3, counts, *[shots] * 2, *[records] * 2)
+FORMS: tuple[Form, ...] = (*[facts] * 14, *[chains] * 4, counts, *[shots] * 3, records)
 NOISE_VERBS = ('waits', 'sleeps', 'is open', 'turns', 'goes on', 'is far away', 'stays', 'sings', 'is warm',
                'falls')
 
@@ -49,7 +49,7 @@ def _document(rng: np.random.Generator, encoder: PassageEncoder, haystack: np.nd
     """A document of `length` tokens; nothing but text where no problem fits."""
     form = pick(rng, FORMS)
     # How much of a document is text: none of it, any share, or nearly all.
-    share = 0.0 if form is shots else pick(rng, (0.0, rng.uniform(0, 0.9), rng.uniform(0.4, 0.95)))
+    share = 0.0 if form is shots else pick(rng, (0.0, 0.0, rng.uniform(0, 0.9), rng.uniform(0.4, 0.95)))
     size = int(min(max((1 - share) * length, 40), MAX_SIZE))
     for _ in range(TRIES if length >= SHORTEST // 2 else 0):
         problem = form(rng, size)

@@ -71,7 +71,8 @@ def facts(rng: np.random.Generator, size: int) -> Problem:
     key_tokens, value_tokens = strings.KINDS[key_kind][2], strings.KINDS[value_kind][2]
     entry = STATEMENT_TOKENS + key_tokens + value_tokens
     asking = QUESTION_TOKENS + 2 * key_tokens + value_tokens * (3 if repeats else 1)
-    questions = log_uniform(rng, 1, min(MAX_QUESTIONS, size // (3 * asking)))
+    most = min(MAX_QUESTIONS, size // (2 * asking))
+    questions = log_uniform(rng, 1, most) if chance(rng, 0.5) else max(most, 1)
     most = max((size - questions * asking) // entry, 1)
     count = log_uniform(rng, min(2, most), min(most, MAX_FACTS)) if chance(rng, 0.75) else min(most,
                                                                                                MAX_FACTS)
@@ -129,7 +130,7 @@ def one_value(rng: np.random.Generator, made: Facts, keys: list[str]) -> Passage
 
 def all_values(rng: np.random.Generator, made: Facts, keys: list[str]) -> Passage:
     """Every value of a key, in the order of the text."""
-    key = keys[0]
+    key = next((key for key in keys if len(made.values(key)) > 1), keys[0])
     start = wordings.ask(rng, made.wording, pick(rng, ALL_OF) + pick(rng, wordings.REMARKS), pick(rng,
                                                                                                   ALL_ANSWERS),
                          key)
@@ -182,5 +183,5 @@ def enumeration(rng: np.random.Generator, items: list[str]) -> list[Fragment]:
 
 # (the question, values of a key)
 FORMS: tuple[tuple[Question, int], ...] = (
-    *[(one_value, 0)] * 9, *[(all_values, 4)] * 3, (newest_value, 3), *[(several_keys, 0)] * 3, (key_of_value,
-                                                                                                 0))
+    *[(one_value, 0)] * 7, *[(all_values, 4)] * 5, (newest_value, 3), *[(several_keys, 0)] * 5,
+    (key_of_value, 0))

@@ -14,7 +14,7 @@ FRAME = 0.1  # the wording of statements and questions
 QUERY = 0.2  # a key in a question: only its end can be predicted
 PREFIX = 0.3  # the words between a question and its answer
 ANSWER = 6.0
-END = 1.0  # of an answer
+END = 2.0  # of an answer, and what separates several
 
 
 class Fragment(NamedTuple):

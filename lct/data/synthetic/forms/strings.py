@@ -108,7 +108,7 @@ KINDS: dict[str, tuple[Callable[[np.random.Generator], str], str, int]] = {
 }
 KEY_KINDS = (*['hyphened'] * 6, 'snake', *['spaced'] * 2, 'plain', 'invented', *['title'] * 2, 'code',
              'capitals',
-             'number', *['uuid'] * 2, 'hex')
+             'number', *['uuid'] * 3, 'hex')
 VALUE_KINDS = (*['number'] * 6, *['hyphened'] * 2, 'spaced', 'snake', 'plain', 'invented', 'title',
                *['uuid'] * 4,
                'hex', 'code', 'capitals', 'moment')
