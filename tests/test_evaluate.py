@@ -251,7 +251,7 @@ def test_data_files_of_ruler_are_answered(tmp_path, capsys):
     (tmp_path / 'long' / 'vt').mkdir(parents=True)
     (tmp_path / 'long' / 'vt' / 'validation.jsonl').write_text(
         f"{lines[2]}\n{json.dumps(first | {'input': first['input'] * 2})}\n")
-    with pytest.raises(ValueError, match='vt/validation.jsonl line 2 takes 937 tokens .* than the 512 posi'):
+    with pytest.raises(ValueError, match='vt/validation.jsonl line 2 takes 941 tokens .* than the 512 posi'):
         run(tmp_path / 'other', **{**flags, 'data': tmp_path / 'long'})
     message = 'has no TASK/.*.jsonl of the tasks fwe; give the folder that holds theirs'
     with pytest.raises(ValueError, match=message):
