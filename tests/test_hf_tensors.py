@@ -136,7 +136,7 @@ def test_an_adapter_may_have_embeddings_and_weights_in_full(base, tmp_path):
     ({'init_lora_weights': 'pissa'}, 'alters the base model'), ({'r': 8}, 'has rank 4 but .* says 8'),
     ({'new_variant': 2}, "'new_variant' is not known"), ({'lora_alpha': '8'}, 'lora_alpha'),
     ({'layer_replication': [[0, 1], [0, 1]]}, 'layer_replication'),
-    ({'alpha_pattern': {'(': 2}}, 'not a regular expression'),
+    ({'alpha_pattern': {'(': 2}}, 'not a regular expression'), ({'rank_pattern': ['q_proj']}, 'of numbers'),
 ])
 def test_an_adapter_of_another_kind_is_refused(fields, message, base, tmp_path):
     adapter = write_adapter(tmp_path / 'adapter', lora(Q_PROJ, *product(32, 4, 32)), **fields)

@@ -80,9 +80,10 @@ def check(values: dict[str, Any], architecture: str, path: str) -> None:
                          f'compute something else than {architecture}; remove it if it does not')
     if values['model_type'] != 'llama' or values.get('is_llama_config'):
         return
-    found = LOOK_ALIKES.get(tuple(values.get(field) for field in SIZES))
-    if found is not None:
-        name, kind, difference = found
+    sizes = [values.get(field) for field in SIZES]
+    for published, (name, kind, difference) in LOOK_ALIKES.items():
+        if sizes != list(published):
+            continue
         raise ValueError(f"{path} has the sizes of {name}, where {difference}, but says model_type 'llama'; "
                          f"give back model_type '{kind}' and its fields, or is_llama_config true if it was "
                          'trained as a Llama')

@@ -127,6 +127,12 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
         if field not in FIXED.keys() | USED | HARMLESS:
             raise ValueError(f'{path}: field {short_repr(field)} is not known and might change the result; '
                              'remove it if it does not')
+    for field in ('rank_pattern', 'alpha_pattern'):
+        pattern = values.get(field, {})
+        if not isinstance(pattern, dict) or not all(
+                type(x) in (int, float) and x > 0 for x in pattern.values()):
+            raise ValueError(
+                f'{path}: {field} is {short_repr(pattern)}; it must be an object of numbers above 0')
     for field in ('r', 'lora_alpha'):
         if type(values.get(field)) not in (int, float) or not 0 < values[field] < 1e9:
             raise ValueError(
