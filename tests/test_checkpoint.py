@@ -5,11 +5,13 @@ import os
 import pathlib
 import re
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -196,3 +198,28 @@ def test_failed_saves_warn_leave_nothing_behind_and_end_the_run_in_the_end(folde
         save(12, fails=True)
     assert ended.value.exit_status == 74
     checkpoints.close()
+
+
+class Before(struct.PyTreeNode):
+    """Parameters as they were when a checkpoint was saved."""
+
+    weight: Any
+
+
+class After(struct.PyTreeNode):
+    """The same with an optional one, which this model does not have."""
+
+    weight: Any
+    bias: Any = None
+
+
+def test_arrays_saved_before_there_were_optional_parameters_are_restored(tmp_path):
+    saved = {'params': Before(jnp.arange(3.0)), 'step': jnp.array(7)}
+    checkpoint.save_arrays(tmp_path / 'arrays', saved)
+    target = {**saved, 'params': After(saved['params'].weight)}
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), target)
+    restored = checkpoint.restore_arrays(tmp_path / 'arrays', target)
+    assert isinstance(restored['params'], After) and restored['params'].bias is None
+    assert restored['params'].weight.tolist() == [0, 1, 2] and restored['step'] == 7
+    with pytest.raises(checkpoint.Damaged, match='does not hold the arrays'):
+        checkpoint.restore_arrays(tmp_path / 'arrays', {**target, 'params': After(*[target['step']] * 2)})

@@ -43,8 +43,10 @@ def greedy(model, name):
 
     rows = []
     for prompt in tiny_families.prompts(name):
-        out = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=tiny_families.NEW_TOKENS,
-                             min_new_tokens=tiny_families.NEW_TOKENS, eos_token_id=None, pad_token_id=0)
+        ids = torch.tensor([prompt])  # without the mask of all ones, a token 0 would be taken for padding
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, eos_token_id=None,
+                             pad_token_id=0, max_new_tokens=tiny_families.NEW_TOKENS,
+                             min_new_tokens=tiny_families.NEW_TOKENS)
         rows.append(out[0, len(prompt):].tolist())
     return np.array(rows, np.int32)
 

@@ -263,12 +263,33 @@ def restore_arrays(path: Path, target: Any) -> Any:
       Damaged: in one line; nothing else is printed.
     """
     try:
-        args = ocp.args.StandardRestore(target)
-        return jax.block_until_ready(ocp.StandardCheckpointHandler().restore(path, args=args))
+        try:
+            return _restore(path, target)
+        except ValueError as error:
+            if 'tree structures do not match' not in str(error):
+                raise
+            return _restore_by_name(path, target)
     except Exception as error:
         if is_out_of_memory(error):
             raise  # that says nothing about the files
         raise Damaged(first_line(error)) from error
+
+
+def _restore(path, target):
+    args = ocp.args.StandardRestore(target)
+    return jax.block_until_ready(ocp.StandardCheckpointHandler().restore(path, args=args))
+
+
+def _restore_by_name(path, target):
+    """For a tree that was saved before its classes had optional parameters: Orbax records a None for each, and
+    takes their absence for another tree."""
+    stored = ocp.StandardCheckpointHandler().metadata(path).tree
+    wanted = fingerprints.named_leaves(target)
+    if set(fingerprints.named_leaves(stored)) != set(wanted):
+        raise ValueError('it does not hold the arrays of this model')
+    stored = jax.tree_util.tree_map_with_path(lambda keys, _: wanted[fingerprints.name_of(keys)], stored)
+    arrays = fingerprints.named_leaves(_restore(path, stored))
+    return jax.tree.unflatten(jax.tree.structure(target), [arrays[name] for name in wanted])
 
 
 def save_arrays(path: Path, arrays: Any) -> None:

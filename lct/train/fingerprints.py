@@ -24,8 +24,13 @@ CHECKSUM = 'checksum'
 def describe(tree: Any) -> dict[str, dict]:
     """{name: {dtype, shape}} of the arrays of a tree, or of its ShapeDtypeStructs. The name of an array is
     its path in the tree, such as 'params.layers.wq'."""
-    return {_name(path): {'dtype': jnp.dtype(x.dtype).name, 'shape': list(x.shape)}
+    return {name_of(path): {'dtype': jnp.dtype(x.dtype).name, 'shape': list(x.shape)}
             for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """{name: leaf} of a tree, in its order."""
+    return {name_of(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def describe_bits(tree: Any) -> dict[str, dict]:
@@ -58,7 +63,7 @@ def fingerprints(tree: Any) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     arrays = [x for _, x in leaves]
     sums = jax.device_get(_fingerprints(arrays, tuple(getattr(x, 'sharding', None) for x in arrays)))
-    return {_name(path): f'{int(total):08x}' for (path, _), total in zip(leaves, sums, strict=True)}
+    return {name_of(path): f'{int(total):08x}' for (path, _), total in zip(leaves, sums, strict=True)}
 
 
 def differences(found: Mapping[str, Mapping], wanted: Mapping[str, Mapping], most: int = 4) -> str:
@@ -94,7 +99,8 @@ def _checksum(record):
     return f'{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}'
 
 
-def _name(path):
+def name_of(path: tuple) -> str:
+    """The name of the array at a path of keys in a tree, such as 'params.layers.wq'."""
     return jax.tree_util.keystr(path, simple=True, separator='.')
 
 
