@@ -281,7 +281,7 @@ def _restore(path, target):
 
 
 def _restore_by_name(path, target):
-    """For a tree that was saved before its classes had optional parameters: Orbax records a None for each, and
+    """For a tree that was saved before its classes had optional parameters: Orbax records None for each, and
     takes their absence for another tree."""
     stored = ocp.StandardCheckpointHandler().metadata(path).tree
     wanted = fingerprints.named_leaves(target)
