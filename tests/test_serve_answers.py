@@ -115,6 +115,15 @@ def test_another_temperature_needs_no_other_program(model):
     assert session._next_token._cache_size() == size
 
 
+def test_prompts_of_all_lengths_share_few_programs(model):
+    from lct.models import session
+    answerer = ModelAnswerer(model, Limits(256))
+    session._extend.clear_cache()
+    for length in (1, 9, 23, 37, 40, 41, 60, 61):
+        answered(answerer, prompt=chr(65 + length) * length, max_tokens=1)
+    assert session._extend._cache_size() == 2  # chunks of 32 and of 64 tokens
+
+
 def test_a_stop_string_ends_an_answer(model):
     answerer = ModelAnswerer(model, Limits(256))
     whole, end, _ = answered(answerer, prompt=LONG)

@@ -28,7 +28,7 @@ from server_process import Server, model_with_template
 
 from lct.cli.main import run_script
 
-SIZES, NEW = (60, 250, 420, 640), 24  # characters of the texts; tokens of the answers
+SIZES, NEW = (250, 420, 640), 24  # characters of the texts; tokens of the answers
 QUESTIONS = ('What is stated?', 'Which number follows?', 'Who wrote this, and when?', 'What is 1 of 2?')
 MEMORY_GROWTH = 1.1  # of the last quarter over the second
 BAD = [  # (path, body, status)
@@ -109,7 +109,7 @@ def ask_all(model, folder, args):
         file.write_text(text[:size] + '\n')
         flags = argparse.Namespace(
             model=str(model), mesh=args.mesh, dtype=None, cache_dtype=None, plain=False, batch_tokens=65536,
-            piece=None, files=[str(file.parent)], question=list(QUESTIONS), length=None, max_new_tokens=NEW,
+            piece=32, files=[str(file.parent)], question=list(QUESTIONS), length=None, max_new_tokens=NEW,
             temperature=0.0, top_p=1.0, stop=[], seed=0, cite=False, session=None, session_gb=1.0)
         with contextlib.redirect_stdout(io.StringIO()):
             answers = ask.ask(flags)

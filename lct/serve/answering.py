@@ -94,8 +94,8 @@ class ModelAnswerer:
             job.read, job.reused = len(ids) - total + done, len(ids) - total
             job.check()
 
-        unit = session.unit
-        chunk = -(-min(self._limits.prefill_chunk, len(ids)) // unit) * unit
+        # Not the length of this prompt: shorter chunks are powers of two, of which there are few programs.
+        chunk = -(-self._limits.prefill_chunk // session.unit) * session.unit
         job.check()
         job.reused = session.update([ids], chunk, progress)[0]
         job.read = len(ids)
