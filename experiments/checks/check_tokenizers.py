@@ -6,6 +6,7 @@ same ids and texts for each, or refuse it in one sentence. A random choice (drop
     pip install '.[oracle]'
     python experiments/checks/check_tokenizers.py               prints a line for each kind of comparison
     python experiments/checks/check_tokenizers.py --write       writes tests/golden/tokenizers.json too
+    python experiments/checks/check_tokenizers.py --check FOLDER...    compares the tokenizers of folders
 """
 
 import argparse
@@ -80,9 +81,34 @@ def load_both(folder):
     try:
         template = chat_template.load(folder)
     except chat_template.MissingTemplate:
-        template = chat_template.ChatTemplate(tokenizer_cases.TEMPLATE)
+        template = chat_template.ChatTemplate(tokenizer_cases.TEMPLATE, reference.special_tokens_map)
         reference.chat_template = tokenizer_cases.TEMPLATE
     return reference, ours, template
+
+
+def print_differences(name, wrong):
+    """A line for each kind of comparison that differs; True if none does."""
+    for kind, cases in wrong.items():
+        if cases:
+            print(f'{name}, {kind}: {len(cases)} differ; {cases[0][0]!r} is {cases[0][1]!r} by '
+                  f'transformers and {cases[0][2]!r} by lct')
+    return not any(wrong.values())
+
+
+def check_folders(folders, count, chats):
+    """Compare the tokenizers of folders on texts that spell their own special tokens."""
+    good = True
+    for folder in folders:
+        loaded = load_both(folder)
+        if isinstance(loaded, str):
+            print(f'{folder} is refused: {loaded}')
+            continue
+        special = list(loaded[1].added_tokens)[:20]
+        same = print_differences(folder, compare(
+            *loaded, tokenizer_cases.texts(count, special=special), chats))
+        print(f'{folder}: {count} texts and {len(chats)} chats {"are equal" if same else "DIFFER"}')
+        good &= same
+    return good
 
 
 def golden_case(folder, reference, texts, chats):
@@ -104,6 +130,7 @@ def main():
     parser.add_argument('--write', action='store_true')
     parser.add_argument('--texts', type=int, default=160)
     parser.add_argument('--chats', type=int, default=40)
+    parser.add_argument('--check', type=pathlib.Path, nargs='+', metavar='FOLDER')
     parser.add_argument('--only', default='', help='the cases whose name contains this')
     args = parser.parse_args()
     check_positive(args, 'texts', 'chats')
@@ -112,6 +139,8 @@ def main():
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     transformers.logging.set_verbosity_error()
     texts, chats = list(tokenizer_cases.texts(args.texts)), list(tokenizer_cases.chats(args.chats))
+    if args.check:
+        sys.exit(0 if check_folders(args.check, args.texts, chats) else 1)
     golden, equal, refused, differ, wrong_total = {}, 0, [], [], {}
     for name, build in tokenizer_cases.cases().items():
         if args.only not in name:
@@ -126,13 +155,10 @@ def main():
             wrong = compare(*loaded, texts, chats)
             if name in EXTRACT:
                 golden[name] = golden_case(folder, loaded[0], texts[:EXTRACT_TEXTS], chats[:2])
-        for kind, cases in wrong.items():
-            wrong_total[kind] = wrong_total.get(kind, 0) + len(cases)
-            if cases:
-                print(f'{name}, {kind}: {len(cases)} differ; {cases[0][0]!r} is {cases[0][1]!r} by '
-                      f'transformers and {cases[0][2]!r} by lct')
-        differ += [name] if any(wrong.values()) else []
-        equal += not any(wrong.values())
+        wrong_total = {kind: wrong_total.get(kind, 0) + len(cases) for kind, cases in wrong.items()}
+        same = print_differences(name, wrong)
+        differ += [] if same else [name]
+        equal += same
     for name, message in refused:
         print(f'refused: {name}: {message}')
     print(f'transformers {transformers.__version__}: {equal + len(differ) + len(refused)} tokenizers x '

@@ -299,12 +299,12 @@ def cases():
                  *processor_cases(), *option_cases()])
 
 
-def texts(count, seed=0):
+def texts(count, seed=0, special=()):
     """Texts of all kinds, in which special tokens are spelled among spaces and words."""
     rng = random.Random(seed)
     fragments = [*("the cat sat on the mat 12345 678 ÉÀ naïve e\u0301 café 北京 🙂 ﬁ x<s>y it's don't near: "
                    f'{MARK} {MARK}the def f(x): a.b "q" \x00').split(' '), *CHAT, '<s>', '</s>', '<New>',
-                 '<new>', '<unk>', 'word', '0x1F']
+                 '<new>', '<unk>', 'word', '0x1F', *special]
     spaces = (' ', ' ', ' ', '', '', '  ', '   ', '\n', '\t', '\u00a0', '\r\n', '\n\n')
     fixed = ['', ' ', '  ', ' the', 'the ', '\n', f'{MARK}', '<|end|>', ' <|end|> ', '<|end|> the',
              'the <|end|>  the', 'x<|end|>y', '<s> the </s>', '<|user|><|end|>', '<|us<|end|>er|>']
