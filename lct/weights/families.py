@@ -184,6 +184,8 @@ def write_options(config: LlamaConfig) -> dict[str, Any]:
             config.rope.original_max_position or config.max_position_embeddings,
     }
     values = {field: value for field, value in written.items() if field in family.reads}
+    if config.family in ('smollm3', 'phi3'):  # their default id is in the published vocabularies alone
+        values['pad_token_id'] = None
     if 'use_sliding_window' in family.reads:
         kind = 'full_attention' if window is None else 'sliding_attention'
         values['layer_types'] = [kind] * config.num_layers
