@@ -93,9 +93,9 @@ class Reader:
 
     @property
     def chunk(self) -> int:
-        """Tokens of one forward pass."""
+        """Most tokens of one forward pass; the session takes a smaller power of two for a shorter text."""
         unit = self.session.unit
-        return self.model.prefill_chunk or -(-min(PREFILL_CHUNK, len(self.prefix)) // unit) * unit
+        return self.model.prefill_chunk or -(-PREFILL_CHUNK // unit) * unit
 
     @property
     def num_read(self) -> int:
