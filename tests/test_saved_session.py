@@ -127,7 +127,15 @@ def test_texts_share_what_they_begin_with_in_memory():
     assert session.ask([[], []], [NEW] * 2, NEW) == [greedy(chat), greedy(TEXT)]
 
 
-def test_an_interrupt_between_a_donation_and_its_result_waits(monkeypatch):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, also where the tests were started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_between_a_donation_and_its_result_waits(monkeypatch, interruptible):
     """Ctrl-C arrives while the program runs that takes the cache and gives it back."""
     session = new_session()
     for name in ('_extend', '_step', '_decode'):

@@ -23,7 +23,7 @@ ANY_TIME = (
     'stages.*.gate.otherwise',
     'stages.*.memory.remat', 'stages.*.memory.query_chunk', 'stages.*.memory.key_chunk',
     'stages.*.memory.ffn_chunks', 'stages.*.memory.loss_chunk', 'stages.*.memory.strategy',
-    'stages.*.memory.node_size', 'stages.*.memory.kernel',
+    'stages.*.memory.node_size', 'stages.*.memory.kernel', 'stages.*.memory.cache_dtype',
 )
 # Until the stage ends: the schedule of its steps that are left.
 UNTIL_END = (
@@ -43,7 +43,9 @@ MAY_NOT = (
     'adapter', 'adapter.rank', 'adapter.alpha', 'adapter.also_train', 'adapter.frozen_dtype', 'adapter.seed',
     'model.vocab_size', 'model.embed_dim', 'model.mlp_dim', 'model.num_layers', 'model.num_heads',
     'model.num_kv_heads', 'model.head_dim', 'model.norm_eps', 'model.tie_embeddings',
-    'model.max_position_embeddings', 'model.rope_theta', 'model.rope', 'model.window',
+    'model.max_position_embeddings', 'model.rope_theta', 'model.rope', 'model.window', 'model.family',
+    'model.qkv_bias', 'model.out_bias', 'model.mlp_bias', 'model.qk_norm', 'model.rope_layers',
+    'start_folder',
     'search.thetas', 'search.seeds',
     'inputs.model.*', 'inputs.architecture.**', 'inputs.tokenizer', 'inputs.training', 'inputs.tokens',
     'inputs.held_out',
