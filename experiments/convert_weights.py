@@ -89,10 +89,10 @@ def main():
     from lct.weights import companions
 
     source_format = convert.format_of(args.source)
-    if args.vocab_size == 0:
-        args.vocab_size = convert.tokenizer_size(args.source)
     options = {name: getattr(args, name) for name in convert.OPTIONS if getattr(args, name) is not None}
     convert.check_options(source_format, options)
+    if options.get('vocab_size') == 0:
+        options['vocab_size'] = convert.tokenizer_size(args.source)
     if args.dry_run:
         config = convert.read_config(args.source, **options)
         dry_run(config, args.mesh, {'float32': 4}.get(args.dtype, 2))

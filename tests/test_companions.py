@@ -99,6 +99,9 @@ def test_a_tokenizer_model_of_meta_becomes_a_tokenizer_json(folder, tmp_path):
     assert (made.bos_id, made.eos_id) == (260, 261)
     assert json_of(tmp_path / 'again', 'tokenizer_config.json')['model_max_length'] == 8192
     assert (tmp_path / 'again' / 'tokenizer.model').is_file()
+    convert.convert(tmp_path / 'again', tmp_path / 'written', 'meta')  # with a config.json
+    convert.convert(tmp_path / 'written', tmp_path / 'long', 'hf', max_position_embeddings=2**14)
+    assert json_of(tmp_path / 'long', 'tokenizer_config.json')['model_max_length'] == 2**14
 
 
 def test_config_json_beside_params_json_must_agree(folder, tmp_path):

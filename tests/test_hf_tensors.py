@@ -5,11 +5,12 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+import tiny_families
 import tiny_hf
 from tiny import leaves_equal
 
 from lct.cli import convert
-from lct.weights import llama_hf
+from lct.weights import llama_hf, plain_readers
 
 CONFIG = tiny_hf.BASE
 VALUES = tiny_hf.tensors(CONFIG)
@@ -46,7 +47,7 @@ def loaded(folder, name, **options):
     """One tensor of a model as the files have it: converted to float32 and read by the check's own reader."""
     convert.convert(folder, folder.parent / 'out', 'hf', dtype='float32', overwrite=True, **options)
     convert.check(folder, folder.parent / 'out', 'hf', **options)
-    return convert.plain_readers.hf(folder.parent / 'out')[name]()
+    return plain_readers.hf(folder.parent / 'out')[name]()
 
 
 # --- names and files ------------------------------------------------------------------------------
@@ -116,6 +117,17 @@ def test_an_adapter_is_merged(fields, scale, base, tmp_path):
     adapter = write_adapter(tmp_path / 'adapter', lora(Q_PROJ, a, b), **fields)
     merged = loaded(base[0], Q_PROJ, adapter=adapter)
     np.testing.assert_allclose(merged, VALUES[Q_PROJ] + scale * b @ a, rtol=1e-6, atol=1e-5)
+
+
+def test_an_adapter_of_fused_weights_is_merged_and_verified(tmp_path):
+    case, name = tiny_families.CASES['phi3_0'], 'model.layers.0.self_attn.qkv_proj.weight'
+    values = tiny_families.tensors('phi3_0')
+    write(tmp_path / 'phi3', values)
+    (tmp_path / 'phi3' / 'config.json').write_text(json.dumps(case))
+    a, b = product(len(values[name]), 4, values[name].shape[1])
+    adapter = write_adapter(tmp_path / 'adapter', lora(name, a, b), target_modules=['qkv_proj'])
+    query = loaded(tmp_path / 'phi3', name.replace('qkv', 'q'), adapter=adapter)
+    np.testing.assert_allclose(query, (values[name] + 2 * b @ a)[:len(query)], rtol=1e-5, atol=1e-6)
 
 
 def test_an_adapter_may_have_embeddings_and_weights_in_full(base, tmp_path):
@@ -192,12 +204,19 @@ COMPRESSED = {'quant_method': 'compressed-tensors', 'format': 'int-quantized',
               'config_groups': {'group_0': {'weights': {'num_bits': 8, 'symmetric': True, 'type': 'int'}}}}
 
 
+def in_blocks(**fields):
+    weights = COMPRESSED['config_groups']['group_0']['weights']
+    return COMPRESSED | {'config_groups': {'group_0': {'weights': weights | fields}}}
+
+
 @pytest.mark.parametrize(('settings', 'kind', 'block', 'suffix', 'divisor'), [
     ({'quant_method': 'fp8', 'weight_block_size': [24, 24]}, 'float8_e4m3fn', (24, 24),
      'weight_scale_inv', 1),
     ({'quant_method': 'fp8'}, 'float8_e4m3fn', (32, 64), 'weight_scale', 1),
     ({'quant_method': 'fbgemm_fp8'}, 'float8_e4m3fn', (1, 64), 'weight_scale', 1),
     (COMPRESSED, 'int8', (1, 64), 'weight_scale', 1),
+    (in_blocks(block_structure=[24, 24]), 'int8', (24, 24), 'weight_scale', 1),
+    (in_blocks(group_size=16), 'int8', (1, 16), 'weight_scale', 1),
     ({'quant_method': 'bitsandbytes', 'load_in_8bit': True}, 'int8', (1, 64), 'SCB', 127),
 ])
 def test_weights_of_8_bits_are_read_with_their_scales(settings, kind, block, suffix, divisor, tmp_path):

@@ -59,3 +59,8 @@ def test_a_notebook_is_its_cells(tmp_path):
     (tmp_path / 'n.ipynb').write_text('{"cells": 3}')
     with pytest.raises(ValueError, match=r'n.ipynb is not a Jupyter notebook .*; correct or remove it'):
         documents.read(tmp_path)
+
+
+def test_html_that_cannot_be_parsed_stays_as_it_is(tmp_path):
+    (tmp_path / 'a.eml').write_bytes(b'Content-Type: text/html\n\na <![>b')
+    assert documents.read(tmp_path)[0].text == '\na <![>b\n'

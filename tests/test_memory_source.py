@@ -155,11 +155,17 @@ def test_a_run_keeps_to_its_choice_of_eos():
         np.testing.assert_array_equal(row['tokens'], other['tokens'])
     old = without.state
     del old['eos']
-    resumed, expected = make(), without.next_row(300)
-    resumed.state = old
-    assert_same(resumed.next_row(300), expected)
-    with pytest.raises(ValueError, match='data state is of another eos: None, here 257'):
-        make().state = without.state
+    for state in (old, without.state):  # and so does a checkpoint of the run that continued
+        resumed, again = make(), make()
+        resumed.state = again.state = state
+        expected = again.next_row(300)
+        assert again.state['eos'] is None and resumed.eos_id is None
+        assert_same(resumed.next_row(300), expected)
+        assert not expected['loss_mask'][expected['targets'] == 257].any()
+    ended = make()
+    ended.eos_id = None
+    ended.state = source.state
+    assert ended.eos_id == 257
 
 
 @pytest.mark.parametrize('state, message', [

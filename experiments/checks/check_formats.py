@@ -24,7 +24,7 @@ from lct.data import tokenizer as tokenizers
 from lct.models import llama
 from lct.ops.rope import RopeConfig
 from lct.text import table
-from lct.weights import llama_hf
+from lct.weights import llama_hf, plain_readers
 
 TEXTS = ('hello hell', 'naïve 北京 🙂\n', 'a12 <|eot_id|>', ' x' * 50)
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|eot_id|>{% endfor %}"
@@ -78,7 +78,7 @@ def write_gguf(path, folder, dtype):
     writer.add_eot_token_id(len(RANKS) + 9)
     writer.add_add_bos_token(True)
     writer.add_chat_template(TEMPLATE)
-    for name, read in convert.plain_readers.hf(folder).items():
+    for name, read in plain_readers.hf(folder).items():
         values, heads = read(), {'q_proj': CONFIG.num_heads, 'k_proj': CONFIG.num_kv_heads}
         module = name.split('.')[-2]
         if module in heads:
@@ -99,7 +99,7 @@ def facts_of(folder):
     """What is compared of a Hugging Face folder."""
     tokenizer = tokenizers.load(folder)
     values = json.loads((folder / 'config.json').read_text())
-    tensors = {name: read() for name, read in convert.plain_readers.hf(folder).items()}
+    tensors = {name: read() for name, read in plain_readers.hf(folder).items()}
     try:
         template = chat_template.load(folder).source
     except chat_template.MissingTemplate:

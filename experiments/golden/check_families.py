@@ -7,7 +7,6 @@ folders that --export writes. The tests run an extract.
 """
 
 import argparse
-import dataclasses
 import functools
 import os
 import pathlib
@@ -194,7 +193,8 @@ def export(name, folder):
     """Write a case as a folder again."""
     config, params = load(name)
     llama_hf.save(folder / name, config, params, dtype='float32', overwrite=True)
-    assert dataclasses.replace(llama_hf.read_config(folder / name)) == config
+    if llama_hf.read_config(folder / name) != config:
+        raise ValueError(f'{folder / name} was read with another config than it was written with')
 
 
 def main():

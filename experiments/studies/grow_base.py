@@ -9,17 +9,17 @@ so the model's outputs change only where the tokens do.
 
 import argparse
 import dataclasses
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pretrain_base import copy_tokenizer
+
 from lct.cli.main import run_script
 
 COMMON = ('Question|Answer| Answer|Which| Which|What| What| The|The| are| has| number| names| above| and'
           '| with| For| have| that').split('|')
-TOKENIZER_FILES = ('tokenizer.json', 'tokenizer_config.json', 'config.json', 'generation_config.json')
 PARTS_OF_WORDS = (300, 1000)  # ids of the old vocabulary
 NOISE = 0.1  # of a new token's vector, in standard deviations of the old ones
 
@@ -66,8 +66,7 @@ def run():
     parts = (*ADJECTIVES, *NOUNS)
     config, params = llama_hf.load(args.source, dtype='float32')
     with tempfile.TemporaryDirectory() as folder:
-        for name in TOKENIZER_FILES:
-            shutil.copy(args.source / name, folder)
+        copy_tokenizer(args.source, Path(folder))
         strings = [*parts, *(f'-{part}' for part in parts), *COMMON]
         vocabulary = add_tokens(Path(folder, 'tokenizer.json'), strings)
         config, params = grow(config, params, vocabulary)

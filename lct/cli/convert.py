@@ -21,7 +21,7 @@ from lct.weights import (
     llama_gguf,
     llama_hf,
     llama_meta,
-    plain_readers,
+    plain_edits,
     verify,
 )
 
@@ -108,9 +108,10 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, to: str, *, dt
     Returns:
       (config, params) as they were written.
     """
-    config, params = load(source, dtype, **options)
     kept = contextlib.nullcontext(tokenizer_from)
+    config = read_config(source, **{key: value for key, value in options.items() if key != 'adapter'})
     with _companions_of(source, config) if tokenizer_from is None else kept as beside:
+        config, params = load(source, dtype, **options)
         written = {'dtype': params.embed.dtype.name, 'overwrite': overwrite, 'tokenizer_from': beside}
         if to == 'meta':
             llama_meta.save(target, config, params, num_files=num_files, **written)
@@ -141,7 +142,7 @@ def _companions_of(source: str | os.PathLike, config: LlamaConfig) -> Iterator[s
 def _meta_companions(source, config):
     """{file name: JSON object} of the Hugging Face files that a folder in Meta's format lacks."""
     if (source / 'config.json').is_file():
-        return {'config.json': companions.token_ids(source)}
+        return {'config.json': json_files.read_json(source / 'config.json')}
     if not (source / 'tokenizer.model').is_file() or (source / 'tokenizer.json').is_file():
         return {'config.json': {}}
     return tokenizer_json.companions_of_tiktoken(source / 'tokenizer.model', config.max_position_embeddings)
@@ -164,8 +165,10 @@ def check(source: str | os.PathLike, target: str | os.PathLike, to: str, **optio
     """Compare the files of a source with those that it was converted to, with options; see verify.check."""
     def edit(tensors):
         if 'vocab_size' in options:
-            tensors = plain_readers.with_rows(tensors, options['vocab_size'])
-        return plain_readers.with_adapter(tensors, options['adapter']) if 'adapter' in options else tensors
+            tensors = plain_edits.with_rows(tensors, options['vocab_size'])
+        return plain_edits.with_adapter(tensors, options['adapter']) if 'adapter' in options else tensors
 
+    is_edited = any(OPTIONS[key] == 'hf' for key in options)
     changed = tuple(CHANGED[key] for key in options if key in CHANGED)
-    return verify.check(source, format_of(source), target, to, edit=edit, changed=changed)
+    return verify.check(source, format_of(source), target, to,
+                        edit=edit if is_edited else None, changed=changed)

@@ -52,7 +52,7 @@ def open_corpus(config: ConfigDict,
         training, held_out = documents.split(found, config.held_out)
         rows = MemorySource(tokenize_documents(tokenizer, training), tokenizer, seed=config.seed,
                             names=[document.name for document in training])
-        rows.eos_id = tokenizer.eos_id if config.get('eos_target', True) else None
+        _choose_eos(rows, config)
         return rows, tokenize_documents(tokenizer, held_out)
     rows = _open_store(config, tokenizer)
     # Enough for the loss windows and the haystack; a hundredth of a large store would not fit into memory.
@@ -104,6 +104,11 @@ def record_documents(rows: MemorySource | StoreSource, workdir: pathlib.Path) ->
             np.save(file, rows.document_hashes())
 
 
+def _choose_eos(rows, config):
+    if not config.get('eos_target', True):
+        rows.eos_id = None
+
+
 def _open_store(config: ConfigDict, tokenizer: Tokenizer) -> StoreSource:
     from lct.train.metrics import log  # imports jax, which scripts set up first
 
@@ -118,7 +123,7 @@ def _open_store(config: ConfigDict, tokenizer: Tokenizer) -> StoreSource:
             'at its first use; tokenize the corpus again to verify just what is read')
     rows = StoreSource(store, tokenizer, seed=config.seed, mode=getattr(packing_plan, mode),
                        upsample=upsample, held_out=config.held_out, template=template)
-    rows.eos_id = tokenizer.eos_id if config.get('eos_target', True) else None
+    _choose_eos(rows, config)
     log(', '.join(f'{count:,} {name}' for name, count in rows.stats().items())
         + f' in the store {config.corpus}')
     return rows

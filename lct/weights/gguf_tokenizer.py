@@ -37,7 +37,8 @@ def _read_vocabulary(file, vocab_size):
     kind = values.get('tokenizer.ggml.model')
     if kind != 'gpt2':
         raise ValueError(f"{path}: tokenizer.ggml.model is {kind!r} and only 'gpt2' (byte-level BPE) is "
-                         'supported; use the Hugging Face folder of the model')
+                         'supported; give the Hugging Face folder of the model (convert_weights.py '
+                         '--tokenizer-from FOLDER)')
     tokens, types, merges = (
         values.get(f'tokenizer.ggml.{key}') for key in ('tokens', 'token_type', 'merges'))
     if not all(isinstance(x, list) for x in (tokens, types, merges)) or len(tokens) != len(types):

@@ -56,16 +56,17 @@ ROTATED = ('self_attn.q_proj.weight', 'self_attn.k_proj.weight')
 INTERLEAVED = ('llama', 'smollm3')  # architectures of GGUF with rows in Meta's order
 
 
-def hf(folder: str | os.PathLike) -> Tensors:
-    """The tensors of a Hugging Face folder."""
+def hf(folder: str | os.PathLike, edit: Callable[[Tensors], Tensors] | None = None) -> Tensors:
+    """The tensors of a Hugging Face folder. edit: of those that are stored, before fused ones are split."""
     tensors = {}
     for path in _safetensors(folder):
-        tensors |= _read_file(path)
+        tensors |= read_file(path)
     tensors = _with_scales(tensors, folder)
     embed = next(name for name in tensors if name.endswith('embed_tokens.weight'))
     prefix = embed.removesuffix('embed_tokens.weight')
     names = {name: _hf_name(name, prefix) for name in tensors if 'rotary_emb' not in name}
-    return _split({names[name]: tensors[name] for name in names}, _num_rows(folder))
+    tensors = {names[name]: tensors[name] for name in names}
+    return _split(tensors if edit is None else edit(tensors), _num_rows(folder))
 
 
 def _num_rows(folder):
@@ -80,7 +81,10 @@ def _num_rows(folder):
 def _split(tensors, num_rows):
     """The tensors with those that a Phi-3 stores as one apart. num_rows: of q_proj and of k_proj."""
     def rows(read, start, stop):
-        return lambda: read()[start:stop]
+        def part():
+            return read()[start:stop]
+        part.rounded = getattr(read, 'rounded', False)
+        return part
 
     result = {}
     for name, read in tensors.items():
@@ -97,7 +101,8 @@ def _split(tensors, num_rows):
     return result
 
 
-def _read_file(path):
+def read_file(path: str | os.PathLike) -> Tensors:
+    """The tensors of a safetensors file, under its own names."""
     with open(path, 'rb') as file:
         length = int.from_bytes(file.read(8), 'little')
         header = json.loads(file.read(length))
@@ -109,7 +114,11 @@ def _read_file(path):
 def _with_scales(tensors, folder):
     """The tensors with weights of 8 bits multiplied by their scales."""
     with open(os.path.join(folder, 'config.json'), encoding='utf-8') as file:
-        size = (json.load(file).get('quantization_config') or {}).get('weight_block_size')
+        settings = json.load(file).get('quantization_config') or {}
+    weights = [group['weights'] for group in settings.get('config_groups', {}).values()]
+    size = settings.get('weight_block_size') or next(
+        (one.get('block_structure') or [1, one['group_size']] for one in weights
+         if one.get('block_structure') or one.get('group_size')), None)
     result = {name: read for name, read in tensors.items() if name.endswith(('.weight', '.bias'))}
     for name, read in result.items():
         for suffix in ('_scale', '_scale_inv'):
@@ -125,50 +134,6 @@ def _scale(read, read_scales, size, divisor):
     if size is not None and scales.size > 1:
         scales = np.repeat(np.repeat(scales, size[0], 0), size[1], 1)[:values.shape[0], :values.shape[1]]
     return values * (scales.reshape(-1, 1) if scales.size in (1, len(values)) else scales)
-
-
-def with_adapter(tensors: Tensors, folder: str | os.PathLike) -> Tensors:
-    """The tensors of a model with a PEFT adapter merged: W + alpha / r * B @ A."""
-    with open(os.path.join(folder, 'adapter_config.json'), encoding='utf-8') as file:
-        settings = json.load(file)
-    stored = {name.removeprefix('base_model.model.'): read for name, read in _read_file(
-        os.path.join(folder, 'adapter_model.safetensors')).items()}
-    full = {name.replace('.base_layer', ''): read for name, read in stored.items() if '.lora_' not in name}
-    result = tensors | full
-    for name, read_a in stored.items():
-        match = re.fullmatch(r'(.+)\.lora_(embedding_)?A(\.weight)?', name)
-        if match is not None:
-            key, other = match[1] + '.weight', name.replace('lora_A', 'lora_B').replace('ng_A', 'ng_B')
-            result[key] = _sum(result[key], read_a, stored[other], settings, match[1], bool(match[2]))
-    return result
-
-
-def _sum(read, read_a, read_b, settings, module, is_embedding):
-    def summed():
-        a, b = read_a().astype(np.float64), read_b().astype(np.float64)
-        r, alpha = len(a), settings['lora_alpha']
-        for pattern, value in (settings.get('alpha_pattern') or {}).items():
-            if re.match(rf'(.*\.)?({pattern})$', module):
-                alpha = value
-                break
-        product = b @ a * (alpha / (np.sqrt(r) if settings.get('use_rslora') else r))
-        return (read().astype(np.float64) + (product.T if is_embedding else product)).astype(np.float32)
-    summed.rounded = True  # not to the last bit
-    return summed
-
-
-def with_rows(tensors: Tensors, num_rows: int) -> Tensors:
-    """The tensors of a model with rows added to its embedding and its head, the mean of those before them."""
-    def longer(read):
-        def padded():
-            rows = read().astype(np.float32)
-            mean = rows.mean(0, dtype=np.float64, keepdims=True).astype(np.float32)
-            return np.concatenate([rows, np.repeat(mean, num_rows - len(rows), 0)])
-        padded.rounded = True
-        return padded
-
-    names = [name for name in ('model.embed_tokens.weight', 'lm_head.weight') if name in tensors]
-    return tensors | {name: longer(tensors[name]) for name in names}
 
 
 def _safetensors(folder):

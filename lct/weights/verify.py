@@ -53,16 +53,15 @@ def check(source: str | os.PathLike, source_format: str, target: str | os.PathLi
 
     Args:
       source_format, target_format: keys of READERS.
-      edit: what the conversion was to do to the tensors of the source, such as merging an adapter.
+      edit: what the conversion was to do to the tensors of a Hugging Face source, such as merging an adapter.
       changed: facts of the config that it was to change.
     Raises:
       ValueError: naming the first field or tensor that differs.
     """
     facts = [read_facts(path, name) for path, name in ((source, source_format), (target, target_format))]
     _compare_facts(*facts, changed, target)
-    before, after = READERS[source_format](source), READERS[target_format](target)
-    if edit is not None:
-        before = edit(before)
+    before = READERS[source_format](source) if edit is None else plain_readers.hf(source, edit)
+    after = READERS[target_format](target)
     before, after = (_with_head(tensors, fact['tied']) for tensors, fact in zip((before, after), facts))
     if set(before) != set(after):
         name = sorted(set(before) ^ set(after))[0]

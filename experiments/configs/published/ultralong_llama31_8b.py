@@ -11,7 +11,9 @@ separator between them and no mask between documents; documents below 4K tokens 
 scaling.factor to 128 or 256, and batch_size and num_steps to your budget, for which their cards give no
 product that we could compare.
 
-Not known to us, so ours: the learning rate and the mesh. The instruction tuning that follows is left out.
+What differs: their separator lies between documents; here it is Llama-3's BOS, and the end of text is only
+predicted. Not known to us, so ours: the learning rate and the mesh. The instruction tuning that follows is
+left out.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +25,7 @@ def get_config():
     # set model_folder to your folder of meta-llama/Llama-3.1-8B-Instruct
     config = published_config(name='llama3.1-8b-ultralong-4m', license='llama3.1', native=2**17,
                               rope_theta=500000.0, checkpoint_every=25)
-    config.sequences = 'joined'  # a document attends to those before it; its EOS separates them
+    config.sequences = 'joined'  # a document attends to those before it, from its BOS on
     config.upsample = ConfigDict({'at_least': 8192, 'keep': 0.25})
     config.stages = (
         published_stage(

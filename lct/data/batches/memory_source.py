@@ -83,19 +83,18 @@ class MemorySource:
         """{row, epoch, document, offset, corpus, seed, eos}: the next row, the next token of text in the
         epoch's order, the fingerprint, the seed and eos_id.
 
-        A state without eos is of a version whose documents had no EOS; setting it keeps to that.
+        Setting it takes over its eos_id; one without is of a version whose documents had no EOS.
         """
         return {**self._state, 'eos': self.eos_id}
 
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
-        identity = {**self._identity, 'eos': self.eos_id}
-        numbers = {name: n for name, n in state.items() if name not in identity}
+        numbers = {name: n for name, n in state.items() if name not in {*self._identity, 'eos'}}
         if set(numbers) != set(self._state) - set(self._identity) or not all(
                 isinstance(n, int) and n >= 0 for n in numbers.values()):
             raise ValueError(f'data state {state} is not {{row, epoch, document, offset}} of integers >= 0; '
                              'give the state that this loader returned')
-        for name, value in identity.items():
+        for name, value in self._identity.items():
             if state.get(name, value) != value:  # earlier versions recorded neither
                 raise ValueError(f'data state is of another {name}: {state[name]!r}, here {value!r}; resume '
                                  f'with the {name} of the run, or start a new run')

@@ -3,8 +3,8 @@
 A row is a dict of [T] arrays: tokens, targets, positions, segment_ids (int32) and loss_mask (float32, also a
 weight). Segments count from 1; 0 is padding. Positions restart with each segment. The target of a token is
 the next token of the same document; that of the last one is the end of text (EOS) in training, and none
-(loss_mask 0) in evaluations. The EOS is not an input: what follows it is another document, which does not
-attend to it. Documents that end in it are the convention of the field: torchtitan's
+(loss_mask 0) in evaluations. The EOS is not an input: what follows it is another document, which begins with
+the BOS. Documents that end in it are the convention of the field: torchtitan's
 hf_datasets/text_datasets.py encodes every one with add_bos=True, add_eos=True, as Llama-3's own
 <|begin_of_text|> and <|end_of_text|> are meant. Without it, the probability of EOS can only fall in training.
 """

@@ -134,8 +134,8 @@ class StoreSource:
     def state(self) -> State:
         """A JSON dict, saved in every checkpoint:
 
-        store, seed, eos: fingerprint, seed and eos_id, which must not change; without eos it is of a version
-          whose documents had no EOS, and setting it keeps to that. sequence: sequences taken so far.
+        store, seed: fingerprint and seed, which must not change. eos: eos_id, which setting the state takes
+          over; without it the state is of a version whose documents had no EOS. sequence: sequences taken.
         cursors: {source: [epoch, place]} before the current window.
         owed: {source: tokens by which it is behind its weight} before the current window.
         windows: the current window as {opened, seq_len, tokens by source, taken (sequences)}. After a change
@@ -149,7 +149,7 @@ class StoreSource:
         if not isinstance(state, dict) or set(state) | {'eos'} != set(here):
             raise ValueError(f'data state {state} is not one of a token store, {{{", ".join(here)}}}; '
                              'give the state that this loader returned')
-        for name, label in (('store', 'another corpus'), ('seed', 'another seed'), ('eos', 'another eos')):
+        for name, label in (('store', 'another corpus'), ('seed', 'another seed')):
             if state.get(name, here[name]) != here[name]:
                 raise ValueError(f'data state is of {label}: {name} {state[name]!r}, here '
                                  f'{here[name]!r}; resume with the {label.split()[1]} of the run, '

@@ -41,8 +41,8 @@ def text(files: Sequence[Document]) -> str:
 def check_estimate(files: Sequence[Document], tokenizer: Tokenizer, length: int) -> None:
     """Refuse files of far more than `length` tokens, as estimated from samples, before all are encoded."""
     size = sum(len(one.text) for one in files)
-    step = max(1, len(files) // SAMPLES)
-    samples = [_middle(one.text) for one in files[::step]][:SAMPLES]
+    step = max(1, -(-len(files) // SAMPLES))
+    samples = [_middle(one.text) for one in files[::step]]
     tokens_per_character = sum(map(len, tokenizer.encode_batch(samples))) / max(sum(map(len, samples)), 1)
     estimate = int(size * tokens_per_character)
     if estimate > CERTAIN * length:

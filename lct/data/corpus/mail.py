@@ -56,10 +56,13 @@ def _body(message: EmailMessage) -> str:
 
 
 def _plain(source: str) -> str:
-    """The text of HTML, a line for each paragraph."""
+    """The text of HTML, a line for each paragraph; HTML that cannot be parsed stays as it is."""
     parser = _Text()
-    parser.feed(source)
-    parser.close()
+    try:
+        parser.feed(source)
+        parser.close()
+    except AssertionError:  # of the standard library, for a malformed marked section
+        return source
     lines = (' '.join(line.split()) for line in ''.join(parser.parts).split('\n'))
     return '\n'.join(line for line in lines if line)
 

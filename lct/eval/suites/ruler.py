@@ -72,8 +72,8 @@ class RulerSuite(TaskScoreSuite):
         out = [f"average of {len(averaged)} of {number} tasks {result['average']:.1f}, weighted to long "
                f"{result['weighted_increasing']:.1f}, to short {result['weighted_decreasing']:.1f}"]
         if len(averaged) < number:
-            return [*out, f"no effective length: RULER's is of all {number} tasks, and "
-                          f'{number - len(averaged)} of them lack answers at some length']
+            return [*out, f"no effective length: RULER's is of all {number} tasks, "
+                          f'{number - len(averaged)} of them without answers at some length']
         return [*out, f"effective length by {result['threshold']} points: "
                       f"{describe_length(result['effective_length'])}; "
                       f"by 85% of its own shortest ({result['own_threshold']:.1f}): "
