@@ -16,6 +16,7 @@ import io
 import json
 import pathlib
 import random
+import runpy
 import socket
 import string
 import tempfile
@@ -27,6 +28,7 @@ import httpx
 from server_process import Server, model_with_template
 
 from lct.cli.main import run_script
+from lct.cli.paths import experiments_folder
 
 SIZES, NEW = (250, 420, 640), 24  # characters of the texts; tokens of the answers
 QUESTIONS = ('What is stated?', 'Which number follows?', 'Who wrote this, and when?', 'What is 1 of 2?')
@@ -96,10 +98,9 @@ def check(args, folder):
 
 def ask_all(model, folder, args):
     """{(text, question): the answer of ask.py}."""
-    import ask
-
     from lct.data.corpus import bundle
 
+    ask = runpy.run_path(str(experiments_folder() / 'ask.py'))['ask']
     rng, expected = random.Random(0), {}
     for size in SIZES:
         file = folder / str(size) / f'{rng.choice("abc")}.txt'
@@ -112,7 +113,7 @@ def ask_all(model, folder, args):
             piece=32, files=[str(file.parent)], question=list(QUESTIONS), length=None, max_new_tokens=NEW,
             temperature=0.0, top_p=1.0, stop=[], seed=0, cite=False, session=None, session_gb=1.0)
         with contextlib.redirect_stdout(io.StringIO()):
-            answers = ask.ask(flags)
+            answers = ask(flags)
         read = bundle.text(bundle.read([str(file.parent)]))
         expected |= {(read, question): one for question, one in zip(QUESTIONS, answers, strict=True)}
     return expected
