@@ -57,6 +57,8 @@ def ask(args):
     if args.max_new_tokens < 1:
         raise ValueError(f'--max-new-tokens {args.max_new_tokens} must be at least 1')
     check_positive(args, 'length')
+    if not args.session_gb > 0:
+        raise ValueError(f'--session-gb {args.session_gb} must be above 0')
     Detokenizer(str, args.stop)  # refuses empty stop strings before anything is read
     folder = args.session and sessions.folder_of(args.session)
     status('files', 'reading', transient=True)

@@ -56,6 +56,8 @@ def serve(args):
     check_positive(args, 'length', 'max_new_tokens', 'max_waiting', 'max_body_mib')
     if not args.cache_gib > 0:
         raise ValueError(f'--cache-gib {args.cache_gib} must be above 0')
+    if not args.session_gb >= 0:
+        raise ValueError(f'--session-gb {args.session_gb} must be 0 or more')
     token, loopback = os.environ.get(API_KEY) or None, args.host in LOOPBACK
     with mesh_context(args.mesh):
         model, folder = load_model(args)
@@ -69,6 +71,7 @@ def serve(args):
                             h11_max_incomplete_event_size=2**16)
     server = uvicorn.Server(config)
     socket = config.bind_socket()
+    socket.listen()  # who reads the next line may connect
     host, port = socket.getsockname()[:2]
     status('serving', f'{name}, up to {length:,} tokens, at http://{host}:{port}')
     if not (loopback or token):

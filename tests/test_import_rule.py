@@ -11,7 +11,7 @@ MAX_LINES = 400
 
 # What a module of the package may import from the package, besides its own folder.
 BELOW = ('ops', 'models', 'checksums', 'data', 'deferred_signals', 'exit_status', 'files', 'json_files',
-         'sharding', 'processes', 'stop_signals', 'terminal', 'text', 'watchdog')
+         'out_of_memory', 'sharding', 'processes', 'stop_signals', 'terminal', 'text', 'watchdog')
 MAY_IMPORT = {
     'sharding': (),
     'exit_status': (),
@@ -28,6 +28,7 @@ MAY_IMPORT = {
                   'terminal', 'watchdog'),
     'checksums': (),
     'deferred_signals': (),
+    'out_of_memory': (),
     'files': (),
     'json_files': ('files',),
     'text': (),

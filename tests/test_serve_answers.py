@@ -218,6 +218,29 @@ def test_texts_leave_the_memory_for_the_disk_and_the_disk_in_the_end(model, tmp_
     assert len(pruned) == 2 and [one['tokens'] for one in answerer.texts.listing] == [201]
 
 
+def test_saving_ends_where_the_disk_keeps_one_text_or_two_texts_come_from_one(model, tmp_path):
+    def prune(new):
+        for old in new.parent.iterdir():
+            if old != new:
+                shutil.rmtree(old)
+
+    answerer = ModelAnswerer(model, Limits(512), on_disk(tmp_path / 'one', prune=prune))
+    for prompt in ('A' * 200, 'B' * 200):
+        answered(answerer, prompt=prompt)
+    assert answerer.idle() and answerer.idle() and not answerer.idle()
+    answerer.close()
+    answerer = ModelAnswerer(model, Limits(512), on_disk(tmp_path / 'two'))
+    first, second = ('C' * 100 + x * 150 for x in 'XY')
+    answered(answerer, prompt=first)
+    while answerer.idle():
+        pass
+    for prompt in (second, first):  # the second takes over the first's folder, the first is on disk
+        answered(answerer, prompt=prompt)
+    assert sum(answerer.idle() for _ in range(9)) <= 2
+    folders = [one.folder for one in answerer.texts._texts]
+    assert len(folders) == len({*folders}) == 2
+
+
 def test_sessions_of_others_are_continued_but_not_overwritten(model, tmp_path):
     first = ModelAnswerer(model, Limits(256), on_disk(tmp_path))
     answered(first, prompt=LONG * 2)
@@ -245,16 +268,22 @@ def test_a_damaged_text_is_read_anew(model, tmp_path, capsys):
 
 
 def test_a_failure_of_the_device_costs_the_text_alone(model, monkeypatch):
-    answerer = ModelAnswerer(model, Limits(256))
+    answerer = ModelAnswerer(model, Limits(512))
     answered(answerer, prompt=LONG)
 
     def fail(*args):
-        raise RuntimeError('RESOURCE_EXHAUSTED: out of memory')
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
 
     with monkeypatch.context() as patch:
         patch.setattr(answering, '_top', fail)
         with pytest.raises(ApiError, match='out of memory; ask again'):
             answered(answerer, prompt=LONG, logprobs=1)
+    answered(answerer, prompt=LONG)
+    with monkeypatch.context() as patch:
+        patch.setattr(kept_texts, 'copy_text', fail)
+        with pytest.raises(ApiError, match='out of memory; ask again'):
+            answered(answerer, prompt=LONG, max_tokens=200)  # which needs a larger cache
+    assert answerer.texts.listing == []
     text, end, _ = answered(answerer, prompt=LONG)
     assert text == generated(model, LONG) and end.reused == 0
 

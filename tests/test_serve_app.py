@@ -240,6 +240,7 @@ def test_a_key_is_asked_for():
     (b'localhost:8000', b'http://localhost:8000', 200),
     (b'evil.example:8000', None, 403), (b'localhost:8000', b'http://evil.example', 403),
     (b'localhost:8000', b'null', 403), (b'localhost:8000', b'http://localhost:9000', 403), (b'[', None, 403),
+    (b'localhost:8000', b'http://[', 403),
 ])
 def test_pages_of_other_sites_are_refused(host, origin, status):
     async def test(client, _):

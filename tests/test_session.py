@@ -61,6 +61,9 @@ def test_nucleus_sampling_keeps_to_the_most_likely_tokens():
     assert session.ask([[]], [NEW], NEW, sampling=certain, key=key) == [greedy(TEXTS[0])]
     logits = np.log(np.tile([[0.5, 0.3, 0.15, 0.05]], (4000, 1)))
     tokens = sampling.sample(logits, key, sampling.Sampling(top_p=0.7))
+    rounded = sampling.sample(logits[:9], key, sampling.Sampling(top_p=1e-50))
+    assert rounded.tolist() == [0] * 9 and sampling.sample(
+        logits[:1, ::-1], key, sampling.Sampling(top_p=1e-50)).tolist() == [3]
     share = np.bincount(tokens, minlength=4) / 4000
     np.testing.assert_allclose(share, [0.625, 0.375, 0, 0], atol=0.03)
     with pytest.raises(ValueError, match='temperature 0 must be above 0'):

@@ -35,7 +35,8 @@ def main():
                         help='text files, or folders of Python files')
     parser.add_argument('--windows', type=int, default=1, help='windows of each text, one after the other')
     parser.add_argument('--json', type=pathlib.Path)
-    check(parser.parse_args())
+    if not check(parser.parse_args()):
+        raise SystemExit('a bin differs by more than the limit')
 
 
 def check(args):

@@ -247,14 +247,15 @@ def post(client, body):
 
 
 def stream(client, body):
-    parts = []
+    parts, last = [], ''
     with client.stream('POST', '/chat/completions', json=body) as response:
         for line in response.iter_lines():
             if line.startswith('data: {'):
                 (choice,) = json.loads(line[6:])['choices']
                 parts.append(choice['delta'].get('content', ''))
-    if line != 'data: [DONE]' and line:
-        raise RuntimeError(f'the stream ended with {line!r}')
+            last = line or last
+    if last != 'data: [DONE]':
+        raise RuntimeError(f'the stream ended with {last!r}')
     return ''.join(parts)
 
 

@@ -63,7 +63,7 @@ def _sentence(error):
     if isinstance(error, (ValueError, FloatingPointError, OSError)) or hasattr(error, 'exit_status'):
         return str(error)
     if type(error).__name__ in ('JaxRuntimeError', 'XlaRuntimeError', 'MemoryError'):
-        from lct.train.memory_errors import is_out_of_memory, reason_of
+        from lct.out_of_memory import is_out_of_memory, reason_of
 
         if is_out_of_memory(error):
             return f'out of memory ({reason_of(error)}); use more devices or shorter sequences'

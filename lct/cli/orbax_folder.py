@@ -9,8 +9,8 @@ import jax
 from lct import json_files
 from lct.models import llama
 from lct.models.llama import LlamaConfig, Params
+from lct.out_of_memory import is_out_of_memory
 from lct.train import checkpoint, fingerprints
-from lct.train.memory_errors import is_out_of_memory
 from lct.weights import companions, folders, llama_hf, streaming
 
 ARRAYS = 'params'  # the folder of arrays beside the config.json

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,10 +137,15 @@ def prune(max_bytes: float, keep: Sequence[Path] = ()) -> list[str]:
     for one in reversed(found):
         if total <= max_bytes:
             break
-        if one.folder not in keep:
+        if one.folder in keep:
+            continue
+        try:
             delete(one.name)
-            total -= one.bytes
-            removed.append(one.name)
+        except (OSError, ValueError) as error:  # another process deleted it, or it holds a file of somebody
+            print(f'WARNING: session {one.name} stays: {error}', file=sys.stderr)
+            continue
+        total -= one.bytes
+        removed.append(one.name)
     return removed
 
 

@@ -51,7 +51,7 @@ class Request(struct.PyTreeNode):
     limits: jax.Array
     stop: jax.Array
     max_new_tokens: int = struct.field(pytree_node=False)
-    sampling: Sampling | None = struct.field(pytree_node=False, default=None)
+    sampling: Sampling | None = None
     key: Any = None
 
 

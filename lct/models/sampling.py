@@ -94,4 +94,5 @@ def _nucleus(logits, top_p):
     ordered = jnp.sort(logits, -1, descending=True)
     before = jnp.cumsum(jax.nn.softmax(ordered, -1), -1) - jax.nn.softmax(ordered, -1)
     least = jnp.where(before < top_p, ordered, jnp.inf).min(-1, keepdims=True)
+    least = jnp.minimum(least, ordered[:, :1])  # the most likely one, also where top_p rounds to 0
     return jnp.where(logits < least, -jnp.inf, logits)

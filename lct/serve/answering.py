@@ -12,6 +12,7 @@ from lct.eval.runner import Model, cache_slots
 from lct.models import prompt_layout
 from lct.models.sampling import token_logprob, top_logprobs
 from lct.models.session import Session
+from lct.out_of_memory import is_out_of_memory
 from lct.serve.disk_texts import DiskTexts
 from lct.serve.errors import ApiError, invalid
 from lct.serve.jobs import Cancelled, Job
@@ -50,8 +51,9 @@ class ModelAnswerer:
         ids = encode(self._model, job.query)
         limit = self._new_tokens(job.query, len(ids))
         job.prompt, job.state = len(ids), 'reading'
-        text = self.texts.take(ids, self._slots(len(ids) + limit))
+        text = None
         try:
+            text = self.texts.take(ids, self._slots(len(ids) + limit))
             self._read(text.session, ids, job)
             job.state = 'answering'
             yield from self._generate(text.session, job, limit)
@@ -70,8 +72,7 @@ class ModelAnswerer:
         return self.texts.save_one()
 
     def close(self) -> None:
-        while self.texts.save_one():
-            pass
+        self.texts.save_all()
 
     def _new_tokens(self, query, prompt):
         """The most new tokens of an answer. Raises ApiError where prompt and answer do not fit."""
@@ -102,7 +103,7 @@ class ModelAnswerer:
 
     def _generate(self, session: Session, job: Job, limit: int) -> Iterator[Text | End]:
         query = job.query
-        seed = np.random.SeedSequence().entropy % 2**63 if query.seed is None else query.seed
+        seed = np.random.SeedSequence().entropy if query.seed is None else query.seed
         key = jax.random.key(seed % 2**63)
         out, waiting, reason = Detokenizer(self._model.tokenizer.decode, query.stops), [], 'length'
         tokens = session.stream([[]], limit, query.sampling, key)
@@ -159,10 +160,6 @@ def encode(model: Model, query: Query) -> list[int]:
     if not ids:
         raise invalid('prompt', 'is empty; send a text of one token at least')
     return ids
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)
 
 
 _token_logprob = jax.jit(token_logprob)

@@ -108,22 +108,23 @@ class Guard:
     def _error(self, scope):
         headers = {name.decode('latin-1'): value.decode('latin-1') for name, value in scope['headers']}
         host, origin = headers.get('host', ''), headers.get('origin')
-        if self._settings.loopback and _host_name(f'//{host}') not in LOOPBACK:
+        if self._settings.loopback and _part(f'//{host}', 'hostname') not in LOOPBACK:
             return ApiError(403, f'the host {host[:100]!r} is not this machine; use 127.0.0.1')
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _part(origin, 'netloc') != host:
             return ApiError(403, f'pages of {origin[:100]!r} may not ask this server')
         token = self._settings.token
         if token is not None and scope['path'] != '/':
-            given = headers.get('authorization', '').encode()
+            given = headers.get('authorization', '').encode('latin-1')  # the bytes that were sent
             if not hmac.compare_digest(given, f'Bearer {token}'.encode()):
                 return ApiError(401, 'the bearer token is missing or wrong; send the API key of this server',
                                 code='invalid_api_key')
         return None
 
 
-def _host_name(url):
+def _part(url, name):
+    """A part of a URL, None for one that cannot be parsed."""
     try:
-        return urlsplit(url).hostname
+        return getattr(urlsplit(url), name)
     except ValueError:
         return None
 

@@ -8,7 +8,6 @@ import contextlib
 import queue
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -39,7 +38,7 @@ class Job:
 
     def __init__(self, query: Query, deliver: Callable[[Event], None]):
         self.query, self.deliver = query, deliver
-        self.state, self.created = 'queued', time.monotonic()
+        self.state = 'queued'
         self.prompt = self.reused = self.read = self.answered = 0
         self._cancelled = threading.Event()
 

@@ -28,10 +28,11 @@ MIN_SAVED = 128  # new tokens that are worth writing to disk
 
 @dataclasses.dataclass
 class KeptText:
-    """A Session, where it is kept on disk, and when it was used last."""
+    """A Session, where it is kept on disk, which of its token ids were last there, and when it was used."""
 
     session: Session
     folder: Path | None = None
+    saved: Sequence[int] = ()
     used: float = 0.0
 
     @property
@@ -60,9 +61,9 @@ class KeptTexts:
     def take(self, ids: Sequence[int], slots: int) -> KeptText:
         """The text to update to token ids, with `slots` cache slots or more. It belongs to the caller until
         it is given to `keep`."""
-        best, shared = self._best(ids)
-        if self._disk is not None and (loaded := self._load(ids, slots, shared)):
+        if self._disk is not None and (loaded := self._load(ids, slots, self._best(ids)[1])):
             return loaded
+        best, shared = self._best(ids)
         if shared < min(MIN_SHARED, len(ids) - 1):
             return self._new(slots)
         best.used = time.monotonic()
@@ -71,7 +72,9 @@ class KeptTexts:
             self._texts.remove(best)
             if best.session.seq_len >= slots:
                 return best
-        copy = self._new(slots, best.folder if is_free else None)
+        copy = self._new(slots)
+        if is_free:
+            copy.folder, copy.saved = best.folder, best.saved
         copy_text(best.session, copy.session, shared)
         return copy
 
@@ -92,11 +95,15 @@ class KeptTexts:
     def save_one(self) -> bool:
         """Write the text that was used last among those that the disk does not have. Returns whether there
         was one."""
+        unsaved = [one for one in self._texts if self._is_unsaved(one)]
+        if unsaved:
+            self._save(max(unsaved, key=lambda one: one.used))
+        return bool(unsaved)
+
+    def save_all(self) -> None:
+        """Write all texts that the disk does not have, once each; one that cannot be written is named."""
         for text in sorted(self._texts, key=lambda one: -one.used):
-            if self._is_unsaved(text):
-                self._save(text)
-                return True
-        return False
+            self._save_or_warn(text)
 
     def _best(self, ids):
         """The text that shares most with ids, of the largest cache among equals -> (it, tokens shared)."""
@@ -109,22 +116,31 @@ class KeptTexts:
         saved, on_disk = self._disk.best(ids)
         if on_disk < shared + MIN_SHARED:
             return None
-        is_free = len(saved.ids) - on_disk <= MAX_DROPPED
-        text = self._new(slots, self._disk.own(saved) if is_free else None)
+        text = self._new(slots)
+        folder = self._disk.own(saved) if len(saved.ids) - on_disk <= MAX_DROPPED else None
+        if folder and all(one.folder != folder for one in self._texts):  # a folder has one writer
+            text.folder, text.saved = folder, saved.ids
         return text if self._disk.load(saved, text.session, on_disk) > shared else None
 
-    def _new(self, slots, folder=None):
+    def _new(self, slots):
         self._make_room(slots)
-        return KeptText(self._make(slots), folder)
+        return KeptText(self._make(slots))
 
     def _is_unsaved(self, text):
-        saved = self._disk and self._disk.get(text.folder)
-        on_disk = 0 if saved is None else common_prefix(saved.ids, text.ids)
-        return self._disk is not None and len(text.ids) - on_disk >= MIN_SAVED
+        # Not what the disk holds now: a text that its bound has deleted would be written again for ever.
+        return self._disk is not None and len(text.ids) - common_prefix(text.saved, text.ids) >= MIN_SAVED
 
     def _save(self, text):
         text.folder = self._disk.save(text.session, text.folder)
+        text.saved = list(text.ids)
         self._list()
+
+    def _save_or_warn(self, text):
+        try:
+            if self._is_unsaved(text):
+                self._save(text)
+        except (OSError, ValueError) as error:
+            print(f'WARNING: a text of {len(text.ids):,} tokens is not kept: {error}', file=sys.stderr)
 
     def _make_room(self, slots):
         """Drop texts from memory until a cache of `slots` fits too."""
@@ -132,17 +148,13 @@ class KeptTexts:
         while texts and sum(one.num_bytes for one in texts) + new > self.max_bytes:
             oldest = min(texts, key=lambda one: one.used)
             texts.remove(oldest)
-            try:
-                if self._is_unsaved(oldest):
-                    self._save(oldest)
-            except OSError as error:
-                print(f'WARNING: a text of {len(oldest.ids):,} tokens is not kept: {error}', file=sys.stderr)
+            self._save_or_warn(oldest)
         self._list()
 
     def _list(self):
-        in_memory = {one.folder for one in self._texts if one.folder}
+        in_memory = {one.folder for one in self._texts}
         listing = [{'tokens': len(one.ids), 'slots': one.session.seq_len, 'bytes': one.num_bytes,
-                    'place': 'memory and disk' if one.folder else 'memory'}
+                    'place': 'memory and disk' if self._disk and self._disk.get(one.folder) else 'memory'}
                    for one in sorted(self._texts, key=lambda one: -one.used)]
         for saved in self._disk or ():
             if saved.folder not in in_memory:

@@ -16,8 +16,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from lct import exit_status, processes
+from lct.out_of_memory import is_out_of_memory
 from lct.train import fingerprints
-from lct.train.memory_errors import is_out_of_memory
 from lct.train.state import TrainState
 
 for _name in ('absl', 'asyncio'):  # Orbax reports every phase, and every array of a failure at length

@@ -3,9 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
-import jax
-
-SIGNS = ('RESOURCE_EXHAUSTED', 'Out of memory', 'bad_alloc', 'CUDA_ERROR_OUT_OF_MEMORY')
+from lct.out_of_memory import is_out_of_memory, reason_of
 
 
 class OutOfMemory(ValueError):
@@ -15,18 +13,6 @@ class OutOfMemory(ValueError):
     def __init__(self, stage: int, name: str, step: int, reason: str):
         super().__init__(f'stage {name}: out of memory by step {step} ({reason})')
         self.stage, self.name, self.step, self.reason = stage, name, step, reason
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, while compiling, placing or computing."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in SIGNS)
-
-
-def reason_of(error: BaseException) -> str:
-    """The allocator's own line, at most 160 characters of it."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 @contextlib.contextmanager

@@ -57,10 +57,11 @@ def save(folder: str | os.PathLike, session: Session, model: Mapping[str, Any], 
         except DamagedSession:
             old = None
         common = 0 if old is None else common_prefix(old.ids, ids)
-        if old is not None and common == len(ids) and old.verify(common) == common:
+        intact = 0 if old is None else old.verify(common)
+        if intact == len(ids):
             return
         kept = [] if old is None else [
-            old.blocks[i] for i, start, stop in old.spans(old.verify(common)) if stop - start == BLOCK]
+            old.blocks[i] for i, start, stop in old.spans(intact) if stop - start == BLOCK]
         try:
             new = _write_blocks(folder, session, row, ids, len(kept) * BLOCK)
             if processes.is_first():
