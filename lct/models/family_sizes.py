@@ -1,7 +1,8 @@
 """Published sizes of other families as LlamaConfig literals, named like their checkpoints.
 
-Sources: the config.json that Hugging Face distributes with each base model (Qwen2.5, Qwen3 and Mistral), with
-SmolLM3-3B and with Phi-3-mini-4k-instruct. A head that is the embedding is counted once.
+Base models of Qwen2.5, Qwen3 and Mistral, SmolLM3-3B and Phi-3-mini-4k-instruct. The tests hold their numbers
+of parameters against the published ones, in which a head that is the embedding counts once; a folder's own
+config.json decides about eps, positions and RoPE.
 
     name             layers  embed_dim    mlp_dim  heads       parameters
     qwen2.5-0.5b         24        896       4864     14      494,032,768

@@ -12,8 +12,8 @@ scaling.factor to 128 or 256, and batch_size and num_steps to your budget, for w
 product that we could compare.
 
 What differs: their separator lies between documents; here it is Llama-3's BOS, and the end of text is only
-predicted. Not known to us, so ours: the learning rate and the mesh. The instruction tuning that follows is
-left out.
+predicted. Not known to us, so ours: the learning rate, the mesh and the share of short documents. The
+instruction tuning that follows is left out.
 """
 
 from ml_collections import ConfigDict

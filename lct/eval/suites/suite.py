@@ -168,10 +168,10 @@ class PromptSuite(Suite):
             progress: Callable[[int, int, float], None] | None = None) -> Outcome:
         model = dataclasses.replace(model, layout=self.layout or model.layout)
         _, problems = runner.run(model, self.items(plan), path, progress, plan.identity, plan.run)
-        rows = self.sorted(answers.read(path, plan.identity)[0].values())
+        rows = self.in_order(answers.read(path, plan.identity)[0].values())
         return Outcome(rows, problems, {'count': len(rows), **self.scores(plan, rows)})
 
-    def sorted(self, rows: Iterable[Mapping]) -> list[Mapping]:
+    def in_order(self, rows: Iterable[Mapping]) -> list[Mapping]:
         """Rows in the order of tasks, lengths and indices, whichever call gave them."""
         order = {task: i for i, task in enumerate(self.tasks)}
         return sorted(rows, key=lambda row: (order.get(row['task'], len(order)), *answers.key_of(row)))
