@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
+from lct import storage
+
 
 def user_cache() -> Path:
     """lct/ in the user's cache (XDG_CACHE_HOME, else ~/.cache)."""
@@ -15,6 +17,7 @@ def user_cache() -> Path:
 
 def partial_path(path: str | os.PathLike) -> Path:
     """The temporary name, next to path, of a file that is being written."""
+    storage.refuse_remote(path)
     path = Path(path)
     return path.with_name(path.name + '.part')
 

@@ -11,7 +11,7 @@ MAX_LINES = 400
 
 # What a module of the package may import from the package, besides its own folder.
 BELOW = ('ops', 'models', 'checksums', 'data', 'deferred_signals', 'exit_status', 'files', 'json_files',
-         'out_of_memory', 'sharding', 'processes', 'stop_signals', 'terminal', 'text', 'watchdog')
+         'out_of_memory', 'sharding', 'processes', 'stop_signals', 'storage', 'terminal', 'text', 'watchdog')
 MAY_IMPORT = {
     'sharding': (),
     'exit_status': (),
@@ -29,7 +29,8 @@ MAY_IMPORT = {
     'checksums': (),
     'deferred_signals': (),
     'out_of_memory': (),
-    'files': (),
+    'storage': (),
+    'files': ('storage',),
     'json_files': ('files',),
     'text': (),
     'data': ('checksums', 'files', 'json_files', 'terminal', 'text'),
@@ -51,7 +52,7 @@ HOMES = {
     'starlette': 'lct/serve/',
 }
 NO_JAX = ('checksums', 'data', 'deferred_signals', 'exit_status', 'files', 'json_files', 'last_resort',
-          'stop_signals', 'terminal', 'text', 'watchdog')  # numpy alone
+          'stop_signals', 'storage', 'terminal', 'text', 'watchdog')  # numpy alone
 JAX = ('jax', 'jaxlib', 'flax')
 
 

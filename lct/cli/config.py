@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from lct import watchdog
+from lct import storage, watchdog
 from lct.cli.paths import experiments_folder
 
 if TYPE_CHECKING:  # imported where they are used: wrong flags are reported before jax is loaded
@@ -42,6 +42,7 @@ def parse_args(description: str, default_config: str | Path,
     for override in args.set:
         set_field(config, override)
     watchdog.budgets_of(config.watchdog)
+    refuse_remote(config)
     if config.get('seed', 0) < 0:
         raise ValueError(f'config.seed {config.seed} must be 0 or more')
     if args.mesh:
@@ -52,6 +53,18 @@ def parse_args(description: str, default_config: str | Path,
         for stage in config.stages:
             stage.mesh = mesh
     return config, args
+
+
+def refuse_remote(config: ConfigDict) -> None:
+    """Refuse a path with a scheme in any field, see storage.refuse_remote."""
+    def check(value, name):
+        if isinstance(value, str):
+            storage.refuse_remote(value, name)
+        elif isinstance(value, (list, dict)):
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                check(item, f'{name}.{key}')
+
+    check(as_plain(config), 'config')
 
 
 def load_config(path: str | Path) -> ConfigDict:

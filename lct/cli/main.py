@@ -5,9 +5,9 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from lct import exit_status, stop_signals
+from lct import exit_status, stop_signals, storage
 from lct.terminal import write_line
 
 
@@ -30,6 +30,26 @@ def check_positive(args: argparse.Namespace, *names: str) -> None:
                 raise ValueError(f'--{name.replace("_", "-")} {number} must be a whole number above 0')
 
 
+TEXTS = {'--question', '--ask', '--stop', '--url'}  # flags whose values are not paths
+
+
+def refuse_remote(arguments: Sequence[str]) -> None:
+    """Refuse paths with a scheme among the arguments of a script, as values of flags and of --set.
+
+    Raises:
+      ValueError: see storage.refuse_remote.
+    """
+    flag = ''
+    for argument in arguments:
+        if argument.startswith('--'):
+            flag, _, argument = argument.partition('=')
+        field, equals, value = argument.partition('=')  # of --set, and NAME=SOURCE
+        if storage.scheme_of(argument) or not equals:
+            field, equals, value = '', '', argument
+        if flag not in TEXTS:
+            storage.refuse_remote(value, f'{flag} {field}{equals}')
+
+
 def run_script(function: Callable[[], object], resumes: bool = False) -> None:
     """Run a script. An error ends in one sentence and its exit_status, or ERROR if it has none;
     LCT_TRACEBACK=1 shows the traceback.
@@ -41,6 +61,7 @@ def run_script(function: Callable[[], object], resumes: bool = False) -> None:
 
     signals = stop_signals.catch(lambda name: None, interrupt=True)
     try:
+        refuse_remote(sys.argv[1:])
         with signals if resumes else contextlib.nullcontext():
             function()
     except KeyboardInterrupt:
