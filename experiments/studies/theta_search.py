@@ -89,9 +89,6 @@ def run():
     setup_devices(config)
     search = prepare(config, Path(args.workdir))
     lock = lock_workdir(search.workdir, as_plain(config))  # noqa: F841  held while the process lives
-    # The runs differ in the values of RoPE's tables alone, so one compiled program serves them all.
-    jax.config.update('jax_compilation_cache_dir', str(search.workdir / 'xla'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
     jobs = [(f'theta{theta:.0f}_seed{seed}', theta, seed)
             for seed in config.search.seeds for theta in search.runs]
     results, mesh = [], sharding.make_mesh(search.stage.mesh)

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from lct import exit_status, stop_signals, storage
+from lct.cli import program_cache
 from lct.terminal import write_line
 
 
@@ -59,6 +60,7 @@ def run_script(function: Callable[[], object], resumes: bool = False) -> None:
     """
     from lct import processes
 
+    program_cache.enable()
     signals = stop_signals.catch(lambda name: None, interrupt=True)
     try:
         refuse_remote(sys.argv[1:])
