@@ -13,6 +13,7 @@ import pytest
 from lct import watchdog
 from lct.cli import corpus, planned_config
 from lct.cli.config import as_plain, load_config
+from lct.cli.fields import Base, Settings
 from lct.data import tokenizer as tokenizers
 from lct.data.batches.memory_source import MemorySource
 from lct.data.batches.upsample import Upsample
@@ -33,7 +34,8 @@ TOKENIZER = tokenizers.load('bytes')
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'experiments' / 'configs').rglob('*.py'))
 RECORDS = {  # prefix in a config: (the dataclass, fields that are records of their own)
-    '': (Run, {'stages', 'optimizer'}), 'stages.0': (Stage, {'memory'}),
+    '': (Run, {'stages', 'optimizer'}), ' ': (Settings, ()), 'base': (Base, ()),
+    'stages.0': (Stage, {'memory'}),
     'stages.0.memory': (Memory, {'attention'}), 'stages.0.memory ': (Attention, {'chunks'}),
     'stages.0.gate': (Gate, ()), 'stages.0.scaling': (RopeConfig, ()), 'optimizer': (OptimizerConfig, ()),
     'adapter': (Adapter, ()), 'model': (LlamaConfig, ()),
@@ -59,7 +61,7 @@ def fields_of_configs():
         fields |= {change.path for change in changes.differences({'stages': [{}] * 9}, config)}
     for prefix, (record, apart) in RECORDS.items():
         names = {field.name for field in dataclasses.fields(record)} - set(apart)
-        fields |= {(*prefix.strip().split('.'), name) if prefix else (name,) for name in names}
+        fields |= {(*prefix.strip().split('.'), name) if prefix.strip() else (name,) for name in names}
     text = '\n'.join((ROOT / path).read_text() for path in SCRIPTS)
     read = re.findall(r"\bconfig(?:\.get\('(\w+)'|\.([a-z]\w+)\b(?!\())|'(\w+)' in config", text)
     fields |= {(name,) for names in read for name in names if name} - {('json',), ('rope',)}

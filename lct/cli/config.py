@@ -7,13 +7,17 @@ import dataclasses
 import importlib.util
 import math
 import os
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
 from lct import storage, watchdog
+from lct.cli import fields
 from lct.cli.paths import experiments_folder
+from lct.cli.problems import Problems
 
 if TYPE_CHECKING:  # imported where they are used: wrong flags are reported before jax is loaded
     from lct.models.llama import LlamaConfig, Memory
@@ -21,38 +25,86 @@ if TYPE_CHECKING:  # imported where they are used: wrong flags are reported befo
     from lct.train.stages import Stage
 
 RUN_FIELDS = ('param_dtype', 'checkpoint_every', 'keep_checkpoints', 'max_skips_in_row', 'max_failed_saves',
-              'spike_factor', 'spike_window')
-# Fields that --set may give to a config that lacks them, with their defaults
-OPTIONAL = {'check_memory': True, 'keep_checkpoints': 2, 'max_skips_in_row': 5, 'max_failed_saves': 5,
-            'param_dtype': 'float32', 'spike_factor': 0.0, 'spike_window': 64, 'eos_target': True}
+              'spike_factor', 'spike_window', 'line_every_s')
+# config.evaluate: whether the base, each stage but the last, and the extended model are measured
+EVALUATE = {'off': (False, False, False), 'before': (True, False, False), 'after': (False, False, True),
+            'before_and_after': (True, False, True), 'each_stage': (True, True, True)}
 
 
-def parse_args(description: str, default_config: str | Path,
-               default_workdir: str) -> tuple[ConfigDict, argparse.Namespace]:
-    """The flags --config, --workdir, --mesh and --set key=value; returns (changed config, args)."""
-    parser = argparse.ArgumentParser(description=description)
+def parse_args(description: str, default_config: str | Path, default_workdir: str,
+               add_flags: Callable[[argparse.ArgumentParser], None] | None = None,
+               ) -> tuple[ConfigDict, argparse.Namespace]:
+    """The flags --config, --workdir, --mesh, --set key=value and those of add_flags; returns (changed config,
+    args). With --print-config the config is printed and the script ends.
+
+    Raises:
+      ValueError: for unknown fields and wrong values, all of them in one error.
+    """
+    parser = argparse.ArgumentParser(description=description,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', default=str(default_config), help='a Python file with get_config()')
     parser.add_argument('--workdir', default=default_workdir, help='checkpoints, metrics and results go here')
-    parser.add_argument('--mesh', help='degrees of data,fsdp,sequence,tensor of every stage, as 1,1,8,1')
+    parser.add_argument('--mesh', help="degrees of data,fsdp,sequence,tensor of every stage, as 1,1,8,1, or "
+                        "'auto': one ring over all accelerators; default: the config's")
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
-                        help='override a field of the config, for example stages.0.num_steps=10')
+                        help='set a field of the config, for example stages.0.num_steps=10 or '
+                             'stages.*.theta=1000000')
+    parser.add_argument('--print-config', action='store_true',
+                        help='print every field with its value, in the form that --set takes, and stop')
+    if add_flags:
+        add_flags(parser)
     args = parser.parse_args()
     config = load_config(args.config)
-    config.watchdog = {**watchdog.BUDGETS, **config.get('watchdog', {})}
+    problems = Problems()
     for override in args.set:
-        set_field(config, override)
+        with problems.collect():
+            set_field(config, override)
+    if args.mesh:
+        with problems.collect():
+            set_meshes(config, args.mesh)
+    problems.extend(fields.problems(as_plain(config)))
+    problems.check()
+    config.watchdog = {**watchdog.BUDGETS, **config.get('watchdog', {})}
     watchdog.budgets_of(config.watchdog)
     refuse_remote(config)
+    check_values(config)
+    if args.print_config:
+        print_config(config)
+        raise SystemExit(0)
+    return config, args
+
+
+def set_meshes(config: ConfigDict, text: str) -> None:
+    """The mesh of the flag --mesh for all stages; 'auto' is one ring, which setup_devices fits to the
+    accelerators."""
+    if text == 'auto':
+        config.fit_ring = True
+        for stage in config.stages:
+            stage.mesh = (1, 1, math.prod(stage.mesh), 1)
+        return
+    mesh = tuple(int(d) if d.strip().isdigit() else 0 for d in text.split(','))
+    if len(mesh) != 4 or min(mesh) < 1:
+        raise ValueError(f"--mesh {text} must be 'auto' or four degrees data,fsdp,sequence,tensor, such as "
+                         '1,1,8,1')
+    for stage in config.stages:
+        stage.mesh = mesh
+
+
+def check_values(config: ConfigDict) -> None:
+    """Refuse values of config fields that no dataclass checks."""
     if config.get('seed', 0) < 0:
         raise ValueError(f'config.seed {config.seed} must be 0 or more')
-    if args.mesh:
-        mesh = tuple(int(d) if d.strip().isdigit() else 0 for d in args.mesh.split(','))
-        if len(mesh) != 4 or min(mesh) < 1:
-            raise ValueError(
-                f'--mesh {args.mesh} must be four degrees data,fsdp,sequence,tensor, such as 1,1,8,1')
-        for stage in config.stages:
-            stage.mesh = mesh
-    return config, args
+    evaluate = config.get('evaluate', 'before_and_after')
+    if evaluate not in EVALUATE:
+        raise ValueError(f'config.evaluate {evaluate!r} is not one of {", ".join(EVALUATE)}')
+    if config.get('corpus_bytes') is not None and config.corpus_bytes < 1:
+        raise ValueError(f'config.corpus_bytes {config.corpus_bytes} must be above 0, or None for all')
+
+
+def print_config(config: ConfigDict) -> None:
+    """Every field in the form that --set takes; those that the config does not spell have their defaults."""
+    for name, value, given in fields.resolved(as_plain(config)):
+        print(f'{name}={fields.as_text(value)}{"" if given else "  (default)"}')
 
 
 def refuse_remote(config: ConfigDict) -> None:
@@ -79,61 +131,71 @@ def load_config(path: str | Path) -> ConfigDict:
         raise ValueError(f'config {path} does not exist; {configs} has {known}')
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = spec and importlib.util.module_from_spec(spec)  # None: not the name of a Python file
-    if module:
-        spec.loader.exec_module(module)
-    if not hasattr(module, 'get_config'):
-        raise ValueError(f'config {path} is not a config; give a Python file with get_config(), such as '
-                         f'those in {configs}')
-    return module.get_config()
+    try:
+        if module:
+            spec.loader.exec_module(module)
+        if not hasattr(module, 'get_config'):
+            raise ValueError(f'config {path} is not a config; give a Python file with get_config(), such as '
+                             f'those in {configs}')
+        return module.get_config()
+    except (SyntaxError, NameError, ImportError, TypeError, AttributeError, KeyError) as error:
+        line = error.lineno if isinstance(error, SyntaxError) else _line_in(error, path)
+        raise ValueError(f'config {path} line {line}: {" ".join(str(error).split())}; correct the file'
+                         ) from error
+
+
+def _line_in(error, path):
+    """The last line of a file that an error came through."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if Path(frame.filename) == path.absolute() or frame.filename == str(path)]
+    return lines[-1] if lines else 1
 
 
 def set_field(config: ConfigDict, override: str) -> None:
-    """Set one field, given as 'stages.0.num_steps=10', keeping its type.
+    """Set one field, given as 'stages.0.num_steps=10', to a value of its type (see lct.cli.fields).
+
+    'stages.*.num_steps=10' sets it in every stage. A group that the config does not have is made;
+    'adapter=none' takes one away.
 
     Raises:
       ValueError: if there is no such field, or the text is not a value of its type.
     """
     key, equals, text = override.partition('=')
-    *parents, last = key.split('.')
-    if key in OPTIONAL and key not in config:
-        config[key] = OPTIONAL[key]
-    try:
-        node = config
-        for name in parents:
-            node = node[int(name)] if isinstance(node, (list, tuple)) else node[name]
-        old = node[last]
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ValueError(f'--set {override}: the config has no field {key}') from error
+    path = key.split('.')
     if not equals:
-        raise ValueError(f'--set {override} is not of the form key=value')
+        raise ValueError(f'--set {override} is not of the form KEY=VALUE, such as stages.0.num_steps=10')
+    if path[0] == 'stages' and len(path) > 1:
+        number, count = path[1], len(config.stages)
+        if number == '*':
+            for i in range(count):
+                set_field(config, f'stages.{i}.{".".join(path[2:])}={text}')
+            return
+        if not number.isdigit() or int(number) >= count:
+            raise ValueError(f'--set {override}: the config has no stage {number}; its stages are 0 to '
+                             f'{count - 1}, and * is all of them')
+    node, field = config, fields.find(path)
+    if field is None and fields.group(path) and text.lower() == 'none' and path != ['stages']:
+        field = fields.Field(type(None), None)
+    if field is None:
+        below = fields.group(path)
+        reason = f'which is a group of {", ".join(below)}' if below else fields.nearest(path)
+        raise ValueError(f'--set {override}: the config has no field {key}; {reason}' if not below else
+                         f'--set {override}: {key} cannot be set as a whole, {reason}')
+    for name in path[:-1]:
+        if isinstance(node, ConfigDict) and node.get(name) is None:
+            with node.ignore_type():
+                node[name] = ConfigDict()
+        node = node[int(name)] if isinstance(node, (list, tuple)) else node[name]
     try:
-        node[last] = _parse(text, old)
-    except (KeyError, ValueError, TypeError) as error:
+        value = fields.parse(field.kind, text)
+    except (KeyError, ValueError) as error:
+        now = node.get(path[-1], field.default)
+        shown = 'required' if now is fields.REQUIRED else repr(now)
         raise ValueError(
-            f'--set {override}: {key} is {old!r}, and {text!r} is not {_describe_type(old)}') from error
-
-
-def _parse(text, old):
-    """text as a value of old's type; a string field also takes a number ('dynamic_ntk' -> 1e6)."""
-    if isinstance(old, tuple):
-        return tuple(_parse(item, old[0]) for item in text.split(','))
-    if isinstance(old, bool):
-        return {'true': True, 'false': False}[text.lower()]
-    if not isinstance(old, (int, float, str)):
-        raise TypeError('only numbers, strings, booleans and tuples of them can be set')
-    if isinstance(old, str):
-        try:
-            return float(text)
-        except ValueError:
-            return text
-    return int(text) if isinstance(old, int) else float(text)
-
-
-def _describe_type(old):
-    if isinstance(old, tuple) and old:
-        return f'{_describe_type(old[0])}, or several with commas between them'
-    names = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a string'}
-    return names.get(type(old), 'possible: only numbers, strings, booleans and tuples of them can be set')
+            f'--set {override}: {key} is {shown}, and {text!r} is not {fields.describe(field.kind)}'
+        ) from error
+    with node.ignore_type():  # a theta is a number or the name of a rule
+        node[path[-1]] = value
 
 
 def as_plain(config: Any) -> Any:
@@ -152,10 +214,11 @@ def make_run(config: ConfigDict) -> Run:
     from lct.train.optimizer import OptimizerConfig
 
     stages = tuple(map(make_stage, config.stages))
+    optimizer = OptimizerConfig(**config.get('optimizer', {}))
     adapter = None
     if config.get('adapter'):
         adapter = Adapter(**{'frozen_dtype': stages[0].memory.dtype, **config.adapter})
-    return Run(stages=stages, optimizer=OptimizerConfig(**config.optimizer), adapter=adapter,
+    return Run(stages=stages, optimizer=optimizer, adapter=adapter,
                **{name: config[name] for name in RUN_FIELDS if name in config})
 
 
@@ -164,31 +227,33 @@ def make_stage(stage: ConfigDict) -> Stage:
     from lct.train.gates import Gate
     from lct.train.stages import Stage
 
-    fields = stage.to_dict()
-    fields.pop('published', None)  # figures of a recipe that are results, not settings
-    memory, gate = make_memory(fields.pop('memory')), fields.pop('gate', None)
-    return Stage(**{**fields, 'mesh': tuple(fields['mesh']), 'mixture': tuple(fields['mixture'].items()),
-                    'scaling': tuple(fields.get('scaling', {}).items()), 'gate': gate and Gate(**gate),
+    given = stage.to_dict()
+    given.pop('published', None)  # figures of a recipe that are results, not settings
+    memory, gate = make_memory(given.pop('memory', None) or {}), given.pop('gate', None)
+    given |= {name: tuple((given.pop(name, None) or {}).items()) for name in ('mixture', 'scaling')}
+    if not given['mixture']:
+        del given['mixture']
+    return Stage(**{**given, 'mesh': tuple(given.get('mesh', (1, 1, 1, 1))), 'gate': gate and Gate(**gate),
                     'memory': memory})
 
 
-def make_memory(fields: dict) -> Memory:
+def make_memory(given: dict) -> Memory:
     """The models.llama.Memory of the fields of a stage's memory, of which query_chunk, key_chunk, strategy,
     node_size and kernel configure attention."""
     from lct.models.llama import Memory
     from lct.ops.blockwise_attention import Chunks
     from lct.ops.strategies import Attention
 
-    fields = dict(fields)
-    chunks = Chunks(fields.pop('query_chunk'), fields.pop('key_chunk'))
-    attention = Attention(fields.pop('strategy', 'ring'), fields.pop('node_size', 1), chunks,
-                          kernel=fields.pop('kernel', 'xla'))
-    return Memory(attention=attention, **fields)
+    given = dict(given)
+    take = lambda names: {ours: given.pop(name) for name, ours in names.items() if name in given}
+    chunks = Chunks(**take({'query_chunk': 'query', 'key_chunk': 'key'}))
+    attention = take({name: name for name in ('strategy', 'node_size', 'kernel')})
+    return Memory(attention=Attention(chunks=chunks, **attention), **given)
 
 
 def windowed(model_config: LlamaConfig, config: ConfigDict) -> LlamaConfig:
     """The LlamaConfig that a run trains: the checkpoint's, with the sliding window config.window if set."""
-    return dataclasses.replace(model_config, window=config.window) if 'window' in config else model_config
+    return dataclasses.replace(model_config, window=config.window) if config.get('window') else model_config
 
 
 def setup_devices(config: ConfigDict) -> None:

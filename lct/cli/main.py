@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -71,12 +72,18 @@ def run_script(function: Callable[[], object], resumes: bool = False) -> None:
         processes.leave(exit_status.STOPPED)
     except Exception as raised:
         error = processes.explain(raised)
-        sentence = ' '.join(_sentence(error).split())
+        sentence = _plain(_sentence(error))
         if os.environ.get('LCT_TRACEBACK'):
             traceback.print_exc()
         else:
             write_line('error: ' + sentence, sys.stderr)
         processes.leave(getattr(error, 'exit_status', exit_status.ERROR), sentence)
+
+
+def _plain(text):
+    """Text without runs of blanks; several problems keep a line each."""
+    return '\n'.join(' '.join(line.split()) for line in text.split('\n')) if re.match(
+        r'\d+ problems\n', text) else ' '.join(text.split())
 
 
 def _sentence(error):

@@ -50,7 +50,7 @@ class Adapter:
 
     rank: int = 8
     alpha: float = 16.0
-    also_train: tuple = ('attn_norm', 'q_norm', 'k_norm', 'mlp_norm', 'final_norm')
+    also_train: tuple[str, ...] = ('attn_norm', 'q_norm', 'k_norm', 'mlp_norm', 'final_norm')
     frozen_dtype: str | None = None
     seed: int = 0
 

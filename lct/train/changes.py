@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 # At any time: where and in which order the same sums are computed, what is written, and evaluations, which
 # are measured again. The corpus and the model may move: their contents are compared as inputs.
 ANY_TIME = (
-    'name', 'license', 'save_dtype', 'model_folder', 'corpus', 'corpus_bytes', 'fit_ring',
-    'base.max_position_embeddings', 'base.rope_theta',  # written down for plan.py and readers
+    'name', 'license', 'save_dtype', 'model_folder', 'corpus', 'exclude', 'text_field', 'corpus_bytes',
+    'fit_ring', 'evaluate',
+    'base.max_position_embeddings', 'base.rope_theta', 'base.model',  # written down for plan.py and readers
+    'hardware', 'devices',
     'checkpoint_every', 'keep_checkpoints', 'max_skips_in_row', 'max_failed_saves', 'line_every_s',
     'spike_factor', 'spike_window', 'check_memory', 'watchdog.*',
     'needle.lengths', 'needle.depths', 'needle.samples', 'loss.seq_len', 'loss.windows', 'loss.rotations',

@@ -42,7 +42,7 @@ class Stage:
     theta: str | float = 'keep'
     alpha: float = 4.0
     scaling: tuple = ()
-    mesh: tuple = (1, 1, 1, 1)
+    mesh: tuple[int, ...] = (1, 1, 1, 1)
     layout: str = 'zigzag'
     mixture: tuple = (('text', 1.0),)
     memory: Memory = Memory()
