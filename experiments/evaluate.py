@@ -70,6 +70,7 @@ def main():
 
 
 def evaluate(args):
+    from lct.cli import run_record
     from lct.eval import provenance, suites
 
     if args.compare:
@@ -95,9 +96,10 @@ def evaluate(args):
         report = {'about': about, 'trained': args.trained or model.config.max_position_embeddings,
                   'samples': before['samples'] | {str(length): count for length, count in counts.items()},
                   'results': before['results']}
-        for suite in chosen:
-            report['results'][suite.name] = run_suite(suite, model, plan, args.workdir)
-            report = write_report(args.workdir, report, plan.identity)
+        with run_record.call(args.workdir, json.loads(json.dumps(vars(args), default=str)), about):
+            for suite in chosen:
+                report['results'][suite.name] = run_suite(suite, model, plan, args.workdir)
+                report = write_report(args.workdir, report, plan.identity)
     show(args.workdir, report)
 
 
@@ -170,6 +172,7 @@ def load(args):
     """The runner.Model and its provenance."""
     import jax
 
+    from lct import environment
     from lct.eval import provenance
 
     model, folder = load_model(args)
@@ -183,8 +186,7 @@ def load(args):
         'rope': dataclasses.asdict(config.rope), 'mesh': parse_ints('--mesh', args.mesh),
         'layout': model.layout, 'seed': args.seed, 'decoding': 'greedy', 'piece': model.prefill_chunk,
         'batch_tokens': model.batch_tokens, 'device': jax.devices()[0].device_kind,
-        'versions': {'python': sys.version.split()[0], 'jax': jax.__version__},
-        'commit': provenance.commit(pathlib.Path(__file__).parent),
+        'versions': environment.versions(), 'commit': environment.commit(pathlib.Path(__file__).parent),
     }
     return model, json.loads(json.dumps(about))
 

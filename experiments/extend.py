@@ -9,8 +9,6 @@ continues.
 
 import dataclasses
 import json
-import platform
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -20,8 +18,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lct import exit_status, processes, sharding, watchdog
-from lct.cli import memory_check
+from lct import environment, exit_status, processes, sharding, watchdog
+from lct.cli import memory_check, run_record
 from lct.cli.config import as_plain, make_run, parse_args, setup_devices, windowed
 from lct.cli.corpus import check_documents, corpus_identity, open_corpus, record_documents
 from lct.cli.main import run_script
@@ -64,6 +62,7 @@ class Job(NamedTuple):
     evaluation: before_after.Evaluation
     size: int
     trained: int
+    recorded: dict  # the config and the hashes of the inputs, as plain values
     lock: Any  # held while the process lives
 
     @property
@@ -83,12 +82,13 @@ def run():
     began = time.monotonic()
     with watchdog.watch(config.watchdog, args.workdir, jax.process_index()):
         job = check(config, Path(args.workdir))
-        try:
-            with stopping.catch_signals() as stop_requested:
-                finish(job, stop_requested, began)
-        except stopping.Interrupted as stop:
-            log(str(stop))
-            sys.exit(exit_status.STOPPED)
+        with run_record.call(job.workdir, job.recorded['config'], job.recorded['inputs']):
+            try:
+                with stopping.catch_signals() as stop_requested:
+                    finish(job, stop_requested, began)
+            except stopping.Interrupted as stop:
+                log(str(stop))
+                sys.exit(exit_status.STOPPED)
 
 
 def finish(job, stop_requested, began):
@@ -150,13 +150,15 @@ def check(config, workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     llama_hf.check_writable(workdir / 'model', nbytes, overwrite=True)
     check_documents(rows, workdir)
-    lock = lock_workdir(workdir, {**as_plain(config), 'inputs': {
+    recorded = {'config': as_plain(config), 'inputs': {
         'model': model_fingerprint(folder, workdir), 'tokenizer': tokenizer.fingerprint,
         'architecture': dataclasses.asdict(base), **corpus_identity(rows, held_out),
-    }}, may_change=True)
+    }}
+    lock = lock_workdir(workdir, {**recorded['config'], 'inputs': recorded['inputs']}, may_change=True)
     if lock:  # the first process
         record_documents(rows, workdir)
-    job = Job(config, workdir, settings, mesh, folder, base, start, rows, evaluation, size, trained, lock)
+    job = Job(config, workdir, settings, mesh, folder, base, start, rows, evaluation, size, trained, recorded,
+              lock)
     log(
         f'{folder.name}: {size:,} parameters, {trained:,} of them trained ({trained / size:.2%}), native '
         f'context {job.native:,} -> {job.target:,}; {rows.num_tokens:,} training tokens, {len(held_out)} '
@@ -236,8 +238,7 @@ def report_of(job, base, extended, summary, seconds):
         'ruler_suite': {name: one.ruler for name, one in measured.items()},
         'loss_by_position': {name: one.loss.to_dict() for name, one in measured.items()},
         'config': as_plain(job.config), 'config_changes': recorded_changes(job.workdir),
-        'command': 'python ' + ' '.join(map(shlex.quote, sys.argv)),
-        'versions': {'jax': jax.__version__, 'python': platform.python_version()},
+        'command': environment.command(), 'versions': environment.versions(),
         'device': jax.devices()[0].device_kind, 'num_devices': job.mesh.size,
         'num_processes': jax.process_count(), 'seconds_of_this_call': seconds,
     }

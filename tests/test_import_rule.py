@@ -10,8 +10,9 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'lct').rglo
 MAX_LINES = 400
 
 # What a module of the package may import from the package, besides its own folder.
-BELOW = ('ops', 'models', 'checksums', 'data', 'deferred_signals', 'exit_status', 'files', 'json_files',
-         'out_of_memory', 'sharding', 'processes', 'stop_signals', 'storage', 'terminal', 'text', 'watchdog')
+BELOW = ('ops', 'models', 'checksums', 'data', 'deferred_signals', 'environment', 'exit_status', 'files',
+         'json_files', 'out_of_memory', 'sharding', 'processes', 'stop_signals', 'storage', 'terminal',
+         'text', 'watchdog')
 MAY_IMPORT = {
     'sharding': (),
     'exit_status': (),
@@ -22,6 +23,7 @@ MAY_IMPORT = {
     'abort_filter': (),
     'clusters': (),
     'installation': (),
+    'environment': ('installation',),
     'peers': ('exit_status', 'terminal'),
     'meeting': ('clusters', 'exit_status', 'installation', 'peers'),
     'processes': ('abort_filter', 'clusters', 'exit_status', 'installation', 'meeting', 'peers',

@@ -6,8 +6,6 @@ call. Every answer names its call by its number there.
 
 import hashlib
 import json
-import shutil
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,16 +87,3 @@ def documents_hash(documents: Sequence) -> str:
 
 def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def commit(folder: Path) -> str | None:
-    """The commit of a checkout, with -dirty where files differ from it; None outside of a checkout."""
-    if not shutil.which('git'):
-        return None
-    command = ['git', 'describe', '--always', '--dirty', '--abbrev=12']
-    try:
-        described = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60,
-                                   cwd=folder)
-    except subprocess.TimeoutExpired:  # many files on a slow disk
-        return None
-    return described.stdout.strip() or None
