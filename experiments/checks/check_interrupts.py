@@ -3,8 +3,9 @@
     python experiments/checks/check_interrupts.py --interrupts 200
 
 Every process gets questions through a pipe and one SIGINT after each, at a random moment of starting, reading
-or answering. One that arrives before the files are read may end the process; then the next one must answer.
-The model is experiments/base with more positions.
+or answering; half of the readings that were interrupted are interrupted again when the next question
+continues them. A SIGINT before the model is loaded may end the process; then the next one must answer. The
+model is experiments/base with more positions.
 """
 
 import argparse
@@ -21,7 +22,8 @@ import time
 
 EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1]
 QUESTION, PROBE = 'What is the second function for?', 'What does add return?'
-PER_PROCESS = 20  # interrupts
+PER_PROCESS = 5  # interrupts
+POSITIONS, FUNCTIONS = 20_480, 350  # a text that takes some seconds to read
 LIMIT_S = 300
 ANSWERED, STOPPED = 'tokens answered', 'stopped'
 
@@ -86,49 +88,61 @@ def main():
 
 def check(args, folder):
     make_inputs(folder)
+    Ask(folder, session=False).end()  # compiles
     start, first = time.monotonic(), Ask(folder, session=False)
+    first.wait('read ')
+    seconds_to_read = time.monotonic() - start
     expected = first.answer(PROBE)
-    seconds_to_first = time.monotonic() - start
     start = time.monotonic()
     first.answer(QUESTION)
     seconds_to_answer = time.monotonic() - start
     first.end()
     rng, counts, done = random.Random(args.seed), dict.fromkeys(('starting', 'reading', 'answering'), 0), 0
     while done < args.interrupts:
-        ask = Ask(folder, session=bool(done // PER_PROCESS % 2))
+        if rng.random() < 0.7:  # the others find what an earlier process read
+            shutil.rmtree(folder / 'session', ignore_errors=True)
+        ask, is_read, phase = Ask(folder, session=bool(done // PER_PROCESS % 2)), False, ''
         for i in range(min(PER_PROCESS, args.interrupts - done)):
             if i:
                 ask.send(QUESTION)
-            time.sleep(rng.uniform(0, 1.2) * (seconds_to_answer if i else seconds_to_first))
+            time.sleep(rng.uniform(0, 1.2) * (seconds_to_answer if is_read else seconds_to_read))
             ask.process.send_signal(signal.SIGINT)
             done += 1
             lines = ask.wait(STOPPED)
-            counts[phase_of(lines, i)] += 1
+            phase = phase_of(lines, is_read, i)
+            counts[phase] += 1
             if not any('the next question' in line for line in lines):  # not yet ready for one: it ends
                 ask.process.wait(LIMIT_S)
                 ask = Ask(folder, session=True)
+            elif phase == 'reading' and rng.random() < 0.5:
+                continue
             if ask.answer(PROBE) != expected:
                 raise SystemExit(f'another answer after interrupt {done}: {ask.lines[-12:]}')
+            is_read = True
+        if not is_read and ask.answer(PROBE) != expected:
+            raise SystemExit(f'another answer after interrupt {done}: {ask.lines[-12:]}')
         ask.end()
         print(f'{done} interrupts: {counts}', flush=True)
-    print(f'after each of {done} interrupts the next question got its right answer: {counts}')
+    print(f'after the interrupts the next question got its right answer: {done} interrupts, {counts}')
 
 
-def phase_of(lines, number):
+def phase_of(lines, was_read, number):
     """What was interrupted, by the lines before the interrupt."""
-    if number or any(line.startswith('read ') for line in lines):
+    if was_read or any(line.startswith('read ') for line in lines):
         return 'answering'
-    return 'reading' if any(line.startswith('reading') for line in lines) else 'starting'
+    return 'reading' if number or any(line.startswith('reading') for line in lines) else 'starting'
 
 
 def make_inputs(folder):
     """The model with positions for a text that takes a while, and the text."""
     shutil.copytree(EXPERIMENTS / 'base', folder / 'model')
-    config = json.loads((folder / 'model' / 'config.json').read_text()) | {'max_position_embeddings': 4096}
+    config = json.loads((folder / 'model' / 'config.json').read_text()) | {
+        'max_position_embeddings': POSITIONS}
     (folder / 'model' / 'config.json').write_text(json.dumps(config))
     (folder / 'files').mkdir()
     for i in range(2):
-        body = ''.join(f'def f{i}_{j}(left, right):\n    return left * {j} + right\n\n' for j in range(40))
+        body = ''.join(f'def f{i}_{j}(left, right):\n    return left * {j} + right\n\n'
+                       for j in range(FUNCTIONS))
         (folder / 'files' / f'{i}.py').write_text(body)
 
 
