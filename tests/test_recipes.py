@@ -7,6 +7,7 @@ import pathlib
 import pytest
 
 from lct.cli.config import load_config, make_run
+from lct.models.family_sizes import SIZES
 from lct.models.llama import LlamaConfig
 from lct.models.llama_sizes import LLAMA3_8B, LLAMA3_70B, LLAMA31_8B
 from lct.ops.rope import RopeConfig
@@ -25,8 +26,14 @@ BASES = {
     'lwm_text_7b': LLAMA2_7B,
     'easycontext_llama2_7b': LLAMA2_7B,
     'prolong_llama3_8b': LLAMA3_8B,
+    'qwen25_1m_7b': SIZES['qwen2.5-7b'],
+    'selflong_llama31_8b': LLAMA31_8B,
     'ultralong_llama31_8b': LLAMA31_8B,
+    'ultralong_llama31_8b_1m': LLAMA31_8B,
+    'ultralong_llama31_8b_2m': LLAMA31_8B,
 }
+NO_DEVICES = ('qwen25_1m_7b', 'selflong_llama31_8b', 'ultralong_llama31_8b', 'ultralong_llama31_8b_1m',
+              'ultralong_llama31_8b_2m')
 OWN = {  # nothing published to compare with
     'base', 'base_grown', 'laptop', 'laptop_gated', 'laptop_lora', 'laptop_one_shot', 'smoke', 'theta_4k',
     'theta_4k_chosen'}
@@ -47,7 +54,11 @@ THETAS = {
         (512000, 250e6),
     ],
     'prolong_llama3_8b': [(65536, 8e6), (524288, 128e6)],
+    'qwen25_1m_7b': [(65536, 1e6), (131072, 5e6), (262144, 10e6)],
+    'selflong_llama31_8b': [(262144, 2e6), (524288, 8e6), (1048576, 32e6)],
     'ultralong_llama31_8b': [(4194304, 500000.0)],
+    'ultralong_llama31_8b_1m': [(1048576, 500000.0)],
+    'ultralong_llama31_8b_2m': [(2097152, 500000.0)],
 }
 # The cards' own digits, for the thetas that a rule explains.
 RULES = {
@@ -161,6 +172,12 @@ def test_total_tokens(name, i):
         assert stage.tokens_per_step == {'64K': 2**22, '512K': 2**23}[stage.name]
         assert math.isclose(total, published['total_tokens'], rel_tol=0.05)
         assert math.isclose(sum(published['mixture'].values()), 1)
+    elif name == 'qwen25_1m_7b':  # prints neither tokens nor batches, but shares
+        assert published == {'mixture': {'full length': 0.75, 'shorter': 0.25}}
+    elif name == 'selflong_llama31_8b':  # prints the total of all stages
+        assert math.isclose(3 * total, published['total_tokens'], rel_tol=0.001)
+    elif name.startswith('ultralong'):  # prints 1B
+        assert math.isclose(total, published['total_tokens'], abs_tol=stage.tokens_per_step)
     else:
         assert total == published['total_tokens']
 
@@ -175,7 +192,7 @@ def test_devices(name, i):
         assert (stage.mesh[0], [tensor, ring], minus_one) == (data, rest, -1)
         assert devices == 256  # the chips of a v4-512
         return
-    if name == 'ultralong_llama31_8b':
+    if name in NO_DEVICES:
         assert 'devices' not in published  # not printed
         return
     assert devices == published['devices']
@@ -184,11 +201,19 @@ def test_devices(name, i):
         assert fsdp == published.get('rings', 1)  # 4194K has no such row
 
 
-def test_ultralong_replaces_the_scaling_of_its_base():
-    (config,), ((_, published),) = planned('ultralong_llama31_8b'), stages_of('ultralong_llama31_8b')
+@pytest.mark.parametrize('name', [name for name in BASES if name.startswith('ultralong')])
+def test_ultralong_replaces_the_scaling_of_its_base(name):
+    (config,), ((_, published),) = planned(name), stages_of(name)
     assert LLAMA31_8B.rope.type == 'llama3' and config.rope.type == 'yarn'
     assert config.rope.factor == published['factor'] == config.max_position_embeddings / 8192
     assert (config.rope.beta_slow, config.rope.beta_fast) == (1, 4)
+
+
+def test_selflong_quadruples_theta_in_every_stage_and_keeps_the_scaling_of_its_base():
+    stages, configs = stages_of('selflong_llama31_8b'), [LLAMA31_8B, *planned('selflong_llama31_8b')]
+    for (_, published), before, after in zip(stages, configs, configs[1:], strict=False):
+        assert after.rope_theta == published['theta_factor'] * before.rope_theta
+        assert after.rope.type == 'llama3'
 
 
 @pytest.mark.parametrize('name', BASES)

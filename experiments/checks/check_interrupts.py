@@ -82,6 +82,7 @@ def main():
     parser.add_argument('--interrupts', type=int, default=200)
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it, also for ask.py
     with tempfile.TemporaryDirectory() as folder:
         check(args, pathlib.Path(folder))
 

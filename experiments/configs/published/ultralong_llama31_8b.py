@@ -7,9 +7,7 @@ Source: the card of nvidia/Llama-3.1-8B-UltraLong-4M-Instruct (length, 150 itera
 tokens) and Xu et al. 2025, "From 128K to 4M" (arXiv:2504.06214): YaRN with alpha 1, beta 4 and scale factors
 128, 256 and 512 for 1M, 2M and 4M, in place of the model's own scaling; documents one after the other with a
 separator between them and no mask between documents; documents below 4K tokens drawn less often, those above
-8K more often. Their 1M and 2M models are the same recipe: set the stage's seq_len to 1048576 or 2097152, its
-scaling.factor to 128 or 256, and batch_size and num_steps to your budget, for which their cards give no
-product that we could compare.
+8K more often. Their shorter models are ultralong_llama31_8b_1m.py and ultralong_llama31_8b_2m.py.
 
 What differs: their separator lies between documents; here it is Llama-3's BOS, and the end of text is only
 predicted. Not known to us, so ours: the learning rate, the mesh and the share of short documents. The
