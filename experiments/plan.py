@@ -43,14 +43,13 @@ MODELS = {**SIZES, 'llama2-7b': LlamaConfig(
     vocab_size=32000, embed_dim=4096, mlp_dim=11008, num_layers=32, num_heads=32, num_kv_heads=32,
     head_dim=128,
     max_position_embeddings=4096, rope=rope.RopeConfig(theta=10000.0))}
-RECIPE_MODELS = {'lwm-text-7b': 'llama2-7b', 'easycontext-llama2-7b': 'llama2-7b'}  # by file name
 
 
-def recipe_model(path, name):
-    """(name, LlamaConfig) of the base model of a recipe: --model, or the one that its file is named after."""
-    if name is None:
-        stem = pathlib.Path(path).stem.replace('_', '-')
-        name = RECIPE_MODELS.get(stem) or next((one for one in MODELS if stem.endswith(one)), stem)
+def recipe_model(config, name):
+    """(name, LlamaConfig) of the base model of a recipe: --model, or the one that its config names."""
+    name = name or config.get('base', {}).get('model')
+    if not name:
+        raise ValueError('the recipe names no base model; add --model, or base.model to the config')
     name = hardware.lookup(name, MODELS, 'model')
     return name, MODELS[name]
 
@@ -204,7 +203,7 @@ def plan_recipe(args):
             raise ValueError(f'--{flag} is set by the recipe {args.recipe}; '
                              'drop the flag or write another recipe')
     raw = load_config(args.recipe)
-    run, (name, config) = make_run(raw), recipe_model(args.recipe, args.model)
+    run, (name, config) = make_run(raw), recipe_model(raw, args.model)
     config = windowed(config, raw)
     context = args.context and parse_length(args.context)
     check_recipe_context(args, run, config, context)

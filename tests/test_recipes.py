@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from lct.cli.config import load_config, make_run
-from lct.models.family_sizes import SIZES
+from lct.models.family_sizes import ALL
 from lct.models.llama import LlamaConfig
 from lct.models.llama_sizes import LLAMA3_8B, LLAMA3_70B, LLAMA31_8B
 from lct.ops.rope import RopeConfig
@@ -26,7 +26,7 @@ BASES = {
     'lwm_text_7b': LLAMA2_7B,
     'easycontext_llama2_7b': LLAMA2_7B,
     'prolong_llama3_8b': LLAMA3_8B,
-    'qwen25_1m_7b': SIZES['qwen2.5-7b'],
+    'qwen25_1m_7b': ALL['qwen2.5-7b'],
     'selflong_llama31_8b': LLAMA31_8B,
     'ultralong_llama31_8b': LLAMA31_8B,
     'ultralong_llama31_8b_1m': LLAMA31_8B,
@@ -126,6 +126,7 @@ def test_every_recipe_has_its_config():
 @pytest.mark.parametrize('name', BASES)
 def test_base_of_the_recipe(name):
     base, config = load(name).base, BASES[name]
+    assert {**ALL, 'llama2-7b': LLAMA2_7B}[base.model] == config
     assert base.rope_theta == config.rope_theta
     assert base.max_position_embeddings == config.max_position_embeddings
 

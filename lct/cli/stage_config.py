@@ -37,13 +37,14 @@ def published_stage(
 
 
 def published_config(
-    *, name: str, license: str, native: int, rope_theta: float, checkpoint_every: int,
+    *, name: str, base: str, license: str, native: int, rope_theta: float, checkpoint_every: int,
 ) -> ConfigDict:
-    """The fields that published recipes share; native and rope_theta: of the base model."""
+    """The fields that published recipes share; base: its model in the table of plan.py; native and
+    rope_theta: of that model."""
     return ConfigDict({
         'name': name,
         'model_folder': '',  # the user's folder of the base model
-        'base': {'max_position_embeddings': native, 'rope_theta': rope_theta},
+        'base': {'model': base, 'max_position_embeddings': native, 'rope_theta': rope_theta},
         'license': license,
         'seed': 0,
         'corpus': '',  # the user's long documents: a folder, glob, JSONL or text file

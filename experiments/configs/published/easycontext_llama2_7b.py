@@ -28,7 +28,7 @@ from lct.cli.stage_config import published_config, published_stage
 def get_config():
     # set model_folder to your folder of meta-llama/Llama-2-7b-hf, and corpus to your long documents
     config = published_config(
-        name='llama2-7b-easycontext-512k', license='llama2', native=4096,
+        name='llama2-7b-easycontext-512k', base='llama2-7b', license='llama2', native=4096,
         rope_theta=10000.0, checkpoint_every=50)
 
     rows, ring = (1, 8, 1, 1), (1, 1, 8, 1)

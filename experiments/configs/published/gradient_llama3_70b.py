@@ -30,7 +30,7 @@ def get_config():
     # set model_folder to your folder of meta-llama/Meta-Llama-3-70B-Instruct,
     # and corpus to your long documents
     config = published_config(
-        name='llama3-70b-1048k', license='llama3', native=8192,
+        name='llama3-70b-1048k', base='llama3-70b', license='llama3', native=8192,
         rope_theta=500000.0, checkpoint_every=5)
 
     stage = functools.partial(published_stage, learning_rate=2e-5, alpha=4.0)

@@ -29,7 +29,7 @@ from lct.cli.stage_config import published_config, published_stage
 def get_config():
     # set model_folder to your folder of meta-llama/Llama-2-7b-hf, and corpus to your long documents
     config = published_config(
-        name='llama2-7b-lwm-1m', license='llama2', native=4096,
+        name='llama2-7b-lwm-1m', base='llama2-7b', license='llama2', native=4096,
         rope_theta=10000.0, checkpoint_every=50)
 
     table = {'device': 'TPU v4-512', 'tokens_per_batch': '4M'}

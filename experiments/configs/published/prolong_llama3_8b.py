@@ -27,7 +27,7 @@ SHORT = {'fineweb-edu': 0.1, 'fineweb-2023-50': 0.1, 'stackexchange': 0.04, 'dol
 
 def get_config():
     # set model_folder to your folder of meta-llama/Meta-Llama-3-8B-Instruct
-    config = published_config(name='llama3-8b-prolong-512k', license='llama3', native=8192,
+    config = published_config(name='llama3-8b-prolong-512k', base='llama3-8b', license='llama3', native=8192,
                               rope_theta=500000.0, checkpoint_every=125)
     config.optimizer.clip_norm = 1.0
     config.sequences = 'packed'

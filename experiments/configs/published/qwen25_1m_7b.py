@@ -27,8 +27,8 @@ MIXTURE = {'full length': 0.75, 'shorter': 0.25}
 
 def get_config():
     # set model_folder to your folder of Qwen/Qwen2.5-7B
-    config = published_config(name='qwen2.5-7b-1m', license='apache-2.0', native=2**17, rope_theta=1e6,
-                              checkpoint_every=50)
+    config = published_config(name='qwen2.5-7b-1m', base='qwen2.5-7b', license='apache-2.0', native=2**17,
+                              rope_theta=1e6, checkpoint_every=50)
     config.sequences = 'packed'
     stage = functools.partial(published_stage, batch_size=1, num_steps=500, learning_rate=1e-5,
                               warmup_steps=25, remat='offload', ffn_chunks=8, published={'mixture': MIXTURE})

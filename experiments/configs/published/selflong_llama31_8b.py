@@ -24,8 +24,8 @@ from lct.cli.stage_config import published_config, published_stage
 
 def get_config():
     # set model_folder to your folder of meta-llama/Llama-3.1-8B-Instruct
-    config = published_config(name='llama3.1-8b-selflong-1m', license='llama3.1', native=2**17,
-                              rope_theta=500000.0, checkpoint_every=50)
+    config = published_config(name='llama3.1-8b-selflong-1m', base='llama3.1-8b', license='llama3.1',
+                              native=2**17, rope_theta=500000.0, checkpoint_every=50)
     config.sequences = 'packed'
     stage = functools.partial(published_stage, batch_size=1, num_steps=660, learning_rate=1e-5,
                               warmup_steps=30, remat='offload', ffn_chunks=8)

@@ -21,8 +21,8 @@ from lct.cli.stage_config import published_config, published_stage
 
 def get_config():
     # set model_folder to your folder of meta-llama/Llama-3.1-8B-Instruct
-    config = published_config(name='llama3.1-8b-ultralong-4m', license='llama3.1', native=2**17,
-                              rope_theta=500000.0, checkpoint_every=25)
+    config = published_config(name='llama3.1-8b-ultralong-4m', base='llama3.1-8b', license='llama3.1',
+                              native=2**17, rope_theta=500000.0, checkpoint_every=25)
     config.sequences = 'joined'  # a document attends to those before it, from its BOS on
     config.upsample = ConfigDict({'at_least': 8192, 'keep': 0.25})
     config.stages = (
