@@ -189,8 +189,8 @@ def changed(**flags):
                                  r'machine'),
     (['--recipe', str(EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py'), '--context', '8M'],
      r'context 8M is beyond the 4194304 tokens .* theta 45,218,125,209'),
-    (['--recipe', str(EXPERIMENTS / 'configs' / 'laptop.py'), '--hardware', 'h100'], r"model 'laptop' is not "
-                                                                                     r"in the table"),
+    (['--recipe', str(EXPERIMENTS / 'configs' / 'laptop.py'), '--hardware', 'h100'],
+     r'names no base model; add --model'),
     (['--recipe', str(EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py'), '--rows', '3'],
      r'--rows is set by the recipe'),
 ])
