@@ -171,4 +171,4 @@ def report_citations(found):
 
 
 if __name__ == '__main__':
-    run_script(main)
+    run_script(main, urls=('--model', '--files'))

@@ -100,4 +100,4 @@ def check(material, task_samples, reader, path):
 
 
 if __name__ == '__main__':
-    run_script(main)
+    run_script(main, urls=('--tokenizer', '--haystack'))

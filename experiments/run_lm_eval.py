@@ -78,4 +78,4 @@ def run(args):
 
 
 if __name__ == '__main__':
-    run_script(main)
+    run_script(main, urls=('--model', '--haystack'))

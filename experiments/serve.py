@@ -106,4 +106,4 @@ def checked_length(length, positions):
 
 
 if __name__ == '__main__':
-    run_script(main)
+    run_script(main, urls=('--model',))

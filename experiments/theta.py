@@ -131,4 +131,4 @@ def reaches(bound, target):
 
 
 if __name__ == '__main__':
-    run_script(run)
+    run_script(run, urls=('--model',))

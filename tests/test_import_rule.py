@@ -10,9 +10,9 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'lct').rglo
 MAX_LINES = 400
 
 # What a module of the package may import from the package, besides its own folder.
-BELOW = ('ops', 'models', 'checksums', 'data', 'deferred_signals', 'environment', 'exit_status', 'files',
-         'json_files', 'out_of_memory', 'sharding', 'processes', 'stop_signals', 'storage', 'terminal',
-         'text', 'watchdog')
+BELOW = ('ops', 'models', 'bucket_cache', 'checksums', 'data', 'deferred_signals', 'environment',
+         'exit_status', 'files', 'json_files', 'out_of_memory', 'sharding', 'processes', 'stop_signals',
+         'storage', 'terminal', 'text', 'watchdog')
 MAY_IMPORT = {
     'sharding': (),
     'exit_status': (),
@@ -34,8 +34,10 @@ MAY_IMPORT = {
     'storage': (),
     'files': ('storage',),
     'json_files': ('files',),
+    'bucket_cache': ('files', 'storage'),
+    'mirror': ('bucket_cache', 'checksums', 'files', 'storage'),
     'text': (),
-    'data': ('checksums', 'files', 'json_files', 'terminal', 'text'),
+    'data': ('bucket_cache', 'checksums', 'files', 'json_files', 'storage', 'terminal', 'text'),
     'ops': ('text',),
     'models': ('ops', 'deferred_signals', 'sharding', 'text'),
     'weights': BELOW,
@@ -43,7 +45,7 @@ MAY_IMPORT = {
     'eval': BELOW,
     'plan': BELOW,
     'serve': (*BELOW, 'eval', 'weights'),
-    'cli': (*BELOW, 'weights', 'train', 'eval', 'plan'),
+    'cli': (*BELOW, 'mirror', 'weights', 'train', 'eval', 'plan'),
 }
 # Libraries with one home: only files whose path starts like this import them.
 HOMES = {
@@ -53,8 +55,8 @@ HOMES = {
     'tensorboardX': 'lct/train/',
     'starlette': 'lct/serve/',
 }
-NO_JAX = ('checksums', 'data', 'deferred_signals', 'exit_status', 'files', 'json_files', 'last_resort',
-          'stop_signals', 'storage', 'terminal', 'text', 'watchdog')  # numpy alone
+NO_JAX = ('bucket_cache', 'checksums', 'data', 'deferred_signals', 'exit_status', 'files', 'json_files',
+          'last_resort', 'mirror', 'stop_signals', 'storage', 'terminal', 'text', 'watchdog')  # numpy alone
 JAX = ('jax', 'jaxlib', 'flax')
 
 

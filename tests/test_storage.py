@@ -5,11 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from ml_collections import ConfigDict
 
 from lct import files, storage
-from lct.cli import config as configs
-from lct.cli.main import refuse_remote
+from lct.cli import urls
 
 
 @pytest.mark.parametrize('path, scheme', [
@@ -23,18 +21,18 @@ def test_scheme_of(path, scheme):
     (['--workdir', 'gs://b/run'], '--workdir gs://b/run has the scheme gs://'),
     (['--json=s3://b/x'], '--json s3://b/x'),
     (['--compare', 'runs/a', 's3:/b'], '--compare s3:/b'),
-    (['--set', 'output=file:///data'], '--set output=file:///data .* without file://'),
+    (['--output', 'file:///data'], '--output file:///data .* without file://'),
     (['web=s3://b/c?x=y'], r'web=s3://b/c\?x=y'),
     (['https://example.com/corpus'], 'https://example.com/corpus'),
 ])
 def test_a_scheme_is_refused_in_any_argument(arguments, problem):
     with pytest.raises(ValueError, match='^' + problem):
-        refuse_remote(arguments)
+        urls.check_arguments(arguments, ())
 
 
 def test_other_arguments_are_taken():
-    refuse_remote(['--url', 'http://127.0.0.1:8000/v1', '--question', 'gs://x, is it fast?', '--set', 'a=1',
-                   '--files', 'README.md', '--lengths=1,2', 'name=runs/a'])
+    urls.check_arguments(['--url', 'http://127.0.0.1:8000/v1', '--question', 'gs://x, is it fast?', '--set',
+                          'a=1', '--files', 'README.md', '--lengths=1,2', 'name=runs/a'], ())
 
 
 def test_a_script_refuses_before_it_does_anything(tmp_path):
@@ -47,7 +45,7 @@ def test_a_script_refuses_before_it_does_anything(tmp_path):
 
 def test_a_scheme_is_refused_in_any_field_of_a_config():
     with pytest.raises(ValueError, match=r'^config\.stages\.0\.log gs://b has'):
-        configs.refuse_remote(ConfigDict({'corpus': 'embedded', 'stages': [ConfigDict({'log': 'gs://b'})]}))
+        urls.check_config({'corpus': 'memory://b/c', 'stages': [{'log': 'gs://b'}]})
 
 
 def test_no_file_is_written_under_a_name_with_a_scheme(tmp_path, monkeypatch):

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from lct import storage, watchdog
+from lct import watchdog
 from lct.cli import fields
 from lct.cli.paths import experiments_folder
 from lct.cli.problems import Problems
+from lct.cli.urls import check_config
 
 if TYPE_CHECKING:  # imported where they are used: wrong flags are reported before jax is loaded
     from lct.models.llama import LlamaConfig, Memory
@@ -66,7 +67,7 @@ def parse_args(description: str, default_config: str | Path, default_workdir: st
     problems.check()
     config.watchdog = {**watchdog.BUDGETS, **config.get('watchdog', {})}
     watchdog.budgets_of(config.watchdog)
-    refuse_remote(config)
+    check_config(as_plain(config))
     check_values(config)
     if args.print_config:
         print_config(config)
@@ -105,18 +106,6 @@ def print_config(config: ConfigDict) -> None:
     """Every field in the form that --set takes; those that the config does not spell have their defaults."""
     for name, value, given in fields.resolved(as_plain(config)):
         print(f'{name}={fields.as_text(value)}{"" if given else "  (default)"}')
-
-
-def refuse_remote(config: ConfigDict) -> None:
-    """Refuse a path with a scheme in any field, see storage.refuse_remote."""
-    def check(value, name):
-        if isinstance(value, str):
-            storage.refuse_remote(value, name)
-        elif isinstance(value, (list, dict)):
-            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-                check(item, f'{name}.{key}')
-
-    check(as_plain(config), 'config')
 
 
 def load_config(path: str | Path) -> ConfigDict:

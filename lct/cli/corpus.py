@@ -15,7 +15,7 @@ from lct.data.batches.memory_source import MemorySource
 from lct.data.batches.store_source import StoreSource
 from lct.data.batches.upsample import Upsample
 from lct.data.corpus import documents
-from lct.data.corpus.store import Store
+from lct.data.corpus.store import Store, is_store
 from lct.data.tokenizer import Tokenizer
 
 DOCUMENTS = 'documents.npy'  # in a work directory: the hashes of the training documents
@@ -47,7 +47,7 @@ def open_corpus(config: ConfigDict,
     if not config.corpus:
         raise ValueError('config.corpus is empty; add --set corpus=PATH of your documents: a folder, a glob, '
                          'a file of text, .jsonl or .parquet, or a token store')
-    if not (pathlib.Path(config.corpus) / 'index.json').is_file():
+    if not is_store(config.corpus):
         found = documents.read(config.corpus, config.corpus_bytes)
         training, held_out = documents.split(found, config.held_out)
         rows = MemorySource(tokenize_documents(tokenizer, training), tokenizer, seed=config.seed,

@@ -6,10 +6,11 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 
-from lct import exit_status, stop_signals, storage
+from lct import exit_status, stop_signals
 from lct.cli import program_cache
+from lct.cli.urls import check_arguments
 from lct.terminal import write_line
 
 
@@ -32,39 +33,20 @@ def check_positive(args: argparse.Namespace, *names: str) -> None:
                 raise ValueError(f'--{name.replace("_", "-")} {number} must be a whole number above 0')
 
 
-TEXTS = {'--question', '--ask', '--stop', '--url'}  # flags whose values are not paths
-
-
-def refuse_remote(arguments: Sequence[str]) -> None:
-    """Refuse paths with a scheme among the arguments of a script, as values of flags and of --set.
-
-    Raises:
-      ValueError: see storage.refuse_remote.
-    """
-    flag = ''
-    for argument in arguments:
-        if argument.startswith('--'):
-            flag, _, argument = argument.partition('=')
-        field, equals, value = argument.partition('=')  # of --set, and NAME=SOURCE
-        if storage.scheme_of(argument) or not equals:
-            field, equals, value = '', '', argument
-        if flag not in TEXTS:
-            storage.refuse_remote(value, f'{flag} {field}{equals}')
-
-
-def run_script(function: Callable[[], object], resumes: bool = False) -> None:
+def run_script(function: Callable[[], object], resumes: bool = False, urls: Collection[str] = ()) -> None:
     """Run a script. An error ends in one sentence and its exit_status, or ERROR if it has none;
     LCT_TRACEBACK=1 shows the traceback.
 
     resumes: whether the same command continues an interrupted run. SIGTERM, SIGUSR1 and SIGHUP are then like
       Ctrl-C.
+    urls: flags whose values may have a scheme such as s3://; '' are the arguments without a flag.
     """
     from lct import processes
 
     program_cache.enable()
     signals = stop_signals.catch(lambda name: None, interrupt=True)
     try:
-        refuse_remote(sys.argv[1:])
+        check_arguments(sys.argv[1:], urls)
         with signals if resumes else contextlib.nullcontext():
             function()
     except KeyboardInterrupt:

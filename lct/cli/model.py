@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lct import bucket_cache
 from lct.cli.main import check_positive
 from lct.cli.paths import experiments_folder
 
@@ -32,7 +33,7 @@ def find_model(name: str | Path) -> Path:
         from lct.weights import smollm2
 
         return smollm2.model_folder()
-    path = Path(name)
+    path = Path(bucket_cache.local(name))
     if path.exists():
         return path
     in_project = experiments_folder() / name

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lct import bucket_cache
 from lct.data import tokenizer_backend, tokenizer_files
 from lct.data.tokenizer_backend import EOS_NAMES, LLAMA3_BOS
 from lct.data.tokenizer_files import library_errors
@@ -237,7 +238,8 @@ def load(path_or_name: str | os.PathLike) -> Tokenizer:
     """
     if str(path_or_name) == 'bytes':
         return BytesTokenizer()
-    path = installed_llama3_path() if str(path_or_name) == 'llama3' else Path(path_or_name)
+    is_llama3 = str(path_or_name) == 'llama3'
+    path = installed_llama3_path() if is_llama3 else Path(bucket_cache.local(path_or_name))
     if path.is_dir():
         names = ('tokenizer.json', 'tokenizer.model', 'original/tokenizer.model')
         found = [path / name for name in names if (path / name).is_file()]

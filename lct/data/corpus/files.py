@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from lct import bucket_cache
 from lct.data.corpus import mail, notebooks
 from lct.data.corpus.compression import DECOMPRESSORS, open_stream, optional
 
@@ -182,7 +183,7 @@ def _find(path: str) -> Iterator[tuple[str, str, str | Path]]:
     if path == EMBEDDED:
         yield from ((EMBEDDED, name, file) for name, file in _standard_library())
         return
-    path = Path(path)
+    path = Path(bucket_cache.local(path))
     if path.is_dir():
         folder_name = path.resolve().name
         for name, file in _walk(path, tuple(SUFFIXES)):
@@ -195,7 +196,7 @@ def _find(path: str) -> Iterator[tuple[str, str, str | Path]]:
 
 def _find_matches(pattern: Path) -> Iterator[tuple[str, str, str]]:
     """(source, name, path) of every file that matches a glob."""
-    files = sorted(file for file in glob.glob(str(pattern), recursive=True) if os.path.isfile(file))
+    files = sorted(filter(os.path.isfile, glob.glob(str(pattern), recursive=True)))
     if not files:
         raise FileNotFoundError(f'corpus {pattern} does not exist and matches no file; give a folder, a '
                                 'glob, or a file of text, .jsonl or .parquet')
@@ -232,8 +233,7 @@ def _walk(folder: str | Path, suffixes: tuple[str, ...], prefix: str = '') -> It
 def _text_blocks(file: File, split: Splitter) -> Iterator[Block]:
     # Read twice: an error after the first block would be found when the beginning is already tokenized.
     with open(file.path, 'rb') as raw, open_stream(raw, file.path) as stream:
-        error = _utf8_error(stream, file.path)
-        if error is not None:
+        if (error := _utf8_error(stream, file.path)) is not None:
             yield Block(file, Text(file.name, file.source, '', error=error), 0, raw.tell())
             return
     with open(file.path, 'rb') as raw, open_stream(raw, file.path) as stream:

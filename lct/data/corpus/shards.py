@@ -6,7 +6,7 @@ import itertools
 import os
 import pathlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -23,12 +23,13 @@ class Shards:
     replaced at any time without being noticed too late, and a read of a few tokens costs one chunk. The
     shards of a store of version 1, which has no such numbers, are verified as a whole at their first use.
 
+    path_of: gives the path of a file by its name. max_open: files at once.
     files: {count, bytes, sha256} of each shard. crc32s: uint32 [chunks of all shards], or None.
     """
 
-    def __init__(self, folder: pathlib.Path, files: Sequence[dict[str, Any]], dtype: np.dtype,
-                 crc32s: np.ndarray | None, chunk_bytes: int):
-        self._folder, self._files, self._dtype = folder, files, dtype
+    def __init__(self, path_of: Callable[[str], pathlib.Path], files: Sequence[dict[str, Any]],
+                 dtype: np.dtype, crc32s: np.ndarray | None, chunk_bytes: int, max_open: int = MAX_OPEN):
+        self._path_of, self._files, self._dtype, self._max_open = path_of, files, dtype, max_open
         self._ends = list(itertools.accumulate(file['count'] for file in files))
         self._crc32s, self._chunk_bytes = crc32s, chunk_bytes
         counts = (num_chunks(file['bytes'], chunk_bytes) for file in files)
@@ -67,19 +68,19 @@ class Shards:
         for i in chunks if self._crc32s is not None else ():
             chunk = data[(i - chunks.start) * size:(i - chunks.start + 1) * size]
             if zlib.crc32(chunk) != self._crc32s[self._first_chunks[number] + i]:
-                raise damaged(self._folder / shard_name(number), f'another crc32 of chunk {i}')
+                raise damaged(self._path_of(shard_name(number)), f'another crc32 of chunk {i}')
         data = data[start - chunks.start * size:stop - chunks.start * size]
         if len(data) != stop - start:
-            raise damaged(self._folder / shard_name(number), f'it ends before byte {stop}')
+            raise damaged(self._path_of(shard_name(number)), f'it ends before byte {stop}')
         return data
 
     def _open(self, number: int) -> BinaryIO:
         file = self._opened.get(number)
         if file is None:
-            path = self._folder / shard_name(number)
+            path = self._path_of(shard_name(number))
             file = open(path, 'rb', buffering=0)  # noqa: SIM115
             check_size(path, self._files[number]['bytes'])
-            if len(self._opened) >= MAX_OPEN:
+            if len(self._opened) >= self._max_open:
                 self._opened.clear()  # a file is closed when its last reader is done with it
             self._opened[number] = file
         return file
@@ -94,7 +95,7 @@ class Shards:
         for start in range(0, size, 2**24):
             digest.update(_read_range(file, start, min(start + 2**24, size)))
         if digest.hexdigest() != self._files[number]['sha256']:
-            raise damaged(self._folder / shard_name(number), 'another sha256')
+            raise damaged(self._path_of(shard_name(number)), 'another sha256')
         self._verified[number] = state
 
 
@@ -119,9 +120,14 @@ def check_size(path: pathlib.Path, expected: int) -> None:
     """Refuse a file that is missing or does not have the expected bytes."""
     size = path.stat().st_size if path.exists() else None
     if size != expected:
-        found = 'is missing' if size is None else f'has {size} bytes where {expected} were written'
-        error = MissingFile if size is None else ValueError
-        raise error(f'{path} {found}; copy it again from an intact store, or tokenize the corpus again')
+        raise wrong_size(path, size, expected)
+
+
+def wrong_size(path: pathlib.Path, size: int | None, expected: int) -> ValueError:
+    """The error for a file of a store that is missing (size None) or has another size."""
+    found = 'is missing' if size is None else f'has {size} bytes where {expected} were written'
+    error = MissingFile if size is None else ValueError
+    return error(f'{path} {found}; copy it again from an intact store, or tokenize the corpus again')
 
 
 def damaged(path: pathlib.Path, difference: str) -> ValueError:

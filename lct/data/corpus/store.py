@@ -24,15 +24,34 @@ from typing import Any
 
 import numpy as np
 
+from lct import bucket_cache, storage
 from lct.data.corpus.index import CHUNK, TABLES, ids_dtype, read_index
-from lct.data.corpus.shards import Shards, check_size, damaged, sha256_of, shard_name
+from lct.data.corpus.shards import (
+    MAX_OPEN,
+    Shards,
+    check_size,
+    damaged,
+    sha256_of,
+    shard_name,
+    wrong_size,
+)
+
+MAX_OPEN_COPIES = 16  # files of a bucket; an open one takes room on the disk when its copy is deleted
+
+
+def is_store(folder: str | os.PathLike) -> bool:
+    """Whether there is an index in a folder, or in one of a bucket."""
+    if storage.scheme_of(folder):
+        return storage.Remote(folder).exists('index.json')
+    return (pathlib.Path(folder) / 'index.json').is_file()
 
 
 class Store:
     """A finished store. Opening it reads the index alone, so the time does not depend on the corpus.
 
     A table is verified when it is first used, and every range of tokens whenever it is read, so that a run
-    over a hundredth of a large store reads a hundredth of it. Tables are memory-mapped.
+    over a hundredth of a large store reads a hundredth of it. Tables are memory-mapped. Of a store in a
+    bucket, each file is copied when it is first used (see bucket_cache).
 
     lengths: int64 [documents], tokens without special tokens. sources: their names.
     source_of: int32 [documents], index into sources. names: a sequence of str, read on access.
@@ -47,15 +66,17 @@ class Store:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = pathlib.Path(folder)
-        self._index = index = read_index(self.folder)
+        self.folder, self._remote = pathlib.Path(folder), None
+        if storage.scheme_of(folder):
+            self._remote = bucket_cache.RemoteFolder(folder)
+        self._index = index = read_index(self._path('index.json').parent)
         self.version = index['version']
         self.tokenizer_hash, self.vocab_size = index['tokenizer_hash'], index['vocab_size']
         self.fingerprint, self.counts = index['sha256'], index['counts']
         self.num_tokens, self.num_documents = index['num_tokens'], index['num_documents']
         self.sources = tuple(index['sources'])
         for name, file in self._files():
-            check_size(self.folder / name, file['bytes'])
+            self._check_size(name, file['bytes'])
 
     def __reduce__(self) -> tuple:
         return Store, (self.folder,)
@@ -91,8 +112,9 @@ class Store:
     @functools.cached_property
     def _shards(self) -> Shards:
         crc32s = np.array(self._table('crc32s')) if self.version > 1 else None
-        return Shards(self.folder, self._index['shards'], ids_dtype(self.vocab_size), crc32s,
-                      self._index.get('chunk_bytes', CHUNK))
+        return Shards(self._path, self._index['shards'], ids_dtype(self.vocab_size), crc32s,
+                      self._index.get('chunk_bytes', CHUNK),
+                      MAX_OPEN_COPIES if self._remote else MAX_OPEN)
 
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
         """int32 [stop - start]: tokens start..stop of a document. No others are read.
@@ -123,15 +145,26 @@ class Store:
             if progress is not None:
                 progress(done, total)
 
+    def _path(self, name: str) -> pathlib.Path:
+        """The local path of a file of the store."""
+        return self._remote.path(name) if self._remote else self.folder / name
+
+    def _check_size(self, name: str, expected: int) -> None:
+        if self._remote is None:
+            check_size(self.folder / name, expected)
+        elif (size := self._remote.sizes.get(name)) != expected:
+            raise wrong_size(self.folder / name, size, expected)
+
     def _files(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(name, {count, bytes, sha256}) of every file but the index."""
         yield from ((f'{name}.npy', file) for name, file in self._index['tables'].items() if name in TABLES)
         yield from ((shard_name(i), file) for i, file in enumerate(self._index['shards']))
 
     def _verify_file(self, name: str, file: dict[str, Any]) -> None:
-        check_size(self.folder / name, file['bytes'])
-        if sha256_of(self.folder / name) != file['sha256']:
-            raise damaged(self.folder / name, 'another sha256')
+        path = self._path(name)
+        check_size(path, file['bytes'])
+        if sha256_of(path) != file['sha256']:
+            raise damaged(path, 'another sha256')
 
     def _table(self, name: str) -> np.ndarray:
         """A memory-mapped table, verified."""
@@ -140,7 +173,7 @@ class Store:
         if not file['count']:
             return np.zeros(0, dtype)
         offset = file['bytes'] - file['count'] * dtype.itemsize
-        return np.memmap(self.folder / f'{name}.npy', dtype, 'r', offset, (file['count'],)).view(np.ndarray)
+        return np.memmap(self._path(f'{name}.npy'), dtype, 'r', offset, (file['count'],)).view(np.ndarray)
 
     def _check(self, name: str, is_valid: bool, contradiction: str) -> None:
         if not is_valid:
