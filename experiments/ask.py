@@ -19,6 +19,7 @@ import sys
 import time
 
 from lct.cli import sessions
+from lct.cli.exclude import add_exclude_flag
 from lct.cli.main import check_positive, run_script
 from lct.cli.model import add_model_flags, load_model, mesh_context
 from lct.cli.progress import bold, status
@@ -32,6 +33,7 @@ def main():
     add_model_flags(parser)
     parser.add_argument('--files', nargs='+', required=True,
                         help='folders, globs in quotes, or files; mail and notebooks are decoded')
+    add_exclude_flag(parser)
     parser.add_argument('--question', action='append', help='may be given several times')
     parser.add_argument('--length', type=int,
                         help='most tokens of prompt and answer; default: all positions of the model')
@@ -51,7 +53,7 @@ def main():
 def ask(args):
     """Print the answers and return their texts."""
     from lct.cli.reader import Reader, Saved
-    from lct.data.corpus import bundle
+    from lct.data.corpus import bundle, listing
     from lct.data.detokenizer import Detokenizer
 
     if args.max_new_tokens < 1:
@@ -62,8 +64,9 @@ def ask(args):
     Detokenizer(str, args.stop)  # refuses empty stop strings before anything is read
     folder = args.session and sessions.folder_of(args.session)
     status('files', 'reading', transient=True)
-    files = bundle.read(args.files)
-    status('files', f'{len(files)}, {sum(len(one.text) for one in files):,} characters')
+    tally = listing.Tally()
+    files = bundle.read(args.files, args.exclude, tally)
+    status('files', f'{tally.sentence()}; {sum(len(one.text) for one in files):,} characters')
     with mesh_context(args.mesh):
         from lct.models.sampling import at_temperature
 

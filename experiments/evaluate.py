@@ -199,12 +199,12 @@ def dtype_of(model):
 
 def make_plan(args, model, counts, tasks):
     """The suites.Plan and the provenance of its inputs."""
-    from lct.data.corpus import documents
+    from lct.cli.corpus import read_documents
     from lct.eval import data_files, provenance
     from lct.eval.suites.suite import Plan, make_material
     from lct.eval.tasks import ruler
 
-    texts = documents.read(args.haystack)
+    texts = read_documents(args.haystack)
     plan = Plan(make_material(model, texts, args.haystack, args.seed), tuple(sorted(counts)), counts, tasks)
     about = {'samples_from': plan.material.provenance(), 'documents_sha256': provenance.documents_hash(texts)}
     about['data'] = args.data and [str(args.data), provenance.files_hash(args.data.glob('*/*.jsonl'))]

@@ -15,10 +15,10 @@ import pathlib
 import statistics
 import time
 
+from lct.cli.corpus import read_documents
 from lct.cli.main import check_positive, run_script
 from lct.cli.model import parse_ints
 from lct.data import tokenizer as tokenizers
-from lct.data.corpus import documents
 from lct.eval import samples, scoring
 from lct.eval.tasks import needle_placement, qa_documents, reference_readers, ruler, ruler_text
 from lct.eval.tasks.material import ChatOverhead, Material
@@ -80,7 +80,7 @@ def make_material(args):
         sources['two_hop'] = qa_documents.read_hotpotqa(args.hotpotqa)
     placement = needle_placement.RulerFixed if args.placement == 'ruler' else needle_placement.Stratified
     return Material(
-        tokenizers.load(args.tokenizer), documents.read(args.haystack), text_source=args.haystack,
+        tokenizers.load(args.tokenizer), read_documents(args.haystack), text_source=args.haystack,
         lexicon=ruler_text.load_lexicon(args.words, args.seed), sources=sources, seed=args.seed,
         placement=placement(args.seed), overhead=ChatOverhead(args.overhead))
 

@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 
+from lct.cli.exclude import add_exclude_flag
 from lct.cli.main import run_script
 from lct.data.corpus import bundle
 
@@ -23,6 +24,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--url', default='http://127.0.0.1:8000/v1', help='of the server')
     parser.add_argument('--files', nargs='+', required=True, help='folders, globs in quotes, or files')
+    add_exclude_flag(parser)
     parser.add_argument('--ask', default='In one sentence, what does {name} do?', help='{name}: of each file')
     parser.add_argument('--max-new-tokens', type=int, default=64, help='most tokens of each answer')
     loop(parser.parse_args())
@@ -30,7 +32,7 @@ def main():
 
 def loop(args):
     """Print every answer and what it cost; return them by file."""
-    files = bundle.read(args.files)
+    files = bundle.read(args.files, args.exclude)
     text, answers, read, total = bundle.text(files), {}, 0, 0
     for file in files:
         start = time.monotonic()

@@ -48,7 +48,7 @@ def run(args):
         from lm_eval.tasks import TaskManager
         from lm_eval.utils import make_table
 
-    from lct.data.corpus import documents
+    from lct.cli.corpus import read_documents
     from lct.eval import lm_eval_adapter, suites
     from lct.eval.suites.suite import make_material
 
@@ -63,7 +63,7 @@ def run(args):
         tasks = args.tasks.split(',') if args.tasks else []
         if names:
             lengths = tuple(sorted(parse_ints('--lengths', args.lengths)))
-            material = make_material(model, documents.read(args.haystack), args.haystack, args.seed)
+            material = make_material(model, read_documents(args.haystack), args.haystack, args.seed)
             plan = suites.Plan(material, lengths, dict.fromkeys(lengths, args.samples))
             items = [item for name in names for item in suites.SUITES[name].items(plan)]
             tasks += lm_eval_adapter.tasks(items)

@@ -38,7 +38,7 @@ def run(repo, **changes):
         'batch_tokens': 65536, 'piece': 32, 'files': [str(repo)], 'question': QUESTIONS, 'length': None,
         'max_new_tokens': 8, 'temperature': 0.0, 'top_p': 1.0, 'stop': [], 'seed': 0, 'session': None,
         'session_gb': 1.0, 'cite': False, **changes}
-    return ask.ask(argparse.Namespace(**flags))
+    return ask.ask(argparse.Namespace(exclude=[], **flags))
 
 
 @pytest.fixture(scope='module')
@@ -80,7 +80,7 @@ def test_what_questions_do_not_share_is_read_again(repo, answers, monkeypatch):
 def test_it_reports_how_much_it_read(repo, answers, capsys):
     assert run(repo, question=QUESTIONS[:1], mesh='1,1,2,1') == answers[:1]
     out, status = capsys.readouterr()
-    assert QUESTIONS[0] in out and '3, ' in status and 'of 512: it fits' in status
+    assert QUESTIONS[0] in out and '3 documents; ' in status and 'of 512: it fits' in status
     for phrase in ('tokens of question read in', 'without the cache', '8 tokens answered'):
         assert phrase in status
 

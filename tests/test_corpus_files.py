@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lct.data import tokenizer as tokenizers
-from lct.data.corpus import documents, files
+from lct.data.corpus import documents, files, listing
 from lct.data.corpus.tokenize import tokenize_corpus
 
 
@@ -26,7 +26,7 @@ def small(chunks, size):
 
 def read(spec, fields=files.FIELDS, split=whole):
     """[Text] of all files of spec."""
-    return [text for file in files.find(spec) for block in files.blocks(file, split, fields)
+    return [text for file in listing.find(spec) for block in files.blocks(file, split, fields)
             for text in files.texts(block, fields)]
 
 
@@ -89,7 +89,7 @@ def test_blocks_hold_whole_lines_and_characters(tmp_path, monkeypatch):
     assert len(segments) > 9
     records = read(tmp_path / 'b.jsonl')
     assert [(t.name, t.text) for t in records] == [(f'b.jsonl:{i}', line) for i, line in enumerate(lines, 1)]
-    file, = files.find(tmp_path / 'b.jsonl')
+    file, = listing.find(tmp_path / 'b.jsonl')
     reads = [block.bytes_read for block in files.blocks(file, whole)]
     assert len(reads) > 50 and reads == sorted(reads) and reads[-1] == (tmp_path / 'b.jsonl').stat().st_size
 

@@ -36,8 +36,9 @@ BATCH = 1000  # documents per call of encode_batch
 def write_corpus(folder, source, num_bytes):
     """JSONL of about num_bytes of text from the files of source. Returns its bytes of UTF-8 text."""
     from lct.data.corpus import files as corpus_files
+    from lct.data.corpus import listing
 
-    files = [file.path for file in corpus_files.find(source)
+    files = [file.path for file in listing.find(source)
              if file.path.endswith(tuple(corpus_files.COMPRESSIBLE))
              and os.path.getsize(file.path) <= MAX_FILE]
     folder.mkdir(parents=True)

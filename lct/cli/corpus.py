@@ -1,8 +1,10 @@
 """The corpus of a config as a source of training rows and held-out documents."""
 
+import os
 import pathlib
+import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -14,11 +16,13 @@ from lct.data.batches import packing_plan
 from lct.data.batches.memory_source import MemorySource
 from lct.data.batches.store_source import StoreSource
 from lct.data.batches.upsample import Upsample
-from lct.data.corpus import documents
+from lct.data.corpus import documents, listing
+from lct.data.corpus.blocks import Fields
 from lct.data.corpus.store import Store, is_store
 from lct.data.tokenizer import Tokenizer
 
 DOCUMENTS = 'documents.npy'  # in a work directory: the hashes of the training documents
+BYTES_OF_A_BYTE = 4  # of memory for a byte of a corpus' files: text, token ids, and what decoding leaves
 BATCH = 64  # documents tokenized at a time, so that a large corpus is never held as Python ints
 
 
@@ -31,6 +35,38 @@ def tokenize_documents(tokenizer: Tokenizer, texts: Sequence[documents.Document]
     return ids
 
 
+def read_documents(spec: str, *, exclude: Sequence[str] = (), max_bytes: int | None = None,
+                   text_field: str = 'text', log: Callable[[str], object] | None = None,
+                   ) -> list[documents.Document]:
+    """The documents of a corpus (see data.corpus.listing.find), after a line on what was read and what was
+    not.
+
+    log: takes the line; by default it goes to stderr.
+    """
+    tally = listing.Tally()
+    found = documents.read(spec, max_bytes, Fields(text_field), exclude, tally)
+    line = f'corpus {spec}: {tally.sentence(max_bytes)}'
+    log(line) if log else print(line, file=sys.stderr, flush=True)
+    return found
+
+
+def check_size(spec: str, exclude: Sequence[str], max_bytes: int | None) -> None:
+    """Refuse a corpus that would not fit into the memory of this machine.
+
+    Raises:
+      ValueError: with the remedy, a token store.
+    """
+    if max_bytes is not None or spec == listing.EMBEDDED:
+        return
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    size = sum(os.path.getsize(file.path) for file in listing.find(spec, exclude))
+    if BYTES_OF_A_BYTE * size > memory:
+        raise ValueError(f'config.corpus {spec} has {size / 1e9:.1f} GB, which would take about '
+                         f'{BYTES_OF_A_BYTE * size / 1e9:.0f} of the {memory / 1e9:.0f} GB of memory here; '
+                         'make a token store of it with experiments/tokenize_corpus.py and give that, or '
+                         'read less with --set corpus_bytes=1000000000')
+
+
 def open_corpus(config: ConfigDict,
                 tokenizer: Tokenizer) -> tuple[MemorySource | StoreSource, list[np.ndarray]]:
     """The training rows of config.corpus, and the ids int32 [n] of its held-out documents.
@@ -38,7 +74,7 @@ def open_corpus(config: ConfigDict,
     A token store (experiments/tokenize_corpus.py) is read during training, each process its own shards.
     For it, config.sequences names a mode of packing_plan (default: packed), config.upsample gives the fields
     of Upsample, and config.chat_template = True renders chats with the model's own template. Any other corpus
-    (see data.corpus.files.find) is tokenized here and kept in memory. With config.eos_target = False, no
+    (see data.corpus.listing.find) is tokenized here and kept in memory. With config.eos_target = False, no
     document has an end of text as its last target (default: each has).
 
     Raises:
@@ -48,7 +84,12 @@ def open_corpus(config: ConfigDict,
         raise ValueError('config.corpus is empty; add --set corpus=PATH of your documents: a folder, a glob, '
                          'a file of text, .jsonl or .parquet, or a token store')
     if not is_store(config.corpus):
-        found = documents.read(config.corpus, config.corpus_bytes)
+        from lct.train.metrics import log
+
+        exclude, max_bytes = config.get('exclude', ()), config.get('corpus_bytes')
+        check_size(config.corpus, exclude, max_bytes)
+        found = read_documents(config.corpus, exclude=exclude, max_bytes=max_bytes,
+                               text_field=config.get('text_field', 'text'), log=log)
         training, held_out = documents.split(found, config.held_out)
         rows = MemorySource(tokenize_documents(tokenizer, training), tokenizer, seed=config.seed,
                             names=[document.name for document in training])

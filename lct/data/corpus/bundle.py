@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from lct.data.corpus import documents
 from lct.data.corpus.documents import Document
+from lct.data.corpus.listing import Tally
 from lct.data.tokenizer import Tokenizer
 
 HEADER = '======== {name} ========\n'
@@ -13,13 +14,17 @@ SAMPLES, SAMPLE = 32, 1024  # files, and characters of each, from which the numb
 CERTAIN = 2.0  # an estimate this many times too large refuses the files, a lower one has them counted
 
 
-def read(sources: Sequence[str | os.PathLike]) -> list[Document]:
+def read(sources: Sequence[str | os.PathLike], exclude: Sequence[str] = (),
+         tally: Tally | None = None) -> list[Document]:
     """Documents of several folders, globs or files (see documents.read), in the order of their names.
+
+    exclude, tally: see listing.find.
 
     Raises:
       ValueError: if two files have the same name.
     """
-    found = [document for source in sources for document in documents.read(source)]
+    found = [document for source in sources
+             for document in documents.read(source, exclude=exclude, tally=tally)]
     names = [document.name for document in found]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f'{len(repeated)} of {len(names)} files have a name that another file has too, the '

@@ -1,8 +1,10 @@
 """Compressed files as streams of their content."""
 
+import bz2
 import gzip
 import importlib
 import io
+import lzma
 from pathlib import Path
 from types import ModuleType
 from typing import IO
@@ -20,8 +22,42 @@ def _gunzip(raw: IO[bytes], _path: str) -> IO[bytes]:
     return gzip.GzipFile(fileobj=raw)
 
 
+def _bunzip2(raw: IO[bytes], _path: str) -> IO[bytes]:
+    return bz2.BZ2File(raw)
+
+
+def _unxz(raw: IO[bytes], path: str) -> IO[bytes]:
+    return io.BufferedReader(_Xz(raw, path), BUFFER)
+
+
+class _Xz(io.RawIOBase):
+    """lzma.LZMAFile, whose error is not an OSError as those of the other formats are."""
+
+    def __init__(self, raw, path):
+        self._file, self._path = lzma.LZMAFile(raw), path
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        try:
+            data = self._file.read(len(buffer))
+        except lzma.LZMAError as error:
+            raise OSError(str(error)) from error
+        buffer[:len(data)] = data
+        return len(data)
+
+
 def _unzstd(raw: IO[bytes], path: str) -> IO[bytes]:
-    return io.BufferedReader(optional('pyarrow', path).CompressedInputStream(raw, 'zstd'), BUFFER)
+    return io.BufferedReader(_optional_stream(raw, path, 'zstd'), BUFFER)
+
+
+def _unlz4(raw: IO[bytes], path: str) -> IO[bytes]:
+    return io.BufferedReader(_optional_stream(raw, path, 'lz4'), BUFFER)
+
+
+def _optional_stream(raw, path, codec):
+    return optional('pyarrow', path).CompressedInputStream(raw, codec)
 
 
 def optional(name: str, path: str) -> ModuleType:
@@ -33,4 +69,5 @@ def optional(name: str, path: str) -> ModuleType:
                          "'.[corpus]'") from None
 
 
-DECOMPRESSORS = {'.gz': _gunzip, '.zst': _unzstd}  # to add a compression: its function, and its row here
+# To add a compression: its function, and its row here
+DECOMPRESSORS = {'.gz': _gunzip, '.zst': _unzstd, '.bz2': _bunzip2, '.xz': _unxz, '.lz4': _unlz4}

@@ -5,7 +5,9 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from lct.data.corpus.files import EMBEDDED, FIELDS, Fields, blocks, find, no_text_error, texts
+from lct.data.corpus.blocks import FIELDS, Fields, File, Text
+from lct.data.corpus.files import blocks, texts
+from lct.data.corpus.listing import EMBEDDED, Tally, find, no_text_error
 
 
 class Document(NamedTuple):
@@ -13,29 +15,41 @@ class Document(NamedTuple):
     text: str
 
 
-def read(source: str | os.PathLike | None = None, max_bytes: int | None = None,
-         fields: Fields = FIELDS) -> list[Document]:
+def read(source: str | os.PathLike | None = None, max_bytes: int | None = None, fields: Fields = FIELDS,
+         exclude: Sequence[str] = (), tally: Tally | None = None) -> list[Document]:
     """Whole documents in the order of their names, at most max_bytes of UTF-8 in total.
 
-    source: see files.find; None is 'embedded'. Documents without text are left out.
+    source, exclude: see listing.find; None is 'embedded'. Documents without text are left out.
+    tally: counts what was read and what was not.
 
     Raises:
       ValueError: for a document that cannot be read, naming file and line; for a corpus without text; if
         max_bytes is less than the first document.
     """
-    documents, num_bytes = [], 0
-    for document in _documents(EMBEDDED if source is None else source, fields):
-        size = len(document.text.encode('utf-8'))
-        if max_bytes is not None and num_bytes + size > max_bytes:
-            if not documents:
-                raise ValueError(f'max_bytes {max_bytes} is less than the {size} bytes of the first document '
-                                 f'{document.name}; use a larger max_bytes')
+    source, tally = EMBEDDED if source is None else source, tally or Tally()
+    documents, num_bytes, files = [], 0, find(source, exclude, tally)
+    for file in files:
+        before = len(documents)
+        for text in _texts(file, fields):
+            size = len(text.text.encode('utf-8'))
+            if max_bytes is not None and num_bytes + size > max_bytes:
+                if not documents:
+                    raise ValueError(f'max_bytes {max_bytes} is less than the {size} bytes of the first '
+                                     f'document {text.name}; use a larger max_bytes')
+                tally.left = 1 + sum(1 for _ in files)
+                break
+            if size:
+                documents.append(Document(text.name, text.text))
+                num_bytes += size
+                tally.latin1 += text.latin1
+        tally.files += len(documents) > before
+        if tally.left:
             break
-        if size:
-            documents.append(document)
-            num_bytes += size
+        if len(documents) == before:
+            tally.skipped['empty'] += 1
+    tally.documents += len(documents)
     if not documents:
-        raise no_text_error(source)
+        raise no_text_error(source, tally)
     return documents
 
 
@@ -68,13 +82,12 @@ def split(documents: Sequence[Document], held_out: float = 0.1) -> tuple[list[Do
     return training, held
 
 
-def _documents(source: str | os.PathLike, fields: Fields) -> Iterator[Document]:
-    for file in find(source):
-        for block in blocks(file, _unsplit, fields):
-            for text in texts(block, fields):
-                if text.error is not None:
-                    raise ValueError(text.error)
-                yield Document(text.name, text.text)
+def _texts(file: File, fields: Fields) -> Iterator[Text]:
+    for block in blocks(file, _unsplit, fields):
+        for text in texts(block, fields):
+            if text.error is not None:
+                raise ValueError(text.error)
+            yield text
 
 
 def _unsplit(stream: Iterable[str], size: int) -> Iterator[tuple[str, bool]]:

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lct.data import tokenizer as tokenizers
-from lct.data.corpus import files
+from lct.data.corpus import files, listing
+from lct.data.corpus.blocks import BLOCK, FIELDS, Block, Fields, File
 from lct.data.corpus.index import ids_dtype
 from lct.data.corpus.store import Store
 from lct.data.corpus.store_writer import Writer, check_source
@@ -65,11 +66,11 @@ class Position(NamedTuple):
 
 def tokenize_corpus(specs: Sequence[str | os.PathLike], tokenizer_name: str | os.PathLike,
                     folder: str | os.PathLike, *, workers: int, shard_tokens: int = 2**27,
-                    fields: files.Fields = files.FIELDS, skip_bad: bool = False,
+                    fields: Fields = FIELDS, skip_bad: bool = False,
                     progress: Callable[[Progress], object] = lambda progress: None) -> Store:
-    """Write the documents of specs (see files.find) into a new store, or continue one that was begun.
+    """Write the documents of specs (see listing.find) into a new store, or continue one that was begun.
 
-    Documents keep the order of specs and of names. A text file longer than files.BLOCK is cut, at line ends
+    Documents keep the order of specs and of names. A text file longer than BLOCK is cut, at line ends
     where there are any (see Tokenizer.split_stream); the store counts the cuts that may have changed ids.
 
     Args:
@@ -120,16 +121,16 @@ def _fingerprint(specs: Sequence[str | Path]) -> tuple[str, int]:
         digest.update(repr((file.source, file.name, stat.st_size, stat.st_mtime_ns)).encode())
         total += stat.st_size
     if not total:
-        raise files.no_text_error(' '.join(map(str, specs)))
+        raise listing.no_text_error(' '.join(map(str, specs)))
     return digest.hexdigest(), total
 
 
-def _files(specs: Sequence[str | Path]) -> Iterator[files.File]:
-    return itertools.chain.from_iterable(map(files.find, specs))
+def _files(specs: Sequence[str | Path]) -> Iterator[File]:
+    return itertools.chain.from_iterable(map(listing.find, specs))
 
 
-def _groups(specs: Sequence[str | Path], tokenizer: tokenizers.Tokenizer, fields: files.Fields,
-            cursor: list[int]) -> Iterator[tuple[list[files.Block], Position]]:
+def _groups(specs: Sequence[str | Path], tokenizer: tokenizers.Tokenizer, fields: Fields,
+            cursor: list[int]) -> Iterator[tuple[list[Block], Position]]:
     """(blocks for one worker, Position after them), from cursor on. Small files are grouped."""
     group, size, bytes_before = [], 0, 0
     for number, file in enumerate(_files(specs)):
@@ -139,14 +140,14 @@ def _groups(specs: Sequence[str | Path], tokenizer: tokenizers.Tokenizer, fields
                 continue
             group.append(block)
             size += block.size
-            if size >= files.BLOCK:
+            if size >= BLOCK:
                 yield group, Position([number, index + 1], bytes_before + block.bytes_read)
                 group, size = [], 0
         bytes_before += os.path.getsize(file.path)
     yield group, Position([number + 1, 0], bytes_before)
 
 
-def _in_order(pool: ProcessPoolExecutor, groups: Iterator[tuple[list[files.Block], Position]],
+def _in_order(pool: ProcessPoolExecutor, groups: Iterator[tuple[list[Block], Position]],
               ahead: int) -> Iterator[tuple[Encoded, Position]]:
     """(Encoded, Position) of each group, in order; up to `ahead` groups are encoded meanwhile."""
     pending = deque()
@@ -159,7 +160,7 @@ def _in_order(pool: ProcessPoolExecutor, groups: Iterator[tuple[list[files.Block
         yield future.result(), position
 
 
-def _start_worker(tokenizer_name: str | os.PathLike, fields: files.Fields) -> None:
+def _start_worker(tokenizer_name: str | os.PathLike, fields: Fields) -> None:
     global _tokenizer, _fields
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
@@ -172,7 +173,7 @@ def _exit_with_parent() -> None:
     os._exit(1)  # the parent was killed, so the result has no reader
 
 
-def _encode(blocks: list[files.Block]) -> Encoded:
+def _encode(blocks: list[Block]) -> Encoded:
     """The Encoded of a group of Blocks, in a worker."""
     segments, ends, errors = [], [], []
     inexact_cuts = sum(not block.exact for block in blocks)
