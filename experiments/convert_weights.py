@@ -13,9 +13,11 @@ import argparse
 import math
 import os
 
+from lct import bucket_cache
 from lct.cli.main import run_script
 from lct.cli.model import warn_of_edits
 from lct.text import table
+from lct.upload import new_folder
 
 
 def dry_run(config, degrees, itemsize=2):
@@ -85,9 +87,9 @@ def main():
     import jax
 
     from lct.cli import convert
-    from lct.sharding import make_mesh
-    from lct.weights import companions
 
+    args.source, args.tokenizer_from, args.adapter = (
+        path and str(bucket_cache.local(path)) for path in (args.source, args.tokenizer_from, args.adapter))
     source_format = convert.format_of(args.source)
     options = {name: getattr(args, name) for name in convert.OPTIONS if getattr(args, name) is not None}
     convert.check_options(source_format, options)
@@ -103,19 +105,31 @@ def main():
         jax.config.update('jax_num_cpu_devices', math.prod(args.mesh))
     if source_format != 'gguf':
         warn_of_edits(args.source)
+    with new_folder(args.target, args.overwrite) as target:
+        write(args, str(target), source_format, options)
+
+
+def write(args, target, source_format, options):
+    """Convert into the folder target, and say what it holds."""
+    import jax
+
+    from lct.cli import convert
+    from lct.sharding import make_mesh
+    from lct.weights import companions
+
     with jax.set_mesh(make_mesh(args.mesh)):
-        _, params = convert.convert(args.source, args.target, args.to, dtype=args.dtype,
+        _, params = convert.convert(args.source, target, args.to, dtype=args.dtype,
                                     num_files=args.num_files, tokenizer_from=args.tokenizer_from,
                                     overwrite=args.overwrite, **options)
         print(f'{args.target}: {args.to}, {sum(x.size for x in jax.tree.leaves(params)):,} numbers of '
               f'{params.embed.dtype.name}')
     del params
-    for line in companions.describe(args.tokenizer_from or args.source, args.target,
+    for line in companions.describe(args.tokenizer_from or args.source, target,
                                     'hf' if args.tokenizer_from else source_format, args.to):
         print(line)
     if args.verify:
-        print(convert.check(args.source, args.target, args.to, **options))
+        print(convert.check(args.source, target, args.to, **options))
 
 
 if __name__ == '__main__':
-    run_script(main)
+    run_script(main, urls=('', '--tokenizer-from', '--adapter'))

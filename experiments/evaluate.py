@@ -22,6 +22,7 @@ evaluate.py. The losses are those of the last call.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
@@ -29,10 +30,11 @@ import math
 import pathlib
 import sys
 
-from lct import json_files
+from lct import bucket_cache, json_files
 from lct.cli.main import check_positive, run_script
 from lct.cli.model import add_model_flags, find_model, load_model, mesh_context, parse_ints
 from lct.cli.progress import Progress
+from lct.cli.urls import work_folder
 from lct.files import write_atomically
 
 MAX_SAMPLES = 100_000
@@ -66,7 +68,9 @@ def main():
     parser.add_argument('--trained', type=int,
                         help='trained length; default: the positions of the model')
     parser.add_argument('--seed', type=int, default=42)
-    evaluate(parser.parse_args())
+    args = parser.parse_args()
+    with work_folder(args.workdir) if args.workdir else contextlib.nullcontext() as args.workdir:
+        evaluate(args)
 
 
 def evaluate(args):
@@ -111,7 +115,7 @@ def compare(folders, workdir):
 
     if len(folders) < 2:
         raise ValueError(f'--compare {folders[0]} names one folder; name two or more')
-    first, *others = map(comparison.read, folders)
+    first, *others = map(comparison.read, map(bucket_cache.local, folders))
     found = {one.name: comparison.differences(first, one) for one in others}
     for name, differences in found.items():
         print(f'\n{name} beside {first.name}')
@@ -207,16 +211,18 @@ def make_plan(args, model, counts, tasks):
     texts = read_documents(args.haystack)
     plan = Plan(make_material(model, texts, args.haystack, args.seed), tuple(sorted(counts)), counts, tasks)
     about = {'samples_from': plan.material.provenance(), 'documents_sha256': provenance.documents_hash(texts)}
-    about['data'] = args.data and [str(args.data), provenance.files_hash(args.data.glob('*/*.jsonl'))]
+    about['data'] = None
     if args.data:
+        data = pathlib.Path(bucket_cache.local(args.data))
+        about['data'] = [str(args.data), provenance.files_hash(data.glob('*/*.jsonl'))]
         ((length, count),) = counts.items()
         if args.suite == 'own':
-            limits, known = {}, data_files.task_names(args.data)
+            limits, known = {}, data_files.task_names(data)
         else:
             limits = {name: ruler.task(name).max_new_tokens for name in ruler.TASKS}
             known = list(limits)
         chosen = [name for name in known if tasks is None or name in tasks]
-        given, problems = data_files.read(args.data, chosen, length, count, model, limits)
+        given, problems = data_files.read(data, chosen, length, count, model, limits)
         plan = dataclasses.replace(plan, given=given)
         warn(problems)
     if args.base:
@@ -331,4 +337,5 @@ def strict(value):
 
 
 if __name__ == '__main__':
-    run_script(main, resumes=True)
+    run_script(main, resumes=True,
+               urls=('--model', '--workdir', '--compare', '--data', '--haystack', '--base'))

@@ -25,6 +25,7 @@ from lct.cli.corpus import check_documents, corpus_identity, open_corpus, record
 from lct.cli.main import run_script
 from lct.cli.model import find_model, model_fingerprint, warn_of_edits
 from lct.cli.paths import experiments_folder
+from lct.cli.urls import work_folder
 from lct.data import tokenizer as tokenizers
 from lct.eval import before_after, quick_ruler, recall_probe
 from lct.eval.loss import by_position
@@ -80,8 +81,9 @@ def run():
     config, args = parse_args(__doc__, experiments_folder() / 'configs' / 'laptop.py', 'runs/laptop')
     setup_devices(config)
     began = time.monotonic()
-    with watchdog.watch(config.watchdog, args.workdir, jax.process_index()):
-        job = check(config, Path(args.workdir))
+    with (work_folder(args.workdir, processes.is_first(), processes.wait_for_all) as workdir,
+          watchdog.watch(config.watchdog, workdir, jax.process_index())):
+        job = check(config, workdir)
         with run_record.call(job.workdir, job.recorded['config'], job.recorded['inputs']):
             try:
                 with stopping.catch_signals() as stop_requested:
@@ -318,4 +320,4 @@ def describe_theta(stage):
 
 
 if __name__ == '__main__':
-    run_script(run, resumes=True)
+    run_script(run, resumes=True, urls=('--workdir',))

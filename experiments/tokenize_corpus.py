@@ -11,15 +11,17 @@ same, byte for byte, for any number of workers and of stops.
 """
 
 import argparse
+import json
 import os
 import sys
 import time
 
-from lct import watchdog
+from lct import storage, watchdog
 from lct.cli.main import run_script
 from lct.data.corpus.files import Fields
-from lct.data.corpus.store import Store
+from lct.data.corpus.store import Store, is_store
 from lct.data.corpus.tokenize import tokenize_corpus
+from lct.upload import new_folder
 
 
 class StatusLine:
@@ -61,6 +63,16 @@ def clock(seconds):
     return f'{minutes // 60}:{minutes % 60:02d}:{seconds:02d}'
 
 
+def write(args, folder):
+    """Tokenize into a folder. Returns the Store."""
+    if storage.scheme_of(args.output) and is_store(folder):
+        print(f'{folder} was complete when its upload was interrupted; delete it to tokenize again')
+        return Store(folder)
+    return tokenize_corpus(args.sources, args.tokenizer, folder, workers=args.workers,
+                           shard_tokens=args.shard_tokens, skip_bad=args.skip_bad,
+                           fields=Fields(args.field, args.source_field), progress=ProgressLine())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,14 +98,14 @@ def main():
         return
     if not (args.sources and args.tokenizer and args.output):
         parser.error('give SOURCE, --tokenizer and --output, or --verify FOLDER')
-    with watchdog.watch({}, os.path.dirname(os.path.abspath(args.output))):  # a worker may hang
-        store = tokenize_corpus(args.sources, args.tokenizer, args.output, workers=args.workers,
-                                shard_tokens=args.shard_tokens, skip_bad=args.skip_bad,
-                                fields=Fields(args.field, args.source_field), progress=ProgressLine())
+    work = {name: value for name, value in vars(args).items() if name != 'workers'}
+    with (new_folder(args.output, key=json.dumps(work)) as folder,
+          watchdog.watch({}, os.path.dirname(os.path.abspath(folder)))):  # a worker may hang
+        store = write(args, folder)
     print(f'{args.output}: {store.num_documents} documents, {store.num_tokens} tokens, sources '
           f'{", ".join(store.sources)}; left out {store.counts["empty"]} empty and {store.counts["bad"]} bad '
           f'documents; {store.counts["inexact_cuts"]} cuts may have changed ids')
 
 
 if __name__ == '__main__':
-    run_script(main, resumes=True)
+    run_script(main, resumes=True, urls=('', '--tokenizer', '--output', '--verify'))

@@ -171,7 +171,7 @@ def make_room(needed: int, url: str) -> None:
     for record in sorted(entries, key=entries.get):
         if total + needed <= bound and needed < shutil.disk_usage(root()).free:
             break
-        total -= entries[record][1] if _delete(record.with_suffix('')) else 0
+        total -= entries[record][1] if _delete_unused(record.with_suffix('')) else 0
     free = shutil.disk_usage(root()).free
     if total + needed > bound or needed >= free:
         raise StorageError(
@@ -180,7 +180,15 @@ def make_room(needed: int, url: str) -> None:
             'or set LCT_CACHE_DIR to a folder on a larger disk')
 
 
-def _delete(entry):
+def delete(entry: Path) -> None:
+    """Delete an entry that this process holds alone."""
+    entry.with_suffix('.json').unlink(missing_ok=True)
+    shutil.rmtree(entry, ignore_errors=True)
+    for kind in ('.lock', '.download'):
+        entry.with_suffix(kind).unlink(missing_ok=True)
+
+
+def _delete_unused(entry):
     """Delete an entry unless a process holds it. Returns whether it is gone."""
     lock = entry.with_suffix('.lock')
     if lock in _held or not hold(lock, alone=True):
@@ -189,10 +197,7 @@ def _delete(entry):
         if json.loads(entry.with_suffix('.json').read_text()).get(UNSAVED):
             release(lock)
             return False
-    entry.with_suffix('.json').unlink(missing_ok=True)
-    shutil.rmtree(entry, ignore_errors=True)
-    lock.unlink(missing_ok=True)
-    lock.with_suffix('.download').unlink(missing_ok=True)
+    delete(entry)
     release(lock)
     return True
 

@@ -27,10 +27,10 @@ from typing import Any
 
 from lct import bucket_cache, checksums, files, storage
 from lct.storage import Remote, StorageError
+from lct.upload import upload
 
 ATOMIC = re.compile(r'(checkpoints/\d+|model)(?=/|$)')  # folders that are complete or absent
 COMMIT, OWNER = '.commit.json', '.owner.json'
-LAST = ('config.json', 'params.json', 'index.json')  # without which a folder is not read: uploaded last
 PASSING = re.compile(r'(^|/)(\.|lock$)|\.part$|\.orbax-checkpoint-tmp')  # names of what is not complete
 CHUNK = 2**24  # bytes of one crc32
 BEAT_S, LOST_AFTER_S = 20.0, 70.0  # renewals of the owner; without one it is given up
@@ -236,19 +236,6 @@ def local_folder(url: str | os.PathLike) -> Path:
     """The local folder of a work directory at a URL."""
     remote = Remote(url)
     return bucket_cache.entry_of('workdirs', remote.url) / remote.name
-
-
-def upload(folder: Path, remote: Remote) -> None:
-    """Upload all files of a folder, those without which nobody reads it last, and delete other objects."""
-    names = sorted((path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file()),
-                   key=lambda name: (name in LAST, name))
-    before = remote.list()
-    remote.remove([name for name in LAST if name in before])
-    storage.in_parallel(lambda name: remote.put(folder / name, name),
-                        [name for name in names if name not in LAST])
-    for name in [name for name in names if name in LAST]:
-        remote.put(folder / name, name)
-    remote.remove(set(before) - set(names))
 
 
 @contextlib.contextmanager

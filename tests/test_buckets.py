@@ -9,7 +9,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from lct import bucket_cache, mirror, storage
+from lct import bucket_cache, mirror, storage, upload
 from lct.cli import model as cli_model
 from lct.data.corpus import documents
 from lct.data.corpus.store import Store, is_store
@@ -110,7 +110,7 @@ def test_a_store_copies_the_shards_that_are_read(tmp_path, cache):
             writer.append(np.full(1000, number), [(f'document {number}', 'all', 1000)])
             writer.close_shard(number)
         local = writer.finish(4)
-    mirror.upload(tmp_path / 'store', storage.Remote(URL))
+    upload.upload(tmp_path / 'store', storage.Remote(URL))
     assert is_store(URL) and not is_store(URL + '/none')
     store = Store(URL)
     assert store.fingerprint == local.fingerprint and list(store.names) == list(local.names)

@@ -35,7 +35,8 @@ MAY_IMPORT = {
     'files': ('storage',),
     'json_files': ('files',),
     'bucket_cache': ('files', 'storage'),
-    'mirror': ('bucket_cache', 'checksums', 'files', 'storage'),
+    'upload': ('bucket_cache', 'files', 'storage'),
+    'mirror': ('bucket_cache', 'checksums', 'files', 'storage', 'upload'),
     'text': (),
     'data': ('bucket_cache', 'checksums', 'files', 'json_files', 'storage', 'terminal', 'text'),
     'ops': ('text',),
@@ -45,7 +46,7 @@ MAY_IMPORT = {
     'eval': BELOW,
     'plan': BELOW,
     'serve': (*BELOW, 'eval', 'weights'),
-    'cli': (*BELOW, 'mirror', 'weights', 'train', 'eval', 'plan'),
+    'cli': (*BELOW, 'mirror', 'upload', 'weights', 'train', 'eval', 'plan'),
 }
 # Libraries with one home: only files whose path starts like this import them.
 HOMES = {
@@ -56,7 +57,8 @@ HOMES = {
     'starlette': 'lct/serve/',
 }
 NO_JAX = ('bucket_cache', 'checksums', 'data', 'deferred_signals', 'exit_status', 'files', 'json_files',
-          'last_resort', 'mirror', 'stop_signals', 'storage', 'terminal', 'text', 'watchdog')  # numpy alone
+          'last_resort', 'mirror', 'stop_signals', 'storage', 'terminal', 'text', 'upload',
+          'watchdog')  # numpy alone
 JAX = ('jax', 'jaxlib', 'flax')
 
 

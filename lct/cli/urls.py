@@ -1,7 +1,7 @@
 """Where the user's paths may have a scheme such as s3://, and the local folders that stand for them."""
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +49,23 @@ def _check(value, name, is_supported):
 
 
 @contextlib.contextmanager
-def work_folder(workdir: str | Path) -> Iterator[Path]:
-    """The local folder of a work directory, which is uploaded if its path has a scheme. Of several processes
-    the first one uploads; they must share a file system, as for any work directory.
+def work_folder(workdir: str | Path, is_first: bool = True,
+                wait_for_all: Callable[[], object] = lambda: None) -> Iterator[Path]:
+    """The local folder of a work directory, which is uploaded if its path has a scheme.
+
+    Of several processes the first one uploads. They must share the folder, as for any work directory.
+    wait_for_all: returns when every process has called it.
 
     Raises:
       ValueError, storage.StorageError: see mirror.Mirror.
     """
-    from lct import processes
-
     if not storage.scheme_of(workdir):
         yield Path(workdir)
-    elif processes.is_first():
+    elif is_first:
         with mirror.mirrored(workdir, write_line) as folder:
             write_line(f'{storage.url_of(workdir)} is mirrored in {folder}')
-            processes.wait_for_all()
+            wait_for_all()
             yield folder
     else:
-        processes.wait_for_all()
+        wait_for_all()
         yield mirror.local_folder(workdir)
