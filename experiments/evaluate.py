@@ -1,7 +1,8 @@
 """Evaluate how well a model uses a long context.
 
-The suites are RULER, needles, adversarial needles, learning in context, questions about a repository, and
-losses: by position, with growing context, on key tokens, on identifiers, and beside a base model.
+The suites are RULER, needles, adversarial needles, comprehension, learning in context, questions about a
+repository, and losses: by position, with growing context, on key tokens, on identifiers, and beside a base
+model.
 
     python experiments/evaluate.py --model DIR --suite ruler,needle --lengths 4096,8192 --workdir RUN
     python experiments/evaluate.py --model smollm2 --suite ruler --lengths 1024,2048 --samples 8,4 \\
@@ -63,6 +64,9 @@ def main():
                         '--lengths')
     parser.add_argument('--haystack', default='embedded',
                         help='folder, glob, or file of text, .jsonl or .parquet')
+    for name in ('squad', 'hotpotqa', 'nq'):
+        parser.add_argument(f'--{name}', type=pathlib.Path, help=f'file of questions for passages_{name}; '
+                            '--squad also for qa_1 and --hotpotqa for qa_2')
     parser.add_argument('--base',
                         help='the model before its extension, whose loss on short windows is compared')
     parser.add_argument('--trained', type=int,
@@ -206,11 +210,15 @@ def make_plan(args, model, counts, tasks):
     from lct.cli.corpus import read_documents
     from lct.eval import data_files, provenance
     from lct.eval.suites.suite import Plan, make_material
-    from lct.eval.tasks import ruler
+    from lct.eval.tasks import qa_documents, ruler
 
     texts = read_documents(args.haystack)
-    plan = Plan(make_material(model, texts, args.haystack, args.seed), tuple(sorted(counts)), counts, tasks)
-    about = {'samples_from': plan.material.provenance(), 'documents_sha256': provenance.documents_hash(texts)}
+    paths = {name: getattr(args, name) for name in qa_documents.FILES if getattr(args, name, None)}
+    material = make_material(model, texts, args.haystack, args.seed, qa_documents.read_sources(paths))
+    plan = Plan(material, tuple(sorted(counts)), counts, tasks)
+    about = {'samples_from': material.provenance(), 'documents_sha256': provenance.documents_hash(texts)}
+    if paths:
+        about['questions_sha256'] = provenance.files_hash(paths.values())
     about['data'] = None
     if args.data:
         data = pathlib.Path(bucket_cache.local(args.data))

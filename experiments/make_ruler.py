@@ -73,11 +73,8 @@ def main():
 
 def make_material(args):
     """The Material that the flags describe."""
-    sources = {}
-    if args.squad:
-        sources['one_hop'] = qa_documents.read_squad(args.squad)
-    if args.hotpotqa:
-        sources['two_hop'] = qa_documents.read_hotpotqa(args.hotpotqa)
+    paths = {name: path for name, path in (('squad', args.squad), ('hotpotqa', args.hotpotqa)) if path}
+    sources = qa_documents.read_sources(paths)
     placement = needle_placement.RulerFixed if args.placement == 'ruler' else needle_placement.Stratified
     return Material(
         tokenizers.load(args.tokenizer), read_documents(args.haystack), text_source=args.haystack,

@@ -183,7 +183,8 @@ def test_a_base_model_with_another_tokenizer_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize('changes, message', [
     ({'suite': 'repository', 'tasks': None}, 'the documents hold no Python file; give a repository, such as'),
     ({'suite': 'rulers'},
-     "unknown suite 'rulers'; the suites are ruler, needle, adversarial, icl, repository, loss, own"),
+     "unknown suite 'rulers'; the suites are ruler, needle, adversarial, comprehension, icl, repository, "
+     'loss, own'),
     ({'tasks': 'niah_single_9'},
      "unknown task 'niah_single_9'; the tasks of ruler, needle are niah_single_1"),
     ({'suite': 'loss', 'tasks': 'vt'}, 'the suite loss has no tasks such as vt; leave --tasks out'),

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import difflib
 import math
 import re
 import string
@@ -18,6 +19,10 @@ ANY_REFERENCE_TASKS = ('qa_1', 'qa_2')  # any reference is right; the other task
 CHUNK_SUFFIX = re.compile(r'-\d+$')  # of RULER's prediction files written in chunks
 CONTROL = re.compile(r'[\x00-\x1f]')
 Z = 1.959963984540054  # of a 95% interval
+COUNTS = ('zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen '
+          'sixteen seventeen eighteen nineteen twenty').split()
+NUMBER = re.compile(r'\d+(?:,\d{3})*|(?<![a-z])(?:' + '|'.join(COUNTS) + ')(?![a-z])')
+NAME = re.compile(r'[a-z0-9]+')
 
 
 def clean(text: str) -> str:
@@ -57,14 +62,65 @@ def _f1(found, wanted):
     return 2 * shared / (len(found) + len(wanted)) if shared else 0.0
 
 
+def similarity(text: str, outputs: Sequence[str]) -> float:
+    """The ratio of equal characters, as OpenAI's MRCR scores, of the line of text that is most like one of
+    outputs."""
+    lines = [line.strip() for line in text.splitlines()] or ['']
+    return max(difflib.SequenceMatcher(None, line, output).ratio() for line in lines for output in outputs)
+
+
+def set_f1(text: str, outputs: Sequence[str]) -> float:
+    """The harmonic mean of precision and recall of a set of names, as GraphWalks scores.
+
+    The names in text are its words that are spelled like one of outputs: letters and digits at the same
+    places, as in 'qk417'. Of several lines, the first with a name counts.
+    """
+    wanted = {output.lower() for output in outputs}
+    shapes = {_shape(name) for name in wanted}
+    for line in text.lower().splitlines():
+        if found := {name for name in NAME.findall(line) if _shape(name) in shapes}:
+            return 2 * len(found & wanted) / (len(found) + len(wanted))
+    return 0.0
+
+
+def _shape(name):
+    return ''.join('0' if x.isdigit() else 'a' for x in name)
+
+
+def in_order(text: str, outputs: Sequence[str]) -> float:
+    """1.0 if text names all outputs, each for the first time after the one before it."""
+    starts = [find_value(text, output) for output in outputs]
+    return float(min(starts) >= 0 and starts == sorted(starts))
+
+
+def first_number(text: str, outputs: Sequence[str]) -> float:
+    """1.0 if the first number in text, in digits or as a word up to twenty, is one of outputs."""
+    found = NUMBER.search(text.lower())
+    return float(found is not None and _integer(found[0]) in map(_integer, outputs))
+
+
+def _integer(number):
+    return COUNTS.index(number) if number in COUNTS else int(number.replace(',', ''))
+
+
 DEFAULT_METRIC = 'all'
 METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
-    'all': string_match_all, 'any': string_match_part, 'exact': exact_match, 'f1': token_f1}
+    'all': string_match_all, 'any': string_match_part, 'exact': exact_match, 'f1': token_f1,
+    'similarity': similarity, 'set_f1': set_f1, 'order': in_order, 'number': first_number}
 
 
 def score(task: str, text: str, outputs: Sequence[str]) -> float:
     """0..1: RULER's score of one prediction."""
     return (string_match_part if task in ANY_REFERENCE_TASKS else string_match_all)(clean(text), outputs)
+
+
+def names_first(text: str, value: str, others: Iterable[str]) -> float:
+    """1.0 if text names value before it names any of others.
+
+    So an answer that lists everything is not right, and one that goes on to another question stays right.
+    """
+    start = find_value(text, value)
+    return float(start >= 0 and not any(0 <= find_value(text, other) < start for other in others))
 
 
 def contains_value(text: str, value: str) -> bool:
@@ -73,10 +129,18 @@ def contains_value(text: str, value: str) -> bool:
     RULER counts any substring. Here a digit next to a digit, or a cased letter next to one, does not count;
     everything else may touch the value: underscores, units, scripts without spaces.
     """
+    return find_value(text, value) >= 0
+
+
+def find_value(text: str, value: str) -> int:
+    """Where the cleaned text first contains value, as contains_value counts it; -1 if nowhere."""
     text, value = clean(text).lower(), value.lower()
-    starts = (match.start() for match in re.finditer(f'(?={re.escape(value)})', text))
-    return any(not _continues(text[max(start - 1, 0):start], value[:1])
-               and not _continues(value[-1:], text[start + len(value):][:1]) for start in starts)
+    for match in re.finditer(f'(?={re.escape(value)})', text):
+        start = match.start()
+        if not (_continues(text[max(start - 1, 0):start], value[:1])
+                or _continues(value[-1:], text[start + len(value):][:1])):
+            return start
+    return -1
 
 
 def _continues(left, right):

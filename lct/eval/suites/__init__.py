@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from lct.eval.suites.adversarial import AdversarialSuite
+from lct.eval.suites.comprehension import ComprehensionSuite
 from lct.eval.suites.icl import InContextSuite
 from lct.eval.suites.loss import LossSuite
 from lct.eval.suites.needle import NeedleSuite
@@ -14,8 +15,8 @@ from lct.eval.suites.suite import Plan, Suite
 __all__ = ['SUITES', 'Plan', 'Suite', 'check_tasks', 'select']
 
 SUITES: dict[str, Suite] = {suite.name: suite for suite in (
-    RulerSuite(), NeedleSuite(), AdversarialSuite(), InContextSuite(), RepositorySuite(), LossSuite(),
-    OwnSuite(),
+    RulerSuite(), NeedleSuite(), AdversarialSuite(), ComprehensionSuite(), InContextSuite(),
+    RepositorySuite(), LossSuite(), OwnSuite(),
 )}
 
 

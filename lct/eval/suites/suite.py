@@ -311,7 +311,8 @@ def no_interval_sentences(result: Mapping) -> list[str]:
     return ['no interval where all questions are about one text: more samples ask about more texts']
 
 
-def make_material(model: runner.Model, documents: Sequence, text_source: str, seed: int) -> Material:
+def make_material(model: runner.Model, documents: Sequence, text_source: str, seed: int,
+                  sources: Mapping | None = None) -> Material:
     """The material of a Plan for a model. text_source: the name of the documents in the results."""
-    return Material(model.tokenizer, documents, text_source=text_source, seed=seed,
+    return Material(model.tokenizer, documents, text_source=text_source, seed=seed, sources=sources,
                     overhead=ChatOverhead(model.overhead(), model.overhead_before()))

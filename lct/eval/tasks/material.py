@@ -10,7 +10,7 @@ import numpy as np
 
 from lct.data.tokenizer import Tokenizer
 from lct.eval import samples
-from lct.eval.tasks import needle_placement, prompt_fitting, qa_documents, ruler_text
+from lct.eval.tasks import generated_passages, needle_placement, prompt_fitting, qa_documents, ruler_text
 
 
 class ChatOverhead(NamedTuple):
@@ -38,7 +38,8 @@ class Material:
       documents: list of data.corpus.documents.Document, the text of the haystacks.
       text_source: the name of the documents in results.
       lexicon: names, values and word lists; generated ones by default.
-      sources: {'one_hop' or 'two_hop': qa_documents.FileQuestions}; generated people by default.
+      sources: {'one_hop', 'two_hop' or a key of qa_documents.FILES: qa_documents.FileQuestions}; the first
+        two are generated people by default.
       placement: needle_placement.Stratified(seed) by default, or RulerFixed() for RULER's own fixed shuffles.
       overhead: of the chat template that the prompts will be put into.
     """
@@ -53,6 +54,7 @@ class Material:
         self.lexicon = lexicon or ruler_text.generated_lexicon(seed)
         self.sources = {'one_hop': qa_documents.GeneratedPeople(seed, 1),
                         'two_hop': qa_documents.GeneratedPeople(seed, 2), **(sources or {})}
+        self._generated = {'passages': generated_passages.GeneratedPassages(seed)}
         self.placement = placement or needle_placement.Stratified(seed)
         self.documents, self._cache = documents, {}
         self._noise = self.counter.count_each([ruler_text.NOISE])
@@ -162,9 +164,12 @@ class Material:
 
     def document_pool(self, name: str, length: int) -> tuple[Any, list[str], np.ndarray]:
         """(source, [text], tokens [n]) of documents for question answering."""
-        if name not in self.sources:
-            raise ValueError(f"unknown source of questions {name!r}; use one of {', '.join(self.sources)}")
-        source = self.sources[name]
+        sources = self._generated | self.sources
+        if name in qa_documents.FILES and name not in sources:
+            raise ValueError(f'no file of the questions of {name} is given; name it with --{name}')
+        if name not in sources:
+            raise ValueError(f"unknown source of questions {name!r}; use one of {', '.join(sources)}")
+        source = sources[name]
 
         def make():
             pool = prompt_fitting.FragmentPool(self.counter, (text + '\n' for text in source.documents()))

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from lct.data.synthetic import recall
 from lct.eval import samples
@@ -28,13 +28,14 @@ class Question:
     """A question about documents.
 
     targets: indices of the documents that hold the answer. hard_distractors: indices of documents that are
-    similar to them, which come before other distractors.
+    similar to them, which come before other distractors. wrong: answers that these suggest.
     """
 
     text: str
     answers: list
     targets: tuple
     hard_distractors: tuple = ()
+    wrong: tuple = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +138,32 @@ def read_hotpotqa(path: pathlib.Path) -> FileQuestions:
             questions.append(Question(
                 entry['question'].strip(), [entry['answer']], tuple(dict.fromkeys(targets))))
     return _read_questions(path, 'HotpotQA', parse)
+
+
+def read_nq(path: pathlib.Path) -> FileQuestions:
+    """Natural Questions with the passages that DPR retrieved (Karpukhin et al. 2020), such as
+    biencoder-nq-dev.json; a question without a positive passage is left out."""
+    def parse(content, indices, questions):
+        for entry in content:
+            positive, hard, _ = (
+                [indices.setdefault(_strip_lines(passage['title'] + '\n' + passage['text']), len(indices))
+                 for passage in entry[kind]]
+                for kind in ('positive_ctxs', 'hard_negative_ctxs', 'negative_ctxs'))
+            if positive:
+                # Of several positive passages, one is the target: HELMET's tasks have one too.
+                questions.append(Question(entry['question'].strip(), entry['answers'], tuple(positive[:1]),
+                                          tuple(dict.fromkeys(hard))))
+    return _read_questions(path, 'Natural Questions', parse)
+
+
+FILES = {'squad': read_squad, 'hotpotqa': read_hotpotqa, 'nq': read_nq}  # source: reader of its file
+OF_RULER = {'squad': 'one_hop', 'hotpotqa': 'two_hop'}  # the source that takes their place in qa_1 and qa_2
+
+
+def read_sources(paths: Mapping[str, pathlib.Path]) -> dict[str, FileQuestions]:
+    """The sources of a Material from the files {key of FILES: path}, those of RULER's tasks among them."""
+    found = {name: FILES[name](path) for name, path in paths.items()}
+    return found | {OF_RULER[name]: one for name, one in found.items() if name in OF_RULER}
 
 
 def _read_questions(path, kind, parse):

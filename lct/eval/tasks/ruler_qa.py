@@ -45,6 +45,8 @@ class QuestionAnswering:
         used = int(tokens[order].sum() + material.counter.count_each(titles).sum())
         meta = {'depths': [order.index(i) / len(order) for i in question.targets], 'documents': len(order),
                 'source': source.source}
+        if question.wrong:
+            meta['wrong'] = list(question.wrong)
         return budget.sample(index, context, question.answers, used, meta)
 
 
