@@ -33,6 +33,9 @@ setup(
         'aot-cuda': ['jax[cuda12-local]', 'nvidia-cuda-nvcc-cu12>=12.6.85'],  # compile for GPUs not present
         'aot-tpu': ['jax[tpu]'],  # compile for TPUs not present
         'lm-eval': ['lm_eval>=0.4.13,<0.5'],  # tasks of the lm-evaluation-harness on a mesh
+        'wandb': ['wandb>=0.20'],  # copies of the metrics: extend.py --track wandb, likewise the next two
+        'mlflow': ['mlflow>=3'],
+        'trackio': ['trackio>=0.5'],
         'notebooks': ['jupyterlab>=4'],  # open notebooks/; the tests do not need it
         'oracle': ['torch>=2.6', 'transformers>=5,<6'],  # generate the golden files of the tests
     },

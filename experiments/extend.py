@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lct import environment, exit_status, processes, sharding, watchdog
-from lct.cli import memory_check, run_record
+from lct.cli import memory_check, observe, run_record
 from lct.cli.config import as_plain, make_run, parse_args, setup_devices, windowed
 from lct.cli.corpus import check_documents, corpus_identity, open_corpus, record_documents
 from lct.cli.main import run_script
@@ -35,7 +35,8 @@ from lct.models import llama, lora
 from lct.models.llama import LlamaConfig
 from lct.text import clock
 from lct.train import changes, loop, stages, stopping
-from lct.train.metrics import log
+from lct.train.metrics import log, write_images
+from lct.train.observers import Observers
 from lct.train.warnings import stage_warnings
 from lct.train.workdir import lock_workdir, recorded_changes
 from lct.weights import llama_hf
@@ -65,6 +66,7 @@ class Job(NamedTuple):
     trained: int
     recorded: dict  # the config and the hashes of the inputs, as plain values
     lock: Any  # held while the process lives
+    observers: Observers = Observers()
 
     @property
     def native(self):
@@ -78,16 +80,20 @@ class Job(NamedTuple):
 
 
 def run():
-    config, args = parse_args(__doc__, experiments_folder() / 'configs' / 'laptop.py', 'runs/laptop')
+    config, args = parse_args(__doc__, experiments_folder() / 'configs' / 'laptop.py', 'runs/laptop',
+                              observe.add_flags)
+    observe.check(args)
     setup_devices(config)
     began = time.monotonic()
     with (work_folder(args.workdir, processes.is_first(), processes.wait_for_all) as workdir,
           watchdog.watch(config.watchdog, workdir, jax.process_index())):
         job = check(config, workdir)
-        with run_record.call(job.workdir, job.recorded['config'], job.recorded['inputs']):
+        plain = job.recorded['config']
+        with (run_record.call(job.workdir, plain, job.recorded['inputs']) as run_id,
+              observe.observers(args, job.workdir, config.name, run_id, plain) as observers):
             try:
                 with stopping.catch_signals() as stop_requested:
-                    finish(job, stop_requested, began)
+                    finish(job._replace(observers=observers), stop_requested, began)
             except stopping.Interrupted as stop:
                 log(str(stop))
                 sys.exit(exit_status.STOPPED)
@@ -212,7 +218,8 @@ def extend(job, stop_requested):
         base = before_after.measure(evaluation, 'base', job.base, load, job.workdir, job.mesh)
     with memory_check.explained(job.settings, job.start):
         config, params, summary = loop.train(
-            job.settings, job.start, load, job.rows, job.workdir, stop_requested, gate_scores)
+            job.settings, job.start, load, job.rows, job.workdir, stop_requested, gate_scores,
+            job.observers)
     trained = {'training': changes.training_fields(as_plain(job.config))}
     with watchdog.phase('evaluation'):
         extended = before_after.measure(
@@ -253,8 +260,11 @@ def write_report(job, base, extended, report):
         tests[f'needle ({before_after.NEEDLE_DESCRIPTION})'] = (base.needle_grid, extended.needle_grid)
     if base.ruler:
         tests[f'RULER ({quick_ruler.DESCRIPTION})'] = (base.ruler_grid, extended.ruler_grid)
-    figures.recall_figure(tests, job.native, job.workdir / 'needle.png')
-    figures.loss_figure({'base': base.loss, 'extended': extended.loss}, job.native, job.workdir / 'loss.png')
+    pictures = {'recall and needle': job.workdir / 'needle.png', 'loss by position': job.workdir / 'loss.png'}
+    figures.recall_figure(tests, job.native, pictures['recall and needle'])
+    figures.loss_figure({'base': base.loss, 'extended': extended.loss}, job.native,
+                        pictures['loss by position'])
+    write_images(job.workdir / 'metrics', report['summary']['steps'], pictures, job.observers.trackers)
     write_atomically(job.workdir / 'results.json', json.dumps(report, indent=1))
 
 

@@ -14,6 +14,8 @@ import time
 import zlib
 from pathlib import Path
 
+from lct import files
+
 MAX_BYTES = 10 << 30  # of the folder; beyond it the programs that were not used for longest are deleted
 CHECKED = 'checked'  # a file whose time of change is that of the last check
 
@@ -26,7 +28,7 @@ def enable() -> Path | None:
     """
     if os.environ.get('JAX_COMPILATION_CACHE_DIR') is not None or _is_off():
         return None
-    folder = _home() / 'lct' / 'compiled' / cpu_kind()
+    folder = files.user_cache() / 'compiled' / cpu_kind()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         state = folder.stat()
@@ -80,10 +82,6 @@ def cpu_kind() -> str:
     lines = sorted(set(re.findall(r'^(?:model name|flags|Features|CPU part)\s*:.*$', text, re.MULTILINE)))
     kind = hashlib.sha256('\n'.join(lines or [text]).encode()).hexdigest()[:12]
     return f'{platform.machine() or "cpu"}-{kind}'
-
-
-def _home():
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
 
 
 def _is_off():

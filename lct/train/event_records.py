@@ -31,6 +31,14 @@ def scalars(step: int, values: Mapping[str, float]) -> bytes:
     return _record(Event(wall_time=time.time(), step=step, summary=summary))
 
 
+def image(step: int, name: str, png: bytes) -> bytes:
+    """The record of a picture."""
+    width, height = struct.unpack('>II', png[16:24])  # of the header that every PNG begins with
+    value = Summary.Value(tag=name, image=Summary.Image(
+        encoded_image_string=png, width=width, height=height, colorspace=4))
+    return _record(Event(wall_time=time.time(), step=step, summary=Summary(value=[value])))
+
+
 def new_path(folder: str | Path) -> Path:
     """A new file after all others in the order in which TensorBoard reads them, even if the clock was set
     back: that of their names, which hold a time."""

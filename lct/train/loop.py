@@ -1,8 +1,6 @@
 """The training run: stages in order, checkpoints, metrics, and a stop that loses no step."""
 
-import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,53 +24,19 @@ from lct.train.bad_steps import BadSteps
 from lct.train.checkpoint import Checkpoints
 from lct.train.memory_errors import located
 from lct.train.metrics import Metrics, log, measured_peak
+from lct.train.observers import Observers
 from lct.train.placement import held_rows, place_batch
-from lct.train.progress import StageProgress
+from lct.train.progress import StageProgress, Work
+from lct.train.settings import Run
 from lct.train.step import train_step
 from lct.train.stopping import Interrupted, loss_message, stop_message
 from lct.train.straggler import StragglerCheck
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """The settings of a training run, apart from model and data.
-
-    checkpoint_every: steps between checkpoints; the end of a stage and an interruption write one too.
-    keep_checkpoints: number of newest checkpoints to keep.
-    max_skips_in_row: skipped steps (not finite, or spikes) in a row after which the run ends with an error.
-    max_failed_saves: checkpoints in a row that cannot be written after which the run ends with an error.
-    spike_factor: a step whose gradient norm exceeds this multiple of the median norm of the last spike_window
-      accepted steps of its stage is skipped; 0 skips none. It takes a quarter of the window to begin.
-    line_every_s: minimum seconds between two progress lines.
-    adapter: lora.Adapter to train in place of all weights, or None.
-    """
-
-    stages: tuple[stage_plans.Stage, ...]
-    optimizer: optimizers.OptimizerConfig = optimizers.OptimizerConfig()
-    param_dtype: str = 'float32'
-    checkpoint_every: int = 200
-    keep_checkpoints: int = 2
-    max_skips_in_row: int = 5
-    max_failed_saves: int = 5
-    spike_factor: float = 0.0
-    spike_window: int = 64
-    line_every_s: float = 3.0
-    adapter: lora.Adapter | None = None
-
-    def __post_init__(self):
-        if self.param_dtype not in ('float32', 'bfloat16'):
-            raise ValueError(f"param_dtype {self.param_dtype!r} must be 'float32' or 'bfloat16'")
-        for field in ('checkpoint_every', 'keep_checkpoints', 'max_skips_in_row', 'max_failed_saves',
-                      'spike_window'):
-            if getattr(self, field) < 1:
-                raise ValueError(f'{field} {getattr(self, field)} must be at least 1')
-        if self.spike_factor and not 1 < self.spike_factor < math.inf:
-            raise ValueError(f'spike_factor {self.spike_factor} must be above 1, such as 10, or 0')
-
-
 def train(
     run: Run, config: LlamaConfig, params: Callable[[], Params], mixture: Any, workdir: str | Path,
     stop_requested: Sequence[str] = (), gate_scores: Callable | None = None,
+    observers: Observers | None = None,
 ) -> tuple[LlamaConfig, Params, dict]:
     """Train through all stages, continuing from the newest valid checkpoint under workdir if there is one.
 
@@ -86,6 +50,7 @@ def train(
       stop_requested: a list that is not empty once the run is to stop (stopping.catch_signals).
       gate_scores: callable (Stage, LlamaConfig, Params) -> {needle, short_loss_rise}, the scores of a
         gates.Gate; called on the stage's mesh.
+      observers: a profile and trackers of the metrics.
     Returns:
       (LlamaConfig, Params, summary dict), on the mesh of the last stage, adapters merged. The summary's
       seconds are those of the stages, compilation included, over all calls that trained this run.
@@ -99,7 +64,8 @@ def train(
     if gate_scores is None and any(stage.gate for stage in run.stages):
         raise ValueError(
             'a stage has a gate but train() was given no gate_scores to measure it by; pass gate_scores')
-    training = _Training(run, config, params, mixture, workdir, stop_requested, gate_scores)
+    training = _Training(run, config, params, mixture, workdir, stop_requested, gate_scores,
+                         observers or Observers())
     try:
         for index, planned in enumerate(training.plan):
             complete = training.is_complete(planned, training.step)
@@ -124,10 +90,11 @@ class _Training:
 
     step: steps of the schedule taken. state: the TrainState after them, None until place_state.
     cursor: position in the data. seconds: spent in finished stages, over all calls.
-    tokens: trained on by this call. save_due: whether a checkpoint waits for the end of a row of bad steps.
+    tokens: trained on over all calls, padding included; before: of them those of earlier calls.
+    save_due: whether a checkpoint waits for the end of a row of bad steps.
     """
 
-    def __init__(self, run, config, params, mixture, workdir, stop_requested, gate_scores):
+    def __init__(self, run, config, params, mixture, workdir, stop_requested, gate_scores, observers):
         self.run, self.config, self.params, self.mixture = run, config, params, mixture
         self.stop_requested, self.gate_scores = stop_requested, gate_scores
         self.plan = stage_plans.plan(run.stages, config)
@@ -139,10 +106,12 @@ class _Training:
         self.straggler = StragglerCheck()
         self.gate_log = gates.GateLog(f'{workdir}/gates.json')
         self.step, self.state, self.cursor, self.seconds, self.tokens, self.norms = 0, None, None, 0.0, 0, ()
+        self.profile = observers.profile
         self.save_due = False
         with watchdog.phase('set_up'):
             self._restore()
-        self.metrics = Metrics(f'{workdir}/metrics', self.step, run.line_every_s)
+        self.before = self.tokens
+        self.metrics = Metrics(f'{workdir}/metrics', self.step, run.line_every_s, observers.trackers)
         self.bad_steps = BadSteps(workdir)
 
     def _restore(self):
@@ -158,7 +127,13 @@ class _Training:
             self.state = restored.state.replace(skipped_in_row=states.scalar(0))
         self.cursor, self.seconds = record['cursor'], record.get('seconds', 0.0)
         self.norms = record.get('norms', ())
+        self.tokens = record.get('tokens', self._tokens_of(self.step))
         log(f'continuing after step {self.step} of {self.last_step} from {self.checkpoints.folder}')
+
+    def _tokens_of(self, step):
+        """Tokens of the steps up to one, for checkpoints of earlier versions, which do not state them."""
+        steps = [max(min(step, planned.end) - planned.start, 0) for planned in self.plan]
+        return sum(count * planned.stage.tokens_per_step for count, planned in zip(steps, self.plan))
 
     def _stage_after(self, step):
         """The stage that continues from a step; the last one if none is left to train."""
@@ -173,6 +148,7 @@ class _Training:
         return states.abstract(self.config, self.tx, jnp.dtype(self.run.param_dtype), self.run.adapter)
 
     def close(self):
+        self.profile.close()
         self.metrics.close()
         self.checkpoints.close()
 
@@ -246,13 +222,15 @@ class _Training:
             with watchdog.phase('compile' if self.step < first + 2 else 'step', self.step + 1):
                 stop = processes.anyone(self.stop_requested)  # started before the step: no wait for it
                 batch = place_batch(host_batch, stage)
-                self.state, device_metrics = train_step(
-                    self.state, batch, tables, architecture, stage.memory, self.tx, self.schedule)
+                with self.profile.step(self.step + 1):
+                    self.state, device_metrics = train_step(
+                        self.state, batch, tables, architecture, stage.memory, self.tx, self.schedule)
                 self.step += 1
+                self.tokens += stage.tokens_per_step
                 tokens, pairs = loader.counts(host_batch, self.config.window)
                 flops = train_flops(self.config, tokens, pairs, run.adapter)
-                progress.add(device_metrics, self.step, flops, rows)
-                self.tokens += stage.tokens_per_step
+                progress.add(device_metrics, self.step, Work(flops, self.tokens), rows)
+                self.profile.taken(self.step, self.state)
                 self.warn(self.checkpoints.poll())
                 stop = bool(stop)  # read once: a signal between two reads would stop unsaved
             at_checkpoint = self.step % run.checkpoint_every == 0 or self.step == planned.end
@@ -322,7 +300,7 @@ class _Training:
         if self.save_due:
             return
         record = {'cursor': self.cursor, 'seconds': self.seconds + time.monotonic() - started,
-                  'norms': spikes.history(self.state.guard)}
+                  'norms': spikes.history(self.state.guard), 'tokens': self.tokens}
         with watchdog.phase('save', self.step):
             self.warn(self.checkpoints.wait())
             self.warn(self.checkpoints.save(self.step, self.state.replace(frozen=None, guard=None), record))
@@ -341,6 +319,6 @@ class _Training:
         steps = [row['steps'] if row else planned.stage.num_steps for planned, row in zip(self.plan, ends)]
         return {
             'steps': sum(steps), 'stage_steps': steps, 'skipped': int(self.state.skipped),
-            'seconds': self.seconds, 'tokens_of_this_call': self.tokens,
+            'seconds': self.seconds, 'tokens_of_this_call': self.tokens - self.before,
             'thetas': [planned.config.rope.theta for planned in self.plan],
         }

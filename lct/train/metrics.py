@@ -1,10 +1,11 @@
 """Progress of a run: lines on the terminal, TensorBoard scalars, a JSONL record of every step."""
 
 import collections
+import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -15,8 +16,12 @@ from lct.models.flops import train_flops, visible_pairs
 from lct.models.llama import LlamaConfig
 from lct.models.lora import Adapter
 from lct.terminal import write_line
-from lct.train.metrics_writer import MetricsWriter
+from lct.train import event_records
+from lct.train.metrics_writer import MetricsWriter, grouped
 from lct.train.stages import Stage
+from lct.train.trackers import Tracker
+
+GIB = 1 << 30
 
 
 def whole_row_flops(config: LlamaConfig, stage: Stage, adapter: Adapter | None = None) -> float:
@@ -42,6 +47,19 @@ def _seconds(function):
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
+
+
+def memory_in_use() -> dict[str, float]:
+    """GiB of memory: of this process on the host, and of its fullest device, now and its peak (CPUs do not
+    count theirs)."""
+    stats = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    found = {f'device_memory_{name}gib': max(one[field] for one in stats) / GIB
+             for name, field in (('', 'bytes_in_use'), ('peak_', 'peak_bytes_in_use'))
+             if stats and all(field in one for one in stats)}
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        pages = int(Path('/proc/self/statm').read_text().split()[1])
+        found['host_memory_gib'] = pages * os.sysconf('SC_PAGE_SIZE') / GIB
+    return found
 
 
 class Pace:
@@ -71,8 +89,9 @@ class Metrics:
     metrics.jsonl has one JSON object for every step; a number that is not finite is null.
     """
 
-    def __init__(self, folder: str | Path, first_step: int, line_every_s: float = 3.0):
-        folder = Path(folder)
+    def __init__(self, folder: str | Path, first_step: int, line_every_s: float = 3.0,
+                 trackers: Sequence[Tracker] = ()):
+        folder, self._trackers = Path(folder), trackers
         self._every, self._last_line, self._writer = line_every_s, -float('inf'), None
         if not processes.is_first():
             return
@@ -83,10 +102,12 @@ class Metrics:
             log(f'WARNING: {error.filename} cannot be written ({error.strerror}); training goes on')
         self._writer = MetricsWriter(folder, first_step + 1, log)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Record the scalars of one step."""
+    def write(self, step: int, values: Mapping[str, float | str]) -> None:
+        """Record the scalars of one step. 'stage' may be the name of its stage."""
         if self._writer:
             self._writer.add(step, values)
+        for tracker in self._trackers:
+            tracker.scalars(step, grouped(values))
 
     def progress(self, text: str, force: bool = False) -> None:
         """Print a progress line; without force at most one in line_every_s seconds."""
@@ -103,6 +124,24 @@ class Metrics:
     def close(self) -> None:
         if self._writer:
             self._writer.close()
+
+
+def write_images(folder: str | Path, step: int, pictures: Mapping[str, Path],
+                 trackers: Sequence[Tracker] = ()) -> None:
+    """Show PNG files in TensorBoard and in trackers, {name: path}; those of an earlier call are replaced.
+
+    They are a run of their own, folder/evaluation: an event file hides what earlier ones of its folder have
+    from its first step on.
+    """
+    folder = Path(folder) / 'evaluation'
+    folder.mkdir(parents=True, exist_ok=True)
+    records = [event_records.image(step, name, path.read_bytes()) for name, path in pictures.items()]
+    for old in folder.glob(event_records.PREFIX + '*'):
+        old.unlink()
+    files.write_atomically(event_records.new_path(folder), b''.join((event_records.header(0), *records)))
+    for tracker in trackers:
+        for name, path in pictures.items():
+            tracker.image(step, name, path)
 
 
 def _drop_rows_after(path, step):

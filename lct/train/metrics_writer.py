@@ -14,6 +14,16 @@ from lct.train.append_file import AppendFile
 
 RETRY_S = 5.0  # after a failure
 WAIT_S = 10.0  # for the thread, at a checkpoint and at the end
+ONCE = ('seq_len', 'tokens_seen', 'skipped', 'skipped_in_row')  # curves that a stage does not begin anew
+
+
+def grouped(values: Mapping[str, float | str]) -> dict[str, float]:
+    """The numbers among values, as curves: each over the whole run, and with a 'stage' again in the group of
+    that stage."""
+    numbers = {name: x for name, x in values.items() if isinstance(x, (int, float))}
+    if stage := values.get('stage'):
+        numbers |= {f'stage {stage}/{name}': x for name, x in numbers.items() if name not in ONCE}
+    return numbers
 
 
 class MetricsWriter:
@@ -32,7 +42,7 @@ class MetricsWriter:
         self._thread = threading.Thread(target=self._run, name='lct-metrics', daemon=True)
         self._thread.start()
 
-    def add(self, step: int, values: Mapping[str, float]) -> None:
+    def add(self, step: int, values: Mapping[str, float | str]) -> None:
         """Take the scalars of one step."""
         try:
             self._queue.put_nowait((step, values))
@@ -83,11 +93,10 @@ class MetricsWriter:
                 item.set()
 
     def _encode(self, step, values):
-        numbers = {name: x for name, x in values.items() if isinstance(x, (int, float))}
         strict = {name: None if isinstance(x, float) and not math.isfinite(x) else x
                   for name, x in values.items()}
         self._rows.add(json.dumps({'step': step, **strict}, allow_nan=False).encode() + b'\n')
-        self._events.add(event_records.scalars(step, numbers))
+        self._events.add(event_records.scalars(step, grouped(values)))
 
     def _write(self):
         failed = False

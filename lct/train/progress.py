@@ -2,15 +2,22 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from lct.models import lora
 from lct.text import clock
 from lct.train.bad_steps import NO_TARGET, SPIKE, BadSteps, reason_of
-from lct.train.metrics import Metrics, Pace, whole_row_flops
+from lct.train.metrics import Metrics, Pace, memory_in_use, whole_row_flops
 from lct.train.stages import PlannedStage
+
+
+class Work(NamedTuple):
+    """What a step cost. flops: of the model. tokens: of the run so far, this step and padding included."""
+
+    flops: float
+    tokens: int
 
 
 class StageProgress:
@@ -27,12 +34,13 @@ class StageProgress:
         self._metrics, self._peak, self._max_skips = metrics, peak, max_skips_in_row
         self._bad_steps, self._reasons = bad_steps, set()  # reasons of the present row of skips
         self._pace, self._start, self._pending = Pace(), time.monotonic(), None
+        self._step_began = self._start
         # the later stages in steps of this one; before they run, their model FLOPs are the best estimate
         flops = lambda stage: whole_row_flops(planned.config, stage, adapter)
         cost = sum(after.stage.num_steps * flops(after.stage) for after in later)
         self._later_steps = cost / flops(planned.stage)
 
-    def add(self, device_metrics: dict[str, jax.Array], step: int, flops: float,
+    def add(self, device_metrics: dict[str, jax.Array], step: int, work: Work,
             rows: Callable[[], list[dict[str, Any]]]) -> None:
         """Take the metrics of a step that may still be running, and write those of the step before.
 
@@ -41,7 +49,7 @@ class StageProgress:
         Raises:
           FloatingPointError: after max_skips_in_row skipped steps in a row; flush raises it too.
         """
-        pending, self._pending = self._pending, (device_metrics, step, flops, rows)
+        pending, self._pending = self._pending, (device_metrics, step, work, rows)
         if pending:
             self.write(*pending)
 
@@ -52,21 +60,23 @@ class StageProgress:
             self.write(*pending)
         self._metrics.flush()
 
-    def write(self, device_metrics: dict[str, jax.Array], step: int, flops: float,
+    def write(self, device_metrics: dict[str, jax.Array], step: int, work: Work,
               rows: Callable[[], list[dict[str, Any]]]) -> None:
         """Write the metrics of one step; waits until it is computed."""
         values = {name: x.item() for name, x in jax.device_get(device_metrics).items()}
-        values['seq_len'] = self._stage.seq_len
+        values |= {'stage': self._stage.name, 'seq_len': self._stage.seq_len, 'tokens_seen': work.tokens}
         now = time.monotonic()
-        pace = self._pace.ended(flops, now)
+        pace, step_s = self._pace.ended(work.flops, now), now - self._step_began
+        self._step_began = now
         if pace:
             per_step, flops_per_second = pace
             values['tokens_per_second'] = self._stage.tokens_per_step / per_step
             values['matmul_peak_fraction'] = flops_per_second / self._peak
+            values['step_seconds'] = step_s
             speed = self._describe(values, per_step, step)
         else:
             speed = f'first step after {clock(now - self._start)}, compilation included'
-        self._metrics.write(step, values)
+        self._metrics.write(step, values | memory_in_use())
         reason = reason_of(values)
         if reason:
             self._bad_steps.add(step, reason, values, rows())
