@@ -8,7 +8,7 @@ model.
     python experiments/evaluate.py --model smollm2 --suite ruler --lengths 1024,2048 --samples 8,4 \\
         --workdir RUN
     python experiments/evaluate.py --model DIR --suite icl,loss --lengths 65536 --mesh 1,1,8,1 \\
-        --base BASE --workdir RUN
+        --base BASE --evaluator STRONG --workdir RUN
     python experiments/evaluate.py --model DIR --suite ruler --data RULER/4096/data --lengths 4096 \\
         --workdir RUN
     python experiments/evaluate.py --model DIR --suite repository,loss --haystack repo/ --lengths 32768 \\
@@ -27,11 +27,10 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import pathlib
 import sys
 
-from lct import bucket_cache, json_files
+from lct import bucket_cache
 from lct.cli.main import check_positive, run_script
 from lct.cli.model import add_model_flags, find_model, load_model, mesh_context, parse_ints
 from lct.cli.progress import Progress
@@ -40,7 +39,7 @@ from lct.files import write_atomically
 
 MAX_SAMPLES = 100_000
 MAX_PROBLEMS = 4  # that one message names
-MAX_RESULTS = 10**9  # bytes; the records of every needle are among them
+OTHERS = {'base': 'the model that was extended', 'evaluator': 'a model with the same tokenizer'}
 
 
 def main():
@@ -69,6 +68,9 @@ def main():
                             '--squad also for qa_1 and --hotpotqa for qa_2')
     parser.add_argument('--base',
                         help='the model before its extension, whose loss on short windows is compared')
+    parser.add_argument('--evaluator',
+                        help='the model that chooses the key tokens of LongPPL; default: the model itself, '
+                        'whose LongPPL has a bound and compares with no other')
     parser.add_argument('--trained', type=int,
                         help='trained length; default: the positions of the model')
     parser.add_argument('--seed', type=int, default=42)
@@ -79,7 +81,7 @@ def main():
 
 def evaluate(args):
     from lct.cli import run_record
-    from lct.eval import provenance, suites
+    from lct.eval import provenance, results_file, suites
 
     if args.compare:
         compare(args.compare, args.workdir)
@@ -99,15 +101,15 @@ def evaluate(args):
             inputs |= suite.inputs(plan)
         about, number = provenance.enter(args.workdir, about | inputs)
         plan = dataclasses.replace(plan, identity=provenance.identity_of(about), run=number)
-        before = earlier_results(args.workdir / 'results.json', plan.identity)
-        warn(lost_answers(args.workdir, before['results'], plan.identity))
+        before, problems = results_file.earlier(args.workdir / 'results.json', plan.identity)
+        warn([*problems, *results_file.lost_answers(args.workdir, before['results'], plan.identity)])
         report = {'about': about, 'trained': args.trained or model.config.max_position_embeddings,
                   'samples': before['samples'] | {str(length): count for length, count in counts.items()},
                   'results': before['results']}
         with run_record.call(args.workdir, json.loads(json.dumps(vars(args), default=str)), about):
             for suite in chosen:
                 report['results'][suite.name] = run_suite(suite, model, plan, args.workdir)
-                report = write_report(args.workdir, report, plan.identity)
+                report = results_file.write(args.workdir, report, plan.identity)
     show(args.workdir, report)
 
 
@@ -209,7 +211,7 @@ def make_plan(args, model, counts, tasks):
     """The suites.Plan and the provenance of its inputs."""
     from lct.cli.corpus import read_documents
     from lct.eval import data_files, provenance
-    from lct.eval.suites.suite import Plan, make_material
+    from lct.eval.suites.suite import Evaluator, Plan, make_material
     from lct.eval.tasks import qa_documents, ruler
 
     texts = read_documents(args.haystack)
@@ -234,24 +236,36 @@ def make_plan(args, model, counts, tasks):
         plan = dataclasses.replace(plan, given=given)
         warn(problems)
     if args.base:
-        about |= {'base': args.base, 'base_sha256': base_hash(args, model)}
-        plan = dataclasses.replace(plan, load_base=functools.partial(load_base, args))
+        about |= {'base': args.base, 'base_sha256': hash_of_other(args, 'base', model)}
+        plan = dataclasses.replace(plan, load_base=functools.partial(load_other, args, args.base))
+    if args.evaluator:
+        about |= {'evaluator': args.evaluator, 'evaluator_sha256': hash_of_other(args, 'evaluator', model)}
+        is_model = about['evaluator_sha256'] == provenance.weights_hash(find_model(args.model))
+        plan = dataclasses.replace(plan, evaluator=Evaluator(
+            args.evaluator, functools.partial(load_other, args, args.evaluator), is_model))
     return plan, about
 
 
-def load_base(args):
-    return load_model(argparse.Namespace(**{**vars(args), 'model': args.base}))[0]
+def load_other(args, name):
+    return load_model(argparse.Namespace(**{**vars(args), 'model': name}))[0]
 
 
-def base_hash(args, model):
-    """weights_hash of the base model. Refuses one with another tokenizer before anything is measured."""
+def hash_of_other(args, flag, model):
+    """weights_hash of the model that a flag names. Refuses one with another tokenizer, and an evaluator with
+    too few positions, before anything is measured."""
     from lct.data import tokenizer as tokenizers
     from lct.eval import provenance
+    from lct.weights import llama_hf
 
-    folder = pathlib.Path(find_model(args.base))
+    name = getattr(args, flag)
+    folder = pathlib.Path(find_model(name))
     if tokenizers.load(folder).fingerprint != model.tokenizer.fingerprint:
-        raise ValueError(f'--base {args.base} has another tokenizer than {args.model}, so their losses do '
-                         'not compare; give the model that was extended')
+        raise ValueError(f'--{flag} {name} has another tokenizer than {args.model}, so their losses do '
+                         f'not compare; give {OTHERS[flag]}')
+    positions, longest = llama_hf.read_config(folder).max_position_embeddings, max(sample_counts(args))
+    if flag == 'evaluator' and positions < longest:
+        raise ValueError(f'--evaluator {name} has {positions} positions, fewer than the longest length '
+                         f'{longest}; give a model with more, or shorter lengths')
     return provenance.weights_hash(folder)
 
 
@@ -270,63 +284,6 @@ def run_suite(suite, model, plan, workdir):
     return outcome.result
 
 
-def earlier_results(path, identity=''):
-    """{'samples', 'results'} of earlier calls, without those that were edited or that a suite cannot keep."""
-    nothing = {'samples': {}, 'results': {}}
-    try:
-        before = nothing | (json_files.read_json(path, MAX_RESULTS) if path.is_file() else {})
-        if not all(isinstance(before[name], dict) for name in nothing):
-            raise ValueError(f'{path} lacks results')
-    except ValueError as error:
-        warn([f'{error}; its earlier results are left out, so run their suites again'])
-        return nothing
-    for name, result in list(before['results'].items()):
-        if reason := why_not_kept(name, result, before.get('checksums'), identity):
-            del before['results'][name]
-            warn([f'the results of the suite {name} in {path} {reason}, and are left out; '
-                  f'run the suite {name} again'])
-    return before
-
-
-def why_not_kept(name, result, checksums, identity):
-    """Why the result of an earlier call is left out; None if it is kept. checksums: None in older files."""
-    from lct.eval import answers
-    from lct.eval.suites import SUITES
-
-    if checksums is not None:
-        stated = checksums.get(name) if isinstance(checksums, dict) else None
-        if stated != answers.checksum(result, identity):
-            return 'were edited, or belong to another evaluation: their checksum differs'
-    if name not in SUITES or not isinstance(result, dict):
-        return 'are not of a suite'
-    return SUITES[name].outdated(result)
-
-
-def lost_answers(workdir, results, identity):
-    """A sentence for each file that holds fewer answers than the results count."""
-    from lct.eval import answers
-
-    for name, result in results.items():
-        path, count = workdir / f'{name}.jsonl', int(result.get('count', 0))
-        kept = len(answers.read(path, identity)[0])
-        if kept < count:
-            yield (f'{path} holds {kept} of the {count} answers that results.json counts; the others are '
-                   f'measured again when the suite {name} runs')
-
-
-def write_report(workdir, report, identity):
-    """Write results.json, results.csv and report.html. Returns the report as it is in the file."""
-    from lct.eval import answers
-    from lct.eval.report import html, tables
-
-    report = json.loads(json.dumps(strict(report)))
-    report['checksums'] = {name: answers.checksum(one, identity) for name, one in report['results'].items()}
-    write_atomically(workdir / 'results.json', json.dumps(report, indent=1) + '\n')
-    tables.write_csv(workdir / 'results.csv', report)
-    write_atomically(workdir / 'report.html', html.page(report))
-    return report
-
-
 def show(workdir, report):
     """Print the tables."""
     from lct.eval.report import tables
@@ -335,15 +292,6 @@ def show(workdir, report):
     print(f'written: {workdir}/results.json, results.csv, report.html')
 
 
-def strict(value):
-    """value with None in place of NaN and infinities, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: strict(x) for key, x in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 if __name__ == '__main__':
     run_script(main, resumes=True,
-               urls=('--model', '--workdir', '--compare', '--data', '--haystack', '--base'))
+               urls=('--model', '--workdir', '--compare', '--data', '--haystack', '--base', '--evaluator'))

@@ -12,7 +12,8 @@ from test_suites import REPORT, check_html
 
 from lct.data import tokenizer as tokenizers
 from lct.data.corpus.documents import Document
-from lct.eval import answers, provenance, runner, samples, suites
+from lct.eval import answers, provenance, results_file, runner, samples, suites
+from lct.eval.loss import long_context
 from lct.eval.suites import SUITES
 from lct.eval.tasks import icl, ruler
 from lct.eval.tasks.material import ChatOverhead, Material
@@ -26,8 +27,8 @@ def run(workdir, **changes):
         'tasks': 'niah_single_1,vt,needle', 'workdir': workdir, 'mesh': '1,1,1,1', 'dtype': None,
         'plain': False,
         'haystack': str(pathlib.Path(__file__).parent / 'golden' / 'page.txt'), 'trained': None, 'seed': 42,
-        'batch_tokens': 65536, 'piece': None, 'cache_dtype': None, 'base': None, 'data': None,
-        'compare': None, **changes,
+        'batch_tokens': 65536, 'piece': None, 'cache_dtype': None, 'base': None, 'evaluator': None,
+        'data': None, 'compare': None, **changes,
     }
     evaluate.evaluate(types.SimpleNamespace(**flags))
 
@@ -170,6 +171,21 @@ def test_losses_of_a_repository_beside_a_base_model(tmp_path):
     assert page.count('<svg') == 3 and 'LongPPL' in page and 'the base model' in page
 
 
+def test_an_evaluator_is_named_and_known_when_it_is_the_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(long_context, 'ALPHA', 0.1)
+    run(tmp_path, suite='loss', tasks=None, evaluator='base')
+    report = json.loads((tmp_path / 'results.json').read_text())
+    one, about = report['results']['loss']['long_ppl'], report['about']
+    assert (one['evaluator'], one['is_model'], one['context']) == ('base', True, 128)
+    assert about['evaluator_sha256'] == about['weights_sha256']
+    # The same tokens as those that the model chooses by itself.
+    row, = map(json.loads, (tmp_path / 'loss.jsonl').open())
+    assert (one['key_tokens'], one['nats'] * one['key_tokens']) == (
+        row['meta']['key'], pytest.approx(row['meta']['key_loss'])) and one['key_tokens']
+    with pytest.raises(ValueError, match='windows of 8 tokens are too short to find key tokens in'):
+        run(tmp_path / 'short', suite='loss', tasks=None, lengths='8', evaluator='base')
+
+
 def test_a_base_model_with_another_tokenizer_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, 'weights_hash', lambda folder: '')
     load = tokenizers.load
@@ -178,6 +194,8 @@ def test_a_base_model_with_another_tokenizer_is_refused(tmp_path, monkeypatch):
     message = '--base .* has another tokenizer than base, so their losses do not compare'
     with pytest.raises(ValueError, match=message):
         run(tmp_path / 'work', suite='loss', tasks=None, base=str(tmp_path))
+    with pytest.raises(ValueError, match=message.replace('base', 'evaluator', 1)):
+        run(tmp_path / 'work', suite='loss', tasks=None, evaluator=str(tmp_path))
 
 
 @pytest.mark.parametrize('changes, message', [
@@ -323,15 +341,15 @@ def test_suites_of_one_workdir_share_its_results_and_a_base_may_come_later(tmp_p
     assert {line.split(',')[0] for line in lines[1:]} == {'needle', 'loss'}
 
 
-def test_losses_without_their_documents_are_not_kept(tmp_path, capsys):
+def test_losses_without_their_documents_are_not_kept(tmp_path):
     path, loss = tmp_path / 'results.json', REPORT['results']['loss']
     path.write_text(json.dumps({'samples': {}, 'results': {'icl': {}, 'loss': loss}}))
-    assert evaluate.earlier_results(path)['results'] == {'icl': {}, 'loss': loss}
-    assert not capsys.readouterr().err
+    assert results_file.earlier(path) == (
+        {'samples': {}, 'results': {'icl': {}, 'loss': loss}}, [])
     old = {name: value for name, value in loss.items() if name != 'documents'}
     path.write_text(json.dumps({'samples': {}, 'results': {'icl': {}, 'loss': old}}))
-    assert evaluate.earlier_results(path)['results'] == {'icl': {}}
-    assert 'run the suite loss again' in capsys.readouterr().err
+    before, (problem,) = results_file.earlier(path)
+    assert before['results'] == {'icl': {}} and 'run the suite loss again' in problem
 
 
 def test_a_small_python_file_among_texts_leaves_identifiers_out(tmp_path, capsys):

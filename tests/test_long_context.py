@@ -159,6 +159,34 @@ def test_the_suite_measures_the_same_on_a_mesh(tmp_path):
     np.testing.assert_allclose(one['growing']['mean'][-1], losses[:, 240:].mean(), rtol=1e-5)
 
 
+def test_the_key_tokens_of_an_evaluator_score_another_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(long_context, 'ALPHA', 0.0)
+    monkeypatch.setattr(long_context, 'BETA', 3.4)  # random models lose about log(32) nats
+    documents = [np.random.default_rng(i).integers(0, 32, 300).tolist() for i in range(2)]
+    tokenizer = types.SimpleNamespace(bos_id=None)
+    plan = types.SimpleNamespace(lengths=(64,), counts={64: 2}, tokenizer=tokenizer, identity='', run=0,
+                                 material=types.SimpleNamespace(seed=0))
+    scored, evaluator, third = (types.SimpleNamespace(
+        params=llama.init(CONFIG, jax.random.key(i)), config=CONFIG, memory=llama.Memory(remat='none'),
+        tokenizer=tokenizer) for i in range(3))
+    windows = by_position.evaluation_windows(documents, 64, 2, 0)[0]
+    loss, full = (by_position.loss_by_position(one.params, CONFIG, windows) for one in (scored, evaluator))
+    shorter = long_context.short_context_losses(
+        lambda cut: by_position.loss_by_position(evaluator.params, CONFIG, cut), windows, full, 16, 4)
+    key = (shorter > full) & (full < 3.4)
+    chosen, _ = measure.run_key_tokens(evaluator, plan, documents, tmp_path / 'key.jsonl')
+    assert [row['meta']['positions'] for row in chosen] == [np.flatnonzero(row).tolist() for row in key]
+    path = tmp_path / 'long_ppl.jsonl'
+    rows, _ = measure.run_on_key_tokens(scored, plan, documents, chosen, path)
+    got = measure.long_ppl(rows)
+    assert got['value'] == pytest.approx(np.exp(loss[key].mean())) and got['key_tokens'] == key.sum() > 5
+    # Rows about the key tokens of another evaluator are measured again.
+    others, _ = measure.run_key_tokens(third, plan, documents, tmp_path / 'third.jsonl')
+    rows, problems = measure.run_on_key_tokens(scored, plan, documents, others, path)
+    assert [row['meta']['key'] for row in rows] == [len(row['meta']['positions']) for row in others]
+    assert 'measured again' in problems[0]
+
+
 def test_key_tokens_of_windows_are_pooled():
     rows = [{'length': 64, 'window': str(i), 'document': document, 'meta': {
         'edges': [0, 64], 'means': [2.0], 'short_context': 16, 'key': key, 'key_loss': loss}}

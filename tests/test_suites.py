@@ -7,9 +7,9 @@ import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
-import evaluate
 import pytest
 
+from lct.eval import results_file
 from lct.eval.report import html as html_report
 from lct.eval.report import svg, tables
 from lct.eval.suites import SUITES
@@ -135,7 +135,7 @@ def test_losses_that_are_not_finite_are_left_out():
         'short': {'length': 64, 'extended': math.inf, 'base': 2.25, 'difference': math.inf,
                   'stderr': math.nan, 'num_windows': 2, 'documents': 2},
     }
-    report = evaluate.strict({**REPORT, 'results': {'loss': wrong}})
+    report = results_file.strict({**REPORT, 'results': {'loss': wrong}})
     json.dumps(report, allow_nan=False)
     assert [cell[1:4] for cell in tables.cells(report)] == [
         ('loss', 0, 3.0), ('border', 1, 2.5), ('identifiers', 1, 1.25)]

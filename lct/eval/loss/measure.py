@@ -118,6 +118,39 @@ def run_identifiers(model: Model, plan: 'Plan', bundles: Sequence[Bundle], path:
     return _run(chosen, sources, path, 'identifiers', measure, progress, plan)
 
 
+def run_key_tokens(evaluator: Model, plan: 'Plan', documents: Sequence[Sequence[int]], path: Path,
+                   progress: Progress | None = None) -> tuple[list[dict], list[str]]:
+    """Find the key tokens of the windows of run: those whose prediction by the evaluator needs the window."""
+    def measure(window):
+        context, key = _key_tokens(evaluator, window, _loss(evaluator, window[None]))
+        return {'short_context': context, 'positions': np.flatnonzero(key[0]).tolist()}
+
+
+    return _run(*windows(evaluator, plan, documents), path, 'key_tokens', measure, progress, plan)
+
+
+def check_key_tokens(model: Model, plan: 'Plan') -> None:
+    """Raise ValueError for windows that are too short to find key tokens in."""
+    longest, shortest = max(plan.lengths), 4 * SHORT * _unit(model)
+    if longest < shortest:
+        raise ValueError(f'windows of {longest} tokens are too short to find key tokens in; use lengths of '
+                         f'{shortest} or more, or leave --evaluator out')
+
+
+def run_on_key_tokens(model: Model, plan: 'Plan', documents: Sequence[Sequence[int]], chosen: Sequence[dict],
+                      path: Path, progress: Progress | None = None) -> tuple[list[dict], list[str]]:
+    """Measure the loss of a model on key tokens; chosen: the rows of run_key_tokens of an evaluator."""
+    positions = {row['window']: row['meta']['positions'] for row in chosen}
+
+    def measure(window):
+        key = positions[answers.digest(window)]
+        loss = float(_loss(model, window[None])[0, key].sum(dtype=np.float64))
+        return {'short_context': chosen[0]['meta']['short_context'], 'key': len(key), 'key_loss': loss}
+
+    facts = [{'key_tokens': answers.digest(row['meta']['positions'])} for row in chosen]
+    return _run(*windows(model, plan, documents), path, 'long_ppl', measure, progress, plan, facts)
+
+
 def _unit(model):
     """The number of tokens that windows are a multiple of, on the current mesh."""
     return prompt_layout.length_unit(sharding.axis_size('sequence'), model.memory.ffn_chunks)
@@ -133,13 +166,17 @@ def _windows(plan, documents, seq_len):
     return by_position.evaluation_windows(documents, seq_len, count, seed, plan.tokenizer.bos_id)
 
 
-def _run(windows, sources, path, task, measure, progress, plan):
-    """Add measure(window) to the file for each window that it lacks -> (rows, problems)."""
+def _run(windows, sources, path, task, measure, progress, plan, facts=None):
+    """Add measure(window) to the file for each window that it lacks -> (rows, problems).
+
+    facts: what else the row of each window depends on.
+    """
     identity = plan.identity
     found, problems = answers.read(path, identity)
     rows = [{'task': task, 'length': len(window) - 1, 'index': i, 'text': '', 'outputs': [],
-             'window': answers.digest(window), 'document': int(source)}
-            for i, (window, source) in enumerate(zip(windows, sources, strict=True))]
+             'window': answers.digest(window), 'document': int(source), **fact}
+            for i, (window, source, fact) in enumerate(
+                zip(windows, sources, facts or [{}] * len(windows), strict=True))]
     stale = [row for row in rows if not row.items() <= found.get(answers.key_of(row), row).items()]
     if stale:
         problems.append(f'{path} holds {len(stale)} lines of the task {task} about other windows than those '
@@ -177,11 +214,8 @@ def _measure(model, window):
         sizes = long_context.context_sizes(seq_len, targets, first)
         growing = long_context.growing_context(loss, windows, targets, sizes, bos)
         out |= {'targets': targets, 'contexts': list(sizes), 'growing': growing[:, 0].tolist()}
-    context = min(SHORT_CONTEXT, seq_len // SHORT) // unit * unit
-    stride = context // 4 // unit * unit
-    if stride:
-        short = long_context.short_context_losses(loss, windows, full, context, stride, bos)
-        key = long_context.key_tokens(full, short)
+    if found := _key_tokens(model, window, full):
+        context, key = found
         key_loss = float(full[key].sum(dtype=np.float64))
         out |= {'short_context': context, 'key': int(key.sum()), 'key_loss': key_loss}
     if sharding.axis_size('sequence') > 1:
@@ -189,6 +223,18 @@ def _measure(model, window):
         bins = long_context.bin_by_distance(full, distance)
         out |= {'border_edges': list(bins.edges), 'border': bins.mean.tolist()}
     return out
+
+
+def _key_tokens(model, window, full):
+    """(short context, bool [1, S]) of a window with the losses full [1, S]; None if it is too short."""
+    unit, seq_len = _unit(model), len(window) - 1
+    context = min(SHORT_CONTEXT, seq_len // SHORT) // unit * unit
+    stride = context // 4 // unit * unit
+    if not stride:
+        return None
+    short = long_context.short_context_losses(
+        functools.partial(_loss, model), window[None], full, context, stride, model.tokenizer.bos_id)
+    return context, long_context.key_tokens(full, short)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -211,17 +257,21 @@ def scores(rows: Sequence[Mapping]) -> dict:
                           'stderr': error.tolist(),
                           'effective_context': long_context.effective_context(contexts, means)}
     if agree('short_context'):
-        key = stacked('key')
-        ((nats,), (error,), (documents,)) = by_position.ratio_over_documents(
-            stacked('key_loss')[None], key[None], sources)
-        out['long_ppl'] = {
-            'key_tokens': int(key.sum()), 'of': len(rows) * rows[0]['length'],
-            'context': meta[0]['short_context'],
-            'value': float(np.exp(nats)) if key.any() else None, 'nats': float(nats), 'stderr': float(error),
-            'documents': int(documents)}
+        out['long_ppl'] = long_ppl(rows)
     if agree('border_edges'):
         out['border'] = by_position.bin_means(meta[0]['border_edges'], stacked('border'), sources).to_dict()
     return out
+
+
+def long_ppl(rows: Sequence[Mapping]) -> dict:
+    """LongPPL over the rows of run, on key tokens of the model's own, or of run_on_key_tokens."""
+    key, loss = (np.array([row['meta'][name] for row in rows]) for name in ('key', 'key_loss'))
+    ((nats,), (error,), (documents,)) = by_position.ratio_over_documents(
+        loss[None], key[None], [row['document'] for row in rows])
+    return {'key_tokens': int(key.sum()), 'of': len(rows) * rows[0]['length'],
+            'context': rows[0]['meta']['short_context'],
+            'value': float(np.exp(nats)) if key.any() else None, 'nats': float(nats), 'stderr': float(error),
+            'documents': int(documents)}
 
 
 def regression(rows: Sequence[Mapping], base_rows: Sequence[Mapping]) -> dict:

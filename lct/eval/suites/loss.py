@@ -38,6 +38,8 @@ class LossSuite(Suite):
     def check(self, model: Model, plan: Plan) -> Iterator[str]:
         try:
             measure.windows(model, plan, Encoded(model.tokenizer, plan.material.documents))
+            if plan.evaluator is not None:
+                measure.check_key_tokens(model, plan)
         except ValueError as error:
             yield f'loss: {error}'
 
@@ -46,7 +48,8 @@ class LossSuite(Suite):
         """Measure the windows of the longest length, and more where the inputs allow it.
 
         The identifiers are measured where the haystack is a large enough repository, the short windows where
-        there is a base model, in the files short.jsonl and short_base.jsonl beside path.
+        there is a base model, in the files short.jsonl and short_base.jsonl beside path; LongPPL on the key
+        tokens of an evaluator, where there is one, in key_tokens.jsonl and long_ppl.jsonl.
         """
         documents = Encoded(model.tokenizer, plan.material.documents)
         bundles, problems = measure.make_bundles(model, plan)
@@ -64,6 +67,9 @@ class LossSuite(Suite):
                     for name, one in (('short.jsonl', model), ('short_base.jsonl', base))]
             result['short'] = measure.regression(*(found for found, _ in both))
             problems += [problem for _, more in both for problem in more]
+        if plan.evaluator is not None:
+            result['long_ppl'], more = _by_evaluator(model, plan, documents, path, progress)
+            problems += more
         return Outcome(rows, problems, result)
 
     def outdated(self, result: Mapping) -> str | None:
@@ -142,6 +148,17 @@ class LossSuite(Suite):
         return out
 
 
+def _by_evaluator(model, plan, documents, path, progress):
+    """-> (LongPPL on the key tokens that the evaluator of the plan chooses, problems)."""
+    evaluator = plan.evaluator.load()
+    chosen, problems = measure.run_key_tokens(
+        evaluator, plan, documents, path.with_name('key_tokens.jsonl'), progress)
+    rows, more = measure.run_on_key_tokens(
+        model, plan, documents, chosen, path.with_name('long_ppl.jsonl'), progress)
+    about = {'evaluator': plan.evaluator.name, 'is_model': plan.evaluator.is_model}
+    return measure.long_ppl(rows) | about, problems + more
+
+
 # ---------------------------------------------------------------------------------------------------
 # Intervals
 # ---------------------------------------------------------------------------------------------------
@@ -202,10 +219,15 @@ def _long_ppl_sentence(one):
     value = f"perplexity {one['value']:.2f}" if one['value'] else 'no perplexity'
     if ends := _perplexity_interval(one):
         value += ' (95% interval {:.2f} to {:.2f})'.format(*ends)
-    return (f"LongPPL: {value} on {one['key_tokens']:,} of {one['of']:,} tokens: the key tokens, which this "
-            f"model predicts from the whole window but not from {one['context']:,} tokens of context. "
-            f'Chosen by the model itself, it is at most {math.exp(long_context.BETA):.2f} and no measure to '
-            'compare models by')
+    evaluator = one.get('evaluator')
+    by_itself = evaluator is None or one['is_model']
+    chooser = 'this model' if evaluator is None else f'the evaluator {evaluator}'
+    text = (f"LongPPL: {value} on {one['key_tokens']:,} of {one['of']:,} tokens: the key tokens, which "
+            f"{chooser} predicts from the whole window but not from {one['context']:,} tokens of context. ")
+    if not by_itself:
+        return text + 'Models compare on the same windows with the same evaluator'
+    bound = f'Chosen by the model itself, it is at most {math.exp(long_context.BETA):.2f}'
+    return f'{text}{bound} and no measure to compare models by; an --evaluator can choose them'
 
 
 def _short_sentence(one):

@@ -34,6 +34,7 @@ class Plan:
     depths: of the needle grid.
     given: {task: [Sample]} of RULER's data files, in place of generated samples.
     load_base: () -> the Model before its extension, whose loss on short windows is compared, if given.
+    evaluator: the model that chooses the key tokens of LongPPL, if it is given.
     identity: of model and inputs; answers of another one are not kept.
     run: the number of this call in about.json, which every answer names.
     """
@@ -45,6 +46,7 @@ class Plan:
     depths: tuple[float, ...] = DEPTHS
     given: Mapping[str, Sequence[Sample]] | None = None
     load_base: Callable[[], runner.Model] | None = None
+    evaluator: 'Evaluator | None' = None
     identity: str = ''
     run: int = 0
 
@@ -55,6 +57,15 @@ class Plan:
     def selected(self, names: Iterable[str]) -> list[str]:
         """The names that are to run."""
         return [name for name in names if self.tasks is None or name in self.tasks]
+
+
+class Evaluator(NamedTuple):
+    """A model that chooses tokens for others. name: in results. is_model: whether its weights are those of
+    the model that is evaluated."""
+
+    name: str
+    load: Callable[[], runner.Model]
+    is_model: bool
 
 
 class Outcome(NamedTuple):
