@@ -15,6 +15,7 @@ from lct.eval import answers, loglikelihood, runner, samples, suites
 from lct.eval.suites.suite import teacher_forced_scores
 from lct.eval.tasks.material import ChatOverhead, Material
 from lct.models import decode, llama
+from lct.models.session import Session
 from lct.ops import rope
 
 CONFIG = llama.LlamaConfig(
@@ -224,3 +225,42 @@ def test_bad_input(model, tmp_path):
     long = samples.Sample('copy', 100, 0, 'x' * 300, '', [''], NEW, {})
     with pytest.raises(ValueError, match='copy 0 takes 301 tokens and 5 for its answer, more than the 256'):
         runner.run(model, [runner.Item('copy', 100, 0, lambda: long)], tmp_path / 'b.jsonl')
+
+
+def branch(index):
+    """Prompts of two groups that go apart at odd tokens, two of them only before their last one."""
+    place = (1, 37, 95, 150, 150, 37, 2)[index]
+    text = 'x' * place + f'{index} ' + 'y' * (150 - place)
+    make = lambda: samples.Sample('branch', 200, index, text, ' =', [str(index)], NEW, {'index': index})
+    return runner.Item('branch', 200, index, make, f'group {index // 5}', teacher_forced=True)
+
+
+@pytest.mark.parametrize('degrees, layout', [(None, 'striped'), ((2, 1, 2, 1), 'zigzag')])
+def test_what_prompts_begin_with_is_read_once(model, tmp_path, monkeypatch, degrees, layout):
+    monkeypatch.setattr(runner, 'SHARED_CHUNK', 16)
+    kept, read, update = [], Session.read, Session.update
+    monkeypatch.setattr(Session, 'read', lambda *args: kept.append([]) or read(*args))
+    monkeypatch.setattr(Session, 'update', lambda *args: kept[-1].append(update(*args)))
+    items = list(map(branch, range(7)))
+    texts = [expected(model, one) for one in items]
+    plain = dataclasses.replace(model, layout=layout)
+    with contextlib.nullcontext() if degrees is None else jax.set_mesh(sharding.make_mesh(degrees)):
+        alone, _ = runner.run(plain, [dataclasses.replace(one, group=None) for one in items],
+                              tmp_path / 'alone.jsonl')
+        kept.clear()
+        rows, _ = runner.run(plain, items, tmp_path / 'a.jsonl')
+        lines = (tmp_path / 'a.jsonl').read_bytes().splitlines(keepends=True)
+        (tmp_path / 'b.jsonl').write_bytes(b''.join(lines[1:4] + lines[5:]))  # interrupted within a batch
+        runner.run(plain, items, tmp_path / 'b.jsonl')
+    assert [row['text'] for row in rows] == texts == [row['text'] for row in alone]
+    for row, other in zip(rows, alone, strict=True):
+        assert row['forced'] == {**other['forced'], 'nats': pytest.approx(other['forced']['nats'], rel=1e-4)}
+    assert kept[0] == [[151, 3], [96, 155], [38, 155], [2, 155]]
+    assert (tmp_path / 'b.jsonl').read_bytes() == (tmp_path / 'a.jsonl').read_bytes()
+
+
+def test_a_text_is_split_where_replicas_would_wait(model):
+    items = list(map(branch, range(5)))
+    groups = lambda replicas: [[one.index for one in group] for group in runner._make_groups(items, replicas)]
+    assert groups(1) == [[0, 1, 2, 3, 4]] and groups(2) == [[0, 2, 4], [1, 3]]
+    assert groups(8) == [[0], [1], [2], [3], [4]]

@@ -23,6 +23,11 @@ class Batch(NamedTuple):
     longest: int
 
 
+def replicas() -> int:
+    """Groups of devices of the current mesh that compute rows of their own."""
+    return sharding.axis_size('data') * sharding.axis_size('fsdp')
+
+
 def power_of_two_slots(length: int, smallest: int, ffn_chunks: int = 1) -> int:
     """Cache slots for `length` tokens: a power of two, `smallest` or more, rounded up for the mesh."""
     slots = max(1 << (length - 1).bit_length(), smallest)
@@ -45,10 +50,11 @@ def batches(lengths: Sequence[int], seq_lens: Sequence[int], scaling: rope.RopeC
     for i, (length, seq_len) in enumerate(zip(lengths, seq_lens, strict=True)):
         same_rope = length if scaling.type in ROPE_BY_LENGTH else None
         groups.setdefault((seq_len, same_rope, kinds and kinds[i]), []).append(i)
-    replicas = sharding.axis_size('data') * sharding.axis_size('fsdp')
     for (seq_len, *_), group in groups.items():
-        rows = min(max(batch_tokens // seq_len, 1), len(group))
-        rows = -(-rows // replicas) * replicas  # a replica without a prompt of its own computes a padding row
+        most = max(batch_tokens // (seq_len * replicas()), 1) * replicas()
+        # Batches of one shape, with as few padding rows as their number allows.
+        rows = -(-len(group) // -(-len(group) // most))
+        rows = -(-rows // replicas()) * replicas()
         if order is not None:
             group.sort(key=lambda i: order(i, rows))
         for start in range(0, len(group), rows):

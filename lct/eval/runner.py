@@ -20,11 +20,12 @@ from lct.data import tokenizer as tokenizers
 from lct.data.chat_template import ChatTemplate
 from lct.eval import answers, batching
 from lct.eval.samples import Sample
-from lct.models import llama
+from lct.models import llama, prompt_layout
 from lct.models.session import Session
 
 SMALLEST_CACHE = 256  # slots; shorter prompts share one compiled program
 SMALLEST_ANSWER = 128  # tokens; shorter limits share one compiled program
+SHARED_CHUNK = 512  # tokens of a forward pass behind the beginning that a prompt shares with the one before it
 PROBES = (('A question.\nAnswer:', ' The answer is'), ('A question.\n', 'Answer:'))  # prompt, answer prefix
 
 
@@ -205,10 +206,7 @@ def cache_slots(length: int, ffn_chunks: int = 1) -> int:
 
 def make_batches(model: Model, items: Iterable[Item]) -> Iterator[Batch]:
     """Batches of all items, finished or not, so that shapes do not depend on what is finished."""
-    by_group = {}
-    for item in items:
-        by_group.setdefault(item.key if item.group is None else ('group', item.group), []).append(item)
-    groups = list(by_group.values())
+    groups = _make_groups(items, batching.replicas())
     lengths = [max(item.tokens or item.length for item in group) for group in groups]
     seq_lens = [cache_slots(length, model.memory.ffn_chunks) for length in lengths]
     kinds = [(len(group) > 1, group[0].one_line) for group in groups]
@@ -217,6 +215,20 @@ def make_batches(model: Model, items: Iterable[Item]) -> Iterator[Batch]:
     for batch in batching.batches(lengths, seq_lens, model.config.rope, model.batch_tokens, kinds, order):
         members = [groups[i] for i in batch.indices]
         yield Batch(members, batch.rows, batch.seq_len, batch.longest, members[0][0].one_line)
+
+
+def _make_groups(items, replicas):
+    """Lists of items that one row answers. Where a length has fewer groups than there are replicas, each is
+    split: a replica without a row of its own would wait."""
+    by_length = {}
+    for item in items:
+        key = item.key if item.group is None else ('group', item.group)
+        by_length.setdefault((item.length, item.one_line), {}).setdefault(key, []).append(item)
+    out = []
+    for groups in by_length.values():
+        parts = -(-replicas // len(groups))
+        out += [group[i::parts] for group in groups.values() for i in range(min(parts, len(group)))]
+    return out
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -230,7 +242,6 @@ class _Query(NamedTuple):
     item: Item
     sample: Sample
     prompt: list[int]
-    question: list[int]
     active: bool
 
     @property
@@ -243,28 +254,35 @@ class _Query(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Items of one row; the first `shared` tokens of their prompts are read once."""
+    """Items of one row, in reading order: what consecutive prompts begin with is read once."""
 
     items: list[Item]
     samples: list[Sample]
     prompts: list[list[int]]
-    shared: int
 
     def query(self, number: int, finished: Collection) -> _Query:
         """The question of a number; a group with fewer repeats its last one."""
         i = min(number, len(self.items) - 1)
         active = number < len(self.items) and self.items[i].key not in finished
-        return _Query(self.items[i], self.samples[i], self.prompts[i], self.prompts[i][self.shared:], active)
+        return _Query(self.items[i], self.samples[i], self.prompts[i], active)
 
 
 def answer(model: Model, batch: Batch, finished: Collection | Mapping = ()) -> Iterator[dict]:
-    """The rows of a batch, without those whose keys are finished."""
+    """The rows of a batch, without those whose keys are finished. Their prompts are read all the same: how a
+    prompt is cut into chunks does not depend on what is finished, so neither does the rounding."""
     groups = [_make_group(model, items, batch.seq_len) for items in batch.groups]
     session = model.session(batch.rows, batch.seq_len, batch.longest)
-    session.read([group.prompts[0][:group.shared] for group in groups], model.prefill_chunk)
     stop = model.stop_mask(batch.one_line)
-    for number in range(max(len(group.items) for group in groups)):
-        queries = [group.query(number, finished) for group in groups]
+    rounds = [[group.query(number, finished) for group in groups]
+              for number in range(max(len(group.items) for group in groups))]
+    while not any(query.active for query in rounds[-1]):
+        rounds.pop()
+    for number, queries in enumerate(rounds):
+        prompts = [query.prompt for query in queries]
+        if number == 0:
+            session.read(prompts, model.prefill_chunk)
+        else:
+            session.update(prompts, model.prefill_chunk or -(-SHARED_CHUNK // session.unit) * session.unit)
         if any(query.active for query in queries):
             yield from _answer_queries(model, session, queries, stop)
 
@@ -277,18 +295,15 @@ def _make_group(model, items, seq_len):
             raise ValueError(f'{sample.task} {sample.index} takes {len(prompt)} tokens and '
                              f'{sample.max_new_tokens} for its answer, more than the {seq_len} of its length '
                              f"{sample.length}; state the chat template's overhead when samples are made")
-    if len(prompts) == 1:
-        return _Group(items, made, prompts, len(prompts[0]))
-    # Every question has at least one token.
-    shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
-    return _Group(items, made, prompts, shared)
+    order = prompt_layout.reading_order(prompts)
+    return _Group(*([values[i] for i in order] for values in (items, made, prompts)))
 
 
 def _answer_queries(model, session, queries, stop):
     """Iterator of the rows of one question to each row of the batch."""
     limits = [query.sample.max_new_tokens * query.active for query in queries]
     bound = max(SMALLEST_ANSWER, 1 << (max(limits) - 1).bit_length())
-    generated = session.ask([query.question for query in queries], limits, bound, stop)
+    generated = session.ask([[]] * len(queries), limits, bound, stop)
     likelihoods = _answer_likelihoods(model, session, queries)
     for query, tokens, fields in zip(queries, generated, likelihoods, strict=True):
         if query.active:
@@ -307,7 +322,7 @@ def _answer_likelihoods(model, session, queries):
         return [{}] * len(queries)
     targets = [model.answer_ids(query.sample, query.sample.answer) for query in queries]
     alternatives = [targets] * any_forced + _choice_ids(model, queries, targets)
-    scored = session.loglikelihood([query.question for query in queries], alternatives)
+    scored = session.loglikelihood([[]] * len(queries), alternatives)
     out = []
     for j, query in enumerate(queries):
         fields = {}

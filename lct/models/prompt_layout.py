@@ -4,6 +4,7 @@ Letters: B batch, S cache slots.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -161,3 +162,23 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     shortest = min(len(a), len(b))
     differs = np.flatnonzero(np.asarray(a[:shortest]) != np.asarray(b[:shortest]))
     return int(differs[0]) if differs.size else shortest
+
+
+def reading_order(texts: Sequence[Sequence[int]]) -> list[int]:
+    """Indices of the texts in an order in which every text begins as much as possible like the one before it.
+
+    A cache that keeps what consecutive texts have in common then reads the fewest tokens: those of the tree
+    of all beginnings, each once. Long branches come before short ones, so that groups of like form, read side
+    by side, take steps of like length.
+    """
+    ascending = sorted(range(len(texts)), key=lambda i: list(texts[i]))
+    adjacent = [common_prefix(texts[i], texts[j]) for i, j in itertools.pairwise(ascending)]
+    shared = np.zeros((len(texts), len(texts)), int)
+    for i, first in enumerate(ascending[:-1]):  # two texts share the least of what lies between them
+        others = ascending[i + 1:]
+        shared[first, others] = shared[others, first] = np.minimum.accumulate(adjacent[i:])
+    left = list(range(len(texts)))
+    order = [left.pop(int(shared.sum(1).argmax()))] if left else []
+    while left:
+        order.append(left.pop(int(shared[order[-1], left].argmax())))
+    return order

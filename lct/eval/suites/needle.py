@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from lct.eval import runner, scoring
+from lct.eval import runner, samples, scoring
 from lct.eval.report import svg
 from lct.eval.suites.suite import (
     DEPTHS,
@@ -25,17 +25,24 @@ from lct.eval.tasks.ruler_niah import Niah
 from lct.text import short_length
 
 NEEDLE = Niah('needle', 'text', max_new_tokens=32)
+SHARED_FROM = 4096  # tokens: shorter columns take less time side by side than one after another in one cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid(placements.Stratified):
-    """Sample i has its needle at depths[i % len(depths)]."""
+    """Sample i has its needle at depths[i % len(depths)]. All depths of a column, so many consecutive
+    samples of a length, lie in one excerpt of the text, which is therefore read once."""
 
     depths: tuple[float, ...] = DEPTHS
+    length: int = 0
+    column: int = 0
     name: str = 'grid'
 
     def depth(self, task: str, length: int, index: int) -> float:
         return self.depths[index % len(self.depths)]
+
+    def start(self, rng: random.Random, lines: int) -> int:
+        return samples.rng(self.seed, 'excerpt', self.length, self.column).randrange(lines)
 
     def needle_depths(
         self, rng: random.Random, first_depth: float, is_target: list[bool], in_text: bool,
@@ -49,11 +56,8 @@ class NeedleSuite(PromptSuite):
 
     def items(self, plan: Plan) -> list[runner.Item]:
         """counts[length] samples of each cell."""
-        material = copy.copy(plan.material)
-        material.placement = Grid(plan.material.seed, depths=plan.depths)
-        make = lambda length, i: functools.partial(material.sample, NEEDLE, length, i)
-        return [runner.Item('needle', length, i, make(length, i), teacher_forced=True)
-                for length in plan.lengths for i in range(plan.counts[length] * len(plan.depths))]
+        return [item for length in plan.lengths for column in range(plan.counts[length])
+                for item in _column_items(plan, length, column)]
 
     def row_score(self, row: Mapping) -> float:
         return float(scoring.contains_value(row['text'], row['outputs'][0]))
@@ -113,3 +117,13 @@ def _samples(result):
     """Samples [depths][lengths]; earlier versions had as many in every cell of a length."""
     samples = result['samples']
     return samples if isinstance(samples[0], list) else [samples] * len(result['depths'])
+
+
+def _column_items(plan, length, column):
+    """An item for each depth."""
+    material = copy.copy(plan.material)
+    material.placement = Grid(plan.material.seed, depths=plan.depths, length=length, column=column)
+    first = column * len(plan.depths)
+    group = ('needle', length, column) if length >= SHARED_FROM else None
+    return [runner.Item('needle', length, i, functools.partial(material.sample, NEEDLE, length, i),
+                        group, teacher_forced=True) for i in range(first, first + len(plan.depths))]
