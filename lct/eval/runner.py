@@ -25,7 +25,7 @@ from lct.models.session import Session
 
 SMALLEST_CACHE = 256  # slots; shorter prompts share one compiled program
 SMALLEST_ANSWER = 128  # tokens; shorter limits share one compiled program
-SHARED_CHUNK = 512  # tokens of a forward pass behind the beginning that a prompt shares with the one before it
+SHARED_CHUNK = 512  # tokens of a forward pass behind what a prompt shares with the one before it
 PROBES = (('A question.\nAnswer:', ' The answer is'), ('A question.\n', 'Answer:'))  # prompt, answer prefix
 
 
@@ -218,8 +218,7 @@ def make_batches(model: Model, items: Iterable[Item]) -> Iterator[Batch]:
 
 
 def _make_groups(items, replicas):
-    """Lists of items that one row answers. Where a length has fewer groups than there are replicas, each is
-    split: a replica without a row of its own would wait."""
+    """Lists of items that one row answers. Where replicas are more than those, each list is split."""
     by_length = {}
     for item in items:
         key = item.key if item.group is None else ('group', item.group)
@@ -254,7 +253,7 @@ class _Query(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Items of one row, in reading order: what consecutive prompts begin with is read once."""
+    """Items of one row, in reading order."""
 
     items: list[Item]
     samples: list[Sample]
@@ -273,16 +272,16 @@ def answer(model: Model, batch: Batch, finished: Collection | Mapping = ()) -> I
     groups = [_make_group(model, items, batch.seq_len) for items in batch.groups]
     session = model.session(batch.rows, batch.seq_len, batch.longest)
     stop = model.stop_mask(batch.one_line)
-    rounds = [[group.query(number, finished) for group in groups]
-              for number in range(max(len(group.items) for group in groups))]
+    longest = max(len(group.items) for group in groups)
+    rounds = [[group.query(number, finished) for group in groups] for number in range(longest)]
     while not any(query.active for query in rounds[-1]):
         rounds.pop()
     for number, queries in enumerate(rounds):
-        prompts = [query.prompt for query in queries]
+        prompts, chunk = [query.prompt for query in queries], model.prefill_chunk
         if number == 0:
-            session.read(prompts, model.prefill_chunk)
+            session.read(prompts, chunk)
         else:
-            session.update(prompts, model.prefill_chunk or -(-SHARED_CHUNK // session.unit) * session.unit)
+            session.update(prompts, chunk or -(-SHARED_CHUNK // session.unit) * session.unit)
         if any(query.active for query in queries):
             yield from _answer_queries(model, session, queries, stop)
 

@@ -87,8 +87,8 @@ class NeedleSuite(PromptSuite):
 
     def cells(self, result: Mapping) -> Iterator[Cell]:
         grid = zip(result['depths'], result['scores'], _samples(result), strict=True)
-        for depth, scores, samples in grid:
-            for length, score, count in zip(result['lengths'], scores, samples, strict=True):
+        for depth, scores, counts in grid:
+            for length, score, count in zip(result['lengths'], scores, counts, strict=True):
                 if count:
                     yield Cell(self.name, 'needle', f'{length}/{depth:g}', score, '', '', count)
 
@@ -115,8 +115,8 @@ class NeedleSuite(PromptSuite):
 
 def _samples(result):
     """Samples [depths][lengths]; earlier versions had as many in every cell of a length."""
-    samples = result['samples']
-    return samples if isinstance(samples[0], list) else [samples] * len(result['depths'])
+    counts = result['samples']
+    return counts if isinstance(counts[0], list) else [counts] * len(result['depths'])
 
 
 def _column_items(plan, length, column):
