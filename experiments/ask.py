@@ -30,7 +30,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     if sessions.manage(sys.argv[1:]):
         return
-    add_model_flags(parser)
+    add_model_flags(parser, mesh='auto')
     parser.add_argument('--files', nargs='+', required=True,
                         help='folders, globs in quotes, or files; mail and notebooks are decoded')
     add_exclude_flag(parser)

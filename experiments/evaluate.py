@@ -32,7 +32,7 @@ import sys
 
 from lct import bucket_cache
 from lct.cli.main import check_positive, run_script
-from lct.cli.model import add_model_flags, find_model, load_model, mesh_context, parse_ints
+from lct.cli.model import add_model_flags, find_model, load_model, mesh_context, mesh_degrees, parse_ints
 from lct.cli.progress import Progress
 from lct.cli.urls import work_folder
 from lct.files import write_atomically
@@ -45,7 +45,7 @@ OTHERS = {'base': 'the model that was extended', 'evaluator': 'a model with the 
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_flags(parser, required=False)
+    add_model_flags(parser, required=False, mesh='auto')
     parser.add_argument('--suite', default='ruler,needle',
                         help='names separated by commas; lct/eval/suites has one module for each')
     parser.add_argument('--lengths', default='1024,2048,4096,8192',
@@ -93,7 +93,7 @@ def evaluate(args):
     counts = sample_counts(args)
     chosen = suites.select(names, None if names == ['own'] else tasks)  # its tasks are folders of --data
     check_data(args, names, counts)
-    with mesh_context(args.mesh):
+    with mesh_context(args.mesh, args.model):
         model, about = load(args)
         plan, inputs = make_plan(args, model, counts, tasks)
         check_suites(chosen, model, plan)
@@ -193,7 +193,7 @@ def load(args):
         'template_sha256': template and provenance.text_hash(template.source),
         'template': 'none' if template is None else template.name.replace(str(folder), args.model),
         'dtype': dtype_of(model), 'positions': config.max_position_embeddings,
-        'rope': dataclasses.asdict(config.rope), 'mesh': parse_ints('--mesh', args.mesh),
+        'rope': dataclasses.asdict(config.rope), 'mesh': mesh_degrees(),
         'layout': model.layout, 'seed': args.seed, 'decoding': 'greedy', 'piece': model.prefill_chunk,
         'batch_tokens': model.batch_tokens, 'device': jax.devices()[0].device_kind,
         'versions': environment.versions(), 'commit': environment.commit(pathlib.Path(__file__).parent),

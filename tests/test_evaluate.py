@@ -1,6 +1,7 @@
 """experiments/evaluate.py from end to end on the base model that the project ships."""
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -10,6 +11,9 @@ import evaluate
 import pytest
 from test_suites import REPORT, check_html
 
+from lct import sharding
+from lct.cli import host_memory
+from lct.cli import model as model_flags
 from lct.data import tokenizer as tokenizers
 from lct.data.corpus.documents import Document
 from lct.eval import answers, provenance, results_file, runner, samples, suites
@@ -366,3 +370,17 @@ def test_a_small_python_file_among_texts_leaves_identifiers_out(tmp_path, capsys
 
 def test_the_page_is_sound_html(finished):
     check_html((finished / 'report.html').read_text())
+
+
+def test_the_default_mesh_is_one_replica_for_each_core(monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(5), raising=False)
+    with model_flags.mesh_context('auto', 'base'):
+        assert model_flags.mesh_degrees() == [5, 1, 1, 1]
+    with model_flags.mesh_context('auto'):
+        assert model_flags.mesh_degrees() == [1, 1, 5, 1]
+    monkeypatch.setattr(host_memory, 'host_memory', lambda: 22e6)  # the base takes 3.5 MB in float32
+    with model_flags.mesh_context('auto', 'base'):
+        assert model_flags.mesh_degrees() == [3, 1, 1, 1]
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(1))
+    with model_flags.mesh_context('auto', 'base'):
+        assert sharding.current_mesh() is None

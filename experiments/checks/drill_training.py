@@ -55,7 +55,7 @@ def run():
     from broken_batches import break_batches
 
     from lct import sharding, watchdog
-    from lct.cli import memory_check
+    from lct.cli import host_memory, memory_check
     from lct.data.batches.memory_source import MemorySource
     from lct.data.batches.store_source import StoreSource
     from lct.data.corpus.store import Store
@@ -96,7 +96,7 @@ def run():
     faults.install(args.fault, jax.process_index())
     break_batches(args.bad_batches)
     if args.address_space:
-        limit = memory_check.address_space() + int(args.address_space * 2**30)
+        limit = host_memory.address_space() + int(args.address_space * 2**30)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     if args.check_memory:
         memory_check.check(settings, model)

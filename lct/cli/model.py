@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # imported late, so that --help is fast
     from lct.eval.runner import Model
 
 
+MAX_CORES = 8  # of --mesh auto
+MAX_ROWS = 1024  # of a tile of attention
+SECOND_CACHE = Path('/sys/devices/system/cpu/cpu0/cache/index2/size')
 # Fields of a config.json that change what the same weights compute.
 MODEL_FIELDS = ('rope_theta', 'rope_scaling', 'rope_parameters', 'rms_norm_eps', 'tie_word_embeddings',
                 'max_position_embeddings')
@@ -87,10 +90,11 @@ def warn_of_edits(folder: str | Path) -> None:
             print(f'WARNING: {sentence}', file=sys.stderr, flush=True)
 
 
-def add_model_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """The flags that load_model and mesh_context read."""
+def add_model_flags(parser: argparse.ArgumentParser, required: bool = True, mesh: str = '1,1,1,1') -> None:
+    """The flags that load_model and mesh_context read. mesh: the default of --mesh."""
     parser.add_argument('--model', required=required, help="a Hugging Face Llama folder, or 'smollm2'")
-    parser.add_argument('--mesh', default='1,1,1,1', help='degrees of data,fsdp,sequence,tensor')
+    parser.add_argument('--mesh', default=mesh, help='degrees of data,fsdp,sequence,tensor, or auto for all '
+                        f'accelerators or cores; default {mesh}')
     parser.add_argument('--dtype', help="of the weights; default float32 on CPU, else the files'")
     parser.add_argument('--cache-dtype', choices=['float32', 'bfloat16', 'int8'],
                         help="of cached keys and values; default: the weights'. int8 takes half of the bytes "
@@ -109,22 +113,57 @@ def parse_ints(flag: str, text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers)
 
 
-def mesh_context(text: str) -> contextlib.AbstractContextManager:
+def mesh_context(text: str, model: str | None = None) -> contextlib.AbstractContextManager:
     """The mesh of the flag --mesh as a context; no mesh for one device.
 
     Makes virtual devices on a machine without accelerators, so it must come before jax computes anything.
+
+    Args:
+      text: four degrees, or 'auto': a ring of all accelerators; on CPUs a replica of the model on each core
+        where rows are independent, and otherwise a ring of the cores.
+      model: the model of which 'auto' makes replicas; None for a ring, which speeds up a single row.
     """
     import jax
 
     from lct import sharding
 
-    degrees = parse_ints('--mesh', text)
+    cores = _cores() if text == 'auto' else 0
+    degrees = (1, 1, cores, 1) if cores else parse_ints('--mesh', text)
     if len(degrees) != 4:
-        raise ValueError(f'--mesh {text} must be four degrees data,fsdp,sequence,tensor, such as 1,1,8,1')
+        raise ValueError(f'--mesh {text} must be four degrees data,fsdp,sequence,tensor, such as 1,1,8,1, or '
+                         'auto')
     if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
         with contextlib.suppress(RuntimeError):  # too late in a notebook that has computed already
             jax.config.update('jax_num_cpu_devices', math.prod(degrees))
+    if cores:
+        on_cpu, count = jax.default_backend() == 'cpu', jax.device_count()
+        count = min(cores, count) if on_cpu else count
+        degrees = (_replicas(model, count), 1, 1, 1) if on_cpu and model else (1, 1, count, 1)
     return contextlib.nullcontext() if set(degrees) == {1} else jax.set_mesh(sharding.make_mesh(degrees))
+
+
+def _cores():
+    """Cores that this process may use; more than MAX_CORES share the matmuls of that many devices."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return min(count, MAX_CORES)
+
+
+def _replicas(model, count):
+    """How many replicas of a model in float32 fit into half of the memory, up to count."""
+    from lct.cli.host_memory import host_memory
+    from lct.models import llama
+    from lct.weights import llama_hf
+
+    folder = find_model(model)
+    size = 4 * llama.num_params(llama_hf.read_config(folder)) if folder.is_dir() else 1
+    return max(min(count, int(host_memory() / 2 / size)), 1)
+
+
+def mesh_degrees() -> list[int]:
+    """The degrees of the current mesh."""
+    from lct import sharding
+
+    return [sharding.axis_size(name) for name in sharding.AXES]
 
 
 def load_model(args: argparse.Namespace) -> tuple['Model', Path]:
@@ -134,6 +173,7 @@ def load_model(args: argparse.Namespace) -> tuple['Model', Path]:
     from lct.data import tokenizer as tokenizers
     from lct.eval import runner
     from lct.models.memory import Memory
+    from lct.ops.strategies import Attention
     from lct.weights import llama_hf
 
     check_positive(args, 'piece', 'batch_tokens')
@@ -147,10 +187,23 @@ def load_model(args: argparse.Namespace) -> tuple['Model', Path]:
     template = None if args.plain else _load_template(folder)
     on_cpu = jax.default_backend() == 'cpu'
     config, params = llama_hf.load(folder, args.dtype or ('float32' if on_cpu else None))
-    memory = Memory(remat='none', cache_dtype=args.cache_dtype)
+    attention = Attention(chunks=_core_tiles(config)) if on_cpu else Attention()
+    memory = Memory(remat='none', attention=attention, cache_dtype=args.cache_dtype)
     model = runner.Model(params, config, tokenizer, template, _read_eos_ids(folder), memory,
                          prefill_chunk=args.piece, batch_tokens=args.batch_tokens)
     return model, folder
+
+
+def _core_tiles(config):
+    """Attention tiles for prompts on CPUs: the scores of one fill half of a core's second-level cache."""
+    from lct.ops.blockwise_attention import ROWS, Chunks
+
+    try:
+        cache = int(SECOND_CACHE.read_text().strip().removesuffix('K')) * 1024
+    except (OSError, ValueError):  # not Linux
+        cache = 0
+    rows = min(max(cache // 2 // (4 * Chunks().key), ROWS), MAX_ROWS)
+    return Chunks(query=max(rows // (config.num_heads // config.num_kv_heads), 1))
 
 
 def _load_template(folder) -> 'ChatTemplate | None':
