@@ -130,11 +130,22 @@ def _number(environment, names):
 
 
 def _local_devices(local_index, local_count, environment):
-    """One GPU for each process of a host; all of them for a process that is alone there."""
-    shown = environment.get('CUDA_VISIBLE_DEVICES', '')
-    if local_index is None or local_count == 1 or shown and ',' not in shown:  # a launcher may show one only
+    """An equal share of a host's GPUs for each of its processes, one where their number is not known.
+
+    None, all that it can see, for a process that is alone there or to which the launcher shows only its own.
+    """
+    shown = len([gpu for gpu in environment.get('CUDA_VISIBLE_DEVICES', '').split(',') if gpu.strip()])
+    on_host = _number(environment, ('SLURM_GPUS_ON_NODE',))
+    if local_index is None or local_count == 1 or shown == 1 or shown and on_host and shown < on_host:
         return None
-    return (local_index,)
+    number = shown or on_host
+    if not number or not local_count or number < local_count:
+        return (local_index,)
+    if number % local_count:
+        raise ValueError(f'{number} GPUs of this host cannot be shared evenly by its {local_count} '
+                         'processes; start one process per GPU or one per host')
+    share = number // local_count
+    return tuple(range(local_index * share, (local_index + 1) * share))
 
 
 def _address(launcher, count, local_count, environment):
@@ -156,7 +167,7 @@ def _first_host(launcher, environment):
     if launcher.name == 'Open MPI':  # mpirun runs on the first host
         uri = environment.get('OMPI_MCA_orte_hnp_uri', '')
         version_4 = re.search(r'tcp://([^,:;]+)|tcp6://\[([^,\]]+)', uri)
-        version_5 = re.match(r'prterun-(.+)-\d+@', environment.get('PMIX_NAMESPACE', ''))
+        version_5 = re.match(r'prte(?:run)?-(.+)-\d+@', environment.get('PMIX_NAMESPACE', ''))
         if version_4 or version_5:
             return next(filter(None, (version_4 or version_5).groups()))
     nodes = environment.get('SLURM_STEP_NODELIST') if launcher.name == 'SLURM' else None

@@ -272,7 +272,6 @@ def test_the_first_axes_go_between_slices():
 
 
 def test_the_templates_start_what_the_package_understands():
-    subprocess.run(['bash', '-n', LAUNCHERS / 'slurm.sh'], check=True)
     jobset = yaml.safe_load((LAUNCHERS / 'jobset.yaml').read_text())
     [workers] = jobset['spec']['replicatedJobs']
     job = workers['template']['spec']
@@ -282,6 +281,21 @@ def test_the_templates_start_what_the_package_understands():
     assert place.count == job['parallelism'] == job['completions'] and place.index == 0
     host = f'{jobset["metadata"]["name"]}-{workers["name"]}-0-0.{jobset["metadata"]["name"]}'
     assert place.address.split(':')[0] == host
-    mesh = next(flag for flag in container['args'] if flag.startswith('--mesh=')).split('=')[1]
-    devices = place.count * container['resources']['limits']['nvidia.com/gpu']
-    assert np.prod([int(degree) for degree in mesh.split(',')]) == devices
+    assert not any('mesh' in flag for flag in container['args'])  # the config's
+
+
+@pytest.mark.parametrize('status, requeued', [(0, False), (1, False), (130, True), (76, True)])
+def test_the_slurm_template_passes_its_flags_on_and_requeues(tmp_path, status, requeued):
+    for name, text in (('srun', f'echo srun "$@"; case "$*" in *extend.py*) exit {status};; esac'),
+                       ('scontrol', 'echo scontrol "$@"')):
+        (tmp_path / name).write_text(f'#!/bin/bash\n{text}\n')
+        (tmp_path / name).chmod(0o755)
+    environment = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_CPUS_PER_TASK': '12',
+                   'SLURM_JOB_ID': '7'}
+    done = subprocess.run(['bash', LAUNCHERS / 'slurm.sh', '--config', 'runs/8b.py', '--set', 'name=a b'],
+                          env=environment, capture_output=True, text=True, timeout=60, check=False)
+    lines = done.stdout.splitlines()
+    assert done.returncode == status
+    assert lines[0].endswith('python -u experiments/doctor.py')
+    assert lines[1].endswith('python -u experiments/extend.py --config runs/8b.py --set name=a b')
+    assert ('scontrol requeue 7' in lines) == requeued
