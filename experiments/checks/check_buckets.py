@@ -1,0 +1,254 @@
+"""Every path on a bucket of a real S3 server on the loopback address, with kill -9 in the middle.
+
+    pip install 'moto[server]' s3fs
+    python experiments/checks/check_buckets.py [--workdir runs/buckets] [--only training,store]
+
+Each part runs once with local paths and once with every path under s3://bucket, is killed there, continues on
+"another machine" (an empty cache) or on the same one, and must end with the same bytes. Takes ten minutes on
+two cores. Exit status 1 if a part failed.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+
+from drill import Failed, expect
+
+from lct import storage, upload
+
+EXPERIMENTS = pathlib.Path(__file__).parents[1]
+URL = 's3://bucket'
+FILES = 60  # of the standard library, as the corpus
+LIMIT_S = 900
+TRIES = 5  # to kill a process while it uploads a few megabytes
+
+
+class Place:
+    """The folder of all local files, and the scripts that run with the server's address and a cache in it."""
+
+    def __init__(self, folder, endpoint):
+        self.folder, self.cache = folder, folder / 'cache'
+        os.environ.update(AWS_ENDPOINT_URL=endpoint, AWS_ACCESS_KEY_ID='a', AWS_SECRET_ACCESS_KEY='b',
+                          AWS_DEFAULT_REGION='us-east-1', LCT_CACHE_DIR=str(self.cache), LCT_SYNC_S='1',
+                          PYTHONUNBUFFERED='1')
+
+    def start(self, script, *arguments):
+        log = (self.folder / 'log.txt').open('a')
+        print('$', script, *arguments, file=log, flush=True)
+        return subprocess.Popen([sys.executable, EXPERIMENTS / script, *map(str, arguments)], stdout=log,
+                                stderr=log)
+
+    def run(self, script, *arguments):
+        """Run a script to its end."""
+        status = self.start(script, *arguments).wait(LIMIT_S)
+        expect(status == 0, f'{script} ended with status {status}; see {self.folder}/log.txt')
+
+    def kill_when(self, condition, script, *arguments):
+        """Start a script and kill -9 it once condition() holds."""
+        process, end = self.start(script, *arguments), time.monotonic() + LIMIT_S
+        while not condition():
+            if process.poll() is not None:
+                raise Failed(f'{script} ended with status {process.returncode} before it could be killed')
+            expect(time.monotonic() < end, f'{script} did not come to where it is killed')
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        expect(process.wait(60) == -signal.SIGKILL, f'{script} ended by itself')
+
+    def other_machine(self):
+        """From now on nothing is known here of earlier runs."""
+        shutil.rmtree(self.cache, ignore_errors=True)
+
+
+def objects(url):
+    """{name: bytes} of the objects below a URL."""
+    return {name: info.size for name, info in storage.Remote(url).list().items()}
+
+
+def content(url):
+    """sha256 of each object below a URL, or of each file below a folder."""
+    if storage.scheme_of(url):
+        remote = storage.Remote(url)
+        contents = {name: remote.read(name) for name in remote.list()}
+    else:
+        contents = {path.relative_to(url).as_posix(): path.read_bytes()
+                    for path in pathlib.Path(url).rglob('*') if path.is_file()}
+    return {name: hashlib.sha256(value).hexdigest() for name, value in contents.items()}
+
+
+def weights(url):
+    return {name: digest for name, digest in content(url).items()
+            if name.endswith(('.safetensors', '.pth', '.npy', 'index.json'))}
+
+
+# ---------------------------------------------------------------------------------------------------
+# The parts
+# ---------------------------------------------------------------------------------------------------
+
+
+def training(place):
+    """extend.py on the smoke job: killed with one checkpoint in the bucket, twice."""
+    def arguments(base):
+        return ('--config', EXPERIMENTS / 'configs' / 'smoke.py', '--workdir', f'{base}/run', '--set',
+                f'model_folder={base}/model', '--set', f'corpus={base}/corpus', '--set',
+                'checkpoint_every=2')
+
+    def committed(step):
+        return lambda: f'checkpoints/{step}.commit.json' in objects(f'{URL}/run')
+
+    place.run('extend.py', *arguments(place.folder))
+    place.kill_when(committed(2), 'extend.py', *arguments(URL))
+    place.other_machine()
+    place.kill_when(committed(4), 'extend.py', *arguments(URL))  # on another machine
+    place.run('extend.py', *arguments(URL))  # on the same one
+    local, remote = weights(place.folder / 'run' / 'model'), weights(f'{URL}/run/model')
+    expect(remote == local != {}, f'the weights differ: {remote} and {local}')
+    rows = storage.Remote(f'{URL}/run').read('metrics/metrics.jsonl').decode().splitlines()
+    steps = [json.loads(row)['step'] for row in rows]
+    expect(steps == [1, 2, 3, 4, 5, 6], f'metrics.jsonl has the steps {steps}')
+    expect('results.json' in objects(f'{URL}/run'), 'results.json is missing')
+    return 'killed twice, continued on another machine and on the same one; the same weights, all metrics'
+
+
+def evaluation(place):
+    """evaluate.py: killed after its first answers, continued on another machine."""
+    def arguments(base):
+        return ('--model', f'{base}/model', '--workdir', f'{base}/evaluation', '--haystack', f'{base}/corpus',
+                '--suite', 'ruler', '--tasks', 'niah_single_2,vt', '--lengths', '448,512', '--samples', '8',
+                '--batch-tokens', '1024')
+
+    def result(base):
+        if base == URL:
+            return json.loads(storage.Remote(f'{URL}/evaluation').read('results.json'))['results']
+        return json.loads((base / 'evaluation' / 'results.json').read_text())['results']
+
+    place.run('evaluate.py', *arguments(place.folder))
+    place.kill_when(lambda: objects(f'{URL}/evaluation').get('ruler.jsonl', 0) > 2000,
+                    'evaluate.py', *arguments(URL))
+    kept = storage.Remote(f'{URL}/evaluation').read('ruler.jsonl').splitlines()
+    place.other_machine()
+    place.run('evaluate.py', *arguments(URL))
+    local, remote = result(place.folder), result(URL)
+    expect(remote == local, 'the results differ from those of local paths')
+    answers = storage.Remote(f'{URL}/evaluation').read('ruler.jsonl').splitlines()
+    expect(set(kept) <= set(answers) and len(kept) < len(answers), 'answers were lost')
+    return f'killed after {len(kept)} of {len(answers)} answers, which were kept; the same results'
+
+
+def store(place):
+    """tokenize_corpus.py: killed between two shards, and during its upload; then a run over the store."""
+    def arguments(base):
+        return (f'{base}/corpus', '--tokenizer', f'{base}/model', '--output', f'{base}/store', '--workers', 1,
+                '--shard-tokens', 20_000)
+
+    def spooled(pattern):
+        return lambda: any(place.cache.glob(f'outputs/*/{pattern}'))
+
+    place.run('tokenize_corpus.py', *arguments(place.folder))
+    place.kill_when(spooled('store.partial/00001.json'), 'tokenize_corpus.py', *arguments(URL))
+    expect(not objects(f'{URL}/store'), 'something was uploaded before the store was complete')
+    place.kill_when(lambda: objects(f'{URL}/store'), 'tokenize_corpus.py', *arguments(URL))
+    expect('index.json' not in objects(f'{URL}/store'), 'the index was not the last object')
+    place.run('tokenize_corpus.py', *arguments(URL))
+    local, remote = content(place.folder / 'store'), content(f'{URL}/store')
+    expect(remote == local != {}, 'the stores differ')
+    place.other_machine()
+    place.run('tokenize_corpus.py', '--verify', f'{URL}/store')
+    config = ('--config', EXPERIMENTS / 'configs' / 'smoke.py', '--set', f'model_folder={URL}/model', '--set',
+              'stages.0.mixture.recall=0.3', '--set', 'stages.0.num_steps=1', '--set', 'stages.1.num_steps=1')
+    for base in (place.folder, URL):
+        place.run('extend.py', *config, '--workdir', f'{base}/store_run', '--set', f'corpus={base}/store')
+    expect(weights(place.folder / 'store_run' / 'model') == weights(f'{URL}/store_run/model'),
+           'the weights trained on the two stores differ')
+    return f'killed twice; the same {len(local)} files, verified, and the same weights after training on them'
+
+
+def export(place):
+    """convert_weights.py: to Meta's format and back, killed during an upload."""
+    def arguments(base, source, target, to):
+        return f'{base}/{source}', f'{base}/{target}', '--to', to, '--verify'
+
+    for base in (place.folder, URL):
+        place.run('convert_weights.py', *arguments(base, 'model', 'meta', 'meta'))
+    place.run('convert_weights.py', *arguments(place.folder, 'meta', 'back', 'hf'))
+    for _ in range(TRIES):
+        storage.Remote(f'{URL}/back').remove(objects(f'{URL}/back'))
+        place.kill_when(lambda: objects(f'{URL}/back'), 'convert_weights.py',
+                        *arguments(URL, 'meta', 'back', 'hf'))
+        if 'config.json' not in objects(f'{URL}/back'):
+            break
+    expect('config.json' not in objects(f'{URL}/back'), 'config.json was not the last object')
+    place.other_machine()
+    place.run('convert_weights.py', *arguments(URL, 'meta', 'back', 'hf'))
+    for name in ('meta', 'back'):
+        local, remote = weights(place.folder / name), weights(f'{URL}/{name}')
+        expect(remote == local != {}, f'the weights of {name} differ')
+    return 'killed during the upload, which no reader takes for a model; the same weights'
+
+
+PARTS = {function.__name__: function for function in (training, evaluation, store, export)}
+
+
+@contextlib.contextmanager
+def server(log):
+    """The address of an S3 server that lives in the block."""
+    with socket.create_server(('127.0.0.1', 0)) as probe:
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([sys.executable, '-m', 'moto.server', '-p', str(port)], stdout=log, stderr=log)
+    try:
+        end = time.monotonic() + 60
+        while socket.socket().connect_ex(('127.0.0.1', port)):
+            expect(process.poll() is None and time.monotonic() < end, "no server; pip install 'moto[server]'")
+            time.sleep(0.2)
+        yield f'http://127.0.0.1:{port}'
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def prepare(place):
+    """Model and corpus, locally and in the bucket."""
+    import fsspec
+
+    fsspec.filesystem('s3').mkdir('bucket')
+    shutil.copytree(EXPERIMENTS / 'base', place.folder / 'model')
+    (place.folder / 'corpus').mkdir()
+    for path in sorted(pathlib.Path(sysconfig.get_paths()['stdlib']).glob('*.py'))[:FILES]:
+        shutil.copy2(path, place.folder / 'corpus')
+    for name in ('model', 'corpus'):
+        upload.upload(place.folder / name, storage.Remote(f'{URL}/{name}'))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--workdir', type=pathlib.Path, default=pathlib.Path('runs/buckets'))
+    parser.add_argument('--only', default=','.join(PARTS), help='parts, separated by commas; default: all')
+    args = parser.parse_args()
+    shutil.rmtree(args.workdir, ignore_errors=True)
+    args.workdir.mkdir(parents=True)
+    failed = False
+    with (args.workdir / 'server.txt').open('w') as log, server(log) as endpoint:
+        place = Place(args.workdir.absolute(), endpoint)
+        prepare(place)
+        for name in args.only.split(','):
+            began, result = time.monotonic(), 'pass'
+            try:
+                happened = PARTS[name](place)
+            except Failed as error:
+                happened, result, failed = str(error), 'FAIL', True
+            print(f'{name} | {happened} | {result} | {time.monotonic() - began:.0f} s', flush=True)
+    raise SystemExit(failed)
+
+
+if __name__ == '__main__':
+    main()
