@@ -31,6 +31,7 @@ setup(
         'gguf': ['gguf>=0.17'],
         'corpus': ['pyarrow>=17'],  # Parquet and .zst; unlike zstandard it detects truncated files
         'llama3-tokenizer': ['llama-models>=0.3,<0.4'],  # the tokenizer 'llama3'; Meta's license
+        'cuda13': ['jax[cuda13]'],  # run on NVIDIA GPUs
         'aot-cuda': ['jax[cuda12-local]', 'nvidia-cuda-nvcc-cu12>=12.6.85'],  # compile for GPUs not present
         'aot-tpu': ['jax[tpu]'],  # compile for TPUs not present
         'lm-eval': ['lm_eval>=0.4.13,<0.5'],  # tasks of the lm-evaluation-harness on a mesh
