@@ -23,6 +23,7 @@ import time
 
 from lct.cli.main import run_script
 from lct.cli.model import find_model
+from lct.files import write_atomically
 from lct.text import aligned
 
 TOTALS = ('logits', 'loss', 'gradient norm', 'gradient')  # errors that are not of one kind of parameter
@@ -210,7 +211,7 @@ def main():
     print(f'{len(records)} settings and {len(attention)} attention ops: {failed} failed; '
           f'{len(refused)} not run')
     if args.json:
-        args.json.write_text(json.dumps({
+        write_atomically(args.json, json.dumps({
             'model': name, 'length': args.length, 'packed': args.packed, 'dtype': args.dtype,
             'devices': devices, 'attention': attention, 'limits': limits, 'settings': records,
             'not_run': [{**dataclasses.asdict(setting), 'reason': reason}

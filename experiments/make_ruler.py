@@ -22,6 +22,7 @@ from lct.data import tokenizer as tokenizers
 from lct.eval import samples, scoring
 from lct.eval.tasks import needle_placement, qa_documents, reference_readers, ruler, ruler_text
 from lct.eval.tasks.material import ChatOverhead, Material
+from lct.files import write_atomically
 
 READERS = {'oracle': reference_readers.oracle, 'half': reference_readers.coin_flip_oracle,
            'mute': reference_readers.silent}
@@ -50,7 +51,7 @@ def main():
     lengths = parse_ints('--lengths', args.lengths)
     material = make_material(args)
     args.folder.mkdir(parents=True, exist_ok=True)
-    args.folder.joinpath('made_from.json').write_text(json.dumps(material.provenance(), indent=1) + '\n')
+    write_atomically(args.folder / 'made_from.json', json.dumps(material.provenance(), indent=1) + '\n')
     report = []
     for length in lengths:
         for config in configs:
@@ -68,7 +69,7 @@ def main():
             report.append(row)
             print(json.dumps(row), flush=True)
     if args.read:
-        args.folder.joinpath('check.json').write_text(json.dumps(report, indent=1) + '\n')
+        write_atomically(args.folder / 'check.json', json.dumps(report, indent=1) + '\n')
 
 
 def make_material(args):

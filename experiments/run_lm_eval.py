@@ -15,6 +15,7 @@ import pathlib
 
 from lct.cli.main import needs, run_script
 from lct.cli.model import add_model_flags, load_model, mesh_context, parse_ints
+from lct.files import write_atomically
 
 SUITES = ('ruler', 'needle')  # RULER's score applies to their answers
 
@@ -73,7 +74,7 @@ def run(args):
             num_fewshot=args.num_fewshot, limit=args.limit, apply_chat_template=model.template is not None)
     print(make_table(results))
     if args.output:
-        args.output.write_text(json.dumps(results, indent=1, default=str) + '\n')
+        write_atomically(args.output, json.dumps(results, indent=1, default=str) + '\n')
     return results
 
 

@@ -254,3 +254,59 @@ def test_an_upload_that_fails_keeps_the_local_folder(monkeypatch):
     with mirror.mirrored(URL) as folder:
         assert (folder / 'results.json').exists()
     assert 'results.json' in objects()
+
+
+# ---------------------------------------------------------------------------------------------------
+# New folders
+# ---------------------------------------------------------------------------------------------------
+
+
+def write(folder, number):
+    folder.mkdir(exist_ok=True)
+    for name in ('config.json', 'a.safetensors', 'tokenizer.json'):
+        (folder / name).write_text(f'{number}')
+
+
+def test_a_new_folder_is_complete_or_no_model(monkeypatch):
+    put_file, order = storage.Remote.put, []
+
+    def put_or_fail(self, path, name):
+        order.append(name)
+        if name == failing:
+            raise storage.StorageError('no network')
+        put_file(self, path, name)
+
+    monkeypatch.setattr(storage.Remote, 'put', put_or_fail)
+    failing = 'tokenizer.json'
+    with pytest.raises(storage.StorageError, match='no network'):
+        with upload.new_folder(URL) as folder:
+            write(folder, 1)
+    assert 'config.json' not in objects()
+    failing = ''
+    with upload.new_folder(URL) as folder:
+        write(folder, 2)
+    assert order[-1] == 'config.json' and not folder.exists()
+    with pytest.raises(ValueError, match='memory://bucket/place exists; remove it'):
+        with upload.new_folder(URL):
+            raise AssertionError
+    failing = 'tokenizer.json'  # of a model that is there: what is left of it is no model either
+    with pytest.raises(storage.StorageError):
+        with upload.new_folder(URL, overwrite=True) as folder:
+            write(folder, 3)
+    assert 'config.json' not in objects()
+
+
+def test_a_new_folder_that_was_interrupted_continues_under_its_key():
+    for key, expected in (('a', False), ('a', True), ('b', False), ('', False), ('', False)):
+        with pytest.raises(KeyboardInterrupt):
+            with upload.new_folder(URL, key=key) as folder:
+                assert (folder / 'part').exists() == expected
+                folder.mkdir(exist_ok=True)
+                (folder / 'part').touch()
+                raise KeyboardInterrupt
+    assert objects() == set()
+
+
+def test_a_local_folder_is_written_where_it_is(tmp_path):
+    with upload.new_folder(tmp_path / 'model') as folder:
+        assert folder == tmp_path / 'model' and not folder.exists()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from lct import sharding
+from lct.files import write_atomically
 from lct.models.llama import LlamaConfig
 from lct.ops import rope
 from lct.plan import compiled, hlo, targets
@@ -93,7 +94,7 @@ def compile_all(lowered: dict[str, jax.stages.Lowered], target: targets.Target, 
         records[title] = {'seconds': seconds, **common, **compiled.record(executable, dict(mesh.shape))}
         print(compiled.describe(title, records[title]))
         if hlo_folder:
-            (hlo_folder / f'{title.replace(" ", "_")}.txt').write_text(executable.as_text())
+            write_atomically(hlo_folder / f'{title.replace(" ", "_")}.txt', executable.as_text())
     path = folder / f'compile_{target.name.replace(":", "_")}.json'
     compiled.save(path, target.name, records)
     print(f'\nwritten to {path}')

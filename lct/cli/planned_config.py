@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lct.files import write_atomically
 from lct.models.llama import LlamaConfig
 from lct.plan.cost import Step
 
@@ -58,7 +59,7 @@ def write(path: Path, fields: dict, hardware: str, step: Step, prediction: str) 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     others = {key: value for key, value in fields.items() if key != 'stages'} | {'param_dtype': step.dtype}
-    path.write_text(CONFIG.format(
+    write_atomically(path, CONFIG.format(
         devices=step.devices, hardware=hardware, path=path, name=path.stem, prediction=prediction,
         fields=_literal(others, 4), stages=_literal(fields['stages'], 4)))
     print(f'\nwritten to {path}')

@@ -5,6 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lct import files
+
 
 def add_tokens(path: str | os.PathLike, strings: Sequence[str]) -> dict[str, int]:
     """Make each of strings one token of the tokenizer.json at path, by merges that come after all others.
@@ -31,7 +33,7 @@ def add_tokens(path: str | os.PathLike, strings: Sequence[str]) -> dict[str, int
         if len(_encode(Library, fields, string)) > 1:
             raise ValueError(f'{string!r} cannot become one token, since the pattern of {path} cuts it or '
                              'merges of other strings come first; leave it out')
-    path.write_text(json.dumps(fields, ensure_ascii=False, indent=2), encoding='utf-8')
+    files.write_atomically(path, json.dumps(fields, ensure_ascii=False, indent=2))
     return vocabulary
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lct import json_files
+from lct import json_files, storage
 from lct.eval import answers
 from lct.files import write_atomically
 
@@ -29,6 +29,7 @@ def enter(workdir: Path, about: Mapping[str, Any]) -> tuple[dict, int]:
     Raises:
       ValueError: naming what differs.
     """
+    storage.refuse_remote(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / 'about.json'
     answered = any(file.stat().st_size for file in workdir.glob('*.jsonl'))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from lct import exit_status, processes
+from lct import exit_status, processes, storage
 from lct.out_of_memory import is_out_of_memory
 from lct.train import fingerprints
 from lct.train.state import TrainState
@@ -60,6 +60,7 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, keep: int = 2, max_failed: int = 5):
         """max_failed: saves that fail in a row before Unwritable ends the run."""
+        storage.refuse_remote(folder)
         self.folder = Path(folder).absolute()
         self._keep, self._max_failed, self._failed, self._saving = keep, max_failed, 0, None
         self._manager = self._open()

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, TextIO
 
-from lct import files, processes
+from lct import files, processes, storage
 from lct.train import changes
 from lct.train.metrics import log
 
@@ -26,6 +26,7 @@ def lock_workdir(workdir: str | Path, config: dict[str, Any], may_change: bool =
       ValueError: if workdir holds a run with another config (naming the differences), if another process has
         locked it, or if the processes of this run have different configs or do not share the folder.
     """
+    storage.refuse_remote(workdir)
     workdir = Path(workdir)
     config = json.loads(json.dumps(config))
     fields = {'.'.join(path): json.dumps(value) for path, value in changes.flatten(config)}

@@ -8,12 +8,13 @@ import secrets
 import shutil
 from collections.abc import Iterator
 
-from lct import files
+from lct import files, storage
 from lct.weights import manifest
 
 
 def check_writable(folder: str | os.PathLike, nbytes: int, overwrite: bool = False) -> None:
     """Raise ValueError, before any work is done, if folder cannot be created with nbytes in it."""
+    storage.refuse_remote(folder)
     folder = os.path.abspath(folder)
     parent = os.path.dirname(folder)
     if os.path.lexists(folder):

@@ -10,7 +10,7 @@ import os
 import re
 from typing import Any
 
-from lct import json_files
+from lct import bucket_cache, json_files
 from lct.json_files import short_repr
 from lct.models.llama import LlamaConfig, Params
 from lct.weights import companions, families, folders, hf_tensors, mapping, safetensors_files, streaming
@@ -82,7 +82,7 @@ def check(folder: str | os.PathLike) -> None:
 
 def load(folder: str | os.PathLike, dtype: Any = None, *, adapter: str | os.PathLike | None = None,
          vocab_size: int | None = None) -> tuple[LlamaConfig, Params]:
-    """(LlamaConfig, Params) of a Hugging Face folder, sharded on the current mesh.
+    """(LlamaConfig, Params) of a Hugging Face folder, local or in a bucket, sharded on the current mesh.
 
     Each device's shard is read from memory-mapped files, so that no process holds more than it keeps.
 
@@ -94,7 +94,7 @@ def load(folder: str | os.PathLike, dtype: Any = None, *, adapter: str | os.Path
       ValueError: naming file and field or tensor, for anything missing, unexpected, of a wrong shape or
         dtype, not finite or not understood.
     """
-    folder = os.fspath(folder)
+    folder = os.fspath(bucket_cache.local(folder))
     config = read_config(folder)
     if vocab_size is not None:
         config = dataclasses.replace(config, vocab_size=vocab_size)

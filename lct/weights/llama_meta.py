@@ -13,7 +13,7 @@ import os
 import re
 from typing import Any
 
-from lct import json_files
+from lct import bucket_cache, json_files
 from lct.json_files import short_repr
 from lct.models.llama import LlamaConfig, Params
 from lct.weights import companions, folders, manifest, streaming, torch_files
@@ -93,7 +93,7 @@ def load(
         dtype, not finite or not understood; a pickle that calls anything but tensors is refused without
         running it.
     """
-    folder = os.fspath(folder)
+    folder = os.fspath(bucket_cache.local(folder))
     config = read_config(folder, rope_factor=rope_factor, max_position_embeddings=max_position_embeddings)
     streaming.check_mesh(config)
     matrices = _matrices(config, read_folder(folder))

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from lct import files
+from lct import files, storage
 from lct.checksums import chunk_crc32s
 from lct.data.corpus.index import CHUNK, COUNTS, FORMAT, TABLES, VERSION, fingerprint_of, ids_dtype
 from lct.data.corpus.shards import check_size, sha256_of, shard_name
@@ -52,6 +52,7 @@ class Writer(contextlib.AbstractContextManager):
     """
 
     def __init__(self, folder: str | os.PathLike, tokenizer_hash: str, vocab_size: int, plan: dict[str, Any]):
+        storage.refuse_remote(folder)
         self.folder = pathlib.Path(folder)
         self.partial = self.folder.with_name(self.folder.name + '.partial')
         self._store = self.partial / 'store'
