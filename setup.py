@@ -13,6 +13,7 @@ setup(
         'flax>=0.12',
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.3,<0.13',
+        'fsspec>=2024.9',  # paths such as s3://; also a dependency of orbax-checkpoint
         'ml_collections>=1.1',
         'numpy>=2',
         'scipy>=1.15',  # Student's t and permutation tests; also a dependency of jax
@@ -30,6 +31,8 @@ setup(
         # dependency would compile llama.cpp
         'gguf': ['gguf>=0.17'],
         'corpus': ['pyarrow>=17'],  # Parquet and .zst; unlike zstandard it detects truncated files
+        's3': ['s3fs>=2024.9'],  # paths that begin with s3://
+        'gcs': ['gcsfs>=2024.9'],  # and with gs://
         'llama3-tokenizer': ['llama-models>=0.3,<0.4'],  # the tokenizer 'llama3'; Meta's license
         'cuda13': ['jax[cuda13]'],  # run on NVIDIA GPUs
         'aot-cuda': ['jax[cuda12-local]', 'nvidia-cuda-nvcc-cu12>=12.6.85'],  # compile for GPUs not present

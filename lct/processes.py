@@ -212,7 +212,8 @@ def _describe_folders(values, names):
         return ''
     more = f' and {len(blind) - 1} more' if len(blind) > 1 else ''
     return (f'the work directory {values[0][0]} of {names[0]} is not the folder {blind[0][0]} of '
-            f'{blind[0][1]}{more}; name one on a file system that all hosts share')
+            f'{blind[0][1]}{more}; name one on a file system that all hosts share, '
+            'or for one in a bucket set LCT_CACHE_DIR to a folder there')
 
 
 def wait_for_all() -> None:
