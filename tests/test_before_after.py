@@ -32,6 +32,7 @@ def test_measurements_are_computed_once_and_weights_loaded_only_if_needed(tmp_pa
     evaluation = types.SimpleNamespace(recall=once('recall', recall_result), loss=once('loss', bins),
                                        needle=once('needle', NEEDLE), short_windows=None, needle_plan='some',
                                        ruler_plan='some', ruler=once('ruler', RULER),
+                                       grid='some', windows='some',
                                        settings=lambda kind: {'seed': seeds[kind]}, log=lines.append)
     mesh = sharding.make_mesh((1, 1, 1, 1))
     first = before_after.measure(evaluation, 'base', None, lambda: 'weights', tmp_path, mesh)

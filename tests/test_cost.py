@@ -255,9 +255,14 @@ def test_enough_programs_were_compiled():
     assert len(POINTS) >= 20 and {'cuda', 'tpu'} == {targets.parse(p[0]).platform for p in POINTS}
 
 
-@pytest.mark.parametrize('kind', hardware.TABLE.values(), ids=lambda kind: kind.name)
+ACCELERATORS = [kind for kind in hardware.TABLE.values() if kind.platform != 'cpu']
+CARDS = ('rtx3090', 'rtx4090', 'rtx5090', 'a6000', 'rtx6000ada', 'a40', 'l40', 'l4', 'a10', 'a10g')
+
+
+@pytest.mark.parametrize('kind', ACCELERATORS, ids=lambda kind: kind.name)
 def test_hardware_is_plausible(kind):
-    assert 1e14 < kind.flops < 3e15 and 15e9 < kind.memory < 210e9 and 0.8e12 < kind.bandwidth < 9e12
+    flops, bandwidth = (7e13, 0.3e12) if kind.name in CARDS else (1e14, 0.8e12)
+    assert flops <= kind.flops < 3e15 and 15e9 < kind.memory < 210e9 and bandwidth <= kind.bandwidth < 9e12
     assert kind.between <= kind.network and kind.inside <= kind.inside_all and kind.between < kind.inside
     if kind.name in targets.GPUS:
         assert kind.bandwidth == pytest.approx(targets.GPUS[kind.name].bandwidth, rel=0.01)

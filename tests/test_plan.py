@@ -8,7 +8,7 @@ import time
 import plan as planner
 import pytest
 
-from lct.cli import memory_check
+from lct.cli import memory_check, plan_run
 from lct.cli.config import load_config, make_run
 from lct.models.llama_sizes import LLAMA3_8B, LLAMA3_70B, SIZES
 from lct.plan import cost, hardware, search, timing
@@ -113,7 +113,7 @@ ONE = ['--model', 'llama3-8b', '--context', '1M', '--hardware', 'l40s', '--devic
 
 def test_a_plan_is_printed_and_its_config_trains_what_was_planned(tmp_path, capsys):
     path = tmp_path / 'planned.py'
-    planner.run([*ONE, '--rows', '8', '--price-per-hour', '1.5', '--out', str(path)])
+    planner.run([*ONE, '--stages', '1M', '--rows', '8', '--price-per-hour', '1.5', '--out', str(path)])
     text = capsys.readouterr().out
     for word in ('PREDICTED', 'moments of AdamW', 'attention', 'tokens/s', 'utilisation', 'days',
                  'per device and hour'):
@@ -125,10 +125,10 @@ def test_a_plan_is_printed_and_its_config_trains_what_was_planned(tmp_path, caps
                                                      best.step.memory.dtype) == ('float32', 'bfloat16')
     assert (stage.mesh, stage.seq_len, stage.batch_size, stage.accumulation, stage.memory) == (
         best.step.mesh, M, best.step.batch_size, best.step.accumulation, best.step.memory)
-    assert stage.num_steps * stage.tokens_per_step == pytest.approx(planner.DEFAULT_TOKENS, rel=0.02)
+    assert stage.num_steps * stage.tokens_per_step == pytest.approx(plan_run.DEFAULT_TOKENS, rel=0.02)
     assert stages.configs(run.stages, LLAMA3_8B)[0].rope_theta == 3_580_165_449  # the critical base at 1M
     recipe = load_config(EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py')
-    assert set(load_config(path)) == {*recipe, 'param_dtype'}  # all that extend.py reads
+    assert set(load_config(path)) == {*recipe, 'param_dtype', 'hardware', 'devices', 'evaluate'}
 
 
 def test_a_recipe_planned_for_other_devices(tmp_path, capsys):
@@ -177,7 +177,7 @@ def changed(**flags):
 
 
 @pytest.mark.parametrize(('argv', 'expected'), [
-    (changed(hardware='l40'), r"hardware 'l40' is not in the table; nearest are l40s"),
+    (changed(hardware='l40z'), r"hardware 'l40z' is not in the table; nearest are l40, l40s"),
     (changed(model='llama3-9b'), r"model 'llama3-9b' is not in the table; nearest are llama3-8b"),
     (changed(context='1X'), r"'1X' is not a number of tokens"),
     (changed(devices='0'), r'--devices 0 must be at least 1'),

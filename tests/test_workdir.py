@@ -14,12 +14,12 @@ from lct import watchdog
 from lct.cli import corpus, planned_config
 from lct.cli.config import as_plain, load_config
 from lct.cli.fields import Base, Settings
+from lct.cli.plan_models import resolve
 from lct.data import tokenizer as tokenizers
 from lct.data.batches.memory_source import MemorySource
 from lct.data.batches.upsample import Upsample
 from lct.models.config import LlamaConfig
 from lct.models.llama import Memory
-from lct.models.llama_sizes import LLAMA3_8B
 from lct.models.lora import Adapter
 from lct.ops.rope import RopeConfig
 from lct.ops.strategies import Attention
@@ -56,7 +56,7 @@ CONFIG = {'name': 'a', 'seed': 0, 'optimizer': {'b1': 0.9}, 'loss': {'windows': 
 def fields_of_configs():
     """Paths of all fields of all configs, of all dataclasses, and of what scripts read from a config."""
     fields = {tuple(field.split('.')) for field in FURTHER}
-    planned = planned_config.config_fields('x', 'y', LLAMA3_8B, dict(STAGE))
+    planned = planned_config.config_fields('x', resolve('llama3-8b'), [dict(STAGE)], {})
     for config in (*(as_plain(load_config(path)) for path in CONFIGS), as_plain(planned)):
         fields |= {change.path for change in changes.differences({'stages': [{}] * 9}, config)}
     for prefix, (record, apart) in RECORDS.items():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # imported where they are used: wrong flags are reported befo
 
 RUN_FIELDS = ('param_dtype', 'checkpoint_every', 'keep_checkpoints', 'max_skips_in_row', 'max_failed_saves',
               'spike_factor', 'spike_window', 'line_every_s')
+MEMORY_SHARE = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')  # jax's names for it
 # config.evaluate: whether the base, each stage but the last, and the extended model are measured
 EVALUATE = {'off': (False, False, False), 'before': (True, False, False), 'after': (False, False, True),
             'before_and_after': (True, False, True), 'each_stage': (True, True, True)}
@@ -254,7 +255,10 @@ def setup_devices(config: ConfigDict) -> None:
     import jax
 
     from lct import processes
+    from lct.plan.search import USABLE
 
+    if not any(os.environ.get(name) for name in MEMORY_SHARE):
+        os.environ[MEMORY_SHARE[-1]] = str(USABLE)  # of a GPU, which is what plans count on
     count = processes.join()
     needed = max(math.prod(stage.mesh) for stage in config.stages)
     if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):

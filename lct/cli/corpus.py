@@ -67,6 +67,22 @@ def check_size(spec: str, exclude: Sequence[str], max_bytes: int | None) -> None
                          'read less with --set corpus_bytes=1000000000')
 
 
+def check_exists(config: ConfigDict) -> None:
+    """Refuse a config without a corpus, or with one that does not exist.
+
+    Raises:
+      ValueError: with the remedy.
+    """
+    if not config.corpus:
+        raise ValueError('config.corpus is empty; add --set corpus=PATH of your documents: a folder, a glob, '
+                         'a file of text, .jsonl or .parquet, or a token store')
+    if not is_store(config.corpus):
+        try:
+            next(listing.find(config.corpus, config.get('exclude', ())), None)
+        except FileNotFoundError as error:
+            raise ValueError(f'config.corpus: {error}') from error
+
+
 def open_corpus(config: ConfigDict,
                 tokenizer: Tokenizer) -> tuple[MemorySource | StoreSource, list[np.ndarray]]:
     """The training rows of config.corpus, and the ids int32 [n] of its held-out documents.
@@ -80,9 +96,7 @@ def open_corpus(config: ConfigDict,
     Raises:
       ValueError: if there is no corpus, or an option does not fit it.
     """
-    if not config.corpus:
-        raise ValueError('config.corpus is empty; add --set corpus=PATH of your documents: a folder, a glob, '
-                         'a file of text, .jsonl or .parquet, or a token store')
+    check_exists(config)
     if not is_store(config.corpus):
         from lct.train.metrics import log
 

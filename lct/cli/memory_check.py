@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import jax
 
+from lct.cli.config import MEMORY_SHARE
 from lct.cli.host_memory import host_memory
 from lct.models.llama import LlamaConfig
 from lct.models.lora import Adapter
@@ -25,7 +26,6 @@ ERROR = 1.15
 # for CPUs, to which nothing was fitted.
 LONG_SHARD, LONG_ERROR = 2**17, 1.8
 SPEEDS = 'a100'  # of devices that the table of hardware lacks: only ratios of times are used
-TPUS = {'v5 lite': 'v5e', 'v5e': 'v5e', 'v5': 'v5p', 'v6': 'v6e', 'tpu7': 'v7', 'v4': 'v4'}
 COUNT = 3  # remedies that are named
 
 
@@ -33,39 +33,41 @@ class TooLarge(ValueError):
     """A stage cannot fit its devices; the message names the remedies."""
 
 
-def check(run: Run, config: LlamaConfig) -> None:
-    """Compare the predicted memory of every stage with the memory of this process's devices.
+def check(run: Run, config: LlamaConfig, kind: hardware.Hardware | None = None) -> None:
+    """Compare the predicted memory of every stage with the memory of a device.
 
-    config: the LlamaConfig that is trained. A stage that is close to the limit is a WARNING; so is one beyond
-    it by less than the predictions may be wrong.
+    config: the LlamaConfig that is trained. kind: of the devices; None for those of this process. A stage
+    that is close to the limit is a WARNING; so is one beyond it by less than the predictions may be wrong.
 
     Raises:
       TooLarge: for a stage that does not fit even if the prediction is as much too large as it ever was.
     """
-    limit, refused = device_memory(), []
+    limit, refused = USABLE * kind.memory if kind else device_memory(), []
+    kind = kind or device_hardware()
     for index in range(len(run.stages)) if limit else ():
         step = step_of(run, index, config)
-        peak = needed_by(run, step).peak
-        wrong_by = LONG_ERROR if step.local > LONG_SHARD or jax.default_backend() == 'cpu' else ERROR
+        peak = needed_by(run, step, kind).peak
+        wrong_by = LONG_ERROR if step.local > LONG_SHARD or kind.platform == 'cpu' else ERROR
         if peak > wrong_by * limit:
             refused.append(index)
         elif peak * ERROR > limit:
             log(f'WARNING: {_comparison(run, index, peak, limit)}; predictions are within 15%, and for CPUs '
                 f'and more than {LONG_SHARD:,} tokens a device up to {LONG_ERROR} times too large')
     if refused:
-        raise _refusal(run, config, refused, limit)
+        raise _refusal(run, config, refused, dataclasses.replace(kind, memory=limit))
 
 
-def _refusal(run, config, refused, limit):
+def _refusal(run, config, refused, kind):
     """The TooLarge of the stages with the indices `refused`; prints the table of the first."""
     index, *others = refused
     step = step_of(run, index, config)
-    needed = needed_by(run, step)
-    log(memory_table(needed, dataclasses.replace(device_hardware(), memory=limit)))
+    needed = needed_by(run, step, kind)
+    log(memory_table(needed, kind))
     more = f', nor do {", ".join(run.stages[i].name for i in others)}' if others else ''
-    return TooLarge(f'{_comparison(run, index, needed.peak, limit)} and does not fit{more}; '
-                    f'{advice(run, index, step, limit / ERROR)}; experiments/plan.py --recipe plans all '
-                    'stages anew, and --set check_memory=false starts the run as it is')
+    return TooLarge(f'{_comparison(run, index, needed.peak, kind.memory)} and does not fit'
+                    f'{more}; {advice(run, index, step, kind.memory / ERROR, kind)}; '
+                    'experiments/plan.py --recipe plans all stages anew, and --set check_memory=false '
+                    'starts the run as it is')
 
 
 def _comparison(run, index, peak, limit):
@@ -84,20 +86,24 @@ def explained(run: Run, config: LlamaConfig) -> Iterator[None]:
         yield
     except OutOfMemory as error:
         step = step_of(run, error.stage, config)
-        needed, limit = needed_by(run, step), device_memory() or float('inf')
-        log(memory_table(needed, dataclasses.replace(device_hardware(), memory=limit)))
+        kind, limit = device_hardware(), device_memory() or float('inf')
+        needed = needed_by(run, step, kind)
+        log(memory_table(needed, dataclasses.replace(kind, memory=limit)))
         less = min(limit, needed.peak) / ERROR  # what was predicted was not enough
-        raise TooLarge(f'{error}; {advice(run, error.stage, step, less)}; with one of them the same command '
-                       'continues from the last checkpoint') from error
+        raise TooLarge(f'{error}; {advice(run, error.stage, step, less, kind)}; with one of them the same '
+                       'command continues from the last checkpoint') from error
 
 
-def advice(run: Run, index: int, step: Step, limit: float) -> str:
-    """The cheapest remedies for a step that is to need at most limit bytes, as flags of extend.py."""
-    kind = dataclasses.replace(device_hardware(), memory=limit)
-    remats = [remat for remat in remedies.REMAT if remat != 'offload' or jax.default_backend() != 'cpu']
-    found = remedies.find(step, kind, lambda changed: needed_by(run, changed).peak, limit, remats)
+def advice(run: Run, index: int, step: Step, limit: float, kind: hardware.Hardware | None = None) -> str:
+    """The cheapest remedies for a step that is to need at most limit bytes, as flags of extend.py.
+
+    kind: of the devices; None for those of this process.
+    """
+    kind = dataclasses.replace(kind or device_hardware(), memory=limit)
+    remats = [remat for remat in remedies.REMAT if remat != 'offload' or kind.platform != 'cpu']
+    found = remedies.find(step, kind, lambda changed: needed_by(run, changed, kind).peak, limit, remats)
     texts = [f'{_flags(index, remedy.changes)} ({remedy.times:.2g}x the time)' for remedy in found[:COUNT]]
-    texts += _last_resorts(run, step, limit)[:COUNT - len(texts)]
+    texts += _last_resorts(run, step, kind)[:COUNT - len(texts)]
     return f'remedies, cheapest first: {", or ".join(texts)}' if texts else 'no single change suffices'
 
 
@@ -106,10 +112,10 @@ def _flags(index, changes):
     return ' '.join(f'--set stages.{index}.{name}={show(value)}' for name, value in changes.items())
 
 
-def _last_resorts(run, step, limit):
+def _last_resorts(run, step, kind):
     """Changes of the devices or of the training, as text: a ring of more devices, adapters, fewer tokens."""
     data, fsdp, ring, tensor = step.mesh
-    sizes = lambda changed: needed_by(run, changed).peak
+    sizes, limit = lambda changed: needed_by(run, changed, kind).peak, kind.memory
     out = []
     for factor in (2, 4, 8, 16, 32, 64):
         longer = dataclasses.replace(step, mesh=(data, fsdp, factor * ring, tensor))
@@ -134,18 +140,20 @@ def step_of(run: Run, index: int, config: LlamaConfig) -> Step:
                 run.param_dtype, stage.layout)
 
 
-def needed_by(run: Run, step: Step) -> Buffers:
-    """The predicted Buffers of a step of a run, with its adapter if it has one."""
-    needed = buffers(step, device_hardware().platform)
+def needed_by(run: Run, step: Step, kind: hardware.Hardware | None = None) -> Buffers:
+    """The predicted Buffers of a step of a run, with its adapter if it has one.
+
+    kind: of the devices; None for those of this process.
+    """
+    needed = buffers(step, (kind or device_hardware()).platform)
     return needed if run.adapter is None else with_adapter(needed, step, run.adapter)
 
 
 def device_hardware() -> hardware.Hardware:
     """The row of the planner's table for this process's devices, or one whose speeds stand in for theirs."""
-    kind = jax.local_devices()[0].device_kind.lower()
-    if jax.default_backend() == 'tpu':
-        return hardware.TABLE[next((row for sign, row in TPUS.items() if sign in kind), 'v5p')]
-    return hardware.TABLE[next((name for name in hardware.TABLE if name in kind.split()), SPEEDS)]
+    kind, backend = jax.local_devices()[0].device_kind, jax.default_backend()
+    stand_in = {'tpu': 'v5p', 'cpu': 'cpu'}.get(backend, SPEEDS)
+    return hardware.of_device(kind, backend) or hardware.TABLE[stand_in]
 
 
 def device_memory() -> float | None:
@@ -163,8 +171,8 @@ def device_memory() -> float | None:
 
 def _reserve(peak, limit):
     """Whether jax leaves memory of a GPU unused that a setting would give to it, as text."""
-    names = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')
-    share = float(next(filter(None, map(os.environ.get, names)), 0.75))
+    share = float(next(filter(None, map(os.environ.get, MEMORY_SHARE)), 0.75))
     if jax.default_backend() != 'gpu' or share >= USABLE or peak > USABLE * limit / share:
         return ''
-    return f' (jax takes {share:.0%} of its memory; {names[1]}={USABLE} in the environment gives it more)'
+    return (f' (jax takes {share:.0%} of its memory; {MEMORY_SHARE[1]}={USABLE} in the environment gives it '
+            'more)')

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lct import bucket_cache
 from lct.cli.main import check_positive
 from lct.cli.paths import experiments_folder
+from lct.text import parse_length
 
 if TYPE_CHECKING:  # imported late, so that --help is fast
     from lct.data.chat_template import ChatTemplate
@@ -103,6 +104,14 @@ def add_model_flags(parser: argparse.ArgumentParser, required: bool = True, mesh
     parser.add_argument('--batch-tokens', type=int, default=65536, help='cache slots of a batch')
     parser.add_argument('--piece', type=int, help='tokens of one forward pass over a prompt, for prompts '
                         'that do not fit into memory at once')
+
+
+def parse_lengths(flag: str, text: str) -> tuple[int, ...]:
+    """'8K,64K' -> (8192, 65536); a ValueError about the flag for anything but lengths in tokens."""
+    try:
+        return tuple(parse_length(one.strip()) for one in text.split(','))
+    except ValueError:
+        raise ValueError(f'{flag} {text} must be lengths in tokens, such as 8K,64K or 8192,65536') from None
 
 
 def parse_ints(flag: str, text: str) -> tuple[int, ...]:

@@ -1,15 +1,15 @@
 """A plan of lct.plan as a config for experiments/extend.py."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from lct.cli.plan_models import BaseModel
 from lct.files import write_atomically
-from lct.models.llama import LlamaConfig
 from lct.plan.cost import Step
 
 CONFIG = '''"""Written by experiments/plan.py for {devices} x {hardware}.
 
-    python experiments/extend.py --config {path} --workdir runs/{name} \\\\
-        --set model_folder=YOUR_FOLDER --set corpus=YOUR_DOCUMENTS
+    python experiments/extend.py --config {path} --workdir runs/{name}{settings}
 
 Predicted: {prediction}.
 """
@@ -24,18 +24,17 @@ def get_config():
 '''
 
 
-def config_fields(name: str, license: str, config: LlamaConfig, stage: dict) -> dict:
-    """All fields of a config with one stage; config is the base model's."""
-    context = stage['seq_len']
+def config_fields(name: str, model: BaseModel, stages: Sequence[dict], evaluations: dict) -> dict:
+    """All fields of a config. evaluations: held_out, needle and loss."""
+    config = model.config
     return {
-        'name': name, 'model_folder': '', 'license': license, 'seed': 0,
-        'base': {'max_position_embeddings': config.max_position_embeddings, 'rope_theta': config.rope_theta},
-        'corpus': '', 'corpus_bytes': 2_000_000_000, 'held_out': 0.01,
-        'optimizer': {'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1}, 'checkpoint_every': 10,
-        'stages': [stage],
-        'needle': {'lengths': tuple(2**n for n in range(10, context.bit_length())),
-                   'depths': (0.0, 0.25, 0.5, 0.75, 1.0), 'samples': 2},
-        'loss': {'seq_len': min(context, 2**17), 'windows': 16, 'rotations': 4},
+        'name': name, 'model_folder': model.path,
+        'license': model.license, 'seed': 0,
+        'base': {'model': '' if model.folder else model.name,
+                 'max_position_embeddings': config.max_position_embeddings,
+                 'rope_theta': config.rope_theta},
+        'corpus': '', 'optimizer': {'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1},
+        'checkpoint_every': 10, 'stages': list(stages), **evaluations,
     }
 
 
@@ -47,8 +46,9 @@ def stage_fields(fields: dict, step: Step) -> dict:
         'mesh': step.mesh, 'layout': step.layout,
         'memory': {**fields.get('memory', {}), 'remat': memory.remat, 'strategy': attention.strategy,
                    'node_size': attention.node_size, 'query_chunk': attention.chunks.query,
-                   'key_chunk': attention.chunks.key, 'ffn_chunks': memory.ffn_chunks,
-                   'loss_chunk': memory.loss_chunk, 'dtype': 'bfloat16'},
+                   'key_chunk': attention.chunks.key, 'kernel': attention.kernel,
+                   'ffn_chunks': memory.ffn_chunks,
+                   'loss_chunk': memory.loss_chunk, 'dtype': memory.dtype},
     }
 
 
@@ -59,10 +59,12 @@ def write(path: Path, fields: dict, hardware: str, step: Step, prediction: str) 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     others = {key: value for key, value in fields.items() if key != 'stages'} | {'param_dtype': step.dtype}
+    missing = [f'--set {field}={value}' for field, value in (
+        ('model_folder', 'YOUR_FOLDER'), ('corpus', 'YOUR_DOCUMENTS')) if not fields[field]]
     write_atomically(path, CONFIG.format(
         devices=step.devices, hardware=hardware, path=path, name=path.stem, prediction=prediction,
+        settings=''.join(f' \\\\\n        {one}' for one in [' '.join(missing)] if missing),
         fields=_literal(others, 4), stages=_literal(fields['stages'], 4)))
-    print(f'\nwritten to {path}')
 
 
 def _literal(value, indent):

@@ -20,9 +20,8 @@ class Problems:
         except ValueError as error:
             self.extend([str(error)])
         except OSError as error:
-            if error.filename is None:
-                raise
-            self.extend([f'{error.filename} cannot be read ({error.strerror}); name another file or folder'])
+            self.extend([str(error) if error.filename is None else
+                         f'{error.filename} cannot be read ({error.strerror}); name another file or folder'])
 
     def extend(self, sentences: Iterable[str]) -> None:
         """Add sentences, each once."""

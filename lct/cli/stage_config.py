@@ -48,7 +48,6 @@ def published_config(
         'license': license,
         'seed': 0,
         'corpus': '',  # the user's long documents: a folder, glob, JSONL or text file
-        'corpus_bytes': 2_000_000_000,
         'held_out': 0.01,
         'optimizer': {'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'weight_decay': 0.1},
         'checkpoint_every': checkpoint_every,

@@ -36,15 +36,15 @@ NEEDLE_LENGTHS, NEEDLE_DEPTHS, NEEDLE_SAMPLES = (512, 2048, 8192), (0.0, 0.5, 1.
 
 @dataclasses.dataclass(frozen=True)
 class Measurements:
-    """The measurements of one model.
+    """The measurements of one model; None for those that the evaluation does not have.
 
     short_loss: the mean loss over windows of the native length, in one bin; None without gates.
     needle, ruler: results of the suites 'needle' and 'ruler', as evaluate.py reports them; None where no
     prompt fits.
     """
 
-    recall: RecallResult
-    loss: LossBins
+    recall: RecallResult | None = None
+    loss: LossBins | None = None
     short_loss: LossBins | None = None
     needle: dict | None = None
     ruler: dict | None = None
@@ -85,7 +85,8 @@ class Evaluation:
     """The prompts and windows, and how they are computed.
 
     haystack: int [n], token ids of held-out text, in which the recall probe hides its facts.
-    windows: for the loss by position. short_windows: windows of the native length, for gates.
+    grid: of the recall probe. windows: for the loss by position. short_windows: of the native length, for
+      gates.
     needle_plan, ruler_plan: of those suites, see make_needle_plan and quick_ruler.make_plan.
     decoding: layout and memory policy, of the losses too. batch_size: windows of a loss computed at a time.
     check_stop: called between batches; raises to stop. log: takes a line of progress.
@@ -93,8 +94,8 @@ class Evaluation:
 
     tokenizer: Tokenizer
     haystack: np.ndarray
-    grid: RecallGrid
-    windows: EvaluationWindows
+    grid: RecallGrid | None
+    windows: EvaluationWindows | None
     short_windows: EvaluationWindows | None = None
     needle_plan: Plan | None = None
     ruler_plan: Plan | None = None
@@ -209,8 +210,11 @@ def measure(evaluation: Evaluation, name: str, config: LlamaConfig, load_params:
 
     loss_json = (LossBins.to_json, LossBins.from_json)
     with jax.set_mesh(mesh):
-        recall = keep('needle', evaluation.recall, RecallResult.to_json, RecallResult.from_json)
-        loss, short, needle, ruler = keep('loss', evaluation.loss, *loss_json), None, None, None
+        recall, loss, short, needle, ruler = None, None, None, None, None
+        if evaluation.grid:
+            recall = keep('needle', evaluation.recall, RecallResult.to_json, RecallResult.from_json)
+        if evaluation.windows:
+            loss = keep('loss', evaluation.loss, *loss_json)
         if evaluation.short_windows:
             short = keep('short', evaluation.short_loss, *loss_json)
         if evaluation.needle_plan:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from lct.models.llama import LlamaConfig, Memory
+from lct.models.lora import Adapter
 from lct.ops.blockwise_attention import Chunks
 from lct.ops.strategies import STRATEGIES, Attention
 from lct.plan import cost, timing
-from lct.plan.buffers import Buffers, buffers
-from lct.plan.hardware import TABLE, Hardware
+from lct.plan.buffers import Buffers, buffers, with_adapter
+from lct.plan.hardware import CLUSTERS, TABLE, Hardware
 
 # assumed usable share of device memory; the rest is for collectives, kernel workspaces and fragmentation
 USABLE = 0.92
@@ -28,7 +29,8 @@ class Job:
     config: LlamaConfig
     seq_len: int
     rows: int = 1
-    dtype: str = 'float32'  # of the stored parameters; the computation is in bfloat16
+    dtype: str = 'float32'  # of the stored parameters; the computation is in compute_dtype
+    adapter: Adapter | None = None  # trained in place of all weights
 
 
 class Plan(NamedTuple):
@@ -66,6 +68,16 @@ class SearchResult(NamedTuple):
         nearest = lambda group: min(group, key=lambda r: r.excess or 0)
         return sorted(((len(group), nearest(group).reason, nearest(group).step) for group in kinds.values()),
                       key=lambda row: -row[0])
+
+
+def compute_dtype(hardware: Hardware) -> str:
+    """The dtype to compute in: CPUs are slower in bfloat16 than in float32."""
+    return 'float32' if hardware.platform == 'cpu' else 'bfloat16'
+
+
+def policies(hardware: Hardware) -> tuple[str, ...]:
+    """The remat policies that devices support, in order of decreasing memory."""
+    return REMAT if hardware.platform != 'cpu' else REMAT[:-1]
 
 
 def divisors(n: int) -> list[int]:
@@ -117,7 +129,8 @@ def _outcomes(job, hardware, devices, efficiency):
                 None)
             continue
         for attention in attentions(mesh[2], mesh[3], hardware):
-            base = dataclasses.replace(blank, memory=Memory('full', attention, 1, LOSS_CHUNK, 'bfloat16'))
+            base = dataclasses.replace(blank, memory=Memory('full', attention, 1, LOSS_CHUNK,
+                                                            compute_dtype(hardware)))
             try:
                 base.check()
             except ValueError as error:
@@ -126,10 +139,16 @@ def _outcomes(job, hardware, devices, efficiency):
             for rows in divisors(job.rows // replicas):
                 batch = replicas * rows
                 step = dataclasses.replace(base, batch_size=batch, accumulation=job.rows // batch)
-                yield from _policies(step, hardware, efficiency)
+                yield from _policies(step, hardware, efficiency, job.adapter)
 
 
-def _policies(step, hardware, efficiency):
+def needed_by(step: cost.Step, hardware: Hardware, adapter: Adapter | None = None) -> Buffers:
+    """The Buffers of a device for a Step that trains all weights, or an adapter."""
+    needed = buffers(step, hardware.platform)
+    return with_adapter(needed, step, adapter) if adapter else needed
+
+
+def _policies(step, hardware, efficiency, adapter=None):
     """Iterator of Rejections, then the Plan of the first remat policy that fits, with as few chunks of the
     FFN as fit: later policies keep less and compute more."""
     usable = USABLE * hardware.memory
@@ -137,9 +156,9 @@ def _policies(step, hardware, efficiency):
     def under(remat, ffn_chunks):
         memory = dataclasses.replace(step.memory, remat=remat, ffn_chunks=ffn_chunks)
         changed = dataclasses.replace(step, memory=memory)
-        return changed, buffers(changed, hardware.platform)
+        return changed, needed_by(changed, hardware, adapter)
 
-    for remat in REMAT:
+    for remat in policies(hardware):
         # under 'none' and 'dots' chunks of the FFN would be recomputed, which is another policy
         counts = [n for n in FFN_CHUNKS if step.shard % n == 0] if remat not in ('none', 'dots') else [1]
         smallest, needed = under(remat, counts[-1])
@@ -193,13 +212,14 @@ def feasible(job: Job, hardware: Hardware, devices: int) -> bool:
         if job.rows % replicas or job.seq_len % (2 * mesh[2]):
             continue
         chunks = max(c for c in FFN_CHUNKS if job.seq_len // mesh[2] % c == 0)
-        memory = Memory('offload', Attention('ring', 1, CHUNKS), chunks, LOSS_CHUNK, 'bfloat16')
+        remat = policies(hardware)[-1]
+        memory = Memory(remat, Attention('ring', 1, CHUNKS), chunks, LOSS_CHUNK, compute_dtype(hardware))
         step = cost.Step(job.config, mesh, job.seq_len, replicas, job.rows // replicas, memory, job.dtype)
         try:
             step.check()
         except ValueError:
             continue
-        if buffers(step, hardware.platform).peak <= USABLE * hardware.memory:
+        if needed_by(step, hardware, job.adapter).peak <= USABLE * hardware.memory:
             return True
     return False
 
@@ -211,7 +231,7 @@ def _remedies(job, hardware, devices):
                     if feasible(dataclasses.replace(job, seq_len=t), hardware, devices)), None)
     if shorter:
         options.append((0.0, f'a context of {shorter} tokens'))
-    for other in TABLE.values():
+    for other in [hardware, *(TABLE[name] for name in CLUSTERS if name != hardware.name)]:
         counts = (1 << n for n in range(13) if other is not hardware or 1 << n > devices)
         count = next((n for n in counts if feasible(job, other, n)), None)
         if count:

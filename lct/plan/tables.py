@@ -23,7 +23,8 @@ def assumptions(hardware: Hardware) -> str:
     """The constants behind a prediction."""
     shares = ', '.join(f'{name} {value}' for name, value in dataclasses.asdict(timing.Efficiency()).items())
     return (f'Assumed shares of nominal peaks (lct/plan/timing.py, Efficiency): {shares}; usable memory '
-            f'{USABLE}.\n{hardware.name}: {hardware.flops / 1e12:.0f} TFLOP/s bfloat16, '
+            f'{USABLE}.\n{hardware.name}: {hardware.flops / 1e12:.3g} TFLOP/s '
+            f'{"float32" if hardware.platform == "cpu" else "bfloat16"}, '
             f'{hardware.memory / GiB:.1f} GiB, nodes of {hardware.node_size} with '
             f'{hardware.inside / 1e9:.0f} GB/s between neighbours, {hardware.network / 1e9:,.2f} GB/s from '
             'node to node (sources: lct/plan/hardware.py).')

@@ -77,7 +77,7 @@ def seconds(step: Step, hardware: Hardware, efficiency: Efficiency = Efficiency(
     Raises:
       ValueError: for a computation in float32, whose products have another peak.
     """
-    if step.width != 2:
+    if step.width != 2 and hardware.platform != 'cpu':
         raise ValueError('times are predicted for computing in bfloat16, the only dtype whose peak is in the '
                          "table; set memory.dtype to 'bfloat16'")
     flops, moved = work(step), transfers(step)

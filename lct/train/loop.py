@@ -64,12 +64,14 @@ def train(
     if gate_scores is None and any(stage.gate for stage in run.stages):
         raise ValueError(
             'a stage has a gate but train() was given no gate_scores to measure it by; pass gate_scores')
-    training = _Training(run, config, params, mixture, workdir, stop_requested, gate_scores,
-                         observers or Observers())
+    observers = observers or Observers()
+    after_stage = observers.after_stage
+    training = _Training(run, config, params, mixture, workdir, stop_requested, gate_scores, observers)
     try:
         for index, planned in enumerate(training.plan):
             complete = training.is_complete(planned, training.step)
-            if complete and planned is not training.plan[-1]:  # the last stage still gives the mesh
+            is_last = planned is training.plan[-1]  # which gives the mesh of the result
+            if complete and not (is_last or after_stage and training.step == planned.end):
                 continue
             with (located(index, planned.stage.name, lambda: training.step + 1),
                   jax.set_mesh(sharding.make_mesh(planned.stage.mesh))):
@@ -77,6 +79,8 @@ def train(
                     training.place_state()
                 if not complete:
                     training.run_stage(planned)
+                if after_stage and not is_last:
+                    after_stage(planned.stage, planned.config, states.model(training.state))
         with watchdog.phase('save', training.step):
             training.warn(training.checkpoints.wait())
         return training.plan[-1].config, states.model(training.state), training.summary()
