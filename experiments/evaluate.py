@@ -59,8 +59,8 @@ def main():
                         'nothing is measured')
     parser.add_argument('--data', type=pathlib.Path,
                         help="folder of RULER's own TASK/validation.jsonl, old or new, in place of generated "
-                        'samples, or with --suite own of your TASK/*.jsonl; their length is the one of '
-                        '--lengths')
+                        'samples; with --suite own of your TASK/*.jsonl, both of the one length of '
+                        '--lengths; or of the files of --suite longbench_v2, babilong or infinitebench')
     parser.add_argument('--haystack', default='embedded',
                         help='folder, glob, or file of text, .jsonl or .parquet')
     for name in ('squad', 'hotpotqa', 'nq'):
@@ -92,7 +92,7 @@ def evaluate(args):
     names, tasks = args.suite.split(','), tuple(args.tasks.split(',')) if args.tasks else None
     counts = sample_counts(args)
     chosen = suites.select(names, None if names == ['own'] else tasks)  # its tasks are folders of --data
-    check_data(args, names, counts)
+    check_data(args, chosen)
     with mesh_context(args.mesh, args.model):
         model, about = load(args)
         plan, inputs = make_plan(args, model, counts, tasks)
@@ -136,12 +136,18 @@ def compare(folders, workdir):
         print(f'written: {workdir}/comparison.html, comparison.json')
 
 
-def check_data(args, names, counts):
-    if args.data and (names not in (['ruler'], ['own']) or len(counts) != 1):
-        raise ValueError(f'--data {args.data} holds samples of one length; use --suite ruler or --suite own '
-                         f'and one of --lengths, not {args.suite} and {args.lengths}')
-    if 'own' in names and not args.data:
-        raise ValueError('--suite own takes its tasks from files; name their folder with --data')
+def check_data(args, chosen):
+    """Refuse --data for suites without files, and suites of files without it."""
+    if args.data and (len(chosen) > 1 or not chosen[0].takes_data):
+        from lct.eval.suites import SUITES
+
+        known = ', '.join(name for name, suite in SUITES.items() if suite.takes_data)
+        raise ValueError(f'--data {args.data} holds samples of one suite; use --suite with one of {known}, '
+                         f'not {args.suite}')
+    for suite in chosen:
+        if suite.needs_data and not args.data:
+            raise ValueError(f'--suite {suite.name} takes its tasks from files; name their folder with '
+                             '--data')
 
 
 def check_suites(chosen, model, plan):
@@ -210,9 +216,9 @@ def dtype_of(model):
 def make_plan(args, model, counts, tasks):
     """The suites.Plan and the provenance of its inputs."""
     from lct.cli.corpus import read_documents
-    from lct.eval import data_files, provenance
-    from lct.eval.suites.suite import Evaluator, Plan, make_material
-    from lct.eval.tasks import qa_documents, ruler
+    from lct.eval import provenance, suites
+    from lct.eval.suites.plan import Evaluator, Plan, make_material
+    from lct.eval.tasks import qa_documents
 
     texts = read_documents(args.haystack)
     paths = {name: getattr(args, name) for name in qa_documents.FILES if getattr(args, name, None)}
@@ -224,16 +230,8 @@ def make_plan(args, model, counts, tasks):
     about['data'] = None
     if args.data:
         data = pathlib.Path(bucket_cache.local(args.data))
-        about['data'] = [str(args.data), provenance.files_hash(data.glob('*/*.jsonl'))]
-        ((length, count),) = counts.items()
-        if args.suite == 'own':
-            limits, known = {}, data_files.task_names(data)
-        else:
-            limits = {name: ruler.task(name).max_new_tokens for name in ruler.TASKS}
-            known = list(limits)
-        chosen = [name for name in known if tasks is None or name in tasks]
-        given, problems = data_files.read(data, chosen, length, count, model, limits)
-        plan = dataclasses.replace(plan, given=given)
+        plan, paths, problems = suites.SUITES[args.suite].with_data(plan, data, model)
+        about['data'] = [str(args.data), provenance.files_hash(paths)]
         warn(problems)
     if args.base:
         about |= {'base': args.base, 'base_sha256': hash_of_other(args, 'base', model)}

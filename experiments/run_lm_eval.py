@@ -51,7 +51,7 @@ def run(args):
 
     from lct.cli.corpus import read_documents
     from lct.eval import lm_eval_adapter, suites
-    from lct.eval.suites.suite import make_material
+    from lct.eval.suites.plan import make_material
 
     names = args.suite.split(',') if args.suite else []
     if unknown := [name for name in names if name not in SUITES]:

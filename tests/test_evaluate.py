@@ -279,9 +279,11 @@ def test_data_files_of_ruler_are_answered(tmp_path, capsys):
     message = 'has no TASK/.*.jsonl of the tasks fwe; give the folder that holds theirs'
     with pytest.raises(ValueError, match=message):
         run(tmp_path / 'other', **{**flags, 'tasks': 'fwe'})
-    message = 'of one length; use --suite ruler or --suite own and one of --lengths, not ruler,needle'
+    message = 'of one suite; use --suite with one of ruler, own, longbench_v2, .*, not ruler,needle'
     with pytest.raises(ValueError, match=message):
         run(tmp_path / 'other', **{**flags, 'suite': 'ruler,needle'})
+    with pytest.raises(ValueError, match='holds samples of one length; give one of --lengths, not 256,512'):
+        run(tmp_path / 'other', **{**flags, 'lengths': '512,256'})
     with pytest.raises(ValueError, match='holds answers made with other data'):
         run(tmp_path / 'work', **{**flags, 'data': None, 'tasks': 'vt'})
 

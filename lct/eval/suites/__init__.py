@@ -8,6 +8,7 @@ from lct.eval.suites.icl import InContextSuite
 from lct.eval.suites.loss import LossSuite
 from lct.eval.suites.needle import NeedleSuite
 from lct.eval.suites.own import OwnSuite
+from lct.eval.suites.published import BABILongSuite, InfiniteBenchSuite, LongBenchV2Suite
 from lct.eval.suites.repository import RepositorySuite
 from lct.eval.suites.ruler import RulerSuite
 from lct.eval.suites.suite import Plan, Suite
@@ -17,6 +18,7 @@ __all__ = ['SUITES', 'Plan', 'Suite', 'check_tasks', 'select']
 SUITES: dict[str, Suite] = {suite.name: suite for suite in (
     RulerSuite(), NeedleSuite(), AdversarialSuite(), ComprehensionSuite(), InContextSuite(),
     RepositorySuite(), LossSuite(), OwnSuite(),
+    LongBenchV2Suite(), BABILongSuite(), InfiniteBenchSuite(),
 )}
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from lct.eval import runner, samples, scoring
 from lct.eval.report import svg
+from lct.eval.suites.plan import DEPTHS
 from lct.eval.suites.suite import (
-    DEPTHS,
     Cell,
     Figure,
     Plan,

@@ -6,14 +6,19 @@ of scoring.METRICS.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from lct.eval import runner, scoring
-from lct.eval.suites.suite import Plan, TaskScoreSuite, by_task_and_length, given_items
+from lct.eval import data_files, runner, scoring
+from lct.eval.suites.suite import Plan, TaskScoreSuite, by_task_and_length, given_items, with_given
 
 
 class OwnSuite(TaskScoreSuite):
     name, title = 'own', 'Own tasks'
     caption = 'Score of every task'
+    takes_data = needs_data = True
+
+    def with_data(self, plan: Plan, folder: Path, model: runner.Model) -> tuple[Plan, list[Path], list[str]]:
+        return with_given(plan, folder, model, data_files.task_names(folder))
 
     def items(self, plan: Plan) -> list[runner.Item]:
         return given_items(plan)

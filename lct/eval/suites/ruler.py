@@ -6,7 +6,15 @@ from pathlib import Path
 
 from lct.eval import answers, runner, samples, scoring
 from lct.eval.report import svg
-from lct.eval.suites.suite import Figure, Plan, TaskScoreSuite, by_task_and_length, given_items, task_items
+from lct.eval.suites.suite import (
+    Figure,
+    Plan,
+    TaskScoreSuite,
+    by_task_and_length,
+    given_items,
+    task_items,
+    with_given,
+)
 from lct.eval.tasks import ruler
 from lct.text import short_length
 
@@ -15,6 +23,11 @@ class RulerSuite(TaskScoreSuite):
     name, title = 'ruler', 'RULER'
     tasks = tuple(ruler.TASKS)
     caption = 'Score of every task'
+    takes_data = True
+
+    def with_data(self, plan: Plan, folder: Path, model: runner.Model) -> tuple[Plan, list[Path], list[str]]:
+        limits = {name: ruler.task(name).max_new_tokens for name in ruler.TASKS}
+        return with_given(plan, folder, model, list(limits), limits)
 
     def items(self, plan: Plan) -> list[runner.Item]:
         if plan.given is not None:

@@ -13,59 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lct.data.tokenizer import Tokenizer
-from lct.eval import answers, runner
+from lct.eval import answers, data_files, runner
 from lct.eval.report import svg
-from lct.eval.samples import Sample
-from lct.eval.tasks.material import ChatOverhead, Material
+from lct.eval.suites.plan import Plan
 from lct.text import short_length
-
-DEPTHS = tuple(i / 10 for i in range(11))
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What to run.
-
-    material: the text that prompts are made of.
-    lengths: tokens of prompt and answer.
-    counts: {length: samples of each task; of each cell for needles, of each number of shots in context}.
-    tasks: names from all suites; None for all of them.
-    depths: of the needle grid.
-    given: {task: [Sample]} of RULER's data files, in place of generated samples.
-    load_base: () -> the Model before its extension, whose loss on short windows is compared, if given.
-    evaluator: the model that chooses the key tokens of LongPPL, if it is given.
-    identity: of model and inputs; answers of another one are not kept.
-    run: the number of this call in about.json, which every answer names.
-    """
-
-    material: Material
-    lengths: tuple[int, ...]
-    counts: Mapping[int, int]
-    tasks: tuple[str, ...] | None = None
-    depths: tuple[float, ...] = DEPTHS
-    given: Mapping[str, Sequence[Sample]] | None = None
-    load_base: Callable[[], runner.Model] | None = None
-    evaluator: 'Evaluator | None' = None
-    identity: str = ''
-    run: int = 0
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.material.counter.tokenizer
-
-    def selected(self, names: Iterable[str]) -> list[str]:
-        """The names that are to run."""
-        return [name for name in names if self.tasks is None or name in self.tasks]
-
-
-class Evaluator(NamedTuple):
-    """A model that chooses tokens for others. name: in results. is_model: whether its weights are those of
-    the model that is evaluated."""
-
-    name: str
-    load: Callable[[], runner.Model]
-    is_model: bool
 
 
 class Outcome(NamedTuple):
@@ -109,11 +60,13 @@ class Suite(abc.ABC):
     """A set of evaluations with one result.
 
     name: in flags, files and results.json. title: its heading in the report. tasks: what --tasks may name.
+    takes_data, needs_data: whether its samples may, or must, come from files.
     """
 
     name: str
     title: str
     tasks: tuple[str, ...] = ()
+    takes_data = needs_data = False
 
     @abc.abstractmethod
     def check(self, model: runner.Model, plan: Plan) -> Iterator[str]:
@@ -123,6 +76,11 @@ class Suite(abc.ABC):
     def run(self, model: runner.Model, plan: Plan, path: Path,
             progress: Callable[[int, int, float], None] | None = None) -> Outcome:
         """Measure what the JSONL file at path does not hold yet; progress as in runner.run."""
+
+    def with_data(self, plan: Plan, folder: Path, model: runner.Model) -> tuple[Plan, list[Path], list[str]]:
+        """(the plan with the samples of the files in a folder, those files, a sentence for each line that
+        cannot be used)."""
+        raise NotImplementedError(f'the suite {self.name} has no files')
 
     def inputs(self, plan: Plan) -> dict:
         """What else the answers of this suite depend on, for about.json."""
@@ -284,6 +242,18 @@ def task_items(plan: Plan, configs: Sequence, length: int,
     ]
 
 
+def with_given(plan: Plan, folder: Path, model: runner.Model, names: Sequence[str],
+               limits: Mapping[str, int] | None = None) -> tuple[Plan, list[Path], list[str]]:
+    """Suite.with_data for folders TASK/*.jsonl of tasks; limits: {task: tokens of an answer}."""
+    if len(plan.lengths) != 1:
+        raise ValueError(f"--data {folder} holds samples of one length; give one of --lengths, not "
+                         f"{','.join(map(str, plan.lengths))}")
+    (length,) = plan.lengths
+    given, problems = data_files.read(
+        folder, plan.selected(names), length, plan.counts[length], model, limits)
+    return dataclasses.replace(plan, given=given), sorted(folder.glob('*/*.jsonl')), problems
+
+
 def given_items(plan: Plan) -> list[runner.Item]:
     """Items of the samples that the plan gives."""
     return [runner.Item(task, sample.length, sample.index, functools.partial(_itself, sample),
@@ -320,10 +290,3 @@ def no_interval_sentences(result: Mapping) -> list[str]:
     if all(record['interval'] for records in result['tasks'].values() for record in records.values()):
         return []
     return ['no interval where all questions are about one text: more samples ask about more texts']
-
-
-def make_material(model: runner.Model, documents: Sequence, text_source: str, seed: int,
-                  sources: Mapping | None = None) -> Material:
-    """The material of a Plan for a model. text_source: the name of the documents in the results."""
-    return Material(model.tokenizer, documents, text_source=text_source, seed=seed, sources=sources,
-                    overhead=ChatOverhead(model.overhead(), model.overhead_before()))

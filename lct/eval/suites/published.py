@@ -1,0 +1,135 @@
+"""The suites 'longbench_v2', 'babilong' and 'infinitebench': benchmarks from the files that a user has."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from lct.eval import runner, scoring
+from lct.eval.published import babilong, infinitebench, longbench_v2, metrics
+from lct.eval.published.question import Question
+from lct.eval.suites.plan import Plan, Questions
+from lct.eval.suites.suite import TaskScoreSuite, by_task_and_length
+
+
+class PublishedSuite(TaskScoreSuite):
+    """A benchmark of questions about long texts. module: its reader. cuts: whether a text that is too long
+    for a length loses its middle, as the benchmark does it."""
+
+    caption = 'Score of every task'
+    cuts = takes_data = needs_data = True
+
+    def __init__(self, module: ModuleType):
+        self.module, self.tasks = module, tuple(module.TASKS)
+
+    def with_data(self, plan: Plan, folder: Path, model: runner.Model) -> tuple[Plan, list[Path], list[str]]:
+        paths = self.module.files(folder)
+        if not paths:
+            raise ValueError(f'--data {folder} has no file of {self.title}; {self.module.LAYOUT}')
+        of_task, problems = self.read(folder, plan.lengths)
+        return dataclasses.replace(plan, questions=Questions(of_task, model)), paths, problems
+
+    def read(self, folder: Path, lengths: Sequence[int]) -> tuple[dict[str, list[Question]], list[str]]:
+        """({task: questions}, a sentence for each row that cannot be used)."""
+        return self.module.read(folder)
+
+    def items(self, plan: Plan) -> list[runner.Item]:
+        """The first questions of each task."""
+        out = []
+        for length in plan.lengths:
+            for task in plan.selected(plan.questions.of_task):
+                chosen = [one for one in plan.questions.of_task[task] if one.length in (None, length)]
+                for i, question in enumerate(chosen[:plan.counts[length]]):
+                    out.append(self._item(plan, question, length, i))
+        if not out:
+            raise ValueError(f"the files of {self.title} have no questions of "
+                             f"{', '.join(plan.tasks or self.tasks)} at lengths "
+                             f"{', '.join(map(str, plan.lengths))}; name other ones")
+        return out
+
+    def _item(self, plan, question, length, i):
+        if self.cuts:
+            return runner.Item(question.task, length, i,
+                               functools.partial(question.fitted, plan.questions.model, length, i))
+        model = plan.questions.model
+        sample = question.sample(model, length, i)
+        tokens, positions = sample.meta['tokens'], model.config.max_position_embeddings
+        if tokens > positions:
+            raise ValueError(f'{question.place} takes {tokens} tokens with its answer, more than the '
+                             f'{positions} positions of the model; use shorter lengths or fewer samples')
+        return runner.Item(question.task, length, i, lambda: sample, tokens=tokens)
+
+    def row_score(self, row: Mapping) -> float:
+        return metrics.score(row['meta']['metric'], row['text'], row['outputs'], row['meta'])
+
+    def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
+        """Records are a scoring.TaskScore with 'chance', 0..100, of a guess, and 'cut', how many texts lost
+        their middle. 'groups' are the columns of the benchmark's own table, {group: {length: record}}."""
+        tasks, groups = {}, {}
+        for (task, length), chosen in by_task_and_length(rows).items():
+            tasks.setdefault(task, {})[length] = self._record(chosen)
+        for name in ('overall', *getattr(self.module, 'GROUPS', ())):
+            members = [row for row in rows if name in ('overall', *row['meta']['groups'])]
+            for length in sorted({row['length'] for row in members}):
+                groups.setdefault(name, {})[length] = self._record(
+                    [row for row in members if row['length'] == length])
+        return {'tasks': tasks, 'groups': groups}
+
+    def _record(self, rows):
+        scores = [self.row_score(row) for row in rows]
+        record = dataclasses.asdict(scoring.task_score(scores, [row['text'] for row in rows]))
+        chance = float(np.mean([row['meta']['chance'] for row in rows]))
+        return {**record, 'chance': round(100 * chance, 2), 'cut': sum(row['meta']['cut'] for row in rows)}
+
+    def last_rows(self, result: Mapping):
+        lengths = self.lengths(result)
+        for name, records in result['groups'].items():
+            yield [f'{name}, all tasks' if name == 'overall' else name, *(
+                self.describe(records[length]) if length in records else '' for length in lengths)]
+        yield from super().last_rows(result)
+
+    def sentences(self, result: Mapping) -> list[str]:
+        """The chance level, how many texts were cut, and how the prompts differ from the benchmark's."""
+        out, overall = [], result['groups']['overall']
+        guessed = sorted({(record['chance'], task) for task, records in result['tasks'].items()
+                          for record in records.values() if record['chance']})
+        if guessed:
+            level = f'{guessed[0][0]:g}%'
+            names = ', '.join(task for _, task in guessed)
+            all_of_them = len(guessed) == len(result['tasks'])
+            out.append(f'by chance {level}' + ('' if all_of_them else f' on {names}; the other tasks 0'))
+        if cut := sum(record['cut'] for record in overall.values()):
+            count = sum(record['count'] for record in overall.values())
+            out.append(f'{cut} of {count} texts lost their middle to fit into their length')
+        return [*out, 'the prompts are in our own words, the metrics those of the benchmark']
+
+
+class LongBenchV2Suite(PublishedSuite):
+    name, title = 'longbench_v2', 'LongBench v2'
+
+    def __init__(self):
+        super().__init__(longbench_v2)
+
+
+class BABILongSuite(PublishedSuite):
+    name, title, cuts = 'babilong', 'BABILong', False
+
+    def __init__(self):
+        super().__init__(babilong)
+
+    def read(self, folder: Path, lengths: Sequence[int]) -> tuple[dict[str, list[Question]], list[str]]:
+        unknown = [length for length in lengths if length not in babilong.LABELS]
+        if unknown:
+            raise ValueError(f"length {unknown[0]} is not one of BABILong's files; use 512 for 0k, or 1024 "
+                             'for 1k and its doubles')
+        return babilong.read(folder, lengths)
+
+
+class InfiniteBenchSuite(PublishedSuite):
+    name, title = 'infinitebench', 'InfiniteBench'
+
+    def __init__(self):
+        super().__init__(infinitebench)
