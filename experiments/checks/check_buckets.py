@@ -1,11 +1,13 @@
-"""Every path on a bucket of a real S3 server on the loopback address, with kill -9 in the middle.
+"""Every path on a bucket of a server on the loopback address, with kill -9 in the middle.
 
     pip install 'moto[server]' s3fs
     python experiments/checks/check_buckets.py [--workdir runs/buckets] [--only training,store]
+    pip install gcp-storage-emulator gcsfs
+    python experiments/checks/check_buckets.py --server gcs
 
-Each part runs once with local paths and once with every path under s3://bucket, is killed there, continues on
-"another machine" (an empty cache) or on the same one, and must end with the same bytes. Takes ten minutes on
-two cores. Exit status 1 if a part failed.
+Each part runs once with local paths and once with every path under s3://bucket or gs://bucket, is killed
+there, continues on "another machine" (an empty cache) or on the same one, and must end with the same bytes.
+Takes ten minutes on two cores. Exit status 1 if a part failed.
 """
 
 import argparse
@@ -27,20 +29,17 @@ from drill import Failed, expect
 from lct import storage, upload
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1]
-URL = 's3://bucket'
 FILES = 60  # of the standard library, as the corpus
 LIMIT_S = 900
 TRIES = 5  # to kill a process while it uploads a few megabytes
 
 
 class Place:
-    """The folder of all local files, and the scripts that run with the server's address and a cache in it."""
+    """The folder of all local files, with a cache in it, and the URL of the bucket."""
 
-    def __init__(self, folder, endpoint):
-        self.folder, self.cache = folder, folder / 'cache'
-        os.environ.update(AWS_ENDPOINT_URL=endpoint, AWS_ACCESS_KEY_ID='a', AWS_SECRET_ACCESS_KEY='b',
-                          AWS_DEFAULT_REGION='us-east-1', LCT_CACHE_DIR=str(self.cache), LCT_SYNC_S='1',
-                          PYTHONUNBUFFERED='1')
+    def __init__(self, folder, url):
+        self.folder, self.cache, self.url = folder, folder / 'cache', url
+        os.environ.update(LCT_CACHE_DIR=str(self.cache), LCT_SYNC_S='1', PYTHONUNBUFFERED='1')
 
     def start(self, script, *arguments):
         log = (self.folder / 'log.txt').open('a')
@@ -103,19 +102,19 @@ def training(place):
                 'checkpoint_every=2')
 
     def committed(step):
-        return lambda: f'checkpoints/{step}.commit.json' in objects(f'{URL}/run')
+        return lambda: f'checkpoints/{step}.commit.json' in objects(f'{place.url}/run')
 
     place.run('extend.py', *arguments(place.folder))
-    place.kill_when(committed(2), 'extend.py', *arguments(URL))
+    place.kill_when(committed(2), 'extend.py', *arguments(place.url))
     place.other_machine()
-    place.kill_when(committed(4), 'extend.py', *arguments(URL))  # on another machine
-    place.run('extend.py', *arguments(URL))  # on the same one
-    local, remote = weights(place.folder / 'run' / 'model'), weights(f'{URL}/run/model')
+    place.kill_when(committed(4), 'extend.py', *arguments(place.url))  # on another machine
+    place.run('extend.py', *arguments(place.url))  # on the same one
+    local, remote = weights(place.folder / 'run' / 'model'), weights(f'{place.url}/run/model')
     expect(remote == local != {}, f'the weights differ: {remote} and {local}')
-    rows = storage.Remote(f'{URL}/run').read('metrics/metrics.jsonl').decode().splitlines()
+    rows = storage.Remote(f'{place.url}/run').read('metrics/metrics.jsonl').decode().splitlines()
     steps = [json.loads(row)['step'] for row in rows]
     expect(steps == [1, 2, 3, 4, 5, 6], f'metrics.jsonl has the steps {steps}')
-    expect('results.json' in objects(f'{URL}/run'), 'results.json is missing')
+    expect('results.json' in objects(f'{place.url}/run'), 'results.json is missing')
     return 'killed twice, continued on another machine and on the same one; the same weights, all metrics'
 
 
@@ -127,19 +126,19 @@ def evaluation(place):
                 '--batch-tokens', '1024')
 
     def result(base):
-        if base == URL:
-            return json.loads(storage.Remote(f'{URL}/evaluation').read('results.json'))['results']
+        if base == place.url:
+            return json.loads(storage.Remote(f'{place.url}/evaluation').read('results.json'))['results']
         return json.loads((base / 'evaluation' / 'results.json').read_text())['results']
 
     place.run('evaluate.py', *arguments(place.folder))
-    place.kill_when(lambda: objects(f'{URL}/evaluation').get('ruler.jsonl', 0) > 2000,
-                    'evaluate.py', *arguments(URL))
-    kept = storage.Remote(f'{URL}/evaluation').read('ruler.jsonl').splitlines()
+    place.kill_when(lambda: objects(f'{place.url}/evaluation').get('ruler.jsonl', 0) > 2000,
+                    'evaluate.py', *arguments(place.url))
+    kept = storage.Remote(f'{place.url}/evaluation').read('ruler.jsonl').splitlines()
     place.other_machine()
-    place.run('evaluate.py', *arguments(URL))
-    local, remote = result(place.folder), result(URL)
+    place.run('evaluate.py', *arguments(place.url))
+    local, remote = result(place.folder), result(place.url)
     expect(remote == local, 'the results differ from those of local paths')
-    answers = storage.Remote(f'{URL}/evaluation').read('ruler.jsonl').splitlines()
+    answers = storage.Remote(f'{place.url}/evaluation').read('ruler.jsonl').splitlines()
     expect(set(kept) <= set(answers) and len(kept) < len(answers), 'answers were lost')
     return f'killed after {len(kept)} of {len(answers)} answers, which were kept; the same results'
 
@@ -154,20 +153,20 @@ def store(place):
         return lambda: any(place.cache.glob(f'outputs/*/{pattern}'))
 
     place.run('tokenize_corpus.py', *arguments(place.folder))
-    place.kill_when(spooled('store.partial/00001.json'), 'tokenize_corpus.py', *arguments(URL))
-    expect(not objects(f'{URL}/store'), 'something was uploaded before the store was complete')
-    place.kill_when(lambda: objects(f'{URL}/store'), 'tokenize_corpus.py', *arguments(URL))
-    expect('index.json' not in objects(f'{URL}/store'), 'the index was not the last object')
-    place.run('tokenize_corpus.py', *arguments(URL))
-    local, remote = content(place.folder / 'store'), content(f'{URL}/store')
+    place.kill_when(spooled('store.partial/00001.json'), 'tokenize_corpus.py', *arguments(place.url))
+    expect(not objects(f'{place.url}/store'), 'something was uploaded before the store was complete')
+    place.kill_when(lambda: objects(f'{place.url}/store'), 'tokenize_corpus.py', *arguments(place.url))
+    expect('index.json' not in objects(f'{place.url}/store'), 'the index was not the last object')
+    place.run('tokenize_corpus.py', *arguments(place.url))
+    local, remote = content(place.folder / 'store'), content(f'{place.url}/store')
     expect(remote == local != {}, 'the stores differ')
     place.other_machine()
-    place.run('tokenize_corpus.py', '--verify', f'{URL}/store')
-    config = ('--config', EXPERIMENTS / 'configs' / 'smoke.py', '--set', f'model_folder={URL}/model', '--set',
-              'stages.0.mixture.recall=0.3', '--set', 'stages.0.num_steps=1', '--set', 'stages.1.num_steps=1')
-    for base in (place.folder, URL):
+    place.run('tokenize_corpus.py', '--verify', f'{place.url}/store')
+    config = ('--config', EXPERIMENTS / 'configs' / 'smoke.py', '--set', f'model_folder={place.url}/model',
+              '--set', 'stages.0.num_steps=1', '--set', 'stages.1.num_steps=1')
+    for base in (place.folder, place.url):
         place.run('extend.py', *config, '--workdir', f'{base}/store_run', '--set', f'corpus={base}/store')
-    expect(weights(place.folder / 'store_run' / 'model') == weights(f'{URL}/store_run/model'),
+    expect(weights(place.folder / 'store_run' / 'model') == weights(f'{place.url}/store_run/model'),
            'the weights trained on the two stores differ')
     return f'killed twice; the same {len(local)} files, verified, and the same weights after training on them'
 
@@ -177,20 +176,20 @@ def export(place):
     def arguments(base, source, target, to):
         return f'{base}/{source}', f'{base}/{target}', '--to', to, '--verify'
 
-    for base in (place.folder, URL):
+    for base in (place.folder, place.url):
         place.run('convert_weights.py', *arguments(base, 'model', 'meta', 'meta'))
     place.run('convert_weights.py', *arguments(place.folder, 'meta', 'back', 'hf'))
     for _ in range(TRIES):
-        storage.Remote(f'{URL}/back').remove(objects(f'{URL}/back'))
-        place.kill_when(lambda: objects(f'{URL}/back'), 'convert_weights.py',
-                        *arguments(URL, 'meta', 'back', 'hf'))
-        if 'config.json' not in objects(f'{URL}/back'):
+        storage.Remote(f'{place.url}/back').remove(objects(f'{place.url}/back'))
+        place.kill_when(lambda: objects(f'{place.url}/back'), 'convert_weights.py',
+                        *arguments(place.url, 'meta', 'back', 'hf'))
+        if 'config.json' not in objects(f'{place.url}/back'):
             break
-    expect('config.json' not in objects(f'{URL}/back'), 'config.json was not the last object')
+    expect('config.json' not in objects(f'{place.url}/back'), 'config.json was not the last object')
     place.other_machine()
-    place.run('convert_weights.py', *arguments(URL, 'meta', 'back', 'hf'))
+    place.run('convert_weights.py', *arguments(place.url, 'meta', 'back', 'hf'))
     for name in ('meta', 'back'):
-        local, remote = weights(place.folder / name), weights(f'{URL}/{name}')
+        local, remote = weights(place.folder / name), weights(f'{place.url}/{name}')
         expect(remote == local != {}, f'the weights of {name} differ')
     return 'killed during the upload, which no reader takes for a model; the same weights'
 
@@ -198,18 +197,30 @@ def export(place):
 PARTS = {function.__name__: function for function in (training, evaluation, store, export)}
 
 
+SERVERS = {  # name: (scheme, command, environment), of which {port} is replaced
+    's3': ('s3', ['-m', 'moto.server', '-p', '{port}'], {
+        'AWS_ENDPOINT_URL': 'http://127.0.0.1:{port}', 'AWS_ACCESS_KEY_ID': 'a',
+        'AWS_SECRET_ACCESS_KEY': 'b', 'AWS_DEFAULT_REGION': 'us-east-1'}),
+    'gcs': ('gs', ['-m', 'gcp_storage_emulator', 'start', '--port={port}', '--in-memory'], {
+        'STORAGE_EMULATOR_HOST': 'http://127.0.0.1:{port}', 'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false'}),
+}
+
+
 @contextlib.contextmanager
-def server(log):
-    """The address of an S3 server that lives in the block."""
+def server(name, log):
+    """The URL of a bucket of a server that lives in the block."""
+    scheme, command, environment = SERVERS[name]
     with socket.create_server(('127.0.0.1', 0)) as probe:
         port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, '-m', 'moto.server', '-p', str(port)], stdout=log, stderr=log)
+    os.environ.update({key: value.format(port=port) for key, value in environment.items()})
+    process = subprocess.Popen([sys.executable, *[part.format(port=port) for part in command]], stdout=log,
+                               stderr=log)
     try:
         end = time.monotonic() + 60
         while socket.socket().connect_ex(('127.0.0.1', port)):
-            expect(process.poll() is None and time.monotonic() < end, "no server; pip install 'moto[server]'")
+            expect(process.poll() is None and time.monotonic() < end, 'no server; install its package')
             time.sleep(0.2)
-        yield f'http://127.0.0.1:{port}'
+        yield f'{scheme}://bucket'
     finally:
         process.terminate()
         process.wait()
@@ -219,13 +230,13 @@ def prepare(place):
     """Model and corpus, locally and in the bucket."""
     import fsspec
 
-    fsspec.filesystem('s3').mkdir('bucket')
+    fsspec.filesystem(storage.scheme_of(place.url)).mkdir('bucket')
     shutil.copytree(EXPERIMENTS / 'base', place.folder / 'model')
     (place.folder / 'corpus').mkdir()
     for path in sorted(pathlib.Path(sysconfig.get_paths()['stdlib']).glob('*.py'))[:FILES]:
         shutil.copy2(path, place.folder / 'corpus')
     for name in ('model', 'corpus'):
-        upload.upload(place.folder / name, storage.Remote(f'{URL}/{name}'))
+        upload.upload(place.folder / name, storage.Remote(f'{place.url}/{name}'))
 
 
 def main():
@@ -233,12 +244,13 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--workdir', type=pathlib.Path, default=pathlib.Path('runs/buckets'))
     parser.add_argument('--only', default=','.join(PARTS), help='parts, separated by commas; default: all')
+    parser.add_argument('--server', choices=SERVERS, default='s3')
     args = parser.parse_args()
     shutil.rmtree(args.workdir, ignore_errors=True)
     args.workdir.mkdir(parents=True)
     failed = False
-    with (args.workdir / 'server.txt').open('w') as log, server(log) as endpoint:
-        place = Place(args.workdir.absolute(), endpoint)
+    with (args.workdir / 'server.txt').open('w') as log, server(args.server, log) as url:
+        place = Place(args.workdir.absolute(), url)
         prepare(place)
         for name in args.only.split(','):
             began, result = time.monotonic(), 'pass'
