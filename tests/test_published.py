@@ -13,7 +13,8 @@ from lct.models import llama
 
 CHOICES = {f'choice_{letter}': f'It is {letter}.' for letter in 'ABCD'}
 QUESTION = {'_id': '1', 'domain': 'Single-Document QA', 'sub_domain': 'Novel', 'difficulty': 'hard',
-            'length': 'short', 'question': 'Which is it?', **CHOICES, 'answer': 'C', 'context': 'word ' * 300}
+            'length': 'short', 'question': 'Which is it?', **CHOICES, 'answer': 'C',
+            'context': 'First' + ' word' * 300 + ' last'}
 
 
 @pytest.fixture(scope='module')
@@ -57,6 +58,8 @@ def test_longbench_v2_is_read_cut_and_scored(tmp_path, model, suffix):
     assert 590 <= long.meta['tokens'] == len(model.prompt_ids(long)) + 128 <= 600
     # Both ends are kept: of the instruction, and of the choices.
     assert long.prompt.startswith(longbench_v2.HEAD) and '(D) It is D.' in long.prompt
+    body = long.prompt[len(longbench_v2.HEAD):long.prompt.index('\n</text>')]
+    assert body.startswith('First word') and body.endswith('word last')
     result = suite.scores(plan, answered('longbench_v2', plan, lambda one: 'The correct answer is (C).'))
     assert result['tasks']['single_document_qa'][600]['mean'] == 50
     groups = {name: records[600]['mean'] for name, records in result['groups'].items()}

@@ -87,7 +87,7 @@ class PublishedSuite(TaskScoreSuite):
     def last_rows(self, result: Mapping):
         lengths = self.lengths(result)
         for name, records in result['groups'].items():
-            yield [f'{name}, all tasks' if name == 'overall' else name, *(
+            yield ['all questions' if name == 'overall' else name, *(
                 self.describe(records[length]) if length in records else '' for length in lengths)]
         yield from super().last_rows(result)
 
