@@ -19,7 +19,7 @@ import sys
 import time
 
 from lct.cli import sessions
-from lct.cli.exclude import add_exclude_flag
+from lct.cli.flags import add_exclude_flag, length
 from lct.cli.main import check_positive, run_script
 from lct.cli.model import add_model_flags, load_model, mesh_context
 from lct.cli.progress import bold, status
@@ -35,9 +35,9 @@ def main():
                         help='folders, globs in quotes, or files; mail and notebooks are decoded')
     add_exclude_flag(parser)
     parser.add_argument('--question', action='append', help='may be given several times')
-    parser.add_argument('--length', type=int,
+    parser.add_argument('--length', type=length,
                         help='most tokens of prompt and answer; default: all positions of the model')
-    parser.add_argument('--max-new-tokens', type=int, default=256, help='most tokens of each answer')
+    parser.add_argument('--max-new-tokens', type=length, default=256, help='most tokens of each answer')
     parser.add_argument('--temperature', type=float, default=0.0, help='0 for greedy decoding')
     parser.add_argument('--top-p', type=float, default=1.0,
                         help='sample from the most probable tokens of this total probability')

@@ -21,6 +21,7 @@ import pathlib
 import sys
 import time
 
+from lct.cli.flags import length
 from lct.cli.main import run_script
 from lct.cli.model import find_model
 from lct.files import write_atomically
@@ -40,7 +41,7 @@ def parse_args():
     model.add_argument('--model', default='base', help='a Hugging Face Llama folder; default: shipped base')
     model.add_argument('--random', choices=SIZES, help='random weights in this shape instead')
     parser.add_argument('--layers', type=int, help='with --random: number of layers instead of all')
-    parser.add_argument('--length', type=int, default=1024, help='tokens of the one row')
+    parser.add_argument('--length', type=length, default=1024, help='tokens of the one row')
     parser.add_argument('--packed', action='store_true',
                         help='eight documents and padding instead of one document')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32',
@@ -54,7 +55,7 @@ def parse_args():
     parser.add_argument('--strategies', nargs='+', choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument('--kernels', nargs='+', choices=KERNELS, default=list(KERNELS))
     parser.add_argument('--layouts', nargs='+', choices=LAYOUTS, default=LAYOUTS)
-    parser.add_argument('--json', type=pathlib.Path, help='also write all results to this file')
+    parser.add_argument('--output', type=pathlib.Path, help='also write all results to this file')
     return parser.parse_args()
 
 
@@ -210,8 +211,8 @@ def main():
     failed = sum(not record['passed'] for record in attention + records)
     print(f'{len(records)} settings and {len(attention)} attention ops: {failed} failed; '
           f'{len(refused)} not run')
-    if args.json:
-        write_atomically(args.json, json.dumps({
+    if args.output:
+        write_atomically(args.output, json.dumps({
             'model': name, 'length': args.length, 'packed': args.packed, 'dtype': args.dtype,
             'devices': devices, 'attention': attention, 'limits': limits, 'settings': records,
             'not_run': [{**dataclasses.asdict(setting), 'reason': reason}

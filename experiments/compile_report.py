@@ -19,6 +19,7 @@ import pathlib
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 from lct.cli.config import load_config, make_run, windowed
+from lct.cli.flags import length
 from lct.cli.main import run_script
 from lct.cli.paths import experiments_folder
 
@@ -31,7 +32,7 @@ def attention_programs(mesh, args):
     from lct.ops.blockwise_attention import Chunks
     from lct.plan import programs
 
-    size = {'B': args.batch or mesh.shape['data'] * mesh.shape['fsdp'],
+    size = {'B': args.rows or mesh.shape['data'] * mesh.shape['fsdp'],
             'T': args.length_per_device * mesh.shape['sequence'],
             'N': args.heads, 'K': args.kv_heads, 'H': args.head_dim}
     dtype = args.dtype or 'bfloat16'
@@ -47,13 +48,13 @@ def attention_programs(mesh, args):
 
 def changed_run(args):
     """The Run of a config, with its stage changed by the flags."""
-    run = make_run(load_config(args.step))
+    run = make_run(load_config(args.config))
     if not 0 <= args.stage < len(run.stages):
-        raise ValueError(f'--stage {args.stage}: {args.step} has stages 0 to {len(run.stages) - 1}')
+        raise ValueError(f'--stage {args.stage}: {args.config} has stages 0 to {len(run.stages) - 1}')
     stages = list(run.stages)
     stage = stages[args.stage]
     stages[args.stage] = dataclasses.replace(
-        stage, mesh=args.mesh or stage.mesh, batch_size=args.batch or stage.batch_size,
+        stage, mesh=args.mesh or stage.mesh, batch_size=args.rows or stage.batch_size,
         memory=dataclasses.replace(stage.memory, remat=args.remat or stage.memory.remat))
     return dataclasses.replace(run, stages=tuple(stages), param_dtype=args.dtype or run.param_dtype)
 
@@ -62,11 +63,11 @@ def model_name(args):
     """The key of SIZES that a config trains."""
     from lct.models.llama_sizes import SIZES
 
-    stem = pathlib.Path(args.step).stem.replace('_', '-')
+    stem = pathlib.Path(args.config).stem.replace('_', '-')
     name = args.model or next((size for size in SIZES if stem.endswith(size)), stem)
     if name not in SIZES:
         raise ValueError(f'--model {name!r} is not one of {sorted(SIZES)}; '
-                         f'name the model that {args.step} trains')
+                         f'name the model that {args.config} trains')
     return name
 
 
@@ -77,24 +78,24 @@ def flags(argv=None):
     parser.add_argument('--mesh', type=lambda text: tuple(int(d) for d in text.split(',')),
                         help='degrees of data,fsdp,sequence,tensor; '
                              'default: all devices on sequence, or as in the stage')
-    parser.add_argument('--batch', type=int,
+    parser.add_argument('--rows', type=int,
                         help='total rows; default: one for each ring, or as in the stage')
     parser.add_argument('--dtype',
                         help='dtype of the arrays (default: bfloat16), '
                              'or of the parameters (default: as in the config)')
-    parser.add_argument('--results', type=pathlib.Path, default=experiments_folder() / 'results',
+    parser.add_argument('--output', type=pathlib.Path, default=experiments_folder() / 'results',
                         help='folder of the JSON')
     parser.add_argument('--hlo', type=pathlib.Path, help='folder that also gets the HLO text of each program')
     op = parser.add_argument_group('an attention op')
     op.add_argument('--op', default='ring', help='strategy: a key of lct.ops.strategies.STRATEGIES')
     op.add_argument('--direction', choices=('forward', 'backward', 'both'), default='both')
-    op.add_argument('--length-per-device', type=int, default=8192, help='tokens of one row on one device')
-    op.add_argument('--heads', type=int, default=32)
-    op.add_argument('--kv-heads', type=int, default=8)
-    op.add_argument('--head-dim', type=int, default=128)
+    op.add_argument('--length-per-device', type=length, default=8192, help='tokens of one row on one device')
+    op.add_argument('--heads', type=int, default=32, help='query heads')
+    op.add_argument('--kv-heads', type=int, default=8, help='key/value heads')
+    op.add_argument('--head-dim', type=int, default=128, help='dims of a head')
     op.add_argument('--chunk', type=int, default=512, help='query and key chunk of attention')
     step = parser.add_argument_group('a whole training step instead')
-    step.add_argument('--step', help='a Python file with get_config()')
+    step.add_argument('--config', help='a Python file with get_config()')
     step.add_argument('--stage', type=int, default=0, help='number of the stage, from 0')
     step.add_argument('--model',
                       help='a name of lct.models.llama_sizes; default: the one in the config\'s file name')
@@ -111,15 +112,15 @@ def run(argv=None):
     from lct.plan import targets
 
     target = targets.parse(args.target)
-    if args.step:
+    if args.config:
         name = model_name(args)
-        model = windowed(SIZES[name], load_config(args.step))
-        compiling.compile_stage(changed_run(args), args.stage, name, model, target, args.results, args.hlo)
+        model = windowed(SIZES[name], load_config(args.config))
+        compiling.compile_stage(changed_run(args), args.stage, name, model, target, args.output, args.hlo)
         return
     mesh = compiling.announced_mesh(target, args.mesh or (1, 1, target.count, 1))
     with jax.set_mesh(mesh):
         lowered = attention_programs(mesh, args)
-    compiling.compile_all(lowered, target, mesh, args.results, args.hlo)
+    compiling.compile_all(lowered, target, mesh, args.output, args.hlo)
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ import math
 import os
 
 from lct import bucket_cache
+from lct.cli.flags import length
 from lct.cli.main import run_script
 from lct.cli.model import warn_of_edits
 from lct.text import table
@@ -59,7 +60,7 @@ def parse_args():
     parser.add_argument('--rope-factor', type=float,
                         help='factor of use_scaled_rope in Meta\'s format; default: as in the published '
                         'model of this width')
-    parser.add_argument('--max-position-embeddings', type=int,
+    parser.add_argument('--max-position-embeddings', type=length,
                         help='for a model in Meta\'s format; default: 8192, or 131072 with use_scaled_rope')
     parser.add_argument('--tokenizer-from', metavar='FOLDER',
                         help='take the files beside the weights of this Hugging Face folder, such as for a '
@@ -68,7 +69,7 @@ def parse_args():
     parser.add_argument('--resize-embeddings', type=int, nargs='?', const=0, metavar='ROWS',
                         dest='vocab_size', help='add rows to the embedding and the head, for '
                         'tokens that were added to the tokenizer alone; default: as many as it needs')
-    parser.add_argument('--overwrite', action='store_true')
+    parser.add_argument('--overwrite', action='store_true', help='replace TARGET if it exists')
     parser.add_argument('--verify', action='store_true',
                         help='read source and target once more, by other code, and compare every number')
     parser.add_argument('--dry-run', action='store_true', help='list the parameters and write nothing')

@@ -31,8 +31,17 @@ import pathlib
 import sys
 
 from lct import bucket_cache
+from lct.cli.flags import length
 from lct.cli.main import check_positive, run_script
-from lct.cli.model import add_model_flags, find_model, load_model, mesh_context, mesh_degrees, parse_ints
+from lct.cli.model import (
+    add_model_flags,
+    find_model,
+    load_model,
+    mesh_context,
+    mesh_degrees,
+    parse_ints,
+    parse_lengths,
+)
 from lct.cli.progress import Progress
 from lct.cli.urls import work_folder
 from lct.files import write_atomically
@@ -71,9 +80,9 @@ def main():
     parser.add_argument('--evaluator',
                         help='the model that chooses the key tokens of LongPPL; default: the model itself, '
                         'whose LongPPL has a bound and compares with no other')
-    parser.add_argument('--trained', type=int,
+    parser.add_argument('--trained', type=length,
                         help='trained length; default: the positions of the model')
-    parser.add_argument('--seed', type=int, default=42)
+    parser.add_argument('--seed', type=int, default=42, help='seed of the samples')
     args = parser.parse_args()
     with work_folder(args.workdir) if args.workdir else contextlib.nullcontext() as args.workdir:
         evaluate(args)
@@ -164,7 +173,7 @@ def check_suites(chosen, model, plan):
 
 def sample_counts(args):
     """{length: samples} of --lengths and --samples."""
-    lengths, counts = parse_ints('--lengths', args.lengths), parse_ints('--samples', args.samples)
+    lengths, counts = parse_lengths('--lengths', args.lengths), parse_ints('--samples', args.samples)
     if len(counts) not in (1, len(lengths)):
         raise ValueError(f'--samples {args.samples} has {len(counts)} numbers for {len(lengths)} lengths; '
                          'give one number, or one for each length')

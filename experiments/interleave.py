@@ -14,7 +14,7 @@ import json
 import pathlib
 
 from lct.cli.corpus import read_documents
-from lct.cli.exclude import add_exclude_flag
+from lct.cli.flags import add_exclude_flag
 from lct.cli.main import check_positive, run_script
 from lct.cli.progress import Progress
 from lct.data.corpus import hard_negatives
@@ -32,7 +32,7 @@ def main():
     parser.add_argument('--length', default='64K', help=f'tokens of a document, {CHARACTERS} characters each')
     parser.add_argument('--documents', type=int, default=100, help='how many to write')
     parser.add_argument('--chunk', type=int, default=2048, help='characters of a chunk, as in the paper')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--seed', type=int, default=0, help='seed of the choice of documents')
     parser.add_argument('--max-bytes', type=int, default=200_000_000,
                         help='read at most so much of the corpus: the index is kept in memory')
     add_exclude_flag(parser)

@@ -17,7 +17,7 @@ import time
 
 from lct.cli.corpus import read_documents
 from lct.cli.main import check_positive, run_script
-from lct.cli.model import parse_ints
+from lct.cli.model import parse_lengths
 from lct.data import tokenizer as tokenizers
 from lct.eval import samples, scoring
 from lct.eval.tasks import needle_placement, qa_documents, reference_readers, ruler, ruler_text
@@ -33,10 +33,11 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', type=pathlib.Path)
     parser.add_argument('--tokenizer', required=True, help="the tokenizer of the model, or 'bytes'")
-    parser.add_argument('--tasks', default=','.join(ruler.TASKS))
-    parser.add_argument('--lengths', default=','.join(map(str, ruler.LENGTHS)))
-    parser.add_argument('--samples', type=int, default=500)
-    parser.add_argument('--seed', type=int, default=42)
+    parser.add_argument('--tasks', default=','.join(ruler.TASKS), help='names separated by commas')
+    parser.add_argument('--lengths', default=','.join(map(str, ruler.LENGTHS)),
+                        help='tokens of prompt and answer together')
+    parser.add_argument('--samples', type=int, default=500, help='samples of each task')
+    parser.add_argument('--seed', type=int, default=42, help='seed of the samples')
     parser.add_argument('--overhead', type=int, default=0, help='tokens that a chat template adds')
     parser.add_argument('--haystack', default='embedded',
                         help='folder, glob, or file of text, .jsonl or .parquet')
@@ -48,7 +49,7 @@ def main():
     args = parser.parse_args()
     check_positive(args, 'samples')
     configs = [ruler.task(name) for name in args.tasks.split(',')]
-    lengths = parse_ints('--lengths', args.lengths)
+    lengths = parse_lengths('--lengths', args.lengths)
     material = make_material(args)
     args.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(args.folder / 'made_from.json', json.dumps(material.provenance(), indent=1) + '\n')

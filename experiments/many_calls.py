@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 
-from lct.cli.exclude import add_exclude_flag
+from lct.cli.flags import add_exclude_flag, length
 from lct.cli.main import run_script
 from lct.data.corpus import bundle
 
@@ -26,7 +26,7 @@ def main():
     parser.add_argument('--files', nargs='+', required=True, help='folders, globs in quotes, or files')
     add_exclude_flag(parser)
     parser.add_argument('--ask', default='In one sentence, what does {name} do?', help='{name}: of each file')
-    parser.add_argument('--max-new-tokens', type=int, default=64, help='most tokens of each answer')
+    parser.add_argument('--max-new-tokens', type=length, default=64, help='most tokens of each answer')
     loop(parser.parse_args())
 
 

@@ -1,10 +1,10 @@
 """Plan before you rent: what fits, how fast it runs, what it costs, as a config that extend.py runs.
 
     python experiments/plan.py --model FOLDER --context 64K --hardware rtx4090 --devices 1 --corpus TEXTS \\
-        --out runs/mine.py
+        --output runs/mine.py
     python experiments/plan.py --model llama3-8b --context 1M --hardware l40s --devices 512 --price-per-hour 1
     python experiments/plan.py --model llama3-8b --context 1M --hardware l40s --devices 512 --compile l40s:512
-    python experiments/plan.py --recipe experiments/configs/published/gradient_llama3_8b.py
+    python experiments/plan.py --config experiments/configs/published/gradient_llama3_8b.py
 
 The first reads the folder and the corpus, chooses stages, thetas, meshes, strategies, memory policies and
 steps, sizes the evaluations to the text that can be held out, and checks the config that it writes as
@@ -25,7 +25,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 from lct.cli import plan_run, planned_config
 from lct.cli.config import EVALUATE, load_config, make_run
 from lct.cli.corpus_survey import survey, tokenizer_of
-from lct.cli.exclude import add_exclude_flag
+from lct.cli.flags import add_exclude_flag
 from lct.cli.host_memory import host_memory
 from lct.cli.main import run_script
 from lct.cli.model import parse_lengths
@@ -46,7 +46,7 @@ def make_wish(args):
     problems, model, kind, context, lengths, corpus = Problems(), None, None, None, (), None
     for flag in ('model', 'context'):
         if getattr(args, flag) is None:
-            problems.extend([f'--{flag} is needed, or a --recipe'])
+            problems.extend([f'--{flag} is needed, or a --config'])
     with problems.collect():
         model = args.model and resolve(args.model)
     with problems.collect():
@@ -56,7 +56,7 @@ def make_wish(args):
     with problems.collect():
         args.devices = args.devices if args.devices is not None else 1 if args.hardware == 'cpu' else None
         if args.devices is None:
-            raise ValueError('--devices is needed, or a --recipe')
+            raise ValueError('--devices is needed, or a --config')
         if args.devices < 1:
             raise ValueError(f'--devices {args.devices} must be at least 1')
     with problems.collect():
@@ -106,7 +106,7 @@ def plan_context(args):
         more |= {'corpus': corpus_path(args.corpus), 'exclude': tuple(args.exclude),
                  'text_field': args.text_field}
     fields, found = plan_run.config_of(wish, planned, sized, run, more)
-    path = pathlib.Path(args.out or f'runs/{run}.py')
+    path = pathlib.Path(args.output or f'runs/{run}.py')
     planned_config.write(path, fields, kind.name, last.plan.step,
                          f'{sum(one.days for one in planned):.2f} days, {plan_run.peak(planned):.1f} GiB of '
                          f'{kind.memory / GiB:.1f} per device')
@@ -204,7 +204,7 @@ def flags(argv=None):
     parser.add_argument('--hardware',
                         help=f'one of {", ".join(hardware.TABLE)}; '
                              'default: the device on which a recipe was published')
-    parser.add_argument('--devices', type=int)
+    parser.add_argument('--devices', type=int, help='number of devices of all machines')
     parser.add_argument('--corpus', help='your text: a folder, glob, file or token store')
     add_exclude_flag(parser)
     parser.add_argument('--text-field', default='text',
@@ -223,19 +223,19 @@ def flags(argv=None):
                         help='dtype of the stored parameters and moments; the computation is in bfloat16')
     parser.add_argument('--theta', type=float, help='RoPE theta to train with; default: the critical base')
     parser.add_argument('--price-per-hour', type=float, help='price of one device for an hour')
-    parser.add_argument('--recipe', help='a Python file with get_config() whose stages to predict instead')
+    parser.add_argument('--config', help='a Python file with get_config() whose stages to predict instead')
     parser.add_argument('--show', type=int, default=8, help='number of plans to list')
     parser.add_argument('--compile', metavar='TARGET',
                         help='also compile the step of the best plan for l40s:512, v5p:8x8x8, ...: as many '
                              'devices of --hardware (extra aot-cuda or aot-tpu)')
-    parser.add_argument('--out', help='path of the config; default: runs/MODEL-CONTEXT-DEVICESxHARDWARE.py, '
-                                      'and none for a recipe')
+    parser.add_argument('--output',
+                        help='the config; default: runs/MODEL-CONTEXT-DEVICESxHARDWARE.py, none for --config')
     return parser.parse_args(argv)
 
 
 def run(argv=None):
     args = flags(argv)
-    return plan_recipe(args) if args.recipe else plan_context(args)
+    return plan_recipe(args) if args.config else plan_context(args)
 
 
 if __name__ == '__main__':

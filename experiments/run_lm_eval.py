@@ -13,8 +13,9 @@ import argparse
 import json
 import pathlib
 
+from lct.cli.flags import length
 from lct.cli.main import needs, run_script
-from lct.cli.model import add_model_flags, load_model, mesh_context, parse_ints
+from lct.cli.model import add_model_flags, load_model, mesh_context, parse_lengths
 from lct.files import write_atomically
 
 SUITES = ('ruler', 'needle')  # RULER's score applies to their answers
@@ -31,10 +32,10 @@ def main():
     parser.add_argument('--samples', type=int, default=20,
                         help='samples of each of our own tasks and lengths')
     parser.add_argument('--haystack', default='embedded', help='text of our own tasks')
-    parser.add_argument('--seed', type=int, default=42)
-    parser.add_argument('--num-fewshot', type=int)
+    parser.add_argument('--seed', type=int, default=42, help='seed of the samples')
+    parser.add_argument('--num-fewshot', type=int, help='solved examples before each question')
     parser.add_argument('--limit', type=int, help="documents of each of the harness's tasks")
-    parser.add_argument('--max-length', type=int,
+    parser.add_argument('--length', type=length,
                         help='tokens that the model may read; default: its positions')
     parser.add_argument('--bos', action='store_true',
                         help='begin texts with the BOS, as add_bos_token of the harness')
@@ -63,13 +64,13 @@ def run(args):
         model, _ = load_model(args)
         tasks = args.tasks.split(',') if args.tasks else []
         if names:
-            lengths = tuple(sorted(parse_ints('--lengths', args.lengths)))
+            lengths = tuple(sorted(parse_lengths('--lengths', args.lengths)))
             material = make_material(model, read_documents(args.haystack), args.haystack, args.seed)
             plan = suites.Plan(material, lengths, dict.fromkeys(lengths, args.samples))
             items = [item for name in names for item in suites.SUITES[name].items(plan)]
             tasks += lm_eval_adapter.tasks(items)
         results = simple_evaluate(
-            model=lm_eval_adapter.ShardedLM(model, args.max_length, args.bos, args.seed), tasks=tasks,
+            model=lm_eval_adapter.ShardedLM(model, args.length, args.bos, args.seed), tasks=tasks,
             task_manager=TaskManager(include_path=args.include_path, include_defaults=bool(args.tasks)),
             num_fewshot=args.num_fewshot, limit=args.limit, apply_chat_template=model.template is not None)
     print(make_table(results))

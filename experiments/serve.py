@@ -19,6 +19,7 @@ import pathlib
 import sys
 
 from lct.cli import sessions
+from lct.cli.flags import length
 from lct.cli.main import check_positive, needs, run_script
 from lct.cli.model import add_model_flags, load_model, mesh_context
 from lct.cli.progress import status
@@ -34,9 +35,10 @@ def main():
     parser.add_argument('--name', help='of the model for clients; default: the name of its folder')
     parser.add_argument('--host', default='127.0.0.1', help='address; default: this machine only')
     parser.add_argument('--port', type=int, default=8000, help='0 for any free one')
-    parser.add_argument('--length', type=int,
+    parser.add_argument('--length', type=length,
                         help='most tokens of prompt and answer; default: all positions of the model')
-    parser.add_argument('--max-new-tokens', type=int, default=1024, help='of a chat that does not set them')
+    parser.add_argument('--max-new-tokens', type=length, default=1024,
+                        help='most tokens of each answer, where a request does not say')
     parser.add_argument('--cache-gib', type=float, default=2.0, help='memory for the texts that are kept')
     parser.add_argument('--session-gb', type=float, default=20.0,
                         help='disk space of all sessions; those unused for longest are deleted; 0 for none')

@@ -1,7 +1,7 @@
 """RoPE for a longer context: every published choice side by side, with what the papers' laws promise for it.
 
-    python experiments/theta.py --model DIR --target 1M            a Hugging Face Llama folder, or 'smollm2'
-    python experiments/theta.py --model llama3-8b --target 1M --theta 2804339835
+    python experiments/theta.py --model DIR --context 1M            a Hugging Face Llama folder, or 'smollm2'
+    python experiments/theta.py --model llama3-8b --context 1M --theta 2804339835
 
 The last line warns if the target lies beyond what --theta or, without it, the model's own theta supports.
 """
@@ -10,6 +10,7 @@ import argparse
 import math
 import pathlib
 
+from lct.cli.flags import length
 from lct.cli.main import run_script
 from lct.cli.model import find_model
 from lct.models.family_sizes import ALL as SIZES
@@ -30,14 +31,14 @@ def run():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', required=True, help=f"a folder, 'smollm2', or one of {', '.join(SIZES)}")
-    parser.add_argument('--target', required=True, help='tokens: 1048576, 1M, 64K')
+    parser.add_argument('--context', required=True, help='tokens: 1048576, 1M, 64K')
     parser.add_argument('--theta', type=float, help='a choice to compare with the others')
-    parser.add_argument('--trained', type=int,
+    parser.add_argument('--trained', type=length,
                         help='tokens that it was trained on; default: what its config says')
     args = parser.parse_args()
     config = config_of(args.model)
     trained = args.trained or config.rope.original_max_position or config.max_position_embeddings
-    target = parse_length(args.target)
+    target = parse_length(args.context)
     print('\n'.join(report(pathlib.Path(args.model).name, config, trained, target, args.theta)))
 
 

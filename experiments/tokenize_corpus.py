@@ -17,6 +17,7 @@ import sys
 import time
 
 from lct import storage, watchdog
+from lct.cli.flags import length
 from lct.cli.main import run_script
 from lct.data.corpus.files import Fields
 from lct.data.corpus.store import Store, is_store
@@ -70,7 +71,7 @@ def write(args, folder):
         return Store(folder)
     return tokenize_corpus(args.sources, args.tokenizer, folder, workers=args.workers,
                            shard_tokens=args.shard_tokens, skip_bad=args.skip_bad,
-                           fields=Fields(args.field, args.source_field), progress=ProgressLine())
+                           fields=Fields(args.text_field, args.source_field), progress=ProgressLine())
 
 
 def main():
@@ -82,9 +83,9 @@ def main():
     parser.add_argument('--output', help='the folder to be written')
     parser.add_argument('--workers', type=int, default=os.cpu_count(),
                         help='processes; default: number of cores')
-    parser.add_argument('--shard-tokens', type=int, default=2**27,
+    parser.add_argument('--shard-tokens', type=length, default=2**27,
                         help='a stop loses at most one shard of work')
-    parser.add_argument('--field', default='text',
+    parser.add_argument('--text-field', default='text',
                         help="field of a record that holds its text; 'a.b' is field b of the object a")
     parser.add_argument('--source-field', help='field of a record that names its source, such as meta.set')
     parser.add_argument('--skip-bad', action='store_true',

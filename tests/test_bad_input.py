@@ -186,7 +186,7 @@ def sentence(function, capsys, **options):
 
 @pytest.mark.parametrize('script, flags, message', [
     (make_ruler, 'DIR --tokenizer bytes --tasks foo', "unknown task 'foo'"),
-    (make_ruler, 'DIR --tokenizer bytes --lengths 1K', '--lengths 1K must be whole numbers above 0'),
+    (make_ruler, 'DIR --tokenizer bytes --lengths 1Q', '--lengths 1Q must be lengths in tokens, such as 8K'),
     (make_ruler, 'DIR --tokenizer bytes --samples 0', '--samples 0 must be a whole number above 0'),
     (make_ruler, 'DIR --tokenizer DIR/none', 'none does not exist; give a tokenizer.json'),
     (bench_balance, '--length 1001', 'seq_len 1001 is not a multiple of ring_size = 2'),

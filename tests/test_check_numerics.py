@@ -103,7 +103,7 @@ def script(monkeypatch, path, *flags):
     """The exit status of the script, and its JSON."""
     monkeypatch.syspath_prepend(SCRIPT.parent)
     monkeypatch.setattr(
-        sys, 'argv', ['check', '--length', '64', '--layouts', 'zigzag', '--json', str(path), *flags]
+        sys, 'argv', ['check', '--length', '64', '--layouts', 'zigzag', '--output', str(path), *flags]
     )
     try:
         runpy.run_path(str(SCRIPT), run_name='__main__')

@@ -213,7 +213,7 @@ def test_a_base_model_with_another_tokenizer_is_refused(tmp_path, monkeypatch):
     ({'tasks': 'needle'}, 'suite ruler has none of the tasks needle; leave it out'),
     ({'lengths': '1024'}, 'length 1024 is more than the 512 positions of the model; use'),
     ({'lengths': '64'}, 'length 64'),
-    ({'lengths': '512,x'}, '--lengths 512,x must be whole numbers'),
+    ({'lengths': '512,x'}, '--lengths 512,x must be lengths in tokens'),
     ({'samples': '1,2'}, '--samples 1,2 has 2 numbers for 1 lengths'),
     ({'samples': '1000000'}, '--samples 1000000 has a number above 100,000'),
     ({'trained': -1}, '--trained -1 must be a whole number above 0'),

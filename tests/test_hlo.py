@@ -201,9 +201,10 @@ def test_a_step_of_llama3_8b_at_a_million_tokens_on_512_l40s(tmp_path):
     script = pathlib.Path(__file__).parent.parent / 'experiments' / 'compile_report.py'
     environment = {name: value for name, value in os.environ.items()
                    if name not in ('XLA_FLAGS', 'JAX_DISABLE_MOST_OPTIMIZATIONS')}
-    subprocess.run([sys.executable, script, '--target', 'l40s:512', '--stage', '3', '--results',
+    subprocess.run([sys.executable, script, '--target', 'l40s:512', '--stage', '3', '--output',
                     tmp_path / 'new',
-                    '--step', script.parent / 'configs' / 'published' / 'gradient_llama3_8b.py'], check=True,
+                    '--config', script.parent / 'configs' / 'published' / 'gradient_llama3_8b.py'],
+                   check=True,
                    env=environment)
     record, = json.loads((tmp_path / 'new' / 'compile_l40s_512.json').read_text())['programs'].values()
     ring = [t for t in record['transfers'] if t['kind'] == 'collective-permute']

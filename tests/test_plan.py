@@ -95,7 +95,7 @@ def test_stages_in_the_published_order_except_for_one_pair(name):
 
 @pytest.mark.parametrize('name', GRADIENT)
 def test_the_table_of_a_recipe(name, capsys):
-    planner.run(['--recipe', str(next((EXPERIMENTS / 'configs').rglob(f'{name}.py'))), '--price-per-hour',
+    planner.run(['--config', str(next((EXPERIMENTS / 'configs').rglob(f'{name}.py'))), '--price-per-hour',
                  '2'])
     text = capsys.readouterr().out
     for predicted, published in minutes(name):
@@ -113,7 +113,7 @@ ONE = ['--model', 'llama3-8b', '--context', '1M', '--hardware', 'l40s', '--devic
 
 def test_a_plan_is_printed_and_its_config_trains_what_was_planned(tmp_path, capsys):
     path = tmp_path / 'planned.py'
-    planner.run([*ONE, '--stages', '1M', '--rows', '8', '--price-per-hour', '1.5', '--out', str(path)])
+    planner.run([*ONE, '--stages', '1M', '--rows', '8', '--price-per-hour', '1.5', '--output', str(path)])
     text = capsys.readouterr().out
     for word in ('PREDICTED', 'moments of AdamW', 'attention', 'tokens/s', 'utilisation', 'days',
                  'per device and hour'):
@@ -134,7 +134,7 @@ def test_a_plan_is_printed_and_its_config_trains_what_was_planned(tmp_path, caps
 def test_a_recipe_planned_for_other_devices(tmp_path, capsys):
     path = tmp_path / 'planned.py'
     recipe = EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py'
-    planner.run(['--recipe', str(recipe), '--hardware', 'h200', '--devices', '64', '--out', str(path)])
+    planner.run(['--config', str(recipe), '--hardware', 'h200', '--devices', '64', '--output', str(path)])
     theirs, ours = (make_run(load_config(p)).stages for p in (recipe, path))
     assert [s.tokens_per_step for s in ours] == [s.tokens_per_step for s in theirs]
     assert all(s.mesh[0] * s.mesh[1] * s.mesh[2] * s.mesh[3] == 64 for s in ours)
@@ -146,7 +146,7 @@ def test_a_recipe_planned_for_other_devices(tmp_path, capsys):
 def test_the_readmes_example_fits_the_memory_that_its_setting_gives(tmp_path, monkeypatch, capsys):
     """Four of Gradient's stages on eight H100, of whose memory jax takes 92%."""
     text, path = (EXPERIMENTS.parent / 'README.md').read_text(), tmp_path / '8b.py'
-    (command,) = re.findall(r'experiments/plan.py (--recipe .*?--out) \S+', text.replace('\\\n', ' '))
+    (command,) = re.findall(r'experiments/plan.py (--config .*?--output) \S+', text.replace('\\\n', ' '))
     recipe = str(EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py')
     planner.run([recipe if part.endswith('.py') else part for part in command.split()] + [str(path)])
     assert 'XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 python experiments/extend.py' in text
@@ -187,11 +187,11 @@ def changed(**flags):
     (ONE[:6], r'--devices is needed'),
     (changed(compile='h100:64'), r'--compile h100:64 is 64 x h100, the plan is for 512 x l40s; name the same '
                                  r'machine'),
-    (['--recipe', str(EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py'), '--context', '8M'],
+    (['--config', str(EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py'), '--context', '8M'],
      r'context 8M is beyond the 4194304 tokens .* theta 45,218,125,209'),
-    (['--recipe', str(EXPERIMENTS / 'configs' / 'laptop.py'), '--hardware', 'h100'],
+    (['--config', str(EXPERIMENTS / 'configs' / 'laptop.py'), '--hardware', 'h100'],
      r'names no base model; add --model'),
-    (['--recipe', str(EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py'), '--rows', '3'],
+    (['--config', str(EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py'), '--rows', '3'],
      r'--rows is set by the recipe'),
 ])
 def test_mistakes(argv, expected):

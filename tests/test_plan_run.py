@@ -27,7 +27,7 @@ def test_a_folder_and_a_corpus_become_a_config_that_passes_every_check_of_a_run(
     (texts / 'data.bin').write_bytes(b'\x00')
     path = tmp_path / 'mine.py'
     planner.run(['--model', str(BASE), '--context', '4K', '--stages', '2K,4K', '--hardware', 'cpu',
-                 '--devices', '2', '--corpus', str(texts), '--out', str(path)])
+                 '--devices', '2', '--corpus', str(texts), '--output', str(path)])
     config = load_config(path)
     assert [stage.seq_len for stage in make_run(config).stages] == [2048, 4096]
     assert config.model_folder == str(BASE) and config.corpus == str(texts)
@@ -43,7 +43,7 @@ def test_a_folder_and_a_corpus_become_a_config_that_passes_every_check_of_a_run(
 def test_one_consumer_card_trains_adapters_where_all_weights_do_not_fit(tmp_path, capsys):
     path = tmp_path / '1b.py'
     planner.run(['--model', 'llama3.2-1b', '--context', '64K', '--hardware', 'rtx4090', '--devices', '1',
-                 '--out', str(path)])
+                 '--output', str(path)])
     assert make_run(load_config(path)).adapter and 'does not fit 1 x rtx4090' in capsys.readouterr().out
     extension_check.print_check(load_config(path))
     assert 'not checked, as they are not given yet: --set model_folder' in capsys.readouterr().out

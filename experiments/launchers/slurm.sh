@@ -1,7 +1,7 @@
 #!/bin/bash
 # Train on a SLURM cluster: sbatch experiments/launchers/slurm.sh --config runs/8b.py --workdir runs/8b
 # What follows the script's name goes to extend.py. The meshes are the config's and must hold all GPUs of the job:
-# `plan.py --devices 32 --out runs/8b.py` writes such a config, and `--mesh auto` makes one ring of any number.
+# `plan.py --devices 32 --output runs/8b.py` writes such a config, and `--mesh auto` makes one ring of any number.
 # One process per GPU; --ntasks-per-node=1 --cpus-per-task=96 starts one per node with all its GPUs.
 #SBATCH --job-name=lct
 #SBATCH --nodes=4

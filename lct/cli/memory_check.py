@@ -66,7 +66,7 @@ def _refusal(run, config, refused, kind):
     more = f', nor do {", ".join(run.stages[i].name for i in others)}' if others else ''
     return TooLarge(f'{_comparison(run, index, needed.peak, kind.memory)} and does not fit'
                     f'{more}; {advice(run, index, step, kind.memory / ERROR, kind)}; '
-                    'experiments/plan.py --recipe plans all stages anew, and --set check_memory=false '
+                    'experiments/plan.py --config plans all stages anew, and --set check_memory=false '
                     'starts the run as it is')
 
 

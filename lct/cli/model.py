@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lct import bucket_cache
+from lct.cli.flags import length
 from lct.cli.main import check_positive
 from lct.cli.paths import experiments_folder
 from lct.text import parse_length
@@ -101,8 +102,8 @@ def add_model_flags(parser: argparse.ArgumentParser, required: bool = True, mesh
                         help="of cached keys and values; default: the weights'. int8 takes half of the bytes "
                         'of bfloat16')
     parser.add_argument('--plain', action='store_true', help='no chat template, as for a base model')
-    parser.add_argument('--batch-tokens', type=int, default=65536, help='cache slots of a batch')
-    parser.add_argument('--piece', type=int, help='tokens of one forward pass over a prompt, for prompts '
+    parser.add_argument('--batch-tokens', type=length, default=65536, help='cache slots of a batch')
+    parser.add_argument('--piece', type=length, help='tokens of one forward pass over a prompt, for prompts '
                         'that do not fit into memory at once')
 
 

@@ -74,15 +74,15 @@ class PlannedStage(NamedTuple):
 def plan_recipe(args):
     for flag in ('rows', 'tokens', 'theta'):
         if getattr(args, flag):
-            raise ValueError(f'--{flag} is set by the recipe {args.recipe}; '
+            raise ValueError(f'--{flag} is set by the recipe {args.config}; '
                              'drop the flag or write another recipe')
-    raw = load_config(args.recipe)
+    raw = load_config(args.config)
     run, (name, config) = make_run(raw), recipe_model(raw, args.model)
     config = windowed(config, raw)
     context = args.context and parse_length(args.context)
     check_recipe_context(args, run, config, context)
     placement = f'on the best mesh of {args.devices} devices' if args.devices else 'on its own meshes'
-    print(f'{name}, {args.recipe}: stage by stage, parameters in {args.param_dtype}, computation in '
+    print(f'{name}, {args.config}: stage by stage, parameters in {args.param_dtype}, computation in '
           f'bfloat16, {placement}\n')
     all_fields = [fields.to_dict() for fields in raw.stages]
     planned = [plan_stage(stage, fields, config, args) for stage, fields in zip(run.stages, all_fields)
@@ -94,12 +94,12 @@ def plan_recipe(args):
     print(f'\n{days:.2f} days, {hours:,.0f} device-hours in total{price(hours, 1, args.price_per_hour)}\n\n'
           f'{tables.assumptions(last.kind)}')
     print_agreement([(one.minutes, one.published['minutes']) for one in planned if one.comparable])
-    if args.out:
+    if args.output:
         fields = [planned_config.stage_fields(fields, one.step) for fields, one in zip(all_fields, planned)]
         others = raw.to_dict() | {'hardware': last.kind.name, 'devices': args.devices or 0}
         if context:  # the probe must not read further than the last stage trains
             others['needle']['lengths'] = tuple(n for n in raw.needle.lengths if n <= last.step.seq_len)
-        planned_config.write(pathlib.Path(args.out), {**others, 'stages': fields}, last.kind.name,
+        planned_config.write(pathlib.Path(args.output), {**others, 'stages': fields}, last.kind.name,
                              last.step, f'{hours:,.0f} device-hours')
 
 
@@ -109,7 +109,7 @@ def check_recipe_context(args, run, config, context):
     if context and context > last.seq_len:
         theta = stages.configs(run.stages, config)[-1].rope_theta
         raise ValueError(f'context {args.context} is beyond the {last.seq_len} tokens for which the last '
-                         f'stage of {args.recipe} sets theta {theta:,.0f}; add a stage with theta '
+                         f'stage of {args.config} sets theta {theta:,.0f}; add a stage with theta '
                          'critical_base, or drop --context')
 
 
