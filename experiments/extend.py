@@ -44,7 +44,7 @@ def run():
         return print_check(config)
     setup_devices(config)
     began = time.monotonic()
-    with (work_folder(args.workdir, processes.is_first(), processes.wait_for_all) as workdir,
+    with (work_folder(args.workdir, jax.process_index(), processes.wait_for_all) as workdir,
           watchdog.watch(config.watchdog, workdir, jax.process_index())):
         job = check(config, workdir)
         plain = job.recorded['config']

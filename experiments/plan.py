@@ -239,4 +239,4 @@ def run(argv=None):
 
 
 if __name__ == '__main__':
-    run_script(lambda: run(sys.argv[1:]))
+    run_script(lambda: run(sys.argv[1:]), urls=('--model', '--corpus'))

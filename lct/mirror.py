@@ -6,6 +6,8 @@ file or folder that was given its final name is complete; a thread uploads what 
     URL/...                 the files of the folder, each replaced as a whole
     URL/checkpoints/12/...  a folder that is complete or absent: it counts once
     URL/checkpoints/12.commit.json  exists, which is written last and deleted first: {name: [bytes, crc32]}
+    URL/checkpoints.url     instead of the two for gs://, where Orbax itself writes URL/checkpoints, so that
+                            several hosts need no shared folder
     URL/.owner.json         the process that uploads; a later one takes over if it no longer renews this
 
 A run that is continued on the machine of the last one finds its folder; on another it downloads what counts.
@@ -14,7 +16,6 @@ A run that is continued on the machine of the last one finds its folder; on anot
 import contextlib
 import json
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -25,15 +26,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lct import bucket_cache, checksums, files, storage
+from lct import bucket_cache, files, storage
 from lct.storage import Remote, StorageError
 from lct.upload import upload
+from lct.work_files import ATOMIC, COMMIT, crc32, folder_state, is_single, record_of, states
 
-ATOMIC = re.compile(r'(checkpoints/\d+|model)(?=/|$)')  # folders that are complete or absent
-COMMIT, OWNER = '.commit.json', '.owner.json'
-PASSING = re.compile(r'(^|/)(\.|lock$)|\.part$|\.orbax-checkpoint-tmp')  # names of what is not complete
-CHUNK = 2**24  # bytes of one crc32
+OWNER = '.owner.json'
 BEAT_S, LOST_AFTER_S = 20.0, 70.0  # renewals of the owner; without one it is given up
+DIRECT, POINTER = ('gs',), 'checkpoints.url'
 SYNC_S = 30.0  # between uploads; LCT_SYNC_S changes it
 
 
@@ -49,7 +49,9 @@ class Mirror:
         self._entry = self.folder.parent
         self._owner = {'id': secrets.token_hex(8), 'host': socket.gethostname(), 'pid': os.getpid()}
         self._uploaded: dict[str, Any] = {}  # {name of a file or an atomic folder: its state there}
+        self._direct = storage.scheme_of(url) in DIRECT
         self._interval_s = float(os.environ.get('LCT_SYNC_S') or SYNC_S)
+        self._uploading = threading.Lock()
         self._stop, self._released, self._lost = threading.Event(), threading.Event(), False
         self._threads = [threading.Thread(target=target, name=target.__name__, daemon=True)
                          for target in (self._upload_changes, self._renew)]
@@ -68,10 +70,12 @@ class Mirror:
         try:
             last = self._wait_for_owner()
             known = _parse_file(self._entry.with_suffix('.json')).get('id')
-            found = self._remote.list()
+            found = self._list()
             if last is None or known != last.get('id'):  # another machine went on, or the URL was emptied
                 self._download(found)
             self._note_uploaded(found)
+            if self._direct:
+                files.write_atomically(self.folder / POINTER, f'{self.url}/checkpoints\n')
             self._write_owner()
             self._write_record(unsaved=True)
         except BaseException:
@@ -80,6 +84,11 @@ class Mirror:
         for thread in self._threads:
             thread.start()
         return self.folder
+
+    def flush(self) -> None:
+        """Upload what changed, now."""
+        with self._uploading:
+            self._upload()
 
     def close(self) -> None:
         """Upload what is left and release the work directory.
@@ -91,7 +100,7 @@ class Mirror:
         self._stop.set()
         self._threads[0].join()
         try:
-            self._upload()
+            self.flush()
             self._released.set()
             self._threads[1].join()
             if self._lost:
@@ -151,7 +160,7 @@ class Mirror:
         failed = False
         while not self._stop.wait(self._interval_s) and not self._lost:
             try:
-                self._upload()
+                self.flush()
                 failed = False
             except OSError as error:
                 if not failed:
@@ -163,7 +172,7 @@ class Mirror:
         was written before a checkpoint is there when the checkpoint counts."""
         if not self._check_owner():
             return
-        single, atomic = _states(self.folder)
+        single, atomic = states(self.folder)
         for name in [name for name in self._uploaded if name not in single and name not in atomic]:
             self._delete(name)
             del self._uploaded[name]
@@ -184,9 +193,9 @@ class Mirror:
     def _upload_folder(self, name, state):
         """Upload an atomic folder, its commit last. Returns whether it stayed the same meanwhile."""
         self._delete(name)
-        record = _record(self.folder / name)
+        record = record_of(self.folder / name)
         upload(self.folder / name, Remote(f'{self.url}/{name}'))
-        if unchanged := _state(self.folder / name) == state:
+        if unchanged := folder_state(self.folder / name) == state:
             self._remote.write(name + COMMIT, json.dumps(record).encode())
         return unchanged
 
@@ -203,7 +212,7 @@ class Mirror:
         shutil.rmtree(self.folder, ignore_errors=True)
         wanted = {f'{folder}/{name}': entry for folder, record in self._commits(found).items()
                   for name, entry in record.items()}
-        wanted |= {name: None for name in found if _is_single(name)}
+        wanted |= {name: None for name in found if is_single(name)}
         bucket_cache.make_room(sum(found[name].size for name in wanted if name in found), self.url)
         self.folder.mkdir(parents=True)
         storage.in_parallel(lambda name: self._get(name, found.get(name), wanted[name]), wanted)
@@ -213,9 +222,14 @@ class Mirror:
         path.parent.mkdir(parents=True, exist_ok=True)
         if info is not None:
             self._remote.get(name, path, info)
-        if entry and (info is None or entry != [info.size, _crc32(path)]):
+        if entry and (info is None or entry != [info.size, crc32(path)]):
             raise StorageError(f'{self.url}/{name} is not what was uploaded; delete the object '
                                f'{ATOMIC.match(name)[0]}{COMMIT} there to continue without its folder')
+
+    def _list(self):
+        """{name: Info} of the objects under the URL that are ours, not Orbax's."""
+        return {name: info for name, info in self._remote.list().items()
+                if not (self._direct and name.startswith('checkpoints/'))}
 
     def _commits(self, found):
         """{atomic folder: its record} of those that count."""
@@ -226,9 +240,9 @@ class Mirror:
         """Find out what need not be uploaded again, and what is to be deleted."""
         commits = self._commits(found)
         for name in {match[0] for name in found if (match := ATOMIC.match(name))} | set(commits):
-            same = commits.get(name) == _record(self.folder / name) != {}
-            self._uploaded[name] = _state(self.folder / name) if same else None
-        for name in filter(_is_single, found):
+            same = commits.get(name) == record_of(self.folder / name) != {}
+            self._uploaded[name] = folder_state(self.folder / name) if same else None
+        for name in filter(is_single, found):
             self._uploaded[name] = None
 
 
@@ -238,12 +252,37 @@ def local_folder(url: str | os.PathLike) -> Path:
     return bucket_cache.entry_of('workdirs', remote.url) / remote.name
 
 
+def copy(url: str | os.PathLike, number: int) -> Path:
+    """A local folder for process `number` of several: the one that process 0 mirrors, or, where Orbax writes
+    checkpoints to the bucket, a copy of its single files. Process 0 must have opened it."""
+    if storage.scheme_of(url) not in DIRECT:
+        return local_folder(url)
+    remote = Remote(url)
+    entry = bucket_cache.entry_of('workdirs', f'{remote.url} {number}')
+    entry.mkdir(parents=True, exist_ok=True)
+    bucket_cache.hold(entry.with_suffix('.lock'))
+    files.write_atomically(entry.with_suffix('.json'), json.dumps({'url': remote.url}))
+    shutil.rmtree(entry / remote.name, ignore_errors=True)
+    found = {name: info for name, info in remote.list().items()
+             if is_single(name) and not name.startswith('checkpoints/')}
+
+    def get(name):
+        path = entry / remote.name / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remote.get(name, path, found[name])
+
+    storage.in_parallel(get, found)
+    return entry / remote.name
+
+
 @contextlib.contextmanager
 def mirrored(url: str | os.PathLike, warn: Callable[[str], object] = print) -> Iterator[Path]:
-    """The local folder of a work directory at a URL, uploaded in the block and at its end; see Mirror."""
+    """The local folder of a work directory at a URL, uploaded before the block, in it, and at its end; see
+    Mirror."""
     mirror = Mirror(url, warn)
     folder = mirror.open()
     try:
+        mirror.flush()  # what a killed run left; also for the other processes
         yield folder
     except BaseException:
         try:
@@ -252,48 +291,6 @@ def mirrored(url: str | os.PathLike, warn: Callable[[str], object] = print) -> I
             warn(f'WARNING: {error}')
         raise
     mirror.close()
-
-
-def _states(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """({name: state} of single files, {name: state} of atomic folders) that have their final names."""
-    single, atomic = {}, {}
-    for parent, folders, names in os.walk(folder):
-        place = Path(parent).relative_to(folder).as_posix().removeprefix('.')
-        inside = [f'{place}/{name}'.lstrip('/') for name in folders]
-        atomic |= {name: _state(folder / name) for name in inside if ATOMIC.fullmatch(name)}
-        folders[:] = [name.rpartition('/')[2] for name in inside
-                      if not ATOMIC.fullmatch(name) and not PASSING.search(name)]
-        for name in [f'{place}/{name}'.lstrip('/') for name in names]:
-            if not PASSING.search(name) and (state := _state_of(folder / name)):
-                single[name] = state
-    return single, atomic
-
-
-def _state(folder: Path) -> dict[str, tuple[int, int]]:
-    """{name: [bytes, time]} of all files below a folder."""
-    found = {path.relative_to(folder).as_posix(): _state_of(path) for path in sorted(folder.rglob('*'))}
-    return {name: state for name, state in found.items() if state}
-
-
-def _state_of(path: Path) -> tuple[int, int] | None:
-    """(bytes, time) of a file; None if there is none."""
-    with contextlib.suppress(OSError):
-        if path.is_file():
-            return path.stat().st_size, path.stat().st_mtime_ns
-    return None
-
-
-def _record(folder: Path) -> dict[str, list]:
-    """{name: [bytes, crc32]} of all files below a folder; {} if it does not exist."""
-    return {name: [size, _crc32(folder / name)] for name, (size, _) in _state(folder).items()}
-
-
-def _is_single(name: str) -> bool:
-    return not (ATOMIC.match(name) or PASSING.search(name) or name.endswith(COMMIT))
-
-
-def _crc32(path: Path) -> str:
-    return f'{checksums.total_crc32(checksums.chunk_crc32s(path, CHUNK)):08x}'
 
 
 def _is_other_process(pid: int) -> bool:

@@ -68,6 +68,13 @@ def refuse_remote(path: str | os.PathLike, name: str = '') -> None:
                          f'supported here; {remedy}')
 
 
+def elsewhere(folder: str | os.PathLike) -> str:
+    """The URL at which the content of a local folder is, as the file FOLDER.url says; '' without one."""
+    path = Path(folder)
+    path = path.with_name(path.name + '.url')
+    return path.read_text().strip() if path.is_file() else ''
+
+
 def check_scheme(path: str | os.PathLike, name: str = '') -> None:
     """Refuse a URL whose scheme is not the one of a store, or whose package is missing; nothing is read.
 

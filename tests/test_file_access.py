@@ -24,10 +24,11 @@ LIBRARY = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob('lct/**
 OPENED_BY_SCRIPTS = {
     'experiments/doctor.py': 'looks at the disk itself',
     'experiments/interleave.py': 'writes the temporary file of files.atomic_path',
-    'experiments/plan.py': 'a table of this repository',
     'lct/cli/corpus.py': 'hashes of documents in a local work directory',
     'lct/cli/host_memory.py': '/proc',
     'lct/cli/model.py': 'weights of a local folder, and a cache in a local work directory',
+    'lct/cli/plan_models.py': 'the card of a local folder',
+    'lct/cli/plan_recipe.py': 'a table of this repository',
     'lct/cli/program_cache.py': "compiled programs in the user's cache",
     'lct/cli/sessions.py': "sessions in the user's cache",
 }

@@ -36,7 +36,8 @@ MAY_IMPORT = {
     'json_files': ('files',),
     'bucket_cache': ('files', 'storage'),
     'upload': ('bucket_cache', 'files', 'storage'),
-    'mirror': ('bucket_cache', 'checksums', 'files', 'storage', 'upload'),
+    'work_files': ('checksums',),
+    'mirror': ('bucket_cache', 'files', 'storage', 'upload', 'work_files'),
     'text': (),
     'data': ('bucket_cache', 'checksums', 'files', 'json_files', 'storage', 'terminal', 'text'),
     'ops': ('text',),
@@ -58,7 +59,7 @@ HOMES = {
 }
 NO_JAX = ('bucket_cache', 'checksums', 'data', 'deferred_signals', 'exit_status', 'files', 'json_files',
           'last_resort', 'mirror', 'stop_signals', 'storage', 'terminal', 'text', 'upload',
-          'watchdog')  # numpy alone
+          'watchdog', 'work_files')  # numpy alone
 JAX = ('jax', 'jaxlib', 'flax')
 
 

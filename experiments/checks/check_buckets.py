@@ -41,11 +41,11 @@ class Place:
         self.folder, self.cache, self.url = folder, folder / 'cache', url
         os.environ.update(LCT_CACHE_DIR=str(self.cache), LCT_SYNC_S='1', PYTHONUNBUFFERED='1')
 
-    def start(self, script, *arguments):
+    def start(self, script, *arguments, **environment):
         log = (self.folder / 'log.txt').open('a')
         print('$', script, *arguments, file=log, flush=True)
         return subprocess.Popen([sys.executable, EXPERIMENTS / script, *map(str, arguments)], stdout=log,
-                                stderr=log)
+                                stderr=log, env={**os.environ, **environment})
 
     def run(self, script, *arguments):
         """Run a script to its end."""
@@ -102,7 +102,10 @@ def training(place):
                 'checkpoint_every=2')
 
     def committed(step):
-        return lambda: f'checkpoints/{step}.commit.json' in objects(f'{place.url}/run')
+        names = {f'checkpoints/{step}.commit.json', f'checkpoints/{step}/commit_success.txt'}
+        if storage.scheme_of(place.url) != 'gs':  # to which Orbax writes commits of its own
+            names.remove(f'checkpoints/{step}/commit_success.txt')
+        return lambda: names & set(objects(f'{place.url}/run'))
 
     place.run('extend.py', *arguments(place.folder))
     place.kill_when(committed(2), 'extend.py', *arguments(place.url))
@@ -194,7 +197,34 @@ def export(place):
     return 'killed during the upload, which no reader takes for a model; the same weights'
 
 
-PARTS = {function.__name__: function for function in (training, evaluation, store, export)}
+def hosts(place):
+    """extend.py on two hosts that share nothing but a gs:// bucket: killed, and continued by one process."""
+    if storage.scheme_of(place.url) != 'gs':
+        return 'only for gs://, to which Orbax writes by itself'
+    arguments = ('--config', EXPERIMENTS / 'configs' / 'smoke.py', '--mesh', '1,1,2,1', '--workdir',
+                 f'{place.url}/hosts', '--set', f'model_folder={place.url}/model', '--set',
+                 f'corpus={place.url}/corpus')
+    with socket.create_server(('127.0.0.1', 0)) as probe:
+        address = f'127.0.0.1:{probe.getsockname()[1]}'
+    processes = [place.start('extend.py', *arguments, LCT_CACHE_DIR=str(place.folder / f'host {index}'),
+                             JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES='2',
+                             JAX_PROCESS_ID=str(index)) for index in range(2)]
+    end = time.monotonic() + LIMIT_S
+    while 'hosts/checkpoints/3/commit_success.txt' not in objects(place.url):
+        expect(all(process.poll() is None for process in processes), 'a process ended by itself')
+        expect(time.monotonic() < end, 'no checkpoint was written')
+        time.sleep(0.1)
+    processes[1].kill()
+    statuses = [process.wait(120) for process in processes]
+    expect(statuses == [76, -signal.SIGKILL], f'the processes ended with {statuses}')
+    place.run('extend.py', *arguments)
+    rows = storage.Remote(f'{place.url}/hosts').read('metrics/metrics.jsonl').decode().splitlines()
+    steps = [json.loads(row)['step'] for row in rows]
+    expect(steps == [1, 2, 3, 4, 5, 6], f'metrics.jsonl has the steps {steps}')
+    return 'process 1 killed, process 0 ended with 76; one process continued to the end'
+
+
+PARTS = {function.__name__: function for function in (training, evaluation, store, export, hosts)}
 
 
 SERVERS = {  # name: (scheme, command, environment), of which {port} is replaced
@@ -202,7 +232,9 @@ SERVERS = {  # name: (scheme, command, environment), of which {port} is replaced
         'AWS_ENDPOINT_URL': 'http://127.0.0.1:{port}', 'AWS_ACCESS_KEY_ID': 'a',
         'AWS_SECRET_ACCESS_KEY': 'b', 'AWS_DEFAULT_REGION': 'us-east-1'}),
     'gcs': ('gs', ['-m', 'gcp_storage_emulator', 'start', '--port={port}', '--in-memory'], {
-        'STORAGE_EMULATOR_HOST': 'http://127.0.0.1:{port}', 'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false'}),
+        'STORAGE_EMULATOR_HOST': 'http://127.0.0.1:{port}', 'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
+        'TENSORSTORE_GCS_HTTP_URL': 'http://127.0.0.1:{port}', 'GOOGLE_CLOUD_PROJECT': 'project',
+        'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'token'}),
 }
 
 

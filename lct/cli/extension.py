@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lct import sharding
+from lct import sharding, storage
 from lct.cli import memory_check
 from lct.cli.config import EVALUATE, as_plain, make_run, windowed
 from lct.cli.corpus import (
@@ -108,7 +108,8 @@ def check(config: ConfigDict, workdir: Path) -> Job:
     settings, size, trained = checked.settings, *checked.num_parameters
     workdir.mkdir(parents=True, exist_ok=True)
     # float32 weights and two moments in each checkpoint, one more than are kept; then the model itself
-    nbytes = 12 * (settings.keep_checkpoints + 1) * trained + 4 * size
+    kept = 0 if storage.elsewhere(workdir / 'checkpoints') else settings.keep_checkpoints + 1
+    nbytes = 12 * kept * trained + 4 * size
     llama_hf.check_writable(workdir / 'model', nbytes, overwrite=True)
     check_documents(checked.rows, workdir)
     recorded = {'config': as_plain(config), 'inputs': {

@@ -49,23 +49,24 @@ def _check(value, name, is_supported):
 
 
 @contextlib.contextmanager
-def work_folder(workdir: str | Path, is_first: bool = True,
+def work_folder(workdir: str | Path, process: int = 0,
                 wait_for_all: Callable[[], object] = lambda: None) -> Iterator[Path]:
     """The local folder of a work directory, which is uploaded if its path has a scheme.
 
-    Of several processes the first one uploads. They must share the folder, as for any work directory.
-    wait_for_all: returns when every process has called it.
+    Of several processes the first one uploads. Those of several hosts must share the folder, as for any work
+    directory, but not for gs:// (see mirror).
+    process: number of this one. wait_for_all: returns when every process has called it.
 
     Raises:
       ValueError, storage.StorageError: see mirror.Mirror.
     """
     if not storage.scheme_of(workdir):
         yield Path(workdir)
-    elif is_first:
+    elif process == 0:
         with mirror.mirrored(workdir, write_line) as folder:
             write_line(f'{storage.url_of(workdir)} is mirrored in {folder}')
             wait_for_all()
             yield folder
     else:
         wait_for_all()
-        yield mirror.local_folder(workdir)
+        yield mirror.copy(workdir, process)

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import re
 import shutil
 import sys
@@ -60,8 +59,7 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, keep: int = 2, max_failed: int = 5):
         """max_failed: saves that fail in a row before Unwritable ends the run."""
-        storage.refuse_remote(folder)
-        self.folder = Path(folder).absolute()
+        self.folder = located(folder)
         self._keep, self._max_failed, self._failed, self._saving = keep, max_failed, 0, None
         self._manager = self._open()
 
@@ -127,7 +125,7 @@ class Checkpoints:
 
     def _remove_temporary(self):
         for path in self.folder.glob('*.orbax-checkpoint-tmp*'):
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)  # none in a bucket, where Orbax writes commits
 
     def _fail(self, step, problem):
         """Clean up after a failed save. Returns the warning, or raises Unwritable if too many failed."""
@@ -245,7 +243,7 @@ class Checkpoints:
             count += 1
             new = self.folder / f'{step}.damaged.{count}'
         if processes.is_first():
-            os.rename(self.folder / str(step), new)
+            (self.folder / str(step)).rename(new)
         return new.name
 
     def close(self) -> None:
@@ -254,6 +252,16 @@ class Checkpoints:
             self.wait()
         with contextlib.suppress(Exception):  # of a failed save, of which the warning is written
             self._manager.close()
+
+
+def located(folder: str | Path) -> Path:
+    """The folder of checkpoints: the local one, or the bucket that a file FOLDER.url beside it names."""
+    if url := storage.elsewhere(folder):
+        from etils import epath  # a dependency of Orbax: pathlib's methods for buckets
+
+        return epath.Path(url)
+    storage.refuse_remote(folder)
+    return Path(folder).absolute()
 
 
 def restore_arrays(path: Path, target: Any) -> Any:

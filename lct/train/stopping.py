@@ -66,7 +66,7 @@ def stop_message(checkpoints: Checkpoints, step: int, last_step: int, reason: st
 
 def loss_message(folder: str | Path) -> str:
     """What is saved in a folder of checkpoints, for the line about a lost process; waits for nothing."""
-    folder = Path(folder)
+    folder = Path(folder) if isinstance(folder, str) else folder
     steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
     if not steps:
         return 'no checkpoint is complete yet; the same command starts again'

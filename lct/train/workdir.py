@@ -7,6 +7,7 @@ from typing import Any, TextIO
 
 from lct import files, processes, storage
 from lct.train import changes
+from lct.train.checkpoint import located
 from lct.train.metrics import log
 
 MOST = 5  # changes that an error lists
@@ -30,10 +31,12 @@ def lock_workdir(workdir: str | Path, config: dict[str, Any], may_change: bool =
     workdir = Path(workdir)
     config = json.loads(json.dumps(config))
     fields = {'.'.join(path): json.dumps(value) for path, value in changes.flatten(config)}
+    fields['checkpoints'] = bucket = storage.elsewhere(workdir / 'checkpoints')
     processes.check_same(fields, 'their config or the inputs that it names')
     if processes.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
-    processes.check_same_folder(workdir)
+    if not bucket:
+        processes.check_same_folder(workdir)
     if not processes.is_first():
         return None
     lock = (workdir / 'lock').open('w')
@@ -101,6 +104,6 @@ def _read(path):
 
 def _steps_taken(workdir):
     """The step of the newest checkpoint under workdir, damaged or not; 0 without one."""
-    folder = workdir / 'checkpoints'
+    folder = located(workdir / 'checkpoints')
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return max((int(name) for name in names if name.isdigit()), default=0)
