@@ -38,15 +38,19 @@ class Picture:
         self.text = text
 
     def _repr_svg_(self) -> str:
-        return self.text
+        return self.standalone()
 
     def __repr__(self) -> str:
         return f'Picture of {len(self.text):,} characters'
 
+    def standalone(self) -> str:
+        """The SVG with its XML namespace, which an SVG within HTML does without: for files, and for notebooks,
+        whose pictures nbconvert shows as images."""
+        return self.text if NAMESPACE in self.text else self.text.replace('<svg ', f'<svg {NAMESPACE} ', 1)
+
     def save(self, path: str | Path) -> None:
-        """Write the file atomically, with the XML namespace that an SVG within HTML does without."""
-        text = self.text if NAMESPACE in self.text else self.text.replace('<svg ', f'<svg {NAMESPACE} ', 1)
-        files.write_atomically(path, text)
+        """Write the file atomically."""
+        files.write_atomically(path, self.standalone())
 
 
 # ---------------------------------------------------------------------------------------------------
