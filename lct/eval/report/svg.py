@@ -44,8 +44,10 @@ class Picture:
         return f'Picture of {len(self.text):,} characters'
 
     def standalone(self) -> str:
-        """The SVG with its XML namespace, which an SVG within HTML does without: for files, and for notebooks,
-        whose pictures nbconvert shows as images."""
+        """The SVG with its XML namespace, which an SVG within HTML does without.
+
+        For files, and for notebooks, whose pictures nbconvert shows as images.
+        """
         return self.text if NAMESPACE in self.text else self.text.replace('<svg ', f'<svg {NAMESPACE} ', 1)
 
     def save(self, path: str | Path) -> None:
