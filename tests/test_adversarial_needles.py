@@ -1,8 +1,6 @@
 """Adversarial needles: readers that go by position get the rates that follow from the design, readers of the
 question are right."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -32,27 +30,6 @@ def rates(material, config, read, count):
     return adversarial_outcomes.rates((sample, read(sample.text)) for sample in made)
 
 
-def rule_reader(prompt):
-    """A reader that knows the rules and nothing of the sample."""
-    instruction = prompt.rpartition('Question: ')[0].rpartition('\n')[2]
-    name = reference_readers.NEEDLE_QUESTION.search(prompt.rpartition('Question: ')[2])[1]
-    statements = [(line, value) for line, value in re.findall(
-        rf'^(.*)stored under {re.escape(name)} is (\S+)\.$', prompt, re.M)]
-    void = re.findall(r'The entry (\S+) under', prompt)
-    if 'stores no' in instruction:
-        return statements[0][1] if statements else 'unknown'
-    if 'first in the text' in instruction:
-        return statements[0][1]
-    if 'void' in instruction:
-        return next(value for _, value in statements if value not in void)
-    if 'latest day' in instruction:
-        return max(statements, key=lambda pair: int(re.search(r'day (\d+)', pair[0])[1]))[1]
-    for word in ('Correction', 'register'):
-        if word.lower() in instruction.lower():
-            return next(value for line, value in statements if word in line)
-    return statements[-1][1]
-
-
 @pytest.mark.parametrize(
     'config',
     [
@@ -70,7 +47,7 @@ def test_readers_by_position_get_the_rates_of_the_design(material, config):
         assert got['target'] == pytest.approx(config.expected_rate(name))
         assert got['target'] + got['stale'] == 1 and got['none'] == got['mixed'] == 0
     assert rates(material, config, reference_readers.silent, 20)['none'] == 1
-    assert rates(material, config, rule_reader, 20)['target'] == 1
+    assert rates(material, config, reference_readers.rule_reader, 20)['target'] == 1
 
 
 def test_a_missing_name_differs_from_its_control_in_one_needle(material):
@@ -111,7 +88,7 @@ def test_position_bias_tells_habit_from_reading(material):
     config = adversarial.Conflict('trusted', 'trusted', 2)
     assert rates(material, config, reference_readers.first_value, 20)['position_bias'] == 1
     assert rates(material, config, reference_readers.last_value, 20)['position_bias'] == -1
-    assert rates(material, config, rule_reader, 20)['position_bias'] == 0
+    assert rates(material, config, reference_readers.rule_reader, 20)['position_bias'] == 0
     assert (
         rates(material, adversarial.DEFAULTS['latest'], reference_readers.last_value, 20)['position_bias']
         is None

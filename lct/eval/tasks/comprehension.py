@@ -12,7 +12,7 @@ from lct.eval.tasks.story import Count, Order
 
 DEFAULTS = {config.task: config for config in (
     Association('association_1', 1), Association('association_2', 2),
-    NthRequest('nth_request_2', 2), NthRequest('nth_request_4', 4), NthRequest('nth_request_8', 8, near=1),
+    NthRequest('nth_request_2', 2), NthRequest('nth_request_4', 4), NthRequest('nth_request_8', 8),
     Parents('graph_parents'), Walk('graph_walk_2', 2), Walk('graph_walk_3', 3),
     RetrievedPassages('passages', 'passages'), Order('story_order'), Count('story_count'),
 )}

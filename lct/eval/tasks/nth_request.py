@@ -56,7 +56,7 @@ class NthRequest:
 
     task: str
     like: int = 2
-    near: int = 2
+    near: int = 1
     max_new_tokens: int = 64
 
     def generate(self, material: Material, length: int, index: int) -> samples.Sample:

@@ -14,6 +14,7 @@ NEEDLE_QUESTION = re.compile(r'stored under (.+?)\? Read')
 ASSIGNMENT = re.compile(r'^SET (\w+) TO (\w+)\.$', re.M)
 VARIABLE_QUESTION = re.compile(r'have the value (\w+), directly')
 COUNT_QUESTION = re.compile(r'Which (\d+)')
+CODE_FILE = re.compile(r'^======== (.+) ========$', re.M)
 LIST_ITEM = re.compile(r'^\d+\. (\S+)$', re.M)
 
 
@@ -87,3 +88,34 @@ def last_value(prompt: str) -> str:
 def coin_flip_oracle(prompt: str) -> str:
     """The oracle on one prompt in two, by a fair coin that depends on the prompt."""
     return oracle(prompt) if samples.rng('half', prompt).random() < 0.5 else silent(prompt)
+
+
+def rule_reader(prompt: str) -> str:
+    """The answer to a prompt of the adversarial needles."""
+    instruction = prompt.rpartition('Question: ')[0].rpartition('\n')[2]
+    name = NEEDLE_QUESTION.search(prompt.rpartition('Question: ')[2])[1]
+    statements = [(line, value) for line, value in re.findall(
+        rf'^(.*)stored under {re.escape(name)} is (\S+)\.$', prompt, re.M)]
+    void = re.findall(r'The entry (\S+) under', prompt)
+    if 'stores no' in instruction:
+        return statements[0][1] if statements else 'unknown'
+    if 'first in the text' in instruction:
+        return statements[0][1]
+    if 'void' in instruction:
+        return next(value for _, value in statements if value not in void)
+    if 'latest day' in instruction:
+        return max(statements, key=lambda pair: int(re.search(r'day (\d+)', pair[0])[1]))[1]
+    for word in ('Correction', 'register'):
+        if word.lower() in instruction.lower():
+            return next(value for line, value in statements if word in line)
+    return statements[-1][1]
+
+
+def code_reader(prompt: str) -> str:
+    """The answer to a question about a repository."""
+    text, _, question = prompt.rpartition('Question: ')
+    name = re.search(r'the function (\w+)', question)[1]
+    definition = re.search(rf'^def {name}(\(.+)$', text, re.M)
+    if 'Which file' in question:
+        return re.findall(CODE_FILE, text[:definition.start()])[-1]
+    return definition[1]
