@@ -46,5 +46,4 @@ class ComprehensionSuite(TaskScoreSuite):
                   for task, records in result['tasks'].items()}
         described = [f'{task} {min(one):.1f}' + (f' to {max(one):.1f}' if len(one) > 1 else '')
                      for task, one in levels.items() if max(one)]
-        return [f"by chance, guessing among the answers of the kind: {', '.join(described)}; other tasks 0"
-                ] * bool(described)
+        return [f"by chance, guessing among answers of the kind: {', '.join(described)}"] * bool(described)

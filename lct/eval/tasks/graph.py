@@ -80,8 +80,10 @@ def _sample(material, config, length, index, ask: Callable, answers: Callable):
     used = int(sizes[edges[:, 0], 0].sum() + sizes[edges[:, 1], 1].sum())
     side = edges[:, 0 if isinstance(config, Parents) else 1]
     depths = [int((side == node).argmax()) / len(side) for node in found]
+    # The expected F1 of one node taken at random.
+    chance = 2 * len(found) / ((1 + len(found)) * len(np.unique(edges)))
     return budget.sample(index, context, [names[node] for node in found], used,
-                         {'depths': depths, 'edges': len(edges), 'metric': 'set_f1'})
+                         {'depths': depths, 'edges': len(edges), 'metric': 'set_f1', 'chance': chance})
 
 
 def _names(material, length):
