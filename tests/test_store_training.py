@@ -1,5 +1,6 @@
 """The training loop over a token store."""
 
+import dataclasses
 import json
 
 import jax
@@ -20,7 +21,7 @@ from lct.train import loop
 
 def test_the_loop_trains_on_a_store_and_keeps_its_state(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, 'train_step', pretend.train_step)  # the rows are under test, not the weights
-    stage = loop.dataclasses.replace(tiny_training.stage('one', 128, (1, 1, 4, 1)), num_steps=3)
+    stage = dataclasses.replace(tiny_training.stage('one', 128, (1, 1, 4, 1)), num_steps=3)
     stream = StoreSource(make_store(count=40), BYTES, {'text': 1}, seed=4)
     expected = StoreSource(make_store(count=40), BYTES, {'text': 1}, seed=4)
     loop.train(loop.Run(stages=(stage,), line_every_s=0), tiny_training.CONFIG,
