@@ -169,13 +169,10 @@ class Mirror:
 
     def _upload(self):
         """Upload what changed since the last round, and delete what is gone. Single files come first: what
-        was written before a checkpoint is there when the checkpoint counts."""
+        was written before a checkpoint is there when the checkpoint counts. Older ones go when it does."""
         if not self._check_owner():
             return
         single, atomic = states(self.folder)
-        for name in [name for name in self._uploaded if name not in single and name not in atomic]:
-            self._delete(name)
-            del self._uploaded[name]
         for name, state in {**single, **atomic}.items():
             if self._uploaded.get(name) == state:
                 continue
@@ -189,6 +186,9 @@ class Mirror:
                     raise
                 continue  # an old checkpoint that the run deleted meanwhile
             self._uploaded[name] = state
+        for name in [name for name in self._uploaded if name not in single and name not in atomic]:
+            self._delete(name)
+            del self._uploaded[name]
 
     def _upload_folder(self, name, state):
         """Upload an atomic folder, its commit last. Returns whether it stayed the same meanwhile."""
@@ -219,10 +219,10 @@ class Mirror:
 
     def _get(self, name, info, entry):
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         if info is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._remote.get(name, path, info)
-        if entry and (info is None or entry != [info.size, crc32(path)]):
+        if info is None or entry and entry != [info.size, crc32(path)]:
             raise StorageError(f'{self.url}/{name} is not what was uploaded; delete the object '
                                f'{ATOMIC.match(name)[0]}{COMMIT} there to continue without its folder')
 

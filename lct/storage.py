@@ -126,8 +126,12 @@ class Remote:
             found = self._files.find(self._path, detail=True)
             if set(found) == {self._path}:
                 found = {self._path: self._files.info(self._path)}
-        return {path[len(self._path):].lstrip('/'): _info(entry) for path, entry in sorted(found.items())
-                if path == self._path or path.startswith(self._path + '/') and path[-1] != '/'}
+        found = {path[len(self._path):].lstrip('/'): _info(entry) for path, entry in sorted(found.items())
+                 if path == self._path or path.startswith(self._path + '/') and path[-1] != '/'}
+        if strange := [name for name in found if {'', '.', '..'} & set(name.split('/')) and name]:
+            raise StorageError(f'{self.url} has an object {strange[0]!r}, which is not the name of a file; '
+                               'rename it')
+        return found
 
     def exists(self, name: str) -> bool:
         """Whether there is an object of this name."""

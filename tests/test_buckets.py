@@ -97,6 +97,14 @@ def test_copies_stay_within_the_bound(monkeypatch):
     assert held.exists() and not c.exists()
 
 
+def test_a_name_that_leaves_the_folder_is_refused():
+    put(a=b'1')
+    stored = fsspec.filesystem('memory').store
+    stored['/bucket/place/../../b'] = stored['/bucket/place/a']
+    with pytest.raises(storage.StorageError, match=r"object '\.\./\.\./b', which is not the name of a file"):
+        bucket_cache.fetch(URL)
+
+
 def test_nothing_under_a_url_is_an_error():
     with pytest.raises(storage.StorageError, match='memory://bucket/place does not exist'):
         cli_model.find_model(URL)
@@ -168,6 +176,20 @@ def test_a_damaged_checkpoint_is_refused(cache):
     shutil.rmtree(cache)
     with pytest.raises(storage.StorageError, match=r'delete the object checkpoints/1\.commit\.json'):
         run('2')
+
+
+def test_the_only_checkpoint_goes_when_the_next_one_counts(monkeypatch):
+    run('1')
+
+    def replace(self, path, name):
+        if name == 'state':
+            raise storage.StorageError('no network')
+
+    with pytest.raises(storage.StorageError):
+        with mirror.mirrored(URL) as folder:
+            (folder / 'checkpoints' / '1').rename(folder / 'checkpoints' / '2')
+            monkeypatch.setattr(storage.Remote, 'put', replace)
+    assert {'checkpoints/1.commit.json', 'checkpoints/1/state'} <= objects()
 
 
 def test_what_a_run_deletes_is_deleted_and_its_commit_first():
