@@ -143,6 +143,8 @@ SCORES = (  # metric, answer, references, score
     ('set_f1', '`QK417` and [ab012].', ['ab012', 'qk417'], 1),
     ('set_f1', '中qk417和ab012', ['ab012', 'qk417'], 1), ('set_f1', 'qk417', ['ab012', 'qk417'], 2 / 3),
     ('set_f1', 'The nodes are:\nqk417, zz999\nab012 -> qk417', ['qk417'], 2 / 3),
+    ('set_f1', '\n\n* **qk417**\n* ab012\n* ab012\n\nzz999 -> xx111', ['ab012', 'qk417'], 1),
+    ('set_f1', '1. qk417\n2. zz999\nQuestion: to ab012', ['ab012', 'qk417'], 0.5),
     ('set_f1', 'xqk4170', ['qk417'], 0),
     ('set_f1', 'none', ['qk417'], 0), ('set_f1', '', ['qk417'], 0),
     ('order', '1. the kite\n2. the Drum', ['kite', 'drum'], 1), ('order', 'drum, kite', ['kite', 'drum'], 0),

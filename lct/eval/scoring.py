@@ -23,6 +23,7 @@ COUNTS = ('zero one two three four five six seven eight nine ten eleven twelve t
           'sixteen seventeen eighteen nineteen twenty').split()
 NUMBER = re.compile(r'\d+(?:,\d{3})*|(?<![a-z])(?:' + '|'.join(COUNTS) + ')(?![a-z])')
 NAME = re.compile(r'[a-z0-9]+')
+LIST_ITEM = re.compile(r'(?:\d+[.)])?\W*\w+\W*')  # a line with a bullet or a number, and one word
 
 
 def clean(text: str) -> str:
@@ -73,14 +74,19 @@ def set_f1(text: str, outputs: Sequence[str]) -> float:
     """The harmonic mean of precision and recall of a set of names, as GraphWalks scores.
 
     The names in text are its words that are spelled like one of outputs: letters and digits at the same
-    places, as in 'qk417'. Of several lines, the first with a name counts.
+    places, as in 'qk417'. The first line with a name counts or, if it is an item of a list, the list.
     """
     wanted = {output.lower() for output in outputs}
-    shapes = {_shape(name) for name in wanted}
-    for line in text.lower().splitlines():
-        if found := {name for name in NAME.findall(line) if _shape(name) in shapes}:
-            return 2 * len(found & wanted) / (len(found) + len(wanted))
-    return 0.0
+    shapes, found = {_shape(name) for name in wanted}, set()
+    for line in filter(None, map(str.strip, text.lower().splitlines())):
+        named = {name for name in NAME.findall(line) if _shape(name) in shapes}
+        is_item = len(named) == 1 and LIST_ITEM.fullmatch(line) is not None
+        if found and not is_item:
+            break
+        found |= named
+        if named and not is_item:
+            break
+    return 2 * len(found & wanted) / (len(found) + len(wanted))
 
 
 def _shape(name):

@@ -246,6 +246,6 @@ class Association:
 def _frame(predicate):
     head = ('Between the lines of the text below are single remarks about people, who are called by their '
             'first names. A question about them follows it.\n\n')
-    tail = (f'Question: Which of these people {predicate}? No remark says it in so many words: combine the '
-            'remarks with common knowledge. Answer with one first name.\nAnswer:')
-    return PromptFrame(head, tail, ' The first name is')
+    tail = (f'Question: Which of these people {predicate}? Use the remarks and common knowledge, and answer '
+            'with one first name.\nAnswer:')
+    return PromptFrame(head, tail, f' The person who {predicate} is')

@@ -25,7 +25,7 @@ class Walk:
 
     task: str
     steps: int
-    max_new_tokens: int = 48
+    max_new_tokens: int = 64
 
     def generate(self, material: Material, length: int, index: int) -> samples.Sample:
         ask = lambda node: (
@@ -48,7 +48,7 @@ class Parents:
     """The nodes with an edge to a node."""
 
     task: str = 'graph_parents'
-    max_new_tokens: int = 48
+    max_new_tokens: int = 64
 
     def generate(self, material: Material, length: int, index: int) -> samples.Sample:
         ask = lambda node: (

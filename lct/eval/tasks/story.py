@@ -67,7 +67,7 @@ class Order:
 
     task: str = 'story_order'
     events: int = 4
-    max_new_tokens: int = 32
+    max_new_tokens: int = 64  # for those who write whole sentences
 
     def generate(self, material: Material, length: int, index: int) -> samples.Sample:
         if not 2 <= self.events <= len(OBJECTS):
