@@ -59,7 +59,7 @@ def fetch(url: str | os.PathLike) -> Path:
              if not pattern or fnmatch.fnmatch(name, pattern.replace('**/', '*'))}
     if not found:
         raise StorageError(f'{storage.url_of(url)} does not exist or is empty; check its name')
-    _, folder = _copy(remote, found)
+    folder = _copy(remote, found)
     return folder / pattern if pattern else folder
 
 
@@ -81,30 +81,33 @@ class RemoteFolder:
         """
         if name not in self._found:
             raise StorageError(f'{self._url}/{name} does not exist; check its name')
-        lock, path = _copy(Remote(f'{self._url}/{name}'), {'': self._found[name]})
-        release(lock)
-        return path
+        return _copy(Remote(f'{self._url}/{name}'), {'': self._found[name]}, keep=False)
 
 
-def _copy(remote, found: dict[str, Info]) -> tuple[Path, Path]:
-    """(the lock that is held, the local copy) of objects {name: Info} of a folder, or of the one {'': Info}.
+def _copy(remote, found: dict[str, Info], keep: bool = True) -> Path:
+    """The local copy of objects {name: Info} of a folder, or of the one {'': Info}.
+
+    keep: hold it while this process lives.
     """
     versions = json.dumps([remote.url, sorted((name, *info[:2]) for name, info in found.items())])
     entry = entry_of('objects', versions)
     target, record = entry / remote.name, entry.with_suffix('.json')
     entry.parent.mkdir(parents=True, exist_ok=True)
     in_use = entry.with_suffix('.lock')
+    keep = keep or in_use in _held
     hold(in_use)
     with open(entry.with_suffix('.download'), 'a') as lock:
         with contextlib.suppress(OSError):  # some network file systems have no flock
             fcntl.flock(lock, fcntl.LOCK_EX)
         if record.is_file() and _is_complete(target, found):
             os.utime(record)  # when it was used
-            return in_use, target
-        make_room(sum(info.size for info in found.values()), remote.url)
-        storage.in_parallel(lambda name: _download(remote, name, target, found[name]), found)
-        files.write_atomically(record, json.dumps({'url': remote.url, 'bytes': _bytes_below(entry)}))
-    return in_use, target
+        else:
+            make_room(sum(info.size for info in found.values()), remote.url)
+            storage.in_parallel(lambda name: _download(remote, name, target, found[name]), found)
+            files.write_atomically(record, json.dumps({'url': remote.url, 'bytes': _bytes_below(entry)}))
+    if not keep:
+        release(in_use)
+    return target
 
 
 def _download(remote, name, target, info):
@@ -146,7 +149,8 @@ def hold(path: Path, alone: bool = False) -> bool:
 
 def release(path: Path) -> None:
     """Let an entry go that was held."""
-    _held.pop(path).close()
+    if file := _held.pop(path, None):  # another thread may have let it go
+        file.close()
 
 
 def make_room(needed: int, url: str) -> None:

@@ -61,7 +61,7 @@ class Mirror:
         last run.
 
         Raises:
-          ValueError: if another process runs in it.
+          ValueError: if another process runs in it, or if it holds something else.
           StorageError: if it cannot be read.
         """
         self._entry.mkdir(parents=True, exist_ok=True)
@@ -71,6 +71,9 @@ class Mirror:
             last = self._wait_for_owner()
             known = _parse_file(self._entry.with_suffix('.json')).get('id')
             found = self._list()
+            if last is None and found:
+                raise ValueError(f'{self.url} is not empty, and no run has uploaded to it; choose another '
+                                 '--workdir')
             if last is None or known != last.get('id'):  # another machine went on, or the URL was emptied
                 self._download(found)
             self._note_uploaded(found)
@@ -243,7 +246,8 @@ class Mirror:
             same = commits.get(name) == record_of(self.folder / name) != {}
             self._uploaded[name] = folder_state(self.folder / name) if same else None
         for name in filter(is_single, found):
-            self._uploaded[name] = None
+            if (self.folder / name).exists():  # others may be of a run in a folder below this one
+                self._uploaded[name] = None
 
 
 def local_folder(url: str | os.PathLike) -> Path:

@@ -14,6 +14,7 @@ from lct.cli import model as cli_model
 from lct.data.corpus import documents
 from lct.data.corpus.store import Store, is_store
 from lct.data.corpus.store_writer import Writer
+from lct.train import checkpoint
 
 URL = 'memory://bucket/place'
 
@@ -170,6 +171,21 @@ def test_a_checkpoint_without_its_commit_does_not_count(cache):
     assert objects() == {*WRITTEN, 'checkpoints/1.commit.json'}
 
 
+def test_what_is_not_of_a_run_is_never_deleted(cache):
+    put(model__config_json=b'{}')
+    with pytest.raises(ValueError, match='memory://bucket/place is not empty, and no run has uploaded to it'):
+        run('1')
+    assert objects() == {'model/config.json'}
+    storage.Remote(URL).remove(['model/config.json'])
+    run('1')
+    with mirror.mirrored(URL + '/evaluation') as folder:
+        (folder / 'results.json').touch()
+    run('2')  # which finds its local folder
+    shutil.rmtree(cache)
+    run('3')
+    assert 'evaluation/results.json' in objects()
+
+
 def test_a_damaged_checkpoint_is_refused(cache):
     run('1')
     put(checkpoints__1__state=b'2')
@@ -260,6 +276,25 @@ def test_a_process_whose_work_directory_was_taken_over_uploads_nothing_and_stops
     assert objects() == set() and signals == [os.getpid()]
 
 
+def test_checkpoints_that_orbax_writes_to_the_bucket_are_left_to_it(monkeypatch):
+    monkeypatch.setattr(mirror, 'DIRECT', ('memory',))
+    with mirror.mirrored(URL) as folder:
+        (folder / 'gates.json').touch()
+    put(checkpoints__3__state=b'orbax', model__config_json=b'{}')
+    with mirror.mirrored(URL) as folder:
+        assert storage.elsewhere(folder / 'checkpoints') == f'{URL}/checkpoints'
+        assert names_below(folder) == {'gates.json', 'checkpoints.url'}
+        other = mirror.copy(URL, 1)  # of another process, perhaps on another host
+        assert names_below(other) == {'gates.json', 'checkpoints.url'} and other != folder
+    assert objects() == {'checkpoints/3/state', 'gates.json', 'checkpoints.url'}
+
+
+def test_the_folder_of_checkpoints_is_where_the_file_beside_it_says(tmp_path):
+    assert checkpoint.located(tmp_path / 'checkpoints') == tmp_path / 'checkpoints'
+    (tmp_path / 'checkpoints.url').write_text('gs://bucket/run/checkpoints\n')
+    assert str(checkpoint.located(tmp_path / 'checkpoints') / '3') == 'gs://bucket/run/checkpoints/3'
+
+
 def test_an_upload_that_fails_keeps_the_local_folder(monkeypatch):
     def fail(self, path, name):
         raise storage.StorageError('no network')
@@ -308,6 +343,7 @@ def test_a_new_folder_is_complete_or_no_model(monkeypatch):
     with upload.new_folder(URL) as folder:
         write(folder, 2)
     assert order[-1] == 'config.json' and not folder.exists()
+    assert objects() == {'config.json', 'a.safetensors', 'tokenizer.json'}
     with pytest.raises(ValueError, match='memory://bucket/place exists; remove it'):
         with upload.new_folder(URL):
             raise AssertionError
@@ -316,6 +352,16 @@ def test_a_new_folder_is_complete_or_no_model(monkeypatch):
         with upload.new_folder(URL, overwrite=True) as folder:
             write(folder, 3)
     assert 'config.json' not in objects()
+
+
+def test_a_new_folder_deletes_nothing_that_it_does_not_replace():
+    put(data__a_txt=b'a', old_safetensors=b'')
+    with pytest.raises(ValueError, match='memory://bucket/place exists; remove it'):
+        with upload.new_folder(URL):
+            raise AssertionError
+    with upload.new_folder(URL, overwrite=True) as folder:
+        write(folder, 1)
+    assert objects() == {'config.json', 'a.safetensors', 'tokenizer.json', 'data/a.txt'}
 
 
 def test_a_new_folder_that_was_interrupted_continues_under_its_key():

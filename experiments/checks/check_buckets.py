@@ -158,7 +158,7 @@ def store(place):
     place.run('tokenize_corpus.py', *arguments(place.folder))
     place.kill_when(spooled('store.partial/00001.json'), 'tokenize_corpus.py', *arguments(place.url))
     expect(not objects(f'{place.url}/store'), 'something was uploaded before the store was complete')
-    place.kill_when(lambda: objects(f'{place.url}/store'), 'tokenize_corpus.py', *arguments(place.url))
+    place.kill_when(lambda: len(objects(f'{place.url}/store')) > 1, 'tokenize_corpus.py', *arguments(place.url))
     expect('index.json' not in objects(f'{place.url}/store'), 'the index was not the last object')
     place.run('tokenize_corpus.py', *arguments(place.url))
     local, remote = content(place.folder / 'store'), content(f'{place.url}/store')
@@ -184,7 +184,7 @@ def export(place):
     place.run('convert_weights.py', *arguments(place.folder, 'meta', 'back', 'hf'))
     for _ in range(TRIES):
         storage.Remote(f'{place.url}/back').remove(objects(f'{place.url}/back'))
-        place.kill_when(lambda: objects(f'{place.url}/back'), 'convert_weights.py',
+        place.kill_when(lambda: len(objects(f'{place.url}/back')) > 1, 'convert_weights.py',
                         *arguments(place.url, 'meta', 'back', 'hf'))
         if 'config.json' not in objects(f'{place.url}/back'):
             break
