@@ -158,7 +158,8 @@ def store(place):
     place.run('tokenize_corpus.py', *arguments(place.folder))
     place.kill_when(spooled('store.partial/00001.json'), 'tokenize_corpus.py', *arguments(place.url))
     expect(not objects(f'{place.url}/store'), 'something was uploaded before the store was complete')
-    place.kill_when(lambda: len(objects(f'{place.url}/store')) > 1, 'tokenize_corpus.py', *arguments(place.url))
+    place.kill_when(lambda: len(objects(f'{place.url}/store')) > 1, 'tokenize_corpus.py',
+                    *arguments(place.url))
     expect('index.json' not in objects(f'{place.url}/store'), 'the index was not the last object')
     place.run('tokenize_corpus.py', *arguments(place.url))
     local, remote = content(place.folder / 'store'), content(f'{place.url}/store')
