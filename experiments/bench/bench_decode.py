@@ -35,7 +35,7 @@ from jax import lax  # noqa: E402
 
 from lct import sharding  # noqa: E402
 from lct.data import layout  # noqa: E402
-from lct.models import decode, llama  # noqa: E402
+from lct.models import decode, llama, row_linear  # noqa: E402
 from lct.models.kv_cache import empty_cache  # noqa: E402
 from lct.models.session import Session  # noqa: E402
 from lct.ops import rope  # noqa: E402
@@ -111,7 +111,7 @@ def check():
 @jax.jit
 def follow(params, cache, slot_of, forced, lengths, tables):
     """Logits [n, B, V] after each of the forced tokens [B, n]."""
-    params = decode.gathered(params, SMALL)
+    params = row_linear.for_decoding(params, SMALL)
 
     def step(cache, inputs):
         token, i = inputs

@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from lct import sharding
-from lct.models import kv_cache, llama
+from lct.models import kv_cache, llama, row_linear
 from lct.models.config import LlamaConfig
 from lct.models.embedding import embed_row_tokens
 from lct.models.kv_cache import KVCache, attend_cache, attend_chunk, write
@@ -104,7 +104,8 @@ def _logits_after(params, config, x, positions, last):
 def _next_logits(params, config, x):
     """Final norm and head of x [B, D] -> float32 [B, V]."""
     x = rms_norm(x, params.final_norm, config.norm_eps).astype(jnp.float32)
-    return sharding.einsum('BD,DV->BV', x, llama.head(params).astype(jnp.float32))
+    logits = row_linear.product(x, llama.head(params).astype(jnp.float32))
+    return sharding.reshard(logits, sharding.spec('BV'))
 
 
 def extend(params: llama.Params, config: LlamaConfig, cache: KVCache, chunk: Chunk, logits: jax.Array,
@@ -181,14 +182,24 @@ def decode_step(params: llama.Params, config: LlamaConfig, cache: KVCache, token
         def attend(q, k, v):
             return attend_cache(q, k, v, cache, number, mask)
 
-        x, new = llama.block(x, layer, angles, config, attend)  # one token per row needs no chunks of the FFN
+        x, new = llama.block(x, layer, angles, config, attend, linear=row_linear.linear,
+                             feed_forward=row_linear.mlp)
         return x, _encoded((y[:, None] for y in new), kv_cache.dtype_of(cache))
 
     x = embed_row_tokens(params.embed, tokens)
-    # The cache is only read inside the scan over layers, by tiles, and written once after it: as a carry or
-    # an output of the scan all of it would be copied for every token, as an input every layer.
-    layers = llama.with_constants(params.layers, config)
-    x, (k, v) = lax.scan(step, x, (layers, jnp.arange(config.num_layers)))
+    # The cache is only read inside the loop over layers, by tiles, and written once after it: as a carry or
+    # an output of a scan all of it would be copied for every token, as an input every layer.
+    if isinstance(params.layers, tuple):
+        new = []
+        for inputs in zip(params.layers, jnp.arange(config.num_layers), strict=True):
+            x, kv = step(x, inputs)
+            new.append(kv)
+        # The write must depend on the last layer's reading, or XLA would copy the cache for every token.
+        slots = jnp.where(jnp.isnan(x).any(1), cache.positions.shape[1], slots)
+        k, v = jax.tree.map(lambda *leaves: jnp.stack(leaves), *new)
+    else:
+        layers = llama.with_constants(params.layers, config)
+        x, (k, v) = lax.scan(step, x, (layers, jnp.arange(config.num_layers)))
     return write(cache, k, v, slots[:, None]), _next_logits(params, config, x)
 
 
@@ -202,8 +213,7 @@ def decode(params: llama.Params, config: LlamaConfig, cache: KVCache, logits: ja
     Returns:
       the cache, tokens int32 [B, max_new_tokens] (0 where a row has ended) and their counts int32 [B].
     """
-    # Gather the weights that are sharded over the ring once, not for every token.
-    params = gathered(params, config)
+    params = row_linear.for_decoding(params, config)  # once, not for every token
 
     def append(i, token, tokens, counts, active):
         tokens = lax.dynamic_update_slice_in_dim(tokens, jnp.where(active, token, 0)[:, None], i, 1)
@@ -223,19 +233,6 @@ def decode(params: llama.Params, config: LlamaConfig, cache: KVCache, logits: ja
     start = 1, cache, token, *append(0, token, tokens, jnp.zeros_like(last), request.limits > 0)
     _, cache, _, tokens, counts, _ = lax.while_loop(lambda carry: carry[-1].any(), step, start)
     return cache, tokens, counts
-
-
-def gathered(params: llama.Params, config: LlamaConfig) -> llama.Params:
-    """The weights as decode_step uses them: replicated over every mesh axis but 'tensor'."""
-    if sharding.current_mesh() is None:
-        return params
-    rules = {**sharding.WEIGHT_RULES, 'D': None}
-
-    def gather(info, w):
-        return jax.reshard(w, P(*map(rules.get, info.letters)))
-
-    params = jax.tree.map(gather, llama.param_table(config), params, is_leaf=llama.is_param_info)
-    return params.replace(embed=jax.reshard(params.embed, P(None, None)))
 
 
 def rows_at(x: jax.Array, indices: jax.Array) -> jax.Array:

@@ -31,4 +31,7 @@ def embed_row_tokens(embed: jax.Array, tokens: jax.Array) -> jax.Array:
     """tokens int32 [B], one of each row -> [B, D] in the dtype of embed [V, D]; for decoding alone."""
     if sharding.current_mesh() is None:
         return embed[tokens]
-    return jax.reshard(embed, P(None, None)).at[tokens].get(out_sharding=sharding.spec('BD'))
+    # The table stays split over the ring by D; the rows are gathered.
+    split = 'sequence' if 'sequence' in jax.tree.leaves(tuple(jax.typeof(embed).sharding.spec)) else None
+    rows = jax.reshard(embed, P(None, split)).at[tokens].get(out_sharding=P(sharding.BATCH_AXES, split))
+    return jax.reshard(rows, sharding.spec('BD'))

@@ -205,7 +205,7 @@ def project_qkv(x: jax.Array, layer: Layers, angles: tuple, config: LlamaConfig,
     return q, k, linear('wv', y, layer)
 
 
-def mlp(x: jax.Array, layer: Layers, config: LlamaConfig) -> jax.Array:
+def mlp(x: jax.Array, layer: Layers, config: LlamaConfig, linear: Callable = linear) -> jax.Array:
     """SwiGLU of the normed x [B, T, D], without the residual (Shazeer 2020)."""
     y = rms_norm(x, layer.mlp_norm, config.norm_eps)
     gate, up = linear('w_gate', y, layer), linear('w_up', y, layer)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from lct import sharding
 from lct.deferred_signals import deferred
-from lct.models import decode, llama
+from lct.models import decode, llama, row_linear
 from lct.models.config import LlamaConfig
 from lct.models.kv_cache import KVCache, empty_cache, named_arrays
 from lct.models.memory import Memory
@@ -216,7 +216,7 @@ class Session:
     def _stream(self, questions, limit, sampling, key):
         count = len(questions)
         logits, lengths = self._write_questions(questions, np.full(self.rows, limit, np.int32))
-        params = self._gathered_params()
+        params = self._decoding_params()
         for i in range(limit):
             with deferred():
                 tokens, self.step_logits = _next_token(logits, i, sampling, key), logits
@@ -237,7 +237,7 @@ class Session:
         longest = np.max([list(map(len, answers)) for answers in alternatives], 0)
         limits = np.array([*longest, *[1] * (self.rows - len(questions))])
         logits, lengths = self._write_questions(questions, limits)
-        params = self._gathered_params()
+        params = self._decoding_params()
         return [self._loglikelihood(params, logits, lengths, answers) for answers in alternatives]
 
     def _loglikelihood(self, params, logits, lengths, answers):
@@ -308,11 +308,9 @@ class Session:
                 del ids[length:]
             yield
 
-    def _gathered_params(self):
-        """The weights as decode_step uses them; kept for one answer: the next text needs the memory."""
-        if sharding.current_mesh() is None:
-            return self.params
-        return _gathered(self.params, self.config.architecture())
+    def _decoding_params(self):
+        """The weights as decode_step reads them; kept for one answer: the next text needs the memory."""
+        return _for_decoding(self.params, self.config.architecture())
 
     def _chunk_size(self, length):
         size = -(-SMALLEST_CHUNK // self.unit) * self.unit
@@ -347,4 +345,4 @@ _decode = jax.jit(decode.decode, static_argnames='config', donate_argnames='cach
 _step = jax.jit(decode.decode_step, static_argnames='config', donate_argnames='cache')
 _next_token = jax.jit(next_token)
 _token_logprob = jax.jit(token_logprob)
-_gathered = jax.jit(decode.gathered, static_argnames='config')
+_for_decoding = jax.jit(row_linear.for_decoding, static_argnames='config')

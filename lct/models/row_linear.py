@@ -1,0 +1,96 @@
+"""The linear layers of decoding, where one token per row meets all weights.
+
+A step moves the activations, which are small, to the weights instead of the other way round ("weight
+stationary" in Pope et al. 2022, "Efficiently Scaling Transformer Inference").
+
+Letters: B batch, N query heads, K key/value heads, H head_dim, D embed_dim, F mlp_dim, V vocab, L layers.
+"""
+
+import functools
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from lct import sharding
+from lct.models import llama
+from lct.models.config import LlamaConfig
+
+RING = 'sequence'
+SPLIT_LETTERS = 'F', 'H', 'V'  # what a weight is split by over the ring: the first that it has
+
+
+def for_decoding(params: llama.Params, config: LlamaConfig) -> llama.Params:
+    """The weights as decode_step reads them fastest: gathered over 'fsdp' and split over the ring by another
+    dim than D where it divides, so that one layer needs few and small transfers.
+
+    On CPUs the layers become a tuple of Layers and the head a matrix of its own, because XLA would copy what
+    it takes out of a stack or transposes, for every token, which takes longer than to multiply with it.
+    """
+    on_cpu = jax.default_backend() == 'cpu'
+    ring = sharding.axis_size(RING)
+    if params.lm_head is None and (on_cpu or ring > 1):
+        params = params.replace(lm_head=params.embed.T)
+    if sharding.current_mesh() is not None:
+        table = llama.param_table(config)
+        if params.lm_head is not None:
+            table = table.replace(lm_head=llama.ParamInfo('DV', 0.0))
+        place = lambda info, w: jax.reshard(w, _spec(info.letters, w.shape, ring))
+        embed = jax.reshard(params.embed, P(None, RING if ring > 1 else None))
+        params = jax.tree.map(place, table, params, is_leaf=llama.is_param_info).replace(embed=embed)
+    if not on_cpu:
+        return params
+    layers = llama.with_constants(params.layers, config)
+    return params.replace(layers=tuple(jax.tree.map(operator.itemgetter(i), layers)
+                                       for i in range(config.num_layers)))
+
+
+def _spec(letters, shape, ring):
+    """PartitionSpec of a weight: over 'tensor' as stored, and matrices over the ring."""
+    axes = ['tensor' if letter in 'NKFV' else None for letter in letters]
+    split = next((letter for letter in SPLIT_LETTERS if letter in letters), None)
+    if ring > 1 and split and 'D' in letters:
+        i = letters.index(split)
+        own = (axes[i],) if axes[i] else ()
+        if shape[i] % (ring * (sharding.axis_size('tensor') if own else 1)) == 0:
+            axes[i] = *own, RING
+    return P(*axes)
+
+
+def linear(name: str, x: jax.Array, layer: llama.Layers) -> jax.Array:
+    """llama.linear for x [B, ...], one token per row. Of a result [B, F] each device keeps its share."""
+    equation, bias = llama.LINEARS[name]
+    out, bias = product(x, getattr(layer, name)), getattr(layer, bias)
+    letters = equation.split('->')[1].replace('T', '')
+    if 'F' not in letters:
+        out = sharding.reshard(out, sharding.spec(letters))
+    if bias is None:
+        return out
+    if sharding.current_mesh() is not None:
+        bias = jax.reshard(bias, P(*jax.typeof(out).sharding.spec[1:]))
+    return (out + bias.astype(jnp.float32)).astype(out.dtype)
+
+
+mlp = functools.partial(llama.mlp, linear=linear)
+
+
+def product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x [B, ...] times w over the first dims of w, which are those of x -> [B, ...], split as w is."""
+    count = x.ndim - 1
+    contracted = tuple(range(1, x.ndim)), tuple(range(count))
+    precision = 'highest' if x.dtype == jnp.float32 else None
+    options: dict[str, Any] = {'precision': precision, 'preferred_element_type': jnp.float32}
+    if sharding.current_mesh() is not None:
+        axes = stationary_axes(w)
+        w, x = jax.reshard(w, P(*axes)), jax.reshard(x, P(sharding.BATCH_AXES, *axes[:count]))
+        options['out_sharding'] = P(sharding.BATCH_AXES, *axes[count:])
+    return lax.dot_general(x, w.astype(x.dtype), (contracted, ((), ())), **options).astype(x.dtype)
+
+
+def stationary_axes(w: jax.Array) -> list[Any]:
+    """The mesh axes of each dim of a weight, without 'fsdp', over which other rows are split."""
+    dims = (axes if isinstance(axes, tuple) else (axes,) for axes in jax.typeof(w).sharding.spec)
+    return [tuple(axis for axis in axes if axis not in (None, *sharding.BATCH_AXES)) or None for axes in dims]
