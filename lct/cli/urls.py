@@ -67,6 +67,7 @@ def work_folder(workdir: str | Path, process: int = 0,
             write_line(f'{storage.url_of(workdir)} is mirrored in {folder}')
             wait_for_all()
             yield folder
+        write_line(f'all of {folder} is in {storage.url_of(workdir)}')
     else:
         wait_for_all()
         yield mirror.copy(workdir, process)
