@@ -47,7 +47,7 @@ MAY_IMPORT = {
     'eval': BELOW,
     'plan': BELOW,
     'serve': (*BELOW, 'eval', 'weights'),
-    'cli': (*BELOW, 'mirror', 'upload', 'weights', 'train', 'eval', 'plan'),
+    'cli': (*BELOW, 'clusters', 'mirror', 'upload', 'weights', 'train', 'eval', 'plan'),
 }
 # Libraries with one home: only files whose path starts like this import them.
 HOMES = {

@@ -45,6 +45,16 @@ def test_the_environment_decides(home, name, value):
     assert program_cache.enable() is None and not (home / 'lct').exists()
 
 
+def test_the_first_process_alone_checks_the_entries(home):
+    folder = program_cache.enable()
+    cut = entry(folder, 'a', zlib.compress(b'program' * 100)[:20])
+    process = {'JAX_COORDINATOR_ADDRESS': 'here:1', 'JAX_NUM_PROCESSES': '2'}
+    for index, left in (('1', True), ('0', False)):
+        program_cache.os.environ.pop('JAX_COMPILATION_CACHE_DIR')
+        program_cache.os.environ.update(process, JAX_PROCESS_ID=index)
+        assert program_cache.enable() == folder and cut.exists() == left
+
+
 def test_another_cpu_has_another_folder(monkeypatch):
     here = program_cache.cpu_kind()
     monkeypatch.setattr(program_cache.Path, 'read_text', lambda path: 'model name : A\nflags : sse2\n')

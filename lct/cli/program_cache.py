@@ -14,7 +14,7 @@ import time
 import zlib
 from pathlib import Path
 
-from lct import files
+from lct import clusters, files
 
 MAX_BYTES = 10 << 30  # of the folder; beyond it the programs that were not used for longest are deleted
 CHECKED = 'checked'  # a file whose time of change is that of the last check
@@ -34,7 +34,8 @@ def enable() -> Path | None:
         state = folder.stat()
         if state.st_uid != os.getuid() or state.st_mode & 0o022 or not os.access(folder, os.W_OK):
             return None  # programs are machine code: they are read only from where nobody else can write
-        tidy(folder)
+        if _is_first():
+            tidy(folder)
     except OSError:
         return None
     settings = {'JAX_COMPILATION_CACHE_DIR': str(folder)}  # child processes inherit them
@@ -82,6 +83,15 @@ def cpu_kind() -> str:
     lines = sorted(set(re.findall(r'^(?:model name|flags|Features|CPU part)\s*:.*$', text, re.MULTILINE)))
     kind = hashlib.sha256('\n'.join(lines or [text]).encode()).hexdigest()[:12]
     return f'{platform.machine() or "cpu"}-{kind}'
+
+
+def _is_first():
+    """Whether this is the first process of its run: not all of them need to read the same entries."""
+    try:
+        place = clusters.find(os.environ)
+    except ValueError:  # processes.join reports it
+        return False
+    return place is None or not place.index
 
 
 def _is_off():
