@@ -68,6 +68,8 @@ def test_a_run_reaches_its_trackers_and_states_its_tokens(tmp_path, monkeypatch,
         tracker, = trackers.open_all(['wandb'], ABOUT, pytest.fail)
         assert train(tmp_path, Observers(trackers=[tracker]), part)['tokens_of_this_call'] == trained
         tracker.close()
+    record = json.loads((tmp_path / 'checkpoints' / '12' / 'record' / 'metadata').read_text())
+    assert record['tokens'] == 6 * 128 + 6 * 256  # also after a stage that its gate ended early
     rows = [json.loads(line) for line in (tmp_path / 'metrics' / 'metrics.jsonl').open()]
     assert [row['tokens_seen'] for row in rows] == [128 * i for i in range(1, 7)] + [
         768 + 256 * i for i in range(1, 7)]

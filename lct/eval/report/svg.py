@@ -32,27 +32,23 @@ SQUARE, FULL = 28, (23, 78, 146)  # of ring_schedule: the side of a square, the 
 
 
 class Picture:
-    """An SVG, in .text; a notebook displays it through _repr_svg_."""
+    """An SVG, in .text; a notebook displays it through _repr_svg_.
+
+    It names its XML namespace: pages made of a notebook show it as an image, which is empty without.
+    """
 
     def __init__(self, text: str):
         self.text = text
 
     def _repr_svg_(self) -> str:
-        return self.standalone()
+        return self.text
 
     def __repr__(self) -> str:
         return f'Picture of {len(self.text):,} characters'
 
-    def standalone(self) -> str:
-        """The SVG with its XML namespace, which an SVG within HTML does without.
-
-        For files, and for notebooks, whose pictures nbconvert shows as images.
-        """
-        return self.text if NAMESPACE in self.text else self.text.replace('<svg ', f'<svg {NAMESPACE} ', 1)
-
     def save(self, path: str | Path) -> None:
         """Write the file atomically."""
-        files.write_atomically(path, self.standalone())
+        files.write_atomically(path, self.text)
 
 
 # ---------------------------------------------------------------------------------------------------
