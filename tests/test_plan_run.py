@@ -3,12 +3,11 @@
 import pathlib
 import types
 
-import extend
 import numpy as np
 import plan as planner
 import pytest
 
-from lct.cli import corpus_survey, extension_check, plan_run
+from lct.cli import corpus_survey, extension_check, extension_run, plan_run
 from lct.cli.config import EVALUATE, load_config, make_run
 from lct.cli.plan_models import resolve
 from lct.cli.problems import SeveralProblems
@@ -121,6 +120,6 @@ def test_models_are_measured_when_the_config_asks_for_it(evaluate, monkeypatch, 
     job = types.SimpleNamespace(
         config={'evaluate': evaluate}, settings=types.SimpleNamespace(stages=stages), evaluation=None,
         base=None, start=None, observers=Observers(), rows=None, workdir=tmp_path, mesh=None)
-    results, *_ = extend.extend(job, [])
+    results, *_ = extension_run.extend(job, [])
     before, between, after = EVALUATE[evaluate]
     assert measured == list(results) == ['base'] * before + ['1K'] * between + ['extended'] * after

@@ -1,3 +1,4 @@
+import concurrent.futures
 import gzip
 import json
 import pathlib
@@ -12,8 +13,9 @@ import tokenizers as library
 
 from lct.data import tokenizer
 from lct.data.corpus import files as corpus_files
+from lct.data.corpus import parts
 from lct.data.corpus import tokenize as tokenize_module
-from lct.data.corpus.tokenize import tokenize_corpus
+from lct.data.corpus.tokenize import Options, tokenize_corpus
 from lct.data.sequence import KINDS, TEXT
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -150,7 +152,8 @@ def test_bad_documents_are_refused_or_counted(tmp_path):
     with pytest.raises(ValueError, match='a.txt line 2 is not UTF-8 text.*or skip such documents'):
         tokenize_corpus([tmp_path / 'in'], 'bytes', tmp_path / 's', workers=1)
     skipped = []
-    store = tokenize_corpus([tmp_path / 'in'], 'bytes', tmp_path / 's', workers=1, skip_bad=True,
+    store = tokenize_corpus([tmp_path / 'in'], 'bytes', tmp_path / 's', workers=1,
+                            options=Options(skip_bad=True),
                             progress=lambda p: skipped.extend(p.skipped))
     assert list(store.names) == ['b.jsonl:1', 'b.jsonl:3', 'c.txt'] and store.lengths.tolist() == [3, 1, 5]
     assert store.counts['bad'] == 2
@@ -202,3 +205,65 @@ def test_groups_do_not_depend_on_where_reading_begins(folder):
         rest = tokenize_module._groups([folder / 'files'], bytes_tokenizer, corpus_files.FIELDS,
                                        groups[number][1].cursor)
         assert list(rest) == groups[number + 1:]
+
+
+class Inline:
+    """A pool of processes that is this process."""
+
+    def __init__(self, workers, context, start, arguments):
+        start(*arguments)
+
+    def submit(self, function, *arguments):
+        future = concurrent.futures.Future()
+        future.set_result(function(*arguments))
+        return future
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def shutdown(self, **flags):
+        pass
+
+
+def start_inline(name, fields):
+    tokenize_module._tokenizer, tokenize_module._fields = tokenizer.load(name), fields
+
+
+def test_parts_join_to_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenize_module, 'ProcessPoolExecutor', Inline)
+    monkeypatch.setattr(tokenize_module, '_start_worker', start_inline)
+    monkeypatch.setattr(parts, 'UNIT', 4000)
+    for i in range(40):
+        source = tmp_path / 'in' / 'ab'[i % 2]
+        source.mkdir(parents=True, exist_ok=True)
+        (source / f'{i}.txt').write_text(f'{i} é ' * (1 + 37 * i % 400))
+    (tmp_path / 'in' / 'b' / 'c.jsonl').write_text(
+        '{"text": "x"}\n{"text": ""}\nnot JSON\n{"text": "y"}\n' * 9)
+
+    def tokenize(name, part=None):
+        return tokenize_corpus([tmp_path / 'in'], 'bytes', tmp_path / name, workers=1, shard_tokens=3000,
+                               options=Options(skip_bad=True, part=part))
+
+    one = tokenize('one')
+    for part in (2, 1, 4):
+        assert tokenize('many', (part, 4)) is None
+    with pytest.raises(ValueError, match='lacks 1 of 4 parts, first 3-of-4; run them with --part 3/4'):
+        parts.join(tmp_path / 'many')
+    tokenize('many', (3, 4))
+    assert len(list((tmp_path / 'many.parts').iterdir())) == 4
+    joined = parts.join(tmp_path / 'many')
+    names = sorted(path.name for path in (tmp_path / 'one').iterdir())
+    assert len(names) > 10 and one.counts['bad'] == 9 and joined.fingerprint == one.fingerprint
+    for name in names:
+        assert (tmp_path / 'one' / name).read_bytes() == (tmp_path / 'many' / name).read_bytes(), name
+    assert not (tmp_path / 'many.parts').exists()
+
+
+@pytest.mark.parametrize('count', [1, 3, 7, 50])
+def test_parts_are_all_files_once(count):
+    sizes = [int(n) for n in np.random.default_rng(count).integers(0, 2**26, 23)]
+    ranges = [parts.files_of(sizes, part, count) for part in range(1, count + 1)]
+    assert [number for first, end in ranges for number in range(first, end)] == list(range(23))

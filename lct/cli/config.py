@@ -70,6 +70,7 @@ def parse_args(description: str, default_config: str | Path, default_workdir: st
     watchdog.budgets_of(config.watchdog)
     check_config(as_plain(config))
     check_values(config)
+    make_run(config)
     if args.print_config:
         print_config(config)
         raise SystemExit(0)

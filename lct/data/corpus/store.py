@@ -43,7 +43,8 @@ def is_store(folder: str | os.PathLike) -> bool:
     """Whether there is an index in a folder, or in one of a bucket."""
     if storage.scheme_of(folder):
         return storage.Remote(folder).exists('index.json')
-    return (pathlib.Path(folder) / 'index.json').is_file()
+    folder = pathlib.Path(folder)
+    return (folder / 'index.json').is_file() and not any(folder.glob('*.mds*'))  # of another library
 
 
 class Store:

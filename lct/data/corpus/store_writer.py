@@ -112,6 +112,7 @@ class Writer(contextlib.AbstractContextManager):
         begin = self.num_tokens
         self._shard.append(ids)
         self.num_tokens += len(ids)
+        self._groups.append(self.num_tokens)
         for name, source, end in documents:
             end = begin + int(end)
             if end == self._document_start:
@@ -143,7 +144,7 @@ class Writer(contextlib.AbstractContextManager):
         with files.atomic_file(self.partial / f'{number:05d}.npz', 'wb') as file:
             np.savez(file, ends=np.array(self._ends, np.int64), source_of=np.array(self._source_of, np.int32),
                      names=np.frombuffer(self._names, np.uint8),
-                     name_ends=np.array(self._name_ends, np.int64),
+                     name_ends=np.array(self._name_ends, np.int64), groups=np.array(self._groups, np.int64),
                      crc32s=np.array(chunk_crc32s(self._store / shard_name(number), CHUNK), np.uint32))
         self._name_bytes += len(self._names)
         arrays = sha256_of(self.partial / f'{number:05d}.npz')
@@ -177,6 +178,19 @@ class Writer(contextlib.AbstractContextManager):
         os.rename(self._store, self.folder)
         shutil.rmtree(self.partial)
         return Store(self.folder)
+
+    def finish_part(self, cursor: Any, marker: str) -> pathlib.Path:
+        """Make a part of a store of what was written (see parts.py): a folder of closed shards, in which the
+        file `marker` makes them count. Returns the folder."""
+        if self._shard.count:
+            self.close_shard(cursor)
+        self._shard.abandon()
+        values = {'shards': len(self._records), 'counts': dict(self.counts), 'num_tokens': self.num_tokens,
+                  'num_documents': self.num_documents}
+        files.write_atomically(self.partial / marker,
+                               json.dumps({**values, 'sha256': fingerprint_of(values)}))
+        os.rename(self.partial, self.folder)
+        return self.folder
 
     def _check_plan(self) -> None:
         path = self.partial / 'plan.json'
@@ -214,7 +228,7 @@ class Writer(contextlib.AbstractContextManager):
     def _open_shard(self) -> None:
         self._shard = _NpyFile(self._store / shard_name(len(self._records)), self._dtype)
         self._ends, self._name_ends = array('q'), array('q')
-        self._source_of, self._names = array('i'), bytearray()
+        self._source_of, self._names, self._groups = array('i'), bytearray(), array('q')
 
     def _write_tables(self) -> dict[str, dict[str, Any]]:
         tables = {name: _NpyFile(self._store / f'{name}.npy', dtype) for name, dtype in TABLES.items()}
