@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -36,31 +36,37 @@ class PublishedSuite(TaskScoreSuite):
         """({task: questions}, a sentence for each row that cannot be used)."""
         return self.module.read(folder)
 
+    def check(self, model: runner.Model, plan: Plan) -> Iterator[str]:
+        """Look at all questions: one may be too long without its text, or a text that is not cut too long."""
+        chosen = list(self._chosen(plan))
+        if not chosen:
+            yield (f"the files of {self.title} have no questions of {', '.join(plan.tasks or self.tasks)} at "
+                   f"lengths {', '.join(map(str, plan.lengths))}; name other ones")
+        for question, length, i in chosen:
+            tokens = question.sample(model, length, i, '' if self.cuts else None).meta['tokens']
+            limit = length - 2 if self.cuts else model.config.max_position_embeddings
+            if tokens > limit:
+                yield f'{question.place} takes {tokens} tokens with its answer' + (
+                    f', without its text, too many for length {length}; use a larger length' if self.cuts else
+                    f', more than the {limit} positions of the model; use shorter lengths or fewer samples')
+
     def items(self, plan: Plan) -> list[runner.Item]:
         """The first questions of each task."""
-        out = []
+        return [self._item(plan.questions.model, *one) for one in self._chosen(plan)]
+
+    def _chosen(self, plan):
+        """Iterator of (question, length, index)."""
         for length in plan.lengths:
             for task in plan.selected(plan.questions.of_task):
-                chosen = [one for one in plan.questions.of_task[task] if one.length in (None, length)]
-                for i, question in enumerate(chosen[:plan.counts[length]]):
-                    out.append(self._item(plan, question, length, i))
-        if not out:
-            raise ValueError(f"the files of {self.title} have no questions of "
-                             f"{', '.join(plan.tasks or self.tasks)} at lengths "
-                             f"{', '.join(map(str, plan.lengths))}; name other ones")
-        return out
+                of_length = [one for one in plan.questions.of_task[task] if one.length in (None, length)]
+                for i, question in enumerate(of_length[:plan.counts[length]]):
+                    yield question, length, i
 
-    def _item(self, plan, question, length, i):
+    def _item(self, model, question, length, i):
         if self.cuts:
-            return runner.Item(question.task, length, i,
-                               functools.partial(question.fitted, plan.questions.model, length, i))
-        model = plan.questions.model
+            return runner.Item(question.task, length, i, functools.partial(question.fitted, model, length, i))
         sample = question.sample(model, length, i)
-        tokens, positions = sample.meta['tokens'], model.config.max_position_embeddings
-        if tokens > positions:
-            raise ValueError(f'{question.place} takes {tokens} tokens with its answer, more than the '
-                             f'{positions} positions of the model; use shorter lengths or fewer samples')
-        return runner.Item(question.task, length, i, lambda: sample, tokens=tokens)
+        return runner.Item(question.task, length, i, lambda: sample, tokens=sample.meta['tokens'])
 
     def row_score(self, row: Mapping) -> float:
         return metrics.score(row['meta']['metric'], row['text'], row['outputs'], row['meta'])
@@ -84,7 +90,7 @@ class PublishedSuite(TaskScoreSuite):
         chance = float(np.mean([row['meta']['chance'] for row in rows]))
         return {**record, 'chance': round(100 * chance, 2), 'cut': sum(row['meta']['cut'] for row in rows)}
 
-    def last_rows(self, result: Mapping):
+    def last_rows(self, result: Mapping) -> Iterator[list[str]]:
         lengths = self.lengths(result)
         for name, records in result['groups'].items():
             yield ['all questions' if name == 'overall' else name, *(
