@@ -43,11 +43,12 @@ def test_figures_are_written(results, curves, tmp_path):
     tasks = RecallResult((512, 2048), ('vt', 'cwe'), np.eye(2), ({},) * 4)
     report_figures.recall_figure({'recall probe': results, 'needle': results, 'RULER': (tasks, tasks)}, 512,
                                  tmp_path / 'needle.png')
+    report_figures.recall_figure({'of one model': results[1:]}, 512, tmp_path / 'after.png', ['after'])
     report_figures.loss_figure(curves, 512, tmp_path / 'loss.png')
-    for name in ('needle.png', 'loss.png'):
+    for name in ('needle.png', 'after.png', 'loss.png'):
         assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
         assert (tmp_path / name).stat().st_size > 10_000
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_the_backend_of_a_notebook_is_left_alone():

@@ -133,6 +133,8 @@ def write_images(folder: str | Path, step: int, pictures: Mapping[str, Path],
     They are a run of their own, folder/evaluation: an event file hides what earlier ones of its folder have
     from its first step on.
     """
+    if not pictures:
+        return
     folder = Path(folder) / 'evaluation'
     folder.mkdir(parents=True, exist_ok=True)
     records = [event_records.image(step, name, path.read_bytes()) for name, path in pictures.items()]

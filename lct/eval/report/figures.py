@@ -42,7 +42,7 @@ def recall_figure(rows: Mapping[str, Sequence[RecallResult]], native: int, path:
     panels = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
     for panel, (title, row) in zip(panels, rows.items(), strict=True):
         panel.suptitle(title)
-        axes = panel.subplots(1, len(names))
+        axes = panel.subplots(1, len(names), squeeze=False)[0]
         for axis, result, name in zip(axes, row, names, strict=True):
             image = _heat_map(axis, result, native, name)
         axes[0].set_ylabel('task' if isinstance(row[0].depths[0], str) else 'depth of the fact (0% = top)')
