@@ -8,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = pathlib.Path(__file__).parents[1]
-LOCKED_EXTRAS = ('test', 'corpus', 'gguf', 'serve')
+LOCKED_EXTRAS = ('test', 'corpus', 'gguf', 'serve', 's3', 'gcs')
 
 
 def setup_arguments():
