@@ -14,7 +14,7 @@ from lct.eval import provenance
 from lct.files import write_atomically
 from lct.train.checkpoint import Checkpoints
 from lct.train.workdir import lock_workdir
-from lct.weights import folders
+from lct.weights import folders, llama_hf, llama_meta
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in
@@ -110,7 +110,8 @@ def test_what_counts_as_writing(source, expected):
 @pytest.mark.parametrize('write', [
     Checkpoints, lambda url: write_atomically(url, ''), lambda url: Writer(url, '', 1, {}),
     lambda url: lock_workdir(url, {}), lambda url: provenance.enter(pathlib.Path(url), {}),
-    lambda url: folders.check_writable(url, 0)])
+    lambda url: folders.check_writable(url, 0), lambda url: llama_hf.save(url, None, None),
+    lambda url: llama_meta.save(url, None, None)])
 def test_no_module_makes_a_local_folder_of_a_url(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match='s3:/+bucket/run.* has the scheme s3://'):

@@ -10,7 +10,7 @@ import os
 import re
 from typing import Any
 
-from lct import bucket_cache, json_files
+from lct import bucket_cache, json_files, storage
 from lct.json_files import short_repr
 from lct.models.llama import LlamaConfig, Params
 from lct.weights import companions, families, folders, hf_tensors, mapping, safetensors_files, streaming
@@ -175,6 +175,7 @@ def save(
     Raises:
       ValueError: if params do not belong to the config or are not finite in dtype, or folder is not writable.
     """
+    storage.refuse_remote(folder)
     folder = os.path.abspath(os.fspath(folder))
     check_dtype(dtype)
     if max_shard_bytes < 1:

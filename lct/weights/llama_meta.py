@@ -13,7 +13,7 @@ import os
 import re
 from typing import Any
 
-from lct import bucket_cache, json_files
+from lct import bucket_cache, json_files, storage
 from lct.json_files import short_repr
 from lct.models.llama import LlamaConfig, Params
 from lct.weights import companions, folders, manifest, streaming, torch_files
@@ -219,6 +219,7 @@ def save(
       ValueError: if params.json cannot express the config, params do not belong to it or are not finite in
         dtype, a tensor does not divide into num_files, or folder cannot be written.
     """
+    storage.refuse_remote(folder)
     folder = os.path.abspath(os.fspath(folder))
     check_dtype(dtype)
     streaming.check_params(config, params)
