@@ -12,7 +12,9 @@ from typing import NamedTuple
 from lct.eval.published.question import Question, data_files, parsed, texts
 
 LAYOUT = 'give the folder of its TASK.jsonl, such as passkey.jsonl'
-OPTIONS = '\nA. {}\nB. {}\nC. {}\nD. {}\n\nThe letter of the right option alone is the answer.\n'
+OPTIONS = '\nA. {}\nB. {}\nC. {}\nD. {}\n\n'
+LETTER = 'The letter of the right option alone is the answer.\n'
+WITH_NAME = 'The answer is the letter and the name of the right option, in the form "A. name".\n'  # as scored
 ANSWER = 'Answer:'
 
 
@@ -35,8 +37,8 @@ TASKS = {
                          'word'),
     'longbook_sum_eng': Task('Here is a book to summarize.\n\n', '\n\nWrite a summary of the book.\n',
                              'Summary:', 1200, 'rouge_lsum'),
-    'longbook_choice_eng': Task('Here is a book. A question follows.\n\n', '\n\nQuestion: {input}' + OPTIONS,
-                                ANSWER, 40, 'choice'),
+    'longbook_choice_eng': Task('Here is a book. A question follows.\n\n',
+                                '\n\nQuestion: {input}' + OPTIONS + LETTER, ANSWER, 40, 'choice'),
     'longbook_qa_eng': Task('Here is a book. A question follows.\n\n',
                             '\n\nQuestion: {input}\nAnswer in a few words.\n', ANSWER, 40, 'f1'),
     'longbook_qa_chn': Task('下面是一本书，后面有一个问题。\n\n', '\n\n问题：{input}\n用几个字回答。\n',
@@ -52,7 +54,7 @@ TASKS = {
     'code_run': Task('Here are Python functions.\n\n', '\n\n{input}\nThe number alone is the answer.\n',
                      ANSWER, 5, 'last_integer'),
     'code_debug': Task('One function of this project has an error that was put there on purpose.\n\n',
-                       '\n\nWhich function is it?' + OPTIONS, ANSWER, 5, 'option'),
+                       '\n\nWhich function is it?' + OPTIONS + WITH_NAME, ANSWER, 5, 'option'),
 }
 CHOICES = ('longbook_choice_eng', 'code_debug')
 
