@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import re
+import zlib
 
 import numpy as np
 import pytest
@@ -93,6 +94,19 @@ def test_one_person_alone_fits_a_question(material):
         sample = material.sample(comprehension.TASKS['association_2'], 1024, i)
         names = [name for name in associations.NAMES if scoring.contains_value(sample.prompt, name)]
         assert sorted(names) == sorted([*sample.outputs, *sample.meta['wrong']]) and len(names) == 8
+
+
+def test_two_seeds_agree(materials):
+    def known_lines(material):
+        """Scores of a reader that knows half of the associations."""
+        for i in range(100):
+            sample = material.sample(comprehension.TASKS['association_1'], 512, i)
+            line = re.search(f'.*{sample.outputs[0]}.*', sample.prompt)[0]
+            yield zlib.crc32(line.replace(sample.outputs[0], '').encode()) % 2
+
+    (low, high), (other_low, other_high) = (
+        scoring.wilson(np.mean([*known_lines(material)]), 100) for material in materials[1:])
+    assert max(low, other_low) < min(high, other_high) and high - low < 0.2
 
 
 def test_like_requests_stay_in_their_order(material):
