@@ -147,6 +147,10 @@ def test_hard_distractors_state_the_same_of_others(material):
         sample = material.sample(comprehension.TASKS['passages'], 2048, i)
         assert len(sample.meta['wrong']) >= 5 and sample.prompt.count(sample.outputs[0]) == 1
         assert sample.meta['chance'] == 1 / (1 + len(sample.meta['wrong']))
+        question = sample.prompt.rpartition('\nQuestion: ')[2]
+        town, kind = re.search(r'the ([A-Z]\w+) (\w+)', question).groups()
+        assert len({*re.findall(rf'(\w+) {kind}\b', sample.prompt)}) >= 5  # such buildings elsewhere
+        assert len({*re.findall(rf'{town} (\w+)', sample.prompt)}) >= 5  # other buildings in town
 
 
 SCORES = (  # metric, answer, references, score
