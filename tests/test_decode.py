@@ -10,7 +10,7 @@ import pytest
 
 from lct import sharding
 from lct.data import layout
-from lct.models import decode, kv_cache, llama, prompt_layout
+from lct.models import decode, kv_cache, llama, prompt_layout, row_linear
 from lct.ops import rope
 from lct.ops.blockwise_attention import Chunks
 from lct.ops.strategies import Attention
@@ -174,3 +174,20 @@ def test_errors_name_the_remedy():
             decode.generate(None, CONFIG, [[1], [1, 2, wrong]], 5)
     with pytest.raises(ValueError, match='permutation'):
         prompt_layout.arrange([[1, 2]], 4, indices=[0, 0, 1, 2])
+
+
+def test_biases_and_norms_of_heads_decode_on_every_axis(monkeypatch):
+    config = dataclasses.replace(CONFIG, qkv_bias=True, out_bias=True, mlp_bias=True, qk_norm=True,
+                                 tie_embeddings=False)
+    keys = iter(jax.random.split(jax.random.key(3), 99))
+    params = jax.tree.map(lambda x: np.asarray(x + 0.2 * jax.random.normal(next(keys), x.shape)),
+                          llama.init(config, jax.random.key(2)))
+    prompts = random_prompts()[:2]
+    expected = decode.generate(params, config, prompts, NEW, memory=MEMORY)
+    with on((1, 2, 2, 2)):
+        placed = jax.tree.map(sharding.put, params, llama.specs(config))
+        np.testing.assert_array_equal(decode.generate(placed, config, prompts, NEW, memory=MEMORY), expected)
+        monkeypatch.setattr(row_linear.jax, 'default_backend', lambda: 'gpu')  # layers stay a stack there
+        np.testing.assert_array_equal(
+            decode.generate(placed, config, prompts, NEW - 1, memory=MEMORY), expected[:, :-1])
+    assert len(set(expected.ravel().tolist())) > 3
