@@ -118,6 +118,7 @@ def main():
         print(f'{args.verify} is intact: {store.num_documents} documents, {store.num_tokens} tokens')
         return
     if args.join and args.output:
+        storage.refuse_remote(args.output, '--output with --join')
         return describe(args, parts.join(args.output))
     if not (args.sources and args.tokenizer and args.output):
         parser.error('give SOURCE, --tokenizer and --output, or --verify FOLDER')

@@ -39,6 +39,7 @@ WRITING_MODULES = {
     'lct/upload.py': 'local folders that are uploaded',
     'lct/processes.py': 'looks whether all processes share a folder',
     'lct/terminal.py': 'file descriptors', 'lct/watchdog.py': 'stacks of a run that hangs',
+    'lct/data/corpus/parts.py': 'deletes the parts that it has joined',
     'lct/data/corpus/store_writer.py': 'shards that grow, under a lock',
     'lct/eval/runner.py': 'answers, appended one by one',
     'lct/train/append_file.py': 'metrics, appended', 'lct/train/bad_steps.py': 'lines, appended',
