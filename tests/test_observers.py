@@ -7,6 +7,7 @@ import json
 import re
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from test_metrics import events
 
 from lct.cli import observe
 from lct.models import llama
-from lct.train import loop, optimizer, state, step_profile, trackers
+from lct.train import loop, optimizer, scope_times, state, step_profile, trackers
 from lct.train.metrics import Metrics, write_images
 from lct.train.observers import Observers
 from lct.train.step import train_step
@@ -144,15 +145,25 @@ def test_pictures_are_shown_and_replaced(tmp_path, recorder):
 def test_the_steps_asked_for_are_traced(tmp_path):
     lines = []
     profile = step_profile.StepProfile(2, 3, tmp_path, lines.append)
-    double = jax.jit(lambda x: 2 * x)
+
+    @jax.jit
+    def double(x):
+        with jax.named_scope('attention'):
+            x = jnp.sin(x) @ x
+        with jax.named_scope('ffn'):
+            return jnp.cos(x) @ x
+
     for number in range(1, 6):
         with profile.step(number):
-            x = double(jnp.ones(8))
+            x = double(jnp.ones((64, 64)))
         profile.taken(number, x)
     trace, = tmp_path.glob('plugins/profile/*/*.trace.json.gz')
     spans = json.loads(gzip.decompress(trace.read_bytes()))['traceEvents']
     steps = {int(span['args']['step_num']) for span in spans if span.get('name') == 'train'}
-    assert steps == {2, 3} and len(lines) == 1 and 'wrote a trace' in lines[0]
+    assert steps == {2, 3} and len(lines) == 2 and 'wrote a trace' in lines[0]
+    rows = [line.split() for line in (tmp_path / 'scopes.txt').read_text().splitlines()[2:]]
+    assert {'attention', 'ffn'} <= {row[0] for row in rows} <= {'attention', 'ffn', 'other'}
+    assert sum(float(row[2].rstrip('%')) for row in rows) == pytest.approx(100, abs=0.3)
     profile = step_profile.StepProfile(1, 9, tmp_path / 'cut', lines.append)
     with profile.step(1):
         pass
@@ -170,6 +181,18 @@ def test_the_parts_of_a_step_have_names():
     text = lowered.as_text(debug_info=True)
     for scope in ('embedding', 'attention/ring_attention', 'ffn', 'lm_head', 'cross_entropy', 'optimizer'):
         assert re.search(rf'["/(]{scope}[)/]', text), scope
+
+
+def test_the_time_of_a_loop_is_that_of_what_it_runs():
+    names = 'a', 'b', 'c', 'd'
+    spans = (0, 100), (10, 30), (40, 50), (45, 5)  # a holds b and c, and c holds d
+    events = [SimpleNamespace(start_ns=start, duration_ns=duration, stats=[('hlo_op', name)])
+              for name, (start, duration) in zip(names, spans)]
+    own = {operation: duration for (_, operation), duration in scope_times._own_times(events)}
+    assert own == {'a': 20, 'b': 30, 'c': 45, 'd': 5}
+    assert scope_times.scope_of('jit(train_step)/jvp(lm_head)/cross_entropy/exp') == 'cross_entropy'
+    assert scope_times.scope_of('transpose(jvp(embedding))/add') == 'embedding'
+    assert scope_times.scope_of('jit(f)/my_ffn/add') == 'other'
 
 
 @pytest.mark.parametrize('flags, message', [

@@ -2,12 +2,17 @@
 
 import contextlib
 import re
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from lct import files, processes
+from lct.train import scope_times
+
+MAX_BYTES = 1 << 29  # of a trace that is summarised, which takes about a minute
 TEXT = re.compile(r'steps=(\d+)(?:-(\d+))?')
 
 
@@ -29,7 +34,8 @@ class StepProfile:
     """Traces the steps from first to last into a folder; steps that were taken before are not traced.
 
     The parts of a step have the names of their scopes: embedding, attention, ffn, lm_head, cross_entropy,
-    optimizer, and within attention that of the strategy. Nothing here raises: a trace ends no training.
+    optimizer, and within attention that of the strategy; scopes.txt has the time of each.
+    Nothing here raises: a trace ends no training.
     """
 
     def __init__(self, first: int = 0, last: int = 0, folder: Path = Path('profile'),
@@ -68,9 +74,18 @@ class StepProfile:
         jax.profiler.stop_trace()
         self._log(f'wrote a trace of steps up to {self._last} to {self._folder}: xprof --logdir '
                   f'{self._folder}, or open its trace.json.gz in ui.perfetto.dev')
+        if processes.is_first():
+            self._guarded(self._summarise, 'be summarised')
+
+    def _summarise(self):
+        traces = self._folder.glob(f'plugins/profile/*/{socket.gethostname()}*.xplane.pb')
+        newest = max(traces, key=lambda path: path.stat().st_mtime, default=None)
+        if newest and newest.stat().st_size <= MAX_BYTES and (text := scope_times.describe(newest)):
+            files.write_atomically(self._folder / 'scopes.txt', text + '\n')
+            self._log(f'time by part of a step: {self._folder / "scopes.txt"}')
 
     def _guarded(self, function, verb):
         try:
             function()
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
             self._log(f'WARNING: the profile could not {verb} ({" ".join(str(error).split())[:200]})')
