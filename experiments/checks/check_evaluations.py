@@ -6,7 +6,7 @@ An evaluation is a work directory and one to three calls of evaluate.py with ran
 samples, each on a random mesh with a random --batch-tokens and --piece. Many are interrupted: by a signal at
 a random moment, in the middle of a line, by a full disk, some by a real SIGKILL. An interrupted call is
 repeated with other flags until it ends. Then every row, the scores and the table are compared with those of
-plain_evaluation.py, which answers one sample, one token and one whole forward pass at a time.
+plain_evaluation.py, which answers one sample and makes one whole forward pass at a time.
 The model is experiments/base with more positions. Set JAX_COMPILATION_CACHE_DIR.
 """
 
@@ -244,7 +244,7 @@ class Evaluation:
         """The rows of a suite as the plain model gives them."""
         found, out = self.kept(name, self.items[name]), []
         for key, item in self.items[name].items():
-            plain, margin = self.place.plain.answer((self.kind, name, self.seed), item)
+            plain, margin = self.place.plain.answer((self.kind, name, self.seed), item, found[key]['text'])
             plain = json.loads(json.dumps(plain))
             if differs := difference(found[key], plain):
                 if margin > TIE:

@@ -1,4 +1,4 @@
-"""Evaluations written out plainly: one sample, one token and one whole forward pass at a time.
+"""Evaluations written out plainly: one sample and one whole forward pass at a time.
 
 Nothing of lct's runner is used: no batches, no cache, no shared prompts, no file of answers. What the two
 have in common are the samples, the tokenizer and the forward pass.
@@ -42,24 +42,17 @@ class PlainModel:
         self.tokenizer = tokenizers.load(folder)
         self._answers, self._losses, self._tables = {}, {}, {}
 
-    def answer(self, evaluation: Hashable, item: Item) -> Answer:
-        """evaluation: what the samples of equal keys depend on."""
+    def answer(self, evaluation: Hashable, item: Item, guess: str) -> Answer:
+        """evaluation: what the samples of equal keys depend on. guess: of the text; it saves time alone."""
         key = evaluation, item.key
         if key not in self._answers:
-            self._answers[key] = self._answer(item)
+            self._answers[key] = self._answer(item, guess)
         return self._answers[key]
 
-    def _answer(self, item):
+    def _answer(self, item, guess):
         sample = item.make()
         prompt = [self.tokenizer.bos_id, *self.tokenizer.encode(sample.prompt + sample.answer_prefix)]
-        ids, margin = [], np.inf
-        while len(ids) < sample.max_new_tokens:
-            logits = self._next_logits(prompt + ids)
-            second, first = np.sort(logits)[-2:]
-            margin, token = min(margin, first - second), int(logits.argmax())
-            if token == self.tokenizer.eos_id or item.one_line and '\n' in self.tokenizer.decode([token]):
-                break
-            ids.append(token)
+        ids, margin = self._greedy(prompt, item.one_line, sample.max_new_tokens, self.tokenizer.encode(guess))
         row = answers.make_row(sample, prompt, self.tokenizer.decode(ids), len(ids))
         if item.teacher_forced:
             wanted = self._continuation(sample, ' ' + ', '.join(sample.outputs))
@@ -70,6 +63,25 @@ class PlainModel:
             second, first = sorted(nats)[-2:]
             row['chosen'], margin = choices[int(np.argmax(nats))], min(margin, first - second)
         return Answer(row, float(margin))
+
+    def _greedy(self, prompt, one_line, limit, guess):
+        """(token ids, distance to the nearest second choice) of greedy decoding.
+
+        A pass looks at all tokens of the guess; what follows the first that differs is computed again.
+        """
+        ids, margin = [], np.inf
+        while True:
+            ahead = guess[len(ids):limit - 1] if guess[:len(ids)] == ids else []
+            for i, logits in enumerate(self._logits(prompt + ids + ahead)[len(prompt) + len(ids) - 1:]):
+                second, first = np.sort(logits)[-2:]
+                margin, token = min(margin, first - second), int(logits.argmax())
+                if token == self.tokenizer.eos_id or one_line and '\n' in self.tokenizer.decode([token]):
+                    return ids, margin
+                ids.append(token)
+                if len(ids) == limit:
+                    return ids, margin
+                if i < len(ahead) and token != ahead[i]:
+                    break
 
     def _continuation(self, sample, text):
         """The token ids that a text adds behind the answer prefix."""
@@ -87,22 +99,14 @@ class PlainModel:
         return nats, bool((gaps > 0).all()), float(np.abs(gaps).min())
 
     def _logits(self, ids):
-        """float64 [T, V] of token ids."""
-        return np.array(self._forward(ids, range(len(ids))), np.float64)[:len(ids)]
-
-    def _next_logits(self, ids):
-        """float64 [V] of the token that follows."""
-        return np.array(self._forward(ids, [len(ids) - 1]), np.float64)[0]
-
-    def _forward(self, ids, rows):
-        """Logits behind some of the tokens; the padding behind them changes nothing."""
+        """float64 [T, V] of token ids; the padding behind them changes nothing."""
         length = -(-len(ids) // PADDED) * PADDED
         if length not in self._tables:
             self._tables[length] = rope.make_tables(self.config.rope, self.config.head_dim, length)
         tokens = np.zeros((1, length), np.int32)
         tokens[0, :len(ids)] = ids
-        rows = np.arange(length) if len(rows) > 1 else np.array(rows)
-        return _logits(self.params, self.config.architecture(), tokens, rows, self._tables[length])
+        logits = _logits(self.params, self.config.architecture(), tokens, self._tables[length])
+        return np.array(logits, np.float64)[:len(ids)]
 
     # -----------------------------------------------------------------------------------------------
     # Losses
@@ -154,11 +158,11 @@ class PlainModel:
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def _logits(params, config, tokens, rows, tables):
-    """float32 [len(rows), V]: the logits behind rows of one text [1, T]."""
+def _logits(params, config, tokens, tables):
+    """float32 [T, V]: the logits behind all tokens of one text [1, T]."""
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     x = llama.hidden_states(params, config, tokens, positions, jnp.ones_like(positions), tables)
-    return x[0, rows].astype(jnp.float32) @ llama.head(params).astype(jnp.float32)
+    return x[0].astype(jnp.float32) @ llama.head(params).astype(jnp.float32)
 
 
 def _log_probs(logits):
