@@ -18,6 +18,8 @@ from lct.eval.report import svg
 from lct.eval.suites.plan import Plan
 from lct.text import short_length
 
+SHORT = 1024  # tokens; prompts that short are made quickly, and some of a task may not fit
+
 
 class Outcome(NamedTuple):
     """rows: one per sample, those of earlier calls among them. problems: sentences about invalid or missing
@@ -116,8 +118,8 @@ class PromptSuite(Suite):
     layout: str | None = None
 
     def check(self, model: runner.Model, plan: Plan) -> Iterator[str]:
-        """Make the first sample of the shortest and of the longest length of every task: a prompt may be too
-        long for its length, and the material too little to fill it."""
+        """Make the first sample of the shortest and of the longest length of every task, and all where they
+        are short: a prompt may be too long for its length, and the material too little to fill it."""
         try:
             items = self.items(plan)
         except ValueError as error:
@@ -125,11 +127,12 @@ class PromptSuite(Suite):
             return
         of_task = {}
         for item in items:
-            of_task.setdefault(item.task, {}).setdefault(item.length, item)
+            of_task.setdefault(item.task, {}).setdefault(item.length, []).append(item)
         for by_length in of_task.values():
             for length in sorted({min(by_length), max(by_length)}):
                 try:
-                    by_length[length].make()
+                    for item in by_length[length][:None if length <= SHORT else 1]:
+                        item.make()
                 except ValueError as error:
                     yield str(error)
 
