@@ -244,7 +244,8 @@ def make_memory(given: dict) -> Memory:
 
 def windowed(model_config: LlamaConfig, config: ConfigDict) -> LlamaConfig:
     """The LlamaConfig that a run trains: the checkpoint's, with the sliding window config.window if set."""
-    return dataclasses.replace(model_config, window=config.window) if config.get('window') else model_config
+    window = config.get('window')
+    return model_config if window is None else dataclasses.replace(model_config, window=window)
 
 
 def setup_devices(config: ConfigDict) -> None:

@@ -1,7 +1,7 @@
 """What the readers of corpus files give: files, blocks of files, texts."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 BLOCK = 2**17  # bytes or characters; large enough that sending a block to another process costs nothing
 MAX_LINE = 2**28  # bytes of a line of JSON, which is in memory as a whole, several times
@@ -58,3 +58,21 @@ class Fields(NamedTuple):
 
 
 FIELDS = Fields()
+
+
+def field_of(record: Any, field: str) -> str:
+    """The string in a field of a record. Raises ValueError with a predicate, which names the fields that
+    there are."""
+    value = record
+    for key in field.split('.'):
+        value = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(value, str):
+        strings = [key for key, one in record.items() if isinstance(one, str)] if isinstance(
+            record, dict) else []
+        others = f' (its strings are {", ".join(map(repr, strings[:5]))})' if strings else ''
+        raise ValueError(f'is not an object with a string field {field!r}{others}')
+    try:
+        value.encode('utf-8')
+    except UnicodeEncodeError as error:
+        raise ValueError(f'has an unpaired surrogate at character {error.start}, which is not text') from None
+    return value

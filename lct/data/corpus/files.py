@@ -17,7 +17,18 @@ from typing import IO, Any
 
 from lct.data.corpus import mail, notebooks
 from lct.data.corpus.arrow_files import arrow_blocks, parquet_blocks
-from lct.data.corpus.blocks import BLOCK, FIELDS, MAX_LINE, ROWS, Block, Fields, File, Splitter, Text
+from lct.data.corpus.blocks import (
+    BLOCK,
+    FIELDS,
+    MAX_LINE,
+    ROWS,
+    Block,
+    Fields,
+    File,
+    Splitter,
+    Text,
+    field_of,
+)
 from lct.data.corpus.compression import DECOMPRESSORS, open_stream
 from lct.data.corpus.tar_files import tar_blocks
 
@@ -80,24 +91,6 @@ def _parse(line: bytes) -> Any:
         raise ValueError(f'is not UTF-8 text (byte {error.start} of the line)') from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f'is not valid JSON ({error})') from None
-
-
-def field_of(record: Any, field: str) -> str:
-    """The string in a field of a record. Raises ValueError with a predicate, which names the fields that
-    there are."""
-    value = record
-    for key in field.split('.'):
-        value = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(value, str):
-        strings = [key for key, one in record.items() if isinstance(one, str)] if isinstance(
-            record, dict) else []
-        others = f' (its strings are {", ".join(map(repr, strings[:5]))})' if strings else ''
-        raise ValueError(f'is not an object with a string field {field!r}{others}')
-    try:
-        value.encode('utf-8')
-    except UnicodeEncodeError as error:
-        raise ValueError(f'has an unpaired surrogate at character {error.start}, which is not text') from None
-    return value
 
 
 def _text_blocks(file: File, _fields: Fields, split: Splitter) -> Iterator[Block]:

@@ -6,7 +6,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 
-from lct.data.corpus.blocks import MAX_LINE, Block, Fields, File, Splitter, Text
+from lct.data.corpus.blocks import MAX_LINE, Block, Fields, File, Splitter, Text, field_of
 from lct.data.corpus.compression import open_stream
 
 TEXTS = ('.txt', '.text', '.md', '.rst', '.html')
@@ -55,8 +55,6 @@ def _texts(file, stream, fields, others):
 
 def _text_of(file, archive, member, suffix, fields):
     """The Text of a member, or None."""
-    from lct.data.corpus.files import field_of
-
     kind = '.' + suffix.rpartition('.')[2]
     if kind not in (*TEXTS, '.json'):
         return None
