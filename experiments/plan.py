@@ -176,7 +176,7 @@ def print_plan(planned, kind, args):
           f'{tokens:,} tokens take {planned.days:.2f} '
           f'days{price(24 * planned.days, args.devices, args.price_per_hour)}')
     print(f'on the same mesh {step.batch_size} prompts of {step.seq_len:,} tokens are prefilled in '
-          f'{sum(serving.prefill_seconds(step, kind).values()):.1f} s; weights are gathered for every token:')
+          f'{sum(serving.prefill_seconds(step, kind).values()):.1f} s; decoding with weights split over it:')
     for dtype in ('bfloat16', 'int8'):
         cached = dataclasses.replace(step, memory=dataclasses.replace(step.memory, cache_dtype=dtype))
         print(f'  cache in {dtype}: {serving.cache_bytes(cached) / GiB:.2f} GiB per device, a token in '

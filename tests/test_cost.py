@@ -198,6 +198,8 @@ def test_prefill_is_a_forward():
     assert reading['attention'] == pytest.approx(training['attention'] * 4 / 14)
     assert serving.cache_bytes(one) == 2**14 * 131_072
     writing = serving.decode_seconds(one, h100)
+    assert writing['weights read'] == pytest.approx(
+        flops.matmul_params(one.config) * 2 / 8 / (3.35e12 * 0.8))
     assert writing['cache read'] == pytest.approx(2**17 * 131_072 / 8 / (3.35e12 * 0.8))
     in_8_bits = dataclasses.replace(one, memory=dataclasses.replace(one.memory, cache_dtype='int8'))
     assert serving.cache_bytes(in_8_bits) == 2**14 * 66_560  # 130 of 256 bytes for each key and value

@@ -148,7 +148,8 @@ def mesh_context(text: str, model: str | None = None) -> contextlib.AbstractCont
     if cores:
         on_cpu, count = jax.default_backend() == 'cpu', jax.device_count()
         count = min(cores, count) if on_cpu else count
-        degrees = (_replicas(model, count), 1, 1, 1) if on_cpu and model else (1, 1, count, 1)
+        ring = 1 << (count.bit_length() - 1) if on_cpu else count  # a power of two divides most models
+        degrees = (_replicas(model, count), 1, 1, 1) if on_cpu and model else (1, 1, ring, 1)
     return contextlib.nullcontext() if set(degrees) == {1} else jax.set_mesh(sharding.make_mesh(degrees))
 
 

@@ -38,13 +38,10 @@ def prefill_seconds(step: Step, hardware: Hardware,
 
 def decode_seconds(step: Step, hardware: Hardware,
                    efficiency: timing.Efficiency = timing.Efficiency()) -> dict[str, float]:  # noqa: B008
-    """Seconds by name of one more token for every row of a Step. Weights are gathered over the mesh; weights
-    and cache are read once from device memory. The latency of collectives is not included."""
-    config, (_, fsdp, ring, tensor) = step.config, step.mesh
-    weights = matmul_params(config) * step.width / tensor
-    group = fsdp * ring
-    gather = cost.Transfer('weights', 'fsdp+sequence', 'collective', tensor, group,
-                           weights * (group - 1) / group, '')
+    """Seconds by name of one more token for every row of a Step. Each device reads its share of the weights,
+    which stay split over tensor and sequence (models.row_linear), and of the cache, once from its memory. The
+    latency of collectives is not included."""
+    _, _, ring, tensor = step.mesh
+    weights = matmul_params(step.config) * step.width / (ring * tensor)
     speed = hardware.bandwidth * efficiency.memory
-    return {'weights gathered': max(timing.seconds_on_links(gather, hardware, efficiency)),
-            'weights read': weights / speed, 'cache read': cache_bytes(step) / speed}
+    return {'weights read': weights / speed, 'cache read': cache_bytes(step) / speed}
