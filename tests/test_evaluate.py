@@ -379,7 +379,7 @@ def test_the_default_mesh_is_one_replica_for_each_core(monkeypatch):
     with model_flags.mesh_context('auto', 'base'):
         assert model_flags.mesh_degrees() == [5, 1, 1, 1]
     with model_flags.mesh_context('auto'):
-        assert model_flags.mesh_degrees() == [1, 1, 5, 1]
+        assert model_flags.mesh_degrees() == [1, 1, 4, 1]
     monkeypatch.setattr(host_memory, 'host_memory', lambda: 22e6)  # the base takes 3.5 MB in float32
     with model_flags.mesh_context('auto', 'base'):
         assert model_flags.mesh_degrees() == [3, 1, 1, 1]
