@@ -109,6 +109,7 @@ def ask_all(model, folder, args):
                         for _ in range(size // 7))
         file.write_text(text[:size] + '\n')
         flags = argparse.Namespace(
+            exclude=[],
             model=str(model), mesh=args.mesh, dtype=None, cache_dtype=None, plain=False, batch_tokens=65536,
             piece=32, files=[str(file.parent)], question=list(QUESTIONS), length=None, max_new_tokens=NEW,
             temperature=0.0, top_p=1.0, stop=[], seed=0, cite=False, session=None, session_gb=1.0)
