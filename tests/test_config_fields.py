@@ -1,13 +1,24 @@
 """The fields of configs: any of them can be set, typos are answered with the nearest names, all at once."""
 
+import dataclasses
 import pathlib
 
 import pytest
 
 from lct.cli import fields
-from lct.cli.config import as_plain, load_config, make_run, parse_args, print_config, set_field, set_meshes
+from lct.cli.config import (
+    as_plain,
+    fill_defaults,
+    load_config,
+    make_run,
+    parse_args,
+    print_config,
+    set_field,
+    set_meshes,
+)
 from lct.models.lora import Adapter
 from lct.train import changes
+from lct.train.optimizer import OptimizerConfig
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'experiments' / 'configs'
 
@@ -41,6 +52,8 @@ def test_every_field_of_the_dataclasses_can_be_set(config):
     ('stages.0.gate.every=5', lambda run: run.stages[0].gate.every, 5),
     ('adapter.also_train=final_norm', lambda run: run.adapter.also_train, ('final_norm',)),
     ('line_every_s=1', lambda run: run.line_every_s, 1.0),
+    ('adapter=none', lambda run: run.adapter, None),
+    ('optimizer=none', lambda run: run.optimizer, OptimizerConfig()),
     ('stages.0.mesh=1,2,4,1', lambda run: run.stages[0].mesh, (1, 2, 4, 1)),
 ])
 def test_a_field_that_the_file_does_not_spell_or_of_two_types(config, override, read, value):
@@ -56,6 +69,7 @@ def test_a_field_that_the_file_does_not_spell_or_of_two_types(config, override, 
     ('needles.samples=1', 'nearest are needle.samples'),
     ('stages.7.theta=1', 'its stages are 0 to 1'),
     ('stages.0.memory=full', 'cannot be set as a whole, which is a group of remat'),
+    ('stages.0=none', 'cannot be set as a whole'),
     ('stages.0.seq_len=8Q', "stages.0.seq_len is 2048, and '8Q' is not a whole number"),
     ('held_out=some', "held_out is 0.1, and 'some' is not a number"),
     ('seed', 'not of the form KEY=VALUE'),
@@ -108,6 +122,16 @@ def test_the_printed_config_sets_itself(config, capsys):
     for line in lines:
         set_field(again, line)
     assert make_run(again) == before and 'stages.1.memory.kernel=xla' in lines
+
+
+def test_fields_that_the_file_does_not_spell_get_the_documented_defaults(config):
+    del config.seed, config.held_out, config.loss, config.needle.samples
+    with config.ignore_type():
+        config.name = 'mine'
+    fill_defaults(config)
+    assert (config.name, config.seed, config.held_out) == ('mine', 0, 0.1)
+    assert config.loss.to_dict() == dataclasses.asdict(fields.Loss()) and config.needle.samples == 2
+    assert config.needle.lengths == load_config(CONFIGS / 'laptop.py').needle.lengths
 
 
 def test_an_automatic_mesh_is_one_ring(config):

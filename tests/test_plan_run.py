@@ -105,21 +105,38 @@ def test_devices_are_found_in_the_table(kind, row):
     assert found is (row and hardware.TABLE[row])
 
 
+def job_of(evaluate, workdir):
+    stages = types.SimpleNamespace(name='1K'), types.SimpleNamespace(name='2K')
+    return types.SimpleNamespace(
+        config={'evaluate': evaluate}, settings=types.SimpleNamespace(stages=stages), evaluation=None,
+        base=None, start=None, observers=Observers(), rows=None, workdir=workdir, mesh=None)
+
+
 @pytest.mark.parametrize('evaluate', EVALUATE)
 def test_models_are_measured_when_the_config_asks_for_it(evaluate, monkeypatch, tmp_path):
-    stages = types.SimpleNamespace(name='1K'), types.SimpleNamespace(name='2K')
-    measured = []
+    job, measured = job_of(evaluate, tmp_path), []
 
     def train(run, config, load, rows, workdir, stop, gate_scores, observers):
         if observers.after_stage:
-            observers.after_stage(stages[0], 'config', 'params')
+            observers.after_stage(job.settings.stages[0], 'config', 'params')
         return 'config', 'params', {}
 
     monkeypatch.setattr('lct.train.loop.train', train)
     monkeypatch.setattr('lct.eval.before_after.measure', lambda _, name, *rest: measured.append(name) or name)
-    job = types.SimpleNamespace(
-        config={'evaluate': evaluate}, settings=types.SimpleNamespace(stages=stages), evaluation=None,
-        base=None, start=None, observers=Observers(), rows=None, workdir=tmp_path, mesh=None)
     results, *_ = extension_run.extend(job, [])
     before, between, after = EVALUATE[evaluate]
     assert measured == list(results) == ['base'] * before + ['1K'] * between + ['extended'] * after
+
+
+def test_a_stage_of_an_earlier_call_is_left_out_for_its_missing_weights_alone(monkeypatch, tmp_path):
+    def measure(_, name, config, load, *rest):
+        if name == '1K':
+            load()
+        return name
+
+    monkeypatch.setattr('lct.train.loop.train', lambda *arguments: ('config', 'params', {}))
+    monkeypatch.setattr('lct.eval.before_after.measure', measure)
+    assert list(extension_run.extend(job_of('each_stage', tmp_path), [])[0]) == ['base', 'extended']
+    monkeypatch.setattr('lct.eval.before_after.measure', lambda _, name, *rest: {'base': name}[name])
+    with pytest.raises(KeyError, match='1K'):
+        extension_run.extend(job_of('each_stage', tmp_path), [])

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # imported where they are used: wrong flags are reported befo
 
 RUN_FIELDS = ('param_dtype', 'checkpoint_every', 'keep_checkpoints', 'max_skips_in_row', 'max_failed_saves',
               'spike_factor', 'spike_window', 'line_every_s')
+ALWAYS_READ = 'name', 'model_folder', 'corpus', 'seed', 'held_out'
 MEMORY_SHARE = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')  # jax's names for it
 # config.evaluate: whether the base, each stage but the last, and the extended model are measured
 EVALUATE = {'off': (False, False, False), 'before': (True, False, False), 'after': (False, False, True),
@@ -66,7 +67,7 @@ def parse_args(description: str, default_config: str | Path, default_workdir: st
             set_meshes(config, args.mesh)
     problems.extend(fields.problems(as_plain(config)))
     problems.check()
-    config.watchdog = {**watchdog.BUDGETS, **config.get('watchdog', {})}
+    config.watchdog = {**watchdog.BUDGETS, **(config.get('watchdog') or {})}
     watchdog.budgets_of(config.watchdog)
     check_config(as_plain(config))
     check_values(config)
@@ -142,6 +143,24 @@ def _line_in(error, path):
     return lines[-1] if lines else 1
 
 
+def fill_defaults(config: ConfigDict) -> None:
+    """Give a config the defaults of the fields that every run reads, where it does not spell them."""
+    groups = {'': fields.Settings(), 'needle': fields.Needle(), 'loss': fields.Loss()}
+    with config.ignore_type():
+        for group, defaults in groups.items():
+            if group and config.get(group) is None:
+                config[group] = ConfigDict()
+            node, values = config[group] if group else config, dataclasses.asdict(defaults)
+            for name in values if group else ALWAYS_READ:
+                if name not in node:
+                    node[name] = values[name]
+
+
+def measured_models(config: ConfigDict) -> tuple[bool, bool, bool]:
+    """Whether the base, each stage but the last, and the extended model are measured."""
+    return EVALUATE[config.get('evaluate', 'before_and_after')]
+
+
 def set_field(config: ConfigDict, override: str) -> None:
     """Set one field, given as 'stages.0.num_steps=10', to a value of its type (see lct.cli.fields).
 
@@ -165,13 +184,13 @@ def set_field(config: ConfigDict, override: str) -> None:
             raise ValueError(f'--set {override}: the config has no stage {number}; its stages are 0 to '
                              f'{count - 1}, and * is all of them')
     node, field = config, fields.find(path)
-    if field is None and fields.group(path) and text.lower() == 'none' and path != ['stages']:
+    below = fields.group(path)
+    if field is None and below and text.lower() == 'none' and (path[0] != 'stages' or len(path) > 2):
         field = fields.Field(type(None), None)
     if field is None:
-        below = fields.group(path)
-        reason = f'which is a group of {", ".join(below)}' if below else fields.nearest(path)
-        raise ValueError(f'--set {override}: the config has no field {key}; {reason}' if not below else
-                         f'--set {override}: {key} cannot be set as a whole, {reason}')
+        raise ValueError(f'--set {override}: ' + (
+            f'{key} cannot be set as a whole, which is a group of {", ".join(below)}' if below else
+            f'the config has no field {key}; {fields.nearest(path)}'))
     for name in path[:-1]:
         if isinstance(node, ConfigDict) and node.get(name) is None:
             with node.ignore_type():
@@ -205,7 +224,7 @@ def make_run(config: ConfigDict) -> Run:
     from lct.train.optimizer import OptimizerConfig
 
     stages = tuple(map(make_stage, config.stages))
-    optimizer = OptimizerConfig(**config.get('optimizer', {}))
+    optimizer = OptimizerConfig(**(config.get('optimizer') or {}))
     adapter = None
     if config.get('adapter'):
         adapter = Adapter(**{'frozen_dtype': stages[0].memory.dtype, **config.adapter})

@@ -111,7 +111,7 @@ def open_corpus(config: ConfigDict,
         return rows, tokenize_documents(tokenizer, held_out)
     rows = _open_store(config, tokenizer)
     # Enough for the loss windows and the haystack; a hundredth of a large store would not fit into memory.
-    num_tokens = 2 * max(config.loss.seq_len * config.loss.windows, *config.needle.lengths)
+    num_tokens = 2 * max([config.loss.seq_len * config.loss.windows, *config.needle.lengths])
     return rows, rows.held_out(num_tokens) if config.held_out else []
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from lct import sharding, storage
 from lct.cli import memory_check
-from lct.cli.config import EVALUATE, as_plain, make_run, windowed
+from lct.cli.config import as_plain, fill_defaults, make_run, measured_models, windowed
 from lct.cli.corpus import (
     check_documents,
     check_exists,
@@ -138,11 +138,13 @@ def describe(checked: Checked) -> str:
 def check_without_devices(config: ConfigDict, hardware: Hardware | None = None) -> Checked:
     """All checks of a config that need neither its devices nor its work directory.
 
-    hardware: the devices to plan the memory for; None for those of this process.
+    Fields that the config does not spell get their defaults. hardware: the devices to plan the memory for;
+    None for those of this process.
 
     Raises:
       ValueError: for everything that is wrong, each with its remedy.
     """
+    fill_defaults(config)
     settings, problems = make_run(config), Problems()
     check_dtype(config.get('save_dtype', 'bfloat16'))
     folder = base = start = tokenizer = rows = evaluation = None
@@ -169,7 +171,7 @@ def check_without_devices(config: ConfigDict, hardware: Hardware | None = None) 
         for stage in settings.stages if rows else ():
             rows.weights = dict(stage.mixture)
             rows.check_length(stage.seq_len)
-        if rows and config.get('evaluate') != 'off':
+        if rows and any(measured_models(config)):
             if not held_out:
                 raise ValueError(f'held_out {config.held_out} leaves no document to evaluate on; use for '
                                  'example 0.1, or --set evaluate=off')
@@ -208,11 +210,10 @@ def export_problem(config: LlamaConfig) -> str:
 def check_gates(config: ConfigDict, run_stages: tuple[stages.Stage, ...]) -> None:
     """Refuse gates without the measurements that they compare."""
     gated = [stage.name for stage in run_stages if stage.gate]
-    evaluate = config.get('evaluate', 'before_and_after')
-    if gated and not (EVALUATE[evaluate][0] and config.needle.lengths and config.loss.windows):
+    if gated and not (measured_models(config)[0] and config.needle.lengths and config.loss.windows):
         raise ValueError(f'stage {gated[0]} has a gate, which compares with the base model, but '
-                         f'config.evaluate is {evaluate!r} or needle or loss are empty; use '
-                         "'before_and_after', or take the gate away")
+                         f'config.evaluate is {config.get("evaluate")!r}, or config.needle or config.loss is '
+                         "empty; use 'before_and_after', or take the gate away")
 
 
 def check_evaluation(config: ConfigDict, run_stages: tuple[stages.Stage, ...], base: LlamaConfig,
@@ -232,7 +233,7 @@ def check_evaluation(config: ConfigDict, run_stages: tuple[stages.Stage, ...], b
         by_position.check_window_length(loss.seq_len, last.mesh[2], last.memory.ffn_chunks)
         windows = by_position.evaluation_windows(
             held_out, loss.seq_len, loss.windows, config.seed, tokenizer.bos_id, loss.rotations)
-    for stage in run_stages[:-1] if windows and EVALUATE[config.get('evaluate', 'after')][1] else ():
+    for stage in run_stages[:-1] if windows and measured_models(config)[1] else ():
         by_position.check_window_length(loss.seq_len, stage.mesh[2], stage.memory.ffn_chunks)
     for stage in gated if grid else ():
         dataclasses.replace(grid, lengths=(stage.seq_len,)).check_haystack(len(haystack))

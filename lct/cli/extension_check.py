@@ -28,7 +28,7 @@ def print_check(config: ConfigDict) -> None:
     with problems.collect():
         kind = hardware_of(config)
         check_devices(config)
-    by_name = not config.get('model_folder') and config.get('base', {}).get('model')
+    by_name = not config.get('model_folder') and (config.get('base') or {}).get('model')
     with problems.collect():
         if by_name:
             base = MODELS[hardware.lookup(by_name, MODELS, 'config.base.model')]

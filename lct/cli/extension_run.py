@@ -10,7 +10,7 @@ import jax
 
 from lct import processes, sharding, watchdog
 from lct.cli import extension_report, memory_check
-from lct.cli.config import EVALUATE, as_plain
+from lct.cli.config import as_plain, measured_models
 from lct.cli.extension import Job, export_problem
 from lct.eval import before_after
 from lct.eval.before_after import Measurements
@@ -20,6 +20,10 @@ from lct.text import clock
 from lct.train import changes, loop, stopping
 from lct.train.metrics import log
 from lct.weights import llama_hf
+
+
+class MissingWeights(Exception):
+    """The weights after a stage that an earlier call trained, of which only measurements may be kept."""
 
 
 def finish(job: Job, stop_requested: Sequence[str], began: float) -> None:
@@ -46,7 +50,7 @@ def extend(job: Job, stop_requested: Sequence[str],
       ({name of a model: Measurements}, LlamaConfig, Params, summary).
     """
     evaluation, measured = job.evaluation, {}
-    before, between, after = EVALUATE[job.config.get('evaluate', 'before_and_after')]
+    before, between, after = measured_models(job.config)
     trained = {'training': changes.training_fields(as_plain(job.config))}
     if evaluation:
         evaluation = dataclasses.replace(
@@ -68,7 +72,7 @@ def extend(job: Job, stop_requested: Sequence[str],
         measure(stage.name, config, lambda: params, jax.sharding.get_mesh(), trained)
 
     def missing():
-        raise LookupError
+        raise MissingWeights
 
     observers = job.observers._replace(after_stage=after_stage if between else None)
     if before:
@@ -77,7 +81,7 @@ def extend(job: Job, stop_requested: Sequence[str],
         config, params, summary = loop.train(
             job.settings, job.start, load, job.rows, job.workdir, stop_requested, gate_scores, observers)
     for stage in job.settings.stages[:-1] if between else ():  # of an earlier call
-        with contextlib.suppress(LookupError):
+        with contextlib.suppress(MissingWeights):
             if stage.name not in measured:
                 measure(stage.name, config, missing, job.mesh, trained)
     if after:

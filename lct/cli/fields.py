@@ -278,6 +278,8 @@ def parse(kind: Any, text: str) -> Any:
         return _parse_union(typing.get_args(kind), text)
     if typing.get_origin(kind) is tuple:
         return tuple(parse(typing.get_args(kind)[0], one.strip()) for one in text.split(',') if one.strip())
+    if kind is type(None):
+        return {'none': None}[text.lower()]
     if kind is bool:
         return {'true': True, 'false': False}[text.lower()]
     if kind is int:
@@ -297,7 +299,7 @@ def _parse_union(kinds, text):
 
 
 def describe(kind: Any) -> str:
-    """A type in words, as the end of 'is not ...'."""
+    """A type as text, as the end of 'is not ...'."""
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         return ' or '.join(map(describe, typing.get_args(kind)))
     if typing.get_origin(kind) is tuple:

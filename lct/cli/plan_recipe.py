@@ -21,7 +21,7 @@ from lct.train import stages
 
 def recipe_model(config, name):
     """(name, LlamaConfig) of the base model of a recipe: --model, or the one that its config names."""
-    name = name or config.get('base', {}).get('model')
+    name = name or (config.get('base') or {}).get('model')
     if not name:
         raise ValueError('the recipe names no base model; add --model, or base.model to the config')
     name = hardware.lookup(name, MODELS, 'model')

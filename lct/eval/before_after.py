@@ -190,9 +190,10 @@ def measure(evaluation: Evaluation, name: str, config: LlamaConfig, load_params:
             folder: Path, mesh: jax.sharding.Mesh, trained: Mapping[str, Any] | None = None) -> Measurements:
     """The measurements of one model, read from their files in folder or computed on the mesh and kept there.
 
-    name: 'base' or 'extended'. load_params: called at most once, and only if something is left to compute.
+    name: 'base', 'extended', or that of a stage. load_params: called at most once, and only if something is
+      left to compute.
     trained: what the weights depend on, as plain values. A measurement is computed again where it, or the
-    settings of the evaluation, differ from those in the file.
+      settings of the evaluation, differ from those in the file.
     """
     params = None
 
