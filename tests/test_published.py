@@ -90,6 +90,8 @@ def test_babilong_takes_the_files_of_the_lengths(tmp_path, model):
     # Another possible answer beside the right one, the bathroom, or none beside two, is wrong.
     assert tasks['qa1'][512]['mean'] == 0 and tasks['qa7'][1024]['mean'] == 50
     assert rows[0]['meta']['cut'] is False
+    assert SUITES['babilong'].sentences(SUITES['babilong'].scores(plan, rows))[0] == (
+        'by chance 16.7% on qa1; 50% on qa7')
     with pytest.raises(ValueError, match="length 3000 is not one of BABILong's files"):
         planned('babilong', tmp_path, model, 3000)
     (tmp_path / 'qa2').mkdir()
@@ -158,3 +160,6 @@ def test_babilong_answers():
     things = ('apple', 'milk', 'nothing')
     assert metrics.only_answer('Apple and milk', 'milk,apple', 'What?', things) == 1
     assert metrics.only_answer('milk', 'milk,apple', 'What?', things) == 0
+    way = lambda text, target: metrics.only_answer(text, target, 'How?', ('e,n', 'e,s', 's,e', 's,s'))
+    assert way('s,e', 's,e') == 1
+    assert way('e,s', 's,e') == way('seen', 's,e') == way('s', 's,s') == 0

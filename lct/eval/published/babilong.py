@@ -1,12 +1,13 @@
 """BABILong (Kuratov et al. 2024, arXiv:2406.10149): facts of bAbI's 20 tasks scattered over books.
 
 Its files are data/qa1/4k.json, 4k/qa1-*.parquet or qa1/4k-*.parquet, with the fields input, question and
-target. Their texts have their length already, so nothing is cut. The prompts are in our own words.
+target. Their texts have their length already, so nothing is cut. The prompts are worded here.
 """
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from lct.eval.published import metrics
 from lct.eval.published.question import Question, data_files, parsed, texts
 
 TASKS = tuple(f'qa{i}' for i in range(1, 21))
@@ -43,7 +44,7 @@ def read(folder: Path, lengths: Iterable[int]) -> tuple[dict[str, list[Question]
         found = [(length, *fields) for length in lengths
                  for fields in parsed(_files(folder, task, LABELS[length]), _fields, problems)]
         answers = ANSWERS.get(task) or sorted(
-            {one.strip() for *_, target in found for one in target.lower().split(',')})
+            {one for *_, target in found for one in metrics.target_names(target)})
         if found:
             out[task] = [_question(task, answers, *one) for one in found]
     return out, problems
@@ -56,4 +57,4 @@ def _fields(row, place):
 def _question(task, answers, length, place, text, question, target) -> Question:
     meta: Mapping = {'question': question, 'answers': list(answers)}
     return Question(task, place, HEAD, text.strip(), TAIL.format(question.strip()), PREFIX, [target],
-                    NEW_TOKENS, 'only_answer', length, meta=meta)
+                    NEW_TOKENS, 'only_answer', length, chance=1 / len(answers), meta=meta)

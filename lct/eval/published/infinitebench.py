@@ -1,6 +1,6 @@
 """InfiniteBench (Zhang et al. 2024, arXiv:2402.13718): twelve tasks on texts of 100K tokens and more.
 
-Its files are TASK.jsonl with the fields context, input, answer and options. The prompts are in our own words.
+Its files are TASK.jsonl with the fields context, input, answer and options. The prompts are worded here.
 """
 
 import functools

@@ -49,11 +49,21 @@ def stated_letter(text: str, outputs: Sequence[str]) -> bool:
 # ---------------------------------------------------------------------------------------------------
 
 
+def target_names(target: str) -> set[str]:
+    """What an answer must name: 'apple,milk' is two objects, but 's,e' one way, whose order counts."""
+    target = target.lower().strip()
+    return {one.strip() for one in target.split(',')} if len(target) > 3 else {target}
+
+
 def only_answer(text: str, target: str, question: str, answers: Sequence[str]) -> float:
     """1.0 if the first sentence names the target and no other possible answer, apart from those that the
-    question names; a target of several, such as 'apple,milk', takes all of them."""
+    question names; a target of several, such as 'apple,milk', takes all of them.
+
+    A question that the model goes on to ask is not read: the benchmark's program means to cut it off too, but
+    looks for a capital after it has lowered the case.
+    """
     sentence = re.split(r'\.|<context>|<example>|question', text.lower(), maxsplit=1)[0]
-    targets = {one.strip() for one in target.lower().split(',')}
+    targets = target_names(target)
     mentioned = {one for one in answers if one in question.lower()} - targets
     return float({one for one in answers if one in sentence} - mentioned == targets)
 

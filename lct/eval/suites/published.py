@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -102,15 +103,19 @@ class PublishedSuite(TaskScoreSuite):
         out, overall = [], result['groups']['overall']
         guessed = sorted({(record['chance'], task) for task, records in result['tasks'].items()
                           for record in records.values() if record['chance']})
-        if guessed:
-            level = f'{guessed[0][0]:g}%'
-            names = ', '.join(task for _, task in guessed)
-            all_of_them = len(guessed) == len(result['tasks'])
-            out.append(f'by chance {level}' + ('' if all_of_them else f' on {names}; the other tasks 0'))
+        by_level = {level: [task for _, task in group]
+                    for level, group in itertools.groupby(guessed, key=lambda one: one[0])}
+        if len(guessed) == len(result['tasks']) and len(by_level) == 1:
+            out.append(f'by chance {guessed[0][0]:.3g}%')
+        elif guessed:
+            described = [f"{level:.3g}% on {', '.join(tasks)}" for level, tasks in by_level.items()]
+            others = ['the other tasks 0'] * (len(guessed) < len(result['tasks']))
+            out.append(f"by chance {'; '.join(described + others)}")
         if cut := sum(record['cut'] for record in overall.values()):
             count = sum(record['count'] for record in overall.values())
             out.append(f'{cut} of {count} texts lost their middle to fit into their length')
-        return [*out, 'the prompts are in our own words, the metrics those of the benchmark']
+        return [*out, 'the metrics follow those of the benchmark; the prompts are worded by this library, so '
+                'scores compare only roughly with published ones']
 
 
 class LongBenchV2Suite(PublishedSuite):
