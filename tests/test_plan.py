@@ -143,6 +143,23 @@ def test_a_recipe_planned_for_other_devices(tmp_path, capsys):
     assert '64 x h200' in capsys.readouterr().out
 
 
+def test_a_recipe_with_adapters_needs_their_memory(tmp_path, capsys):
+    path, peaks = tmp_path / 'recipe.py', []
+    for adapter in ('', "config.adapter = {'rank': 8, 'alpha': 16.0}"):
+        path.write_text(f"""
+from lct.cli.config import load_config
+def get_config():
+    config = load_config({str(EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py')!r})
+    config.stages = config.stages[:1]
+    {adapter}
+    return config
+""")
+        planner.run(['--config', str(path)])
+        row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('65K'))
+        peaks.append(float(row.split('%')[1].split()[0].rstrip('!')))
+    assert peaks[1] < peaks[0] - 10
+
+
 def test_the_readmes_example_fits_the_memory_that_its_setting_gives(tmp_path, monkeypatch, capsys):
     """Four of Gradient's stages on eight H100, of whose memory jax takes 92%."""
     text, path = (EXPERIMENTS.parent / 'README.md').read_text(), tmp_path / '8b.py'

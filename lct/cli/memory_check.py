@@ -11,8 +11,8 @@ from lct.cli.config import MEMORY_SHARE
 from lct.cli.host_memory import host_memory
 from lct.models.llama import LlamaConfig
 from lct.models.lora import Adapter
-from lct.plan import hardware, remedies
-from lct.plan.buffers import Buffers, buffers, with_adapter
+from lct.plan import hardware, remedies, search
+from lct.plan.buffers import Buffers
 from lct.plan.cost import Step
 from lct.plan.search import USABLE
 from lct.plan.tables import GiB, memory_table
@@ -123,7 +123,7 @@ def _last_resorts(run, step, kind):
             out.append(f'a ring of {factor * ring} devices (mesh {",".join(map(str, longer.mesh))})')
             break
     adapter = Adapter(frozen_dtype='bfloat16')
-    if run.adapter is None and with_adapter(buffers(step), step, adapter).peak <= limit:
+    if run.adapter is None and search.needed_by(step, kind, adapter).peak <= limit:
         out.append('adapters in place of full training (config.adapter; another run)')
     for shift in range(1, 12):
         shorter = dataclasses.replace(step, seq_len=step.seq_len >> shift)
@@ -145,8 +145,7 @@ def needed_by(run: Run, step: Step, kind: hardware.Hardware | None = None) -> Bu
 
     kind: of the devices; None for those of this process.
     """
-    needed = buffers(step, (kind or device_hardware()).platform)
-    return needed if run.adapter is None else with_adapter(needed, step, run.adapter)
+    return search.needed_by(step, kind or device_hardware(), run.adapter)
 
 
 def device_hardware() -> hardware.Hardware:

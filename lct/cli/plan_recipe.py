@@ -12,7 +12,7 @@ from lct.cli.config import load_config, make_run, windowed
 from lct.cli.paths import experiments_folder
 from lct.cli.plan_models import MODELS
 from lct.plan import compiled, hardware, search, tables, timing
-from lct.plan.buffers import Buffers, buffers
+from lct.plan.buffers import Buffers
 from lct.plan.cost import Step
 from lct.plan.tables import GiB
 from lct.text import parse_length, table
@@ -85,7 +85,8 @@ def plan_recipe(args):
     print(f'{name}, {args.config}: stage by stage, parameters in {args.param_dtype}, computation in '
           f'bfloat16, {placement}\n')
     all_fields = [fields.to_dict() for fields in raw.stages]
-    planned = [plan_stage(stage, fields, config, args) for stage, fields in zip(run.stages, all_fields)
+    planned = [plan_stage(stage, fields, config, run.adapter, args)
+               for stage, fields in zip(run.stages, all_fields)
                if not context or stage.seq_len <= context]
     print_stages(planned, name)
     hours = sum(one.minutes / 60 * one.step.devices for one in planned)
@@ -97,7 +98,7 @@ def plan_recipe(args):
     if args.output:
         fields = [planned_config.stage_fields(fields, one.step) for fields, one in zip(all_fields, planned)]
         others = raw.to_dict() | {'hardware': last.kind.name, 'devices': args.devices or 0}
-        if context:  # the probe must not read further than the last stage trains
+        if context and 'needle' in others:  # the probe must not read further than the last stage trains
             others['needle']['lengths'] = tuple(n for n in raw.needle.lengths if n <= last.step.seq_len)
         planned_config.write(pathlib.Path(args.output), {**others, 'stages': fields}, last.kind.name,
                              last.step, f'{hours:,.0f} device-hours')
@@ -113,12 +114,14 @@ def check_recipe_context(args, run, config, context):
                          'critical_base, or drop --context')
 
 
-def plan_stage(stage, fields, config, args):
-    """The PlannedStage of a stage, on its own mesh or on the best one of --devices."""
+def plan_stage(stage, fields, config, adapter, args):
+    """The PlannedStage of a stage, on its own mesh or on the best one of --devices. adapter: of the run, or
+    None."""
     published = fields.get('published', {})
     kind = hardware_of(args, published.get('device', ''))
     if args.devices:
-        job = search.Job(config, stage.seq_len, stage.batch_size * stage.accumulation, args.param_dtype)
+        job = search.Job(config, stage.seq_len, stage.batch_size * stage.accumulation, args.param_dtype,
+                         adapter)
         step = search.best(job, kind, args.devices).plans[0].step
     else:
         memory = dataclasses.replace(stage.memory, dtype='bfloat16')
@@ -126,7 +129,7 @@ def plan_stage(stage, fields, config, args):
                     args.param_dtype, stage.layout)
         step.check()
     return PlannedStage(stage.name, stage.num_steps, step, kind, timing.seconds(step, kind),
-                        buffers(step, kind.platform), published)
+                        search.needed_by(step, kind, adapter), published)
 
 
 def print_stages(planned, model):

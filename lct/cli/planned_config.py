@@ -60,7 +60,7 @@ def write(path: Path, fields: dict, hardware: str, step: Step, prediction: str) 
     path.parent.mkdir(parents=True, exist_ok=True)
     others = {key: value for key, value in fields.items() if key != 'stages'} | {'param_dtype': step.dtype}
     missing = [f'--set {field}={value}' for field, value in (
-        ('model_folder', 'YOUR_FOLDER'), ('corpus', 'YOUR_DOCUMENTS')) if not fields[field]]
+        ('model_folder', 'YOUR_FOLDER'), ('corpus', 'YOUR_DOCUMENTS')) if not fields.get(field)]
     write_atomically(path, CONFIG.format(
         devices=step.devices, hardware=hardware, path=path, name=path.stem, prediction=prediction,
         settings=''.join(f' \\\\\n        {one}' for one in [' '.join(missing)] if missing),
