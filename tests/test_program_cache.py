@@ -81,3 +81,11 @@ def test_the_oldest_entries_go_when_the_folder_is_full(tmp_path):
     assert all(path.exists() for path in paths)
     program_cache.tidy(tmp_path, max_bytes=500)
     assert [path.exists() for path in paths] == [False] * 4 + [True] * 2
+
+
+def test_damaged_entries_are_no_part_of_a_full_folder(tmp_path):
+    program_cache.tidy(tmp_path)
+    entry(tmp_path, 'cut', zlib.compress(bytes(range(256)) * 9)[:200], age_s=-5.0)
+    paths = [entry(tmp_path, str(i), bytes(100), age_s=-10.0 - i) for i in range(6)]
+    program_cache.tidy(tmp_path, max_bytes=500)
+    assert [path.exists() for path in paths] == [False] * 4 + [True] * 2

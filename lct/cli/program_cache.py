@@ -61,9 +61,10 @@ def tidy(folder: Path, max_bytes: int = MAX_BYTES) -> None:
             if entry.is_file() and entry.name.endswith('-cache'):
                 entries.append((entry.stat(), Path(entry)))
     damaged = {path for state, path in entries if state.st_mtime >= last and not _is_complete(path)}
-    total = sum(state.st_size for state, path in entries if path not in damaged)
     for path in damaged:
         path.unlink(missing_ok=True)
+    entries = [(state, path) for state, path in entries if path not in damaged]
+    total = sum(state.st_size for state, _ in entries)
     if total > max_bytes:
         for state, path in sorted(entries, key=lambda entry: max(entry[0].st_atime, entry[0].st_mtime)):
             if total <= max_bytes // 2:
