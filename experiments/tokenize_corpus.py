@@ -25,6 +25,7 @@ from lct.data.corpus import listing, parts
 from lct.data.corpus.blocks import Fields
 from lct.data.corpus.store import Store, is_store
 from lct.data.corpus.tokenize import Options, tokenize_corpus
+from lct.text import clock
 from lct.upload import new_folder
 
 
@@ -59,12 +60,6 @@ class ProgressLine(StatusLine):
                   f', {progress.documents} documents, {progress.tokens / 1e6:.1f}M tokens, '
                   f'{(progress.tokens - self.first.tokens) / seconds / 1e3:.0f}K tokens/s, '
                   f'{clock(left)} left')
-
-
-def clock(seconds):
-    """Seconds as '1:02:03'."""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f'{minutes // 60}:{minutes % 60:02d}:{seconds:02d}'
 
 
 def write(args, folder):
@@ -121,7 +116,7 @@ def main():
         storage.refuse_remote(args.output, '--output with --join')
         return describe(args, parts.join(args.output))
     if not (args.sources and args.tokenizer and args.output):
-        parser.error('give SOURCE, --tokenizer and --output, or --verify FOLDER')
+        parser.error('give SOURCE, --tokenizer and --output, or --join and --output, or --verify FOLDER')
     if args.part:
         storage.refuse_remote(args.output, '--output with --part')
         write(args, args.output)

@@ -68,9 +68,9 @@ def join(output: str | os.PathLike) -> Store:
     for folder, plan in zip(folders, plans, strict=True):
         del plan['part']
         if plan != plans[0]:
-            key = next(key for key in plan if plan[key] != plans[0].get(key))
-            raise ValueError(f'{folder} was made with another {key} than {folders[0]}; remove '
-                             'it and make that part again')
+            key = next(key for key in plan | plans[0] if plan.get(key) != plans[0].get(key))
+            raise ValueError(f'{folder} and {folders[0]} differ in their {key}; remove the one that is wrong '
+                             'and make that part again')
     apart = 'version', 'tokenizer', 'vocab_size'
     plan = {key: value for key, value in plans[0].items() if key not in apart}
     with Writer(output, plans[0]['tokenizer'], plans[0]['vocab_size'], plan) as writer:
@@ -96,8 +96,8 @@ def _folders(root):
         raise ValueError(f'{root} has no parts; make them with --part 1/N to --part N/N')
     counts = {int(name.split('-of-')[1]) for name in names}
     if len(counts) > 1:
-        raise ValueError(f'{root} has parts of {" and of ".join(map(str, sorted(counts)))}; remove those of '
-                         'one number')
+        raise ValueError(f'{root} has parts of {" and of ".join(map(str, sorted(counts)))} in total; remove '
+                         'all but those of one total')
     (count,) = counts
     folders = [root / f'{part}-of-{count}' for part in range(1, count + 1)]
     missing = [folder.name for folder in folders if not is_complete(folder)]
