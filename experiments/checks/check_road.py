@@ -151,7 +151,7 @@ def check_plans(workdir):
                                                  '--set', 'loss.windows=0', '--set', 'held_out=0.1']
                 status, out, error, _ = run('extend.py', '--config', workdir / 'plan.py', '--check', *more)
             lines = out.splitlines() if not status else []
-            rows.append({'what': f'{name} at {context} on {devices} {hardware}, '
+            rows.append({'case': f'{name} at {context} on {devices} {hardware}, '
                                  f'{"by name" if model == name else "a folder"}',
                          'right': 'the config can be trained' in lines,
                          'answer': next((line for line in lines if line.startswith(context)), error)})
@@ -172,7 +172,7 @@ def check_road(workdir):
             status, out, error, _ = run('extend.py', '--config', config, '--workdir',
                                         workdir / f'run {name}')
         done = (workdir / f'run {name}' / 'model' / 'config.json').exists()
-        rows.append({'what': name, 'right': not status and done, 'seconds': round(time.monotonic() - began),
+        rows.append({'case': name, 'right': not status and done, 'seconds': round(time.monotonic() - began),
                      'answer': out.splitlines()[-1] if not status else error})
     return rows
 
@@ -187,7 +187,7 @@ def config_with(workdir, *lines):
 
 
 def mistakes(workdir):
-    """[(what, script, flags, what the answer names)]."""
+    """[(case, script, flags, parts of the answer)]."""
     def corpus(name, content, **more):
         (workdir / name).write_bytes(content)
         return 'extend.py', [*smoke, '--set', f'corpus={workdir / name}']
@@ -248,7 +248,7 @@ def check_mistakes(workdir):
         missing = [part for part in parts if part not in error]
         is_fast = seconds < LIMIT_S or any(
             flag in str(flags) for flag in ('corpus=', 'model_folder=', 'theta'))
-        rows.append({'what': mistake, 'right': status in (1, 2) and not missing and 'Traceback' not in error
+        rows.append({'case': mistake, 'right': status in (1, 2) and not missing and 'Traceback' not in error
                      and answer.startswith('error: ') and is_fast, 'seconds': round(seconds, 1),
                      'answer': answer.replace(str(workdir), 'DIR').replace(str(EXPERIMENTS.parent), '.')})
     return rows
@@ -265,8 +265,8 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             results[part] = checks[part](pathlib.Path(folder))
         print(f'{part}: {sum(row["right"] for row in results[part])} of {len(results[part])} right')
-        print(table(('what', 'right', 'seconds', 'answer'), [
-            (row['what'], 'yes' if row['right'] else 'NO', row.get('seconds', ''), row['answer'][:160])
+        print(table(('case', 'right', 'seconds', 'answer'), [
+            (row['case'], 'yes' if row['right'] else 'NO', row.get('seconds', ''), row['answer'][:160])
             for row in results[part]], left=(0, 1, 3)), flush=True)
     if args.output:
         before = json.loads(args.output.read_text()) if args.output.is_file() else {}
