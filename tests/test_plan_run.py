@@ -74,7 +74,7 @@ def test_stages_that_cannot_be(stages, sentence):
     model = model._replace(config=model.config.__class__(**{**vars(model.config),
                                                             'max_position_embeddings': 2**14}))
     with pytest.raises(ValueError, match=sentence):
-        plan_run.check_lengths(plan_run.Wish(model, 2**15, hardware.find('h100'), 8, stages))
+        plan_run.check_lengths(plan_run.Request(model, 2**15, hardware.find('h100'), 8, stages))
 
 
 def corpus_of(*lengths):

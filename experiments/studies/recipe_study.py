@@ -166,4 +166,4 @@ def report(workdir, known, tokens):
 
 
 if __name__ == '__main__':
-    run_script(main, resumes=False)
+    run_script(main)

@@ -17,6 +17,7 @@ import pathlib
 import numpy as np
 
 from lct import environment
+from lct.cli.flags import length
 from lct.cli.main import run_script
 from lct.cli.model import add_model_flags, load_model, mesh_context
 from lct.files import write_atomically
@@ -29,7 +30,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_flags(parser, required=False)
-    parser.add_argument('--length', type=int, default=8192, help='tokens of a prompt and its answer')
+    parser.add_argument('--length', type=length, default=8192, help='tokens of a prompt and its answer')
     parser.add_argument('--population', type=int, default=12)
     parser.add_argument('--generations', type=int, default=8)
     parser.add_argument('--seed', type=int, default=0)

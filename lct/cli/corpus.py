@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lct import files
+from lct.cli.host_memory import host_memory
 from lct.cli.model import find_model
 from lct.data import chat_template
 from lct.data.batches import packing_plan
@@ -22,7 +23,7 @@ from lct.data.corpus.store import Store, is_store
 from lct.data.tokenizer import Tokenizer
 
 DOCUMENTS = 'documents.npy'  # in a work directory: the hashes of the training documents
-BYTES_OF_A_BYTE = 4  # of memory for a byte of a corpus' files: text, token ids, and what decoding leaves
+MEMORY_PER_BYTE = 4  # of a corpus' files: text, token ids, and what decoding leaves
 BATCH = 64  # documents tokenized at a time, so that a large corpus is never held as Python ints
 
 
@@ -51,20 +52,20 @@ def read_documents(spec: str, *, exclude: Sequence[str] = (), max_bytes: int | N
 
 
 def check_size(spec: str, exclude: Sequence[str], max_bytes: int | None) -> None:
-    """Refuse a corpus that would not fit into the memory of this machine.
+    """Refuse a corpus that would not fit into the memory that this process may take.
 
     Raises:
       ValueError: with the remedy, a token store.
     """
     if max_bytes is not None or spec == listing.EMBEDDED:
         return
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    memory = host_memory()
     size = sum(os.path.getsize(file.path) for file in listing.find(spec, exclude))
-    if BYTES_OF_A_BYTE * size > memory:
+    if MEMORY_PER_BYTE * size > memory:
         raise ValueError(f'config.corpus {spec} has {size / 1e9:.1f} GB, which would take about '
-                         f'{BYTES_OF_A_BYTE * size / 1e9:.0f} of the {memory / 1e9:.0f} GB of memory here; '
-                         'make a token store of it with experiments/tokenize_corpus.py and give that, or '
-                         'read less with --set corpus_bytes=1000000000')
+                         f'{MEMORY_PER_BYTE * size / 1e9:.0f} of the {memory / 1e9:.0f} GB of free memory '
+                         'here; make a token store of it with experiments/tokenize_corpus.py and give that, '
+                         'or read less with --set corpus_bytes=1000000000')
 
 
 def check_exists(config: ConfigDict) -> None:

@@ -59,7 +59,9 @@ def model_fingerprint(folder: str | Path, workdir: Path) -> dict[str, Any]:
     for path in sorted(folder.glob('*.safetensors')):
         with path.open('rb') as file:
             out[path.name] = [path.stat().st_size, zlib.crc32(file.read(2**20))]
-    number = _crc32_of_all(folder, workdir / 'model_crc32.json') >> 1 if processes.is_first() else 0
+    number = 0
+    if processes.is_first():
+        number = _crc32_of_all(folder, workdir / 'model_crc32.json') >> 1  # from_first takes an int32
     out['all bytes'] = processes.from_first(number)
     values = json_files.read_json(folder / 'config.json')
     return out | {f'config.json {key}': json.dumps(values[key], sort_keys=True)

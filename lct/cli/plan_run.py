@@ -29,8 +29,8 @@ SHORTEST_PROMPT = 512  # tokens of the recall probe
 
 
 @dataclasses.dataclass(frozen=True)
-class Wish:
-    """What a user wants.
+class Request:
+    """What a user asks plan.py for.
 
     lengths: tokens of the stages, () for automatic ones. tokens: to train on in all stages, None to choose.
     rows: of a step, None to choose. theta: of the last stage, None for the critical base.
@@ -77,19 +77,19 @@ def stage_lengths(native: int, context: int) -> tuple[int, ...]:
     return tuple(lengths)
 
 
-def check_lengths(wish: Wish) -> None:
+def check_lengths(request: Request) -> None:
     """Refuse stages that are not in ascending order up to the context.
 
     Raises:
       ValueError: with the remedy.
     """
-    lengths = wish.lengths
-    if lengths and (list(lengths) != sorted(set(lengths)) or lengths[-1] != wish.context):
+    lengths = request.lengths
+    if lengths and (list(lengths) != sorted(set(lengths)) or lengths[-1] != request.context):
         raise ValueError(f'--stages {",".join(map(short_length, lengths))} must be in ascending order and '
-                         f'end at --context {short_length(wish.context)}')
-    if lengths and lengths[-1] > wish.model.config.max_position_embeddings > lengths[0]:
+                         f'end at --context {short_length(request.context)}')
+    if lengths and lengths[-1] > request.model.config.max_position_embeddings > lengths[0]:
         raise ValueError(f'--stages begins at {lengths[0]:,} tokens, which the model reads already (native '
-                         f'context {wish.model.config.max_position_embeddings:,}); leave that stage out')
+                         f'context {request.model.config.max_position_embeddings:,}); leave that stage out')
 
 
 def theta_for(config: llama.LlamaConfig, context: int, theta: float | None) -> str | float:
@@ -111,26 +111,26 @@ def theta_for(config: llama.LlamaConfig, context: int, theta: float | None) -> s
     return theta
 
 
-def plan_stages(wish: Wish) -> list[Planned]:
-    """All stages of a wish.
+def plan_stages(request: Request) -> list[Planned]:
+    """All stages of a request.
 
     Raises:
       ValueError: if a stage does not fit the devices, or theta does not reach the context.
     """
-    config, native = wish.model.config, wish.model.config.max_position_embeddings
-    lengths = wish.lengths or stage_lengths(native, wish.context)
-    total = wish.tokens or DEFAULT_TOKENS
-    if wish.corpus and not wish.tokens:
-        total = min(total, EPOCHS * wish.corpus.num_tokens)
-    last = theta_for(config, wish.context, wish.theta)
+    config, native = request.model.config, request.model.config.max_position_embeddings
+    lengths = request.lengths or stage_lengths(native, request.context)
+    total = request.tokens or DEFAULT_TOKENS
+    if request.corpus and not request.tokens:
+        total = min(total, EPOCHS * request.corpus.num_tokens)
+    last = theta_for(config, request.context, request.theta)
     out = []
     for i, length in enumerate(lengths):
         tokens = total * 2**i / (2**len(lengths) - 1)  # half as many as in the next stage
-        rows = wish.rows or _rows(tokens, length)
+        rows = request.rows or _rows(tokens, length)
         theta = last if i == len(lengths) - 1 else theta_for(config, length, None)
-        num_steps = max(round(tokens / (rows * length)), 1 if wish.tokens else LEAST_STEPS)
-        out.append(Planned(length, rows, num_steps, theta, *_search(wish, length, rows)))
-    return out if wish.tokens or wish.kind.platform != 'cpu' else _shortened(out)
+        num_steps = max(round(tokens / (rows * length)), 1 if request.tokens else LEAST_STEPS)
+        out.append(Planned(length, rows, num_steps, theta, *_search(request, length, rows)))
+    return out if request.tokens or request.kind.platform != 'cpu' else _shortened(out)
 
 
 def _shortened(planned):
@@ -146,25 +146,25 @@ def _rows(tokens, length):
     return min(most, 1 << (few.bit_length() - 1))
 
 
-def _search(wish, length, rows):
+def _search(request, length, rows):
     """(SearchResult, Adapter or None) of a stage."""
-    job = search.Job(wish.model.config, length, rows, wish.param_dtype)
-    adapter = Adapter(frozen_dtype=search.compute_dtype(wish.kind))
-    if wish.train == 'adapter':
-        return search.best(dataclasses.replace(job, adapter=adapter), wish.kind, wish.devices), adapter
-    result = search.search(job, wish.kind, wish.devices)
-    if result.plans or wish.train == 'all':
-        return (result if result.plans else search.best(job, wish.kind, wish.devices)), None
-    with_adapter = search.search(dataclasses.replace(job, adapter=adapter), wish.kind, wish.devices)
+    job = search.Job(request.model.config, length, rows, request.param_dtype)
+    adapter = Adapter(frozen_dtype=search.compute_dtype(request.kind))
+    if request.train == 'adapter':
+        return search.best(dataclasses.replace(job, adapter=adapter), request.kind, request.devices), adapter
+    result = search.search(job, request.kind, request.devices)
+    if result.plans or request.train == 'all':
+        return (result if result.plans else search.best(job, request.kind, request.devices)), None
+    with_adapter = search.search(dataclasses.replace(job, adapter=adapter), request.kind, request.devices)
     return (with_adapter, adapter) if with_adapter.plans else (
-        search.best(job, wish.kind, wish.devices), None)
+        search.best(job, request.kind, request.devices), None)
 
 
-def one_way_to_train(wish: Wish, planned: Sequence[Planned]) -> list[Planned]:
+def one_way_to_train(request: Request, planned: Sequence[Planned]) -> list[Planned]:
     """All stages with adapters if one needs them: a run has one set of trained parameters."""
     if not any(one.adapter for one in planned) or all(one.adapter for one in planned):
         return list(planned)
-    return plan_stages(dataclasses.replace(wish, train='adapter'))
+    return plan_stages(dataclasses.replace(request, train='adapter'))
 
 
 def evaluations(corpus: Survey | None, planned: Sequence[Planned]) -> tuple[dict[str, Any], list[str]]:
@@ -234,22 +234,22 @@ def learning_rate_of(config: llama.LlamaConfig) -> float:
     return 2e-5 if size > 5e8 else 1e-4 if size > 5e7 else 5e-4
 
 
-def config_of(wish: Wish, planned: Sequence[Planned], sized: dict[str, Any], name: str,
+def config_of(request: Request, planned: Sequence[Planned], sized: dict[str, Any], name: str,
               more: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """(all fields of the config, notes). sized: of evaluations(). more: fields that replace others."""
     stages, notes = [], []
-    rate = learning_rate_of(wish.model.config) * (10 if planned[0].adapter else 1)
+    rate = learning_rate_of(request.model.config) * (10 if planned[0].adapter else 1)
     for one in planned:
-        mixture, note = mixture_for(wish.corpus, one.seq_len)
+        mixture, note = mixture_for(request.corpus, one.seq_len)
         notes += [note] if note else []
         stages.append(stage_fields({
             'name': short_length(one.seq_len), 'num_steps': one.num_steps, 'learning_rate': rate,
             'warmup_steps': min(one.num_steps // 10, 20), 'final_fraction': 0.1, 'theta': one.theta,
             'mixture': mixture}, one.plan.step))
-    fields = config_fields(name, wish.model, stages, sized)
+    fields = config_fields(name, request.model, stages, sized)
     slowest = max(one.plan.seconds for one in planned)
     fields['checkpoint_every'] = max(min(round(SAVE_EVERY_S / slowest), planned[-1].num_steps), 1)
-    fields |= {'hardware': wish.kind.name, 'devices': wish.devices, **more}
+    fields |= {'hardware': request.kind.name, 'devices': request.devices, **more}
     if planned[0].adapter:
         fields['adapter'] = {'rank': planned[0].adapter.rank, 'alpha': planned[0].adapter.alpha}
     return fields, notes

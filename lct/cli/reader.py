@@ -43,7 +43,7 @@ class Reader:
     """A model with a bundle of files in its cache.
 
     Args:
-      questions: where they are known before the files are read.
+      questions: to be answered, if they are known before the files are read.
       length: most tokens of prompt and answer; None for all positions of the model.
       cite: whether questions ask for the names of files.
       saved: where the text is kept for other processes.

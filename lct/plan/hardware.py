@@ -56,10 +56,10 @@ def _gpu(name, flops, memory, bandwidth, links, network, host):
     return Hardware(name, 'gpu', flops, memory, bandwidth, 8, *pair(links), *pair(network), host)
 
 
-def _card(name, flops, gigabytes, bandwidth, host, node=8):
+def _card(name, flops, memory, bandwidth, host):
     """A card without fast links: what goes between two of a machine goes through the bus, and machines are
-    on a network of 25 Gb/s [A]. gigabytes: nominal, of which 2% are the driver's [A]."""
-    return Hardware(name, 'gpu', flops, 0.98 * gigabytes, bandwidth, node, host * 0.6, host * 0.6,
+    on a network of 25 Gb/s [A]. memory: nominal bytes, of which 2% are the driver's [A]."""
+    return Hardware(name, 'gpu', flops, 0.98 * memory, bandwidth, 8, host * 0.6, host * 0.6,
                     3.125 * GB, 3.125 * GB, host)
 
 

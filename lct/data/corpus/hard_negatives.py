@@ -3,6 +3,7 @@ like it, so that what comes next is predicted from far back (NExtLong, Gao et al
 section 3.1). NExtLong finds them by embeddings; here they are found by BM25 (Robertson and Zaragoza 2009).
 """
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -45,6 +46,7 @@ class Chunks:
         self.of_document = [[] for _ in documents]
         for number, chunk in enumerate(self.all):
             self.of_document[chunk.document].append(number)
+        self.mean_size = sum(len(chunk.text) for chunk in self.all) / max(len(self.all), 1)
         counts = [Counter(_terms(chunk.text)) for chunk in self.all]
         lengths = np.array([max(count.total(), 1) for count in counts])
         self._norms = K1 * (1 - B + B * lengths / lengths.mean())
@@ -84,19 +86,18 @@ def interleave(chunks: Chunks, length: int, seed: int = 0) -> Iterator[list[Chun
     if not short or len(sizes) < 2:
         raise ValueError(f'none of the {len(sizes)} documents is shorter than {length:,} characters, so '
                          'nothing has to stand between their chunks; use a longer length, or train on them')
-    for turn in range(10**9):
-        for i in np.random.default_rng([seed, turn]).permutation(len(short)):
+    for epoch in itertools.count():
+        for i in np.random.default_rng([seed, epoch]).permutation(len(short)):
             yield _with_negatives(chunks, short[i], length - sizes[short[i]])
 
 
 def _with_negatives(chunks, document, room):
     """The chunks of a document with `room` characters of others evenly between them."""
     own, taken, out = chunks.of_document[document], set(), []
-    mean = sum(len(chunk.text) for chunk in chunks.all) / len(chunks.all)
     for i, number in enumerate(own):
         out.append(chunks.all[number])
         wanted = room / (len(own) - i)
-        for other in chunks.like(number, math.ceil(SURPLUS * wanted / mean) + 1, taken):
+        for other in chunks.like(number, math.ceil(SURPLUS * wanted / chunks.mean_size) + 1, taken):
             if wanted <= 0:
                 break
             taken.add(other)
