@@ -104,7 +104,7 @@ def evaluate(args):
     check_data(args, chosen)
     with mesh_context(args.mesh, args.model):
         model, about = load(args)
-        plan, inputs = make_plan(args, model, counts, tasks)
+        plan, inputs = make_plan(args, model, about['weights_sha256'], counts, tasks)
         check_suites(chosen, model, plan)
         for suite in chosen:
             inputs |= suite.inputs(plan)
@@ -222,7 +222,7 @@ def dtype_of(model):
     return str(model.params.embed.dtype) + (f', cache {cache}' if cache else '')
 
 
-def make_plan(args, model, counts, tasks):
+def make_plan(args, model, weights_sha256, counts, tasks):
     """The suites.Plan and the provenance of its inputs."""
     from lct.cli.corpus import read_documents
     from lct.eval import provenance, suites
@@ -247,7 +247,7 @@ def make_plan(args, model, counts, tasks):
         plan = dataclasses.replace(plan, load_base=functools.partial(load_other, args, args.base))
     if args.evaluator:
         about |= {'evaluator': args.evaluator, 'evaluator_sha256': hash_of_other(args, 'evaluator', model)}
-        is_model = about['evaluator_sha256'] == provenance.weights_hash(find_model(args.model))
+        is_model = about['evaluator_sha256'] == weights_sha256
         plan = dataclasses.replace(plan, evaluator=Evaluator(
             args.evaluator, functools.partial(load_other, args, args.evaluator), is_model))
     return plan, about

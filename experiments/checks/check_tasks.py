@@ -25,7 +25,7 @@ from lct.cli.main import check_positive, run_script
 from lct.cli.model import parse_ints
 from lct.data import tokenizer as tokenizers
 from lct.data.corpus import documents
-from lct.eval import answers, samples, scoring
+from lct.eval import answers, scoring
 from lct.eval.suites import SUITES
 from lct.eval.suites.suite import Plan, PromptSuite
 from lct.eval.tasks import comprehension_readers, reference_readers
@@ -129,7 +129,7 @@ def measure(suite, material, item):
     seconds = time.process_time() - start
     reader = READERS[suite.name]
     right = sample.outputs[0] if reader is None else reader(sample.text)
-    half = right if samples.rng('half', sample.text).random() < 0.5 else ''
+    half = right if reference_readers.coin_flip(sample.text) else ''
     score = lambda text: suite.row_score(answers.make_row(sample, [], text, 0))
     return {'oracle': score(right), 'mute': score(''), 'half': score(half), 'seconds': seconds,
             'fill': round(material.tokens_used(sample) / sample.length, 4)}

@@ -11,7 +11,7 @@ from plain_evaluation import PlainModel
 
 from lct.cli.model import find_model
 from lct.data.corpus import documents
-from lct.eval import data_files, runner, suites
+from lct.eval import runner, suites
 from lct.eval.report import html
 from lct.eval.suites import SUITES
 from lct.eval.tasks.material import Material
@@ -65,12 +65,11 @@ class Place:
             haystack = self.folder / ('code' if kind == 'code' else 'text')
             self._materials[kind, seed] = Material(
                 self.plain.tokenizer, documents.read(haystack), text_source=str(haystack), seed=seed)
-        given = None
+        plan = suites.Plan(self._materials[kind, seed], tuple(sorted(call.lengths)),
+                           dict.fromkeys(call.lengths, call.samples), call.tasks or None)
         if kind == 'own':
-            names = call.tasks or data_files.task_names(self.folder / 'own')
-            given, _ = data_files.read(self.folder / 'own', names, call.lengths[0], call.samples, self.model)
-        return suites.Plan(self._materials[kind, seed], tuple(sorted(call.lengths)),
-                           dict.fromkeys(call.lengths, call.samples), call.tasks or None, given=given)
+            plan, *_ = SUITES['own'].with_data(plan, self.folder / 'own', self.model)
+        return plan
 
     def fits(self, kind: str, seed: int, call: Call) -> bool:
         """Whether every suite of a call takes each of its tasks at its shortest length."""

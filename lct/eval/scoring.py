@@ -50,7 +50,7 @@ def exact_match(text: str, outputs: Sequence[str]) -> float:
 def token_f1(text: str, outputs: Sequence[str]) -> float:
     """The harmonic mean of precision and recall of the words of text, with the best of outputs, as in
     SQuAD."""
-    return max(_f1(_words(text), _words(output)) for output in outputs)
+    return max(f1(_words(text), _words(output)) for output in outputs)
 
 
 def _words(text):
@@ -58,7 +58,8 @@ def _words(text):
     return [word for word in kept.split() if word not in ('a', 'an', 'the')]
 
 
-def _f1(found, wanted):
+def f1(found: Sequence[str], wanted: Sequence[str]) -> float:
+    """The harmonic mean of precision and recall, each element as often as it occurs."""
     shared = sum((collections.Counter(found) & collections.Counter(wanted)).values())
     return 2 * shared / (len(found) + len(wanted)) if shared else 0.0
 

@@ -125,7 +125,6 @@ def run_key_tokens(evaluator: Model, plan: 'Plan', documents: Sequence[Sequence[
         context, key = _key_tokens(evaluator, window, _loss(evaluator, window[None]))
         return {'short_context': context, 'positions': np.flatnonzero(key[0]).tolist()}
 
-
     return _run(*windows(evaluator, plan, documents), path, 'key_tokens', measure, progress, plan)
 
 

@@ -80,16 +80,14 @@ def _question(name: str, row: Mapping, place: str) -> Question:
     answers = [str(one) for one in (answers if isinstance(answers, list) else [answers]) if one is not None]
     if not answers:
         raise ValueError("has no 'answer'")
-    tail = task.tail.replace('{input}', question.strip())
     if name in CHOICES:
         if len(options) != 4 or answers[0] not in options:
             raise ValueError("does not have four 'options' with the answer among them")
-        filled = [question.strip()] * ('{input}' in task.tail)
-        tail = task.tail.replace('{input}', '{}').format(*filled, *options)
         answers = ['ABCD'[options.index(answers[0])], answers[0]]
     if name == 'math_find':
         answers = [answers[0]]
     if name in ('passkey', 'number_string', 'code_run') and not re.fullmatch(r'-?\d+', answers[0]):
         raise ValueError(f'has the answer {answers[0]!r}, which is not a number')
+    tail = task.tail.format(*options, input=question.strip())
     return Question(name, place, task.head, context, tail, task.prefix, answers, task.new_tokens, task.metric,
                     chance=0.25 * (name in CHOICES))

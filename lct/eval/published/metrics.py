@@ -116,8 +116,7 @@ def choice(text: str, outputs: Sequence[str]) -> bool:
     letter = outputs[0]
     if text[:1] and text[0] in 'ABCD':
         return text[0] == letter
-    text = ' '.join(text.translate(str.maketrans(dict.fromkeys('\n"\'.,?!{}', ' '))).split(' '))
-    text = re.sub(' +', ' ', text)
+    text = re.sub('[\n"\'.,?!{} ]+', ' ', text)
     for phrase in CHOICE_PHRASES:
         if phrase in text:
             return text.partition(phrase)[2][1:].startswith(letter)
@@ -128,8 +127,7 @@ def option(text: str, outputs: Sequence[str]) -> bool:
     """Like choice, but the answer may also name the function, outputs[1], and must follow a phrase."""
     if text[:2] in (f'{outputs[0]}.', f'{outputs[0]}:'):
         return True
-    text = re.sub('Option|option|[\n`\'"*-]', ' ', text)
-    text = re.sub(' +', ' ', text)
+    text = re.sub('(?:[Oo]ption|[\n`\'"* -])+', ' ', text)
     for phrase in OPTION_PHRASES:
         if phrase in text:
             return text.partition(phrase)[2][1:].startswith(tuple(outputs[:2]))
@@ -139,12 +137,7 @@ def option(text: str, outputs: Sequence[str]) -> bool:
 def f1_characters(text: str, outputs: Sequence[str]) -> float:
     """As scoring.token_f1, over the characters of a Chinese answer."""
     kept = lambda one: ''.join(x for x in one.lower() if x not in WIDE_PUNCTUATION and not x.isspace())
-    return max(_f1(kept(text), kept(output)) for output in outputs)
-
-
-def _f1(found, wanted):
-    shared = sum((collections.Counter(found) & collections.Counter(wanted)).values())
-    return 2 * shared / (len(found) + len(wanted)) if shared else 0.0
+    return max(scoring.f1(kept(text), kept(output)) for output in outputs)
 
 
 def rouge_lsum(text: str, outputs: Sequence[str]) -> float:

@@ -60,13 +60,14 @@ class Question:
         room = length - bare.meta['tokens']
         head, tail = (len(model.tokenizer.encode(part))
                       for part in (self.head, self.tail + self.answer_prefix))
-        while True:
+        while room > 0:
             left = min(max((room + head + tail) // 2 - head, 1), room - 1)
             cut = model.tokenizer.decode(ids[:left]) + model.tokenizer.decode(ids[left - room:])
             sample = self.sample(model, length, index, cut)
             if sample.meta['tokens'] <= length:
                 return sample
             room -= sample.meta['tokens'] - length  # tokens do not quite add up where texts meet
+        return bare
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -150,9 +150,9 @@ class LossSuite(Suite):
 
 def _by_evaluator(model, plan, documents, path, progress):
     """-> (LongPPL on the key tokens that the evaluator of the plan chooses, problems)."""
-    evaluator = plan.evaluator.load()
+    # No name holds the evaluator: its weights are freed before the model is measured.
     chosen, problems = measure.run_key_tokens(
-        evaluator, plan, documents, path.with_name('key_tokens.jsonl'), progress)
+        plan.evaluator.load(), plan, documents, path.with_name('key_tokens.jsonl'), progress)
     rows, more = measure.run_on_key_tokens(
         model, plan, documents, chosen, path.with_name('long_ppl.jsonl'), progress)
     about = {'evaluator': plan.evaluator.name, 'is_model': plan.evaluator.is_model}

@@ -81,8 +81,8 @@ class Suite(abc.ABC):
 
     def with_data(self, plan: Plan, folder: Path, model: runner.Model) -> tuple[Plan, list[Path], list[str]]:
         """(the plan with the samples of the files in a folder, those files, a sentence for each line that
-        cannot be used)."""
-        raise NotImplementedError(f'the suite {self.name} has no files')
+        cannot be used). Raises ValueError where takes_data is not set, or the files do not fit the plan."""
+        raise ValueError(f'--data {folder}: the suite {self.name} makes its own samples; leave --data out')
 
     def inputs(self, plan: Plan) -> dict:
         """What else the answers of this suite depend on, for about.json."""

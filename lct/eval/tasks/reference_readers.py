@@ -85,9 +85,14 @@ def last_value(prompt: str) -> str:
     return NEEDLE.findall(prompt)[-1][1]
 
 
+def coin_flip(prompt: str) -> bool:
+    """A fair coin that depends on the prompt."""
+    return samples.rng('half', prompt).random() < 0.5
+
+
 def coin_flip_oracle(prompt: str) -> str:
-    """The oracle on one prompt in two, by a fair coin that depends on the prompt."""
-    return oracle(prompt) if samples.rng('half', prompt).random() < 0.5 else silent(prompt)
+    """The oracle on one prompt in two."""
+    return oracle(prompt) if coin_flip(prompt) else silent(prompt)
 
 
 def rule_reader(prompt: str) -> str:
