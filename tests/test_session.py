@@ -10,6 +10,7 @@ from test_decode import CONFIG, MEMORY, SEQ_LEN, forward, host_params, on, place
 from lct import sharding
 from lct.data import layout
 from lct.models import decode, sampling
+from lct.models import session as session_module
 from lct.models.session import Session
 from lct.plan import hlo
 
@@ -91,6 +92,19 @@ def test_a_stream_gives_the_tokens_of_an_answer_one_by_one(degrees):
         key, nucleus = jax.random.key(3), sampling.Sampling(0.8, 0.9)
         answers = session.ask(QUESTIONS[0], [NEW] * 2, NEW, sampling=nucleus, key=key)
         assert np.stack(list(session.stream(QUESTIONS[0], NEW, nucleus, key))).T.tolist() == answers
+
+
+def test_first_tokens_wait_for_no_copy_of_the_weights(monkeypatch):
+    copies, copy = [], session_module._for_decoding
+    monkeypatch.setattr(session_module, '_for_decoding', lambda *args: copies.append(1) or copy(*args))
+    session = Session(host_params(), CONFIG, 1, SEQ_LEN, memory=MEMORY)
+    session.read(TEXTS[:1])
+    stream = session.stream(QUESTIONS[0][:1], NEW)
+    next(stream)
+    session.loglikelihood(QUESTIONS[0][:1], [[[3]], [[4]]])
+    assert not copies
+    stream = session.stream(QUESTIONS[0][:1], NEW)
+    assert len(list(stream)) == NEW and len(copies) == 1
 
 
 def test_a_text_is_cut_and_asked_about_from_there():

@@ -216,13 +216,14 @@ class Session:
     def _stream(self, questions, limit, sampling, key):
         count = len(questions)
         logits, lengths = self._write_questions(questions, np.full(self.rows, limit, np.int32))
-        params = self._decoding_params()
+        params = None  # the first token needs no weights
         for i in range(limit):
             with deferred():
                 tokens, self.step_logits = _next_token(logits, i, sampling, key), logits
                 ids = sharding.fetch(tokens)
             yield ids[:count]
             if i + 1 < limit:  # the last one is never fed back
+                params = params or self._decoding_params()
                 logits = self._append(params, tokens, lengths + i, ids=ids.tolist())
 
     def loglikelihood(self, questions: Rows, alternatives: Sequence[Rows]) -> list[list[tuple[float, bool]]]:
@@ -237,7 +238,7 @@ class Session:
         longest = np.max([list(map(len, answers)) for answers in alternatives], 0)
         limits = np.array([*longest, *[1] * (self.rows - len(questions))])
         logits, lengths = self._write_questions(questions, limits)
-        params = self._decoding_params()
+        params = self._decoding_params() if longest.max() > 1 else None  # first tokens need no weights
         return [self._loglikelihood(params, logits, lengths, answers) for answers in alternatives]
 
     def _loglikelihood(self, params, logits, lengths, answers):
