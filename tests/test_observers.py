@@ -121,6 +121,22 @@ def test_a_tracker_that_does_not_answer_blocks_nothing(monkeypatch, tmp_path):
     assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 8
 
 
+def test_rows_that_a_slow_tracker_lost_are_warned_of(monkeypatch, recorder):
+    goes_on = threading.Event()
+    monkeypatch.setattr(Recorder, 'scalars',
+                        lambda self, step, values: goes_on.wait() and self.calls.append(step))
+    monkeypatch.setattr(trackers, 'MOST', 3)
+    lines = []
+    tracker, = trackers.open_all(['wandb'], ABOUT, lines.append)
+    for step in range(1, 9):
+        tracker.scalars(step, {'loss': 1.0})
+    goes_on.set()
+    tracker.close()
+    assert recorder.opened[0].calls[:3] == [1, 2, 3] and recorder.opened[0].calls[-1] == 'closed'
+    line, = lines
+    assert 'wandb did not take all metrics in time; they are in metrics.jsonl' in line
+
+
 def test_trackers_get_finite_numbers_alone(recorder):
     tracker, = trackers.open_all(['wandb'], ABOUT, pytest.fail)
     tracker.scalars(1, {'loss': float('nan'), 'grad_norm': float('inf'), 'skipped': 1})

@@ -45,7 +45,7 @@ class Wandb:
 
     def __init__(self, about: About):
         import wandb
-        self._wandb = wandb
+        self._image = wandb.Image
         self._run = wandb.init(project=PROJECT, name=about.name, id=about.id, resume='allow',
                                dir=about.folder, config=dict(about.config))
 
@@ -53,7 +53,7 @@ class Wandb:
         self._run.log(dict(values), step=step)
 
     def image(self, step: int, name: str, path: Path) -> None:
-        self._run.log({name: self._wandb.Image(str(path))}, step=step)
+        self._run.log({name: self._image(str(path))}, step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -88,23 +88,15 @@ class Mlflow:
         self._client.set_terminated(self._run)
 
 
-class Trackio:
-    """Trackio, in TRACKIO_DIR on this machine unless its own settings name a space."""
+class Trackio(Wandb):
+    """Trackio, whose runs have the methods of wandb's; in TRACKIO_DIR on this machine unless its own settings
+    name a space."""
 
     def __init__(self, about: About):
         import trackio
-        self._trackio = trackio
+        self._image = trackio.Image
         self._run = trackio.init(project=PROJECT, name=f'{about.name}-{about.id}', resume='allow',
                                  config=dict(about.config))
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
-
-    def image(self, step: int, name: str, path: Path) -> None:
-        self._run.log({name: self._trackio.Image(str(path))}, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 BACKENDS: dict[str, Callable[[About], Backend]] = {'wandb': Wandb, 'mlflow': Mlflow, 'trackio': Trackio}
@@ -131,7 +123,7 @@ class Tracker:
     def __init__(self, name: str, about: About, warn: Callable[[str], object]):
         """warn: takes a line."""
         self._name, self._about, self._warn = name, about, warn
-        self._queue, self._failed = queue.Queue(MOST), False
+        self._queue, self._failed, self._dropped = queue.SimpleQueue(), False, False
         self._thread = threading.Thread(target=self._run, name=f'lct-{name}', daemon=True)
         self._thread.start()
 
@@ -145,15 +137,16 @@ class Tracker:
 
     def close(self) -> None:
         """Send what is left, in at most CLOSE_S."""
-        self._add('close')
+        self._queue.put(('close',))
         self._thread.join(CLOSE_S)
-        if self._thread.is_alive():
-            self._warn(f'WARNING: {self._name} did not take all metrics in {CLOSE_S:.0f} s; they are in '
-                       'metrics.jsonl')
+        if self._thread.is_alive() or self._dropped:
+            self._warn(f'WARNING: {self._name} did not take all metrics in time; they are in metrics.jsonl')
 
     def _add(self, *item):
-        if not self._failed and not self._queue.full():
-            self._queue.put_nowait(item)
+        if self._queue.qsize() >= MOST:
+            self._dropped = not self._failed
+        else:
+            self._queue.put(item)
 
     def _run(self):
         try:
