@@ -27,7 +27,7 @@ import recipe_report
 from lct import environment, exit_status, json_files
 from lct.cli.config import load_config, make_run, set_field
 from lct.cli.main import run_script
-from lct.cli.model import find_model
+from lct.cli.model import find_model, parse_ints
 from lct.cli.paths import experiments_folder
 from lct.files import write_atomically
 from lct.ops.theta import ntk_theta
@@ -83,7 +83,7 @@ def main():
     parser.add_argument('--arms', help='names with commas between them; default: all')
     parser.add_argument('--seeds', default='1,2,3', help='numbers with commas between them')
     args = parser.parse_args()
-    known, seeds = arms(), [int(seed) for seed in args.seeds.split(',')]
+    known, seeds = arms(), parse_ints('--seeds', args.seeds)
     chosen = args.arms.split(',') if args.arms else list(known)
     if unknown := [name for name in chosen if name not in known]:
         raise ValueError(f'--arms {unknown[0]} is not one of {", ".join(known)}')

@@ -7,7 +7,6 @@ A part is a range of files. Tokens are written in groups of blocks that end wher
 machine too, so that the join replays the same calls of a Writer: no text is read or tokenized again.
 """
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lct import json_files
 from lct.data.corpus.index import fingerprint_of
 from lct.data.corpus.shards import sha256_of, shard_name
 from lct.data.corpus.store import Store
@@ -24,6 +24,7 @@ from lct.data.corpus.store_writer import Writer
 
 UNIT = 2**26  # bytes of files after which a part may end
 COMPLETE = 'complete.json'
+MAX_BYTES = 2**28  # of a JSON file: the record of a shard names every source
 
 
 def unit_starts(sizes: Sequence[int]) -> list[int]:
@@ -64,7 +65,7 @@ def join(output: str | os.PathLike) -> Store:
       ValueError: if parts are missing, differ in their plans, or are damaged.
     """
     folders = _folders(Path(f'{os.fspath(output)}.parts'))
-    plans = [json.loads((folder / 'plan.json').read_text()) for folder in folders]
+    plans = [_read(folder / 'plan.json') for folder in folders]
     for folder, plan in zip(folders, plans, strict=True):
         del plan['part']
         if plan != plans[0]:
@@ -107,8 +108,12 @@ def _folders(root):
     return folders
 
 
+def _read(path: Path) -> dict[str, Any]:
+    return json_files.read_json(path, max_bytes=MAX_BYTES)
+
+
 def _complete(folder: Path) -> dict[str, Any]:
-    values = json.loads((folder / COMPLETE).read_text())
+    values = _read(folder / COMPLETE)
     if values.get('sha256') != fingerprint_of(values):
         raise ValueError(f'{folder / COMPLETE} is damaged; remove {folder} and make that part again')
     return values
@@ -118,7 +123,7 @@ def _groups(folder: Path, number: int) -> Iterator[tuple[tuple[int, int, int], n
     """(cursor after it, ids, documents as Writer.append takes them) of every group of a part."""
     start, names_start = 0, 0
     for shard in range(_complete(folder)['shards']):
-        record = json.loads((folder / f'{shard:05d}.json').read_text())
+        record = _read(folder / f'{shard:05d}.json')
         path, arrays_path = folder / 'store' / shard_name(shard), folder / f'{shard:05d}.npz'
         if sha256_of(path) != record['file']['sha256'] or sha256_of(arrays_path) != record['arrays']:
             raise ValueError(f'{path} or {arrays_path} is damaged; remove {folder} and make that part again')
