@@ -18,7 +18,7 @@ import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-from lct.cli.config import load_config, make_run, windowed
+from lct.cli.config import load_checked, make_run, windowed
 from lct.cli.flags import length
 from lct.cli.main import run_script
 from lct.cli.paths import experiments_folder
@@ -46,9 +46,9 @@ def attention_programs(mesh, args):
     }
 
 
-def changed_run(args):
+def changed_run(args, config):
     """The Run of a config, with its stage changed by the flags."""
-    run = make_run(load_config(args.config))
+    run = make_run(config)
     if not 0 <= args.stage < len(run.stages):
         raise ValueError(f'--stage {args.stage}: {args.config} has stages 0 to {len(run.stages) - 1}')
     stages = list(run.stages)
@@ -113,9 +113,10 @@ def run(argv=None):
 
     target = targets.parse(args.target)
     if args.config:
-        name = model_name(args)
-        model = windowed(SIZES[name], load_config(args.config))
-        compiling.compile_stage(changed_run(args), args.stage, name, model, target, args.output, args.hlo)
+        name, config = model_name(args), load_checked(args.config)
+        model = windowed(SIZES[name], config)
+        compiling.compile_stage(
+            changed_run(args, config), args.stage, name, model, target, args.output, args.hlo)
         return
     mesh = compiling.announced_mesh(target, args.mesh or (1, 1, target.count, 1))
     with jax.set_mesh(mesh):

@@ -160,6 +160,20 @@ def get_config():
     assert peaks[1] < peaks[0] - 10
 
 
+def test_typos_of_a_recipe_are_reported_at_once(tmp_path):
+    path = tmp_path / 'recipe.py'
+    path.write_text(f"""
+from lct.cli.config import load_config
+def get_config():
+    config = load_config({str(EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py')!r})
+    config.stages[0].thata = 'keep'
+    del config.stages[1].num_steps
+    return config
+""")
+    with pytest.raises(ValueError, match='(?s)2 problems.*nearest are stages.0.theta.*lacks the field'):
+        planner.run(['--config', str(path)])
+
+
 def test_the_readmes_example_fits_the_memory_that_its_setting_gives(tmp_path, monkeypatch, capsys):
     """Four of Gradient's stages on eight H100, of whose memory jax takes 92%."""
     text, path = (EXPERIMENTS.parent / 'README.md').read_text(), tmp_path / '8b.py'

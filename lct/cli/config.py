@@ -136,6 +136,18 @@ def load_config(path: str | Path) -> ConfigDict:
                          ) from error
 
 
+def load_checked(path: str | Path) -> ConfigDict:
+    """The ConfigDict of a Python file, every field of which is known and of its type.
+
+    Raises:
+      ValueError: see load_config; for unknown, missing and wrong fields, all of them in one error.
+    """
+    config, problems = load_config(path), Problems()
+    problems.extend(fields.problems(as_plain(config)))
+    problems.check()
+    return config
+
+
 def _line_in(error, path):
     """The last line of a file that an error came through."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
@@ -188,9 +200,9 @@ def set_field(config: ConfigDict, override: str) -> None:
     if field is None and below and text.lower() == 'none' and (path[0] != 'stages' or len(path) > 2):
         field = fields.Field(type(None), None)
     if field is None:
-        raise ValueError(f'--set {override}: ' + (
-            f'{key} cannot be set as a whole, which is a group of {", ".join(below)}' if below else
-            f'the config has no field {key}; {fields.nearest(path)}'))
+        group = f'{key} cannot be set as a whole, as it is a group of {", ".join(fields.members(path))}'
+        unknown = f'the config has no field {key}; {fields.nearest(path)}'
+        raise ValueError(f'--set {override}: {group if below else unknown}')
     for name in path[:-1]:
         if isinstance(node, ConfigDict) and node.get(name) is None:
             with node.ignore_type():

@@ -164,6 +164,12 @@ def group(path: Sequence[str]) -> list[str]:
     return [one[len(prefix):] for one in known() if one.startswith(prefix)]
 
 
+def members(path: Sequence[str]) -> list[str]:
+    """The names of the fields and groups directly below a path; of a stage, for all stages."""
+    path = [*path, '*'] if tuple(path) == ('stages',) else path
+    return list(dict.fromkeys(one.split('.')[0] for one in group(path)))
+
+
 def nearest(path: Sequence[str]) -> str:
     """A clause that names the fields that the user may have meant."""
     wanted = pattern(path)
@@ -177,8 +183,7 @@ def nearest(path: Sequence[str]) -> str:
     if near:
         number = path[1] if path[0] == 'stages' and len(path) > 1 else '0'
         return f'nearest are {", ".join(one.replace(".*.", f".{number}.", 1) for one in near)}'
-    siblings = sorted({one.split('.')[0] for one in group(path[:-1])} if len(path) > 1 else
-                      {one.split('.')[0] for one in known()})
+    siblings = sorted(members(path[:-1]) if len(path) > 1 else {one.split('.')[0] for one in known()})
     return f'there are {", ".join(siblings)}'
 
 
@@ -188,7 +193,7 @@ def problems(config: Mapping[str, Any]) -> Iterator[str]:
         name, field = '.'.join(path), find(path)
         if field is None and group(path):
             if value is not None:
-                yield f'config.{name} {value!r} must be a group of {", ".join(group(path))}'
+                yield f'config.{name} {value!r} must be a group of {", ".join(members(path))}'
         elif field is None:
             yield f'the config has a field {name}, which nothing reads; {nearest(path)}'
         elif not accepts(field.kind, value):

@@ -8,7 +8,7 @@ import re
 from typing import NamedTuple
 
 from lct.cli import planned_config
-from lct.cli.config import load_config, make_run, windowed
+from lct.cli.config import load_checked, make_run, windowed
 from lct.cli.paths import experiments_folder
 from lct.cli.plan_models import MODELS
 from lct.plan import compiled, hardware, search, tables, timing
@@ -76,7 +76,7 @@ def plan_recipe(args):
         if getattr(args, flag):
             raise ValueError(f'--{flag} is set by the recipe {args.config}; '
                              'drop the flag or write another recipe')
-    raw = load_config(args.config)
+    raw = load_checked(args.config)
     run, (name, config) = make_run(raw), recipe_model(raw, args.model)
     config = windowed(config, raw)
     context = args.context and parse_length(args.context)
