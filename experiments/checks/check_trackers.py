@@ -12,6 +12,7 @@ import os
 import sqlite3
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from lct.cli.main import run_script
@@ -34,6 +35,7 @@ def send(name, folder):
             tracker.scalars(step, {'loss': 1 / step, 'stage 2K/loss': 1 / step, 'bad': float('nan')})
         tracker.image(steps[-1], 'needle', picture)
         tracker.close()
+        time.sleep(1)  # wandb names the folder of a call by its second
     return warnings
 
 
