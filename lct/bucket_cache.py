@@ -34,6 +34,22 @@ def root() -> Path:
     return Path(chosen).expanduser().absolute() if chosen else files.user_cache() / 'buckets'
 
 
+def variable(name: str, default: float, unit: str) -> float:
+    """The number in an environment variable.
+
+    Raises:
+      ValueError: if it is not above 0.
+    """
+    text = os.environ.get(name) or str(default)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise ValueError(f'{name}={text} must be a number of {unit} above 0')
+    return value
+
+
 def entry_of(kind: str, key: str) -> Path:
     """The folder of a copy of some kind."""
     return root() / kind / hashlib.sha256(key.encode()).hexdigest()[:24]
@@ -160,14 +176,7 @@ def make_room(needed: int, url: str) -> None:
     Raises:
       StorageError: if they cannot.
     """
-    text = os.environ.get('LCT_CACHE_GB') or str(DEFAULT_GB)
-    try:
-        bound = float(text) * 1e9
-    except ValueError:
-        bound = math.nan
-    if not bound > 0:
-        raise ValueError(f'LCT_CACHE_GB={text} must be a number of gigabytes above 0')
-    entries = {}
+    bound, entries = variable('LCT_CACHE_GB', DEFAULT_GB, 'gigabytes') * 1e9, {}
     root().mkdir(parents=True, exist_ok=True)
     for record in root().glob('*/*.json'):
         entries[record] = record.stat().st_mtime, _bytes_below(record.with_suffix(''))

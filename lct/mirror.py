@@ -50,7 +50,7 @@ class Mirror:
         self._owner = {'id': secrets.token_hex(8), 'host': socket.gethostname(), 'pid': os.getpid()}
         self._uploaded: dict[str, Any] = {}  # {name of a file or an atomic folder: its state there}
         self._direct = storage.scheme_of(url) in DIRECT
-        self._interval_s = float(os.environ.get('LCT_SYNC_S') or SYNC_S)
+        self._interval_s = bucket_cache.variable('LCT_SYNC_S', SYNC_S, 'seconds')
         self._uploading = threading.Lock()
         self._stop, self._released, self._lost = threading.Event(), threading.Event(), False
         self._threads = [threading.Thread(target=target, name=target.__name__, daemon=True)

@@ -98,6 +98,17 @@ def test_copies_stay_within_the_bound(monkeypatch):
     assert held.exists() and not c.exists()
 
 
+def test_variables_that_are_no_numbers_above_0_are_refused(monkeypatch):
+    put(a_txt=b'one')
+    for text in ('0', '-1', 'nan', '10 GB'):
+        monkeypatch.setenv('LCT_CACHE_GB', text)
+        with pytest.raises(ValueError, match=f'^LCT_CACHE_GB={text} must be a number of gigabytes above 0'):
+            bucket_cache.fetch(URL)
+        monkeypatch.setenv('LCT_SYNC_S', text)
+        with pytest.raises(ValueError, match=f'^LCT_SYNC_S={text} must be a number of seconds above 0'):
+            mirror.Mirror(URL, print)
+
+
 def test_a_name_that_leaves_the_folder_is_refused():
     put(a=b'1')
     stored = fsspec.filesystem('memory').store
