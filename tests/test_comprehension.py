@@ -157,6 +157,7 @@ SCORES = (  # metric, answer, references, score
     ('similarity', 'Dear heron, come back.', ['Dear heron, come back.'], 1),
     ('similarity', 'Here it is:\n\n Dear heron, come back. ', ['Dear heron, come back.'], 1),
     ('similarity', '', ['Dear heron'], 0), ('similarity', 'abcd', ['abxy'], 0.5),
+    ('similarity', 'abcd\nabxy', ['abxy'], 0.5), ('similarity', 'ab\ncd', ['ab\ncd'], 1),
     ('set_f1', 'qk417, ab012', ['ab012', 'qk417'], 1),
     ('set_f1', '`QK417` and [ab012].', ['ab012', 'qk417'], 1),
     ('set_f1', '中qk417和ab012', ['ab012', 'qk417'], 1), ('set_f1', 'qk417', ['ab012', 'qk417'], 2 / 3),

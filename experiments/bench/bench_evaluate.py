@@ -1,7 +1,7 @@
 """What evaluations take beside those of an earlier checkout, in turns on the same machine.
 
     git worktree add ../before f9ca58e
-    python experiments/bench/bench_evaluate.py --before ../before --model base --lengths 8192 --rounds 2 \\
+    python experiments/bench/bench_evaluate.py --before ../before --model DIR --lengths 8192 --rounds 2 \\
         --out experiments/results/evaluate_speed.json
     python experiments/bench/bench_evaluate.py --before ../before --model smollm2 --lengths 8192 --rounds 1
 
@@ -9,7 +9,7 @@ Each round runs the needle grid and RULER with both checkouts, each with its own
 their own. Seconds of the clock and of the cores are from the start of a process to its end, with compilation
 unless JAX_COMPILATION_CACHE_DIR is warm. RULER's prompts are the same on both sides, and how many of their
 answers are equal is counted. The needles have the same lengths and depths, but other haystacks: all
-depths of a column share one now.
+depths of a column share one now. DIR may be a copy of experiments/base with larger max_position_embeddings.
 """
 
 import argparse

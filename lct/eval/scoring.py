@@ -65,10 +65,17 @@ def f1(found: Sequence[str], wanted: Sequence[str]) -> float:
 
 
 def similarity(text: str, outputs: Sequence[str]) -> float:
-    """The ratio of equal characters, as OpenAI's MRCR scores, of the line of text that is most like one of
-    outputs."""
-    lines = [line.strip() for line in text.splitlines()] or ['']
-    return max(difflib.SequenceMatcher(None, line, output).ratio() for line in lines for output in outputs)
+    """The ratio of equal characters, as OpenAI's MRCR scores, to the most alike of outputs.
+
+    An output of one line is compared with the first line of text that is more than half as long, if there is
+    one: so a short phrase may precede the answer, and an answer that lists many texts is not right.
+    """
+    return max(difflib.SequenceMatcher(None, _repeated(text, output), output).ratio() for output in outputs)
+
+
+def _repeated(text, output):
+    lines = [line for line in map(str.strip, text.splitlines()) if 2 * len(line) > len(output)]
+    return text.strip() if '\n' in output or not lines else lines[0]
 
 
 def set_f1(text: str, outputs: Sequence[str]) -> float:

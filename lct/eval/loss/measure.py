@@ -130,10 +130,11 @@ def run_key_tokens(evaluator: Model, plan: 'Plan', documents: Sequence[Sequence[
 
 def check_key_tokens(model: Model, plan: 'Plan') -> None:
     """Raise ValueError for windows that are too short to find key tokens in."""
-    longest, shortest = max(plan.lengths), 4 * SHORT * _unit(model)
-    if longest < shortest:
+    longest, unit = max(plan.lengths), _unit(model)
+    if not _short_context(longest, unit)[1]:
         raise ValueError(f'windows of {longest} tokens are too short to find key tokens in; use lengths of '
-                         f'{shortest} or more, or leave --evaluator out')
+                         f'{4 * SHORT * unit} or more, a smaller sequence axis or fewer FFN chunks, or leave '
+                         '--evaluator out')
 
 
 def run_on_key_tokens(model: Model, plan: 'Plan', documents: Sequence[Sequence[int]], chosen: Sequence[dict],
@@ -226,14 +227,18 @@ def _measure(model, window):
 
 def _key_tokens(model, window, full):
     """(short context, bool [1, S]) of a window with the losses full [1, S]; None if it is too short."""
-    unit, seq_len = _unit(model), len(window) - 1
-    context = min(SHORT_CONTEXT, seq_len // SHORT) // unit * unit
-    stride = context // 4 // unit * unit
+    context, stride = _short_context(len(window) - 1, _unit(model))
     if not stride:
         return None
     short = long_context.short_context_losses(
         functools.partial(_loss, model), window[None], full, context, stride, model.tokenizer.bos_id)
     return context, long_context.key_tokens(full, short)
+
+
+def _short_context(seq_len, unit):
+    """(short context, stride) in tokens for windows of seq_len; a stride of 0 where they are too short."""
+    context = min(SHORT_CONTEXT, seq_len // SHORT) // unit * unit
+    return context, context // 4 // unit * unit
 
 
 # ---------------------------------------------------------------------------------------------------
