@@ -131,7 +131,6 @@ def _download(remote, name, target, info):
     path = target / name if name else target
     if path.is_file() and path.stat().st_size == info.size:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic_path(path) as partial:
         remote.get(name, partial, info)
 

@@ -223,7 +223,6 @@ class Mirror:
     def _get(self, name, info, entry):
         path = self.folder / name
         if info is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._remote.get(name, path, info)
         if info is None or entry and entry != [info.size, crc32(path)]:
             raise StorageError(f'{self.url}/{name} is not what was uploaded; delete the object '
@@ -266,17 +265,12 @@ def copy(url: str | os.PathLike, number: int) -> Path:
     entry.mkdir(parents=True, exist_ok=True)
     bucket_cache.hold(entry.with_suffix('.lock'))
     files.write_atomically(entry.with_suffix('.json'), json.dumps({'url': remote.url}))
-    shutil.rmtree(entry / remote.name, ignore_errors=True)
+    folder = entry / remote.name
+    shutil.rmtree(folder, ignore_errors=True)
     found = {name: info for name, info in remote.list().items()
              if is_single(name) and not name.startswith('checkpoints/')}
-
-    def get(name):
-        path = entry / remote.name / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remote.get(name, path, found[name])
-
-    storage.in_parallel(get, found)
-    return entry / remote.name
+    storage.in_parallel(lambda name: remote.get(name, folder / name, found[name]), found)
+    return folder
 
 
 @contextlib.contextmanager

@@ -150,7 +150,8 @@ class Remote:
             self._files.pipe_file(self._full(name), content)
 
     def get(self, name: str, path: Path, info: Info) -> None:
-        """Download an object to a local path, which gets the time of the object."""
+        """Download an object to a local path, which gets the time of the object, and its folders."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         with _explained(self._url(name)):
             self._files.get_file(self._full(name), str(path))
             if (size := path.stat().st_size) != info.size:

@@ -12,7 +12,7 @@ import jax
 from lct import files, processes
 from lct.train import scope_times
 
-MAX_BYTES = 1 << 29  # of a trace that is summarised, which takes about a minute
+MAX_BYTES = 1 << 29  # of a trace that is summarised, which Python reads event by event
 TEXT = re.compile(r'steps=(\d+)(?:-(\d+))?')
 
 
