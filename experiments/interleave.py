@@ -51,7 +51,7 @@ def main():
 def write(args, documents, interleaved):
     """Write the JSONL file, and print what is in it."""
     progress, total, own_total = Progress('writing', 'documents'), 0, 0
-    with atomic_path(args.output) as partial, partial.open('w') as file:
+    with atomic_path(args.output) as partial, partial.open('w', encoding='utf-8') as file:
         for i, found in enumerate(interleaved):
             text, source = ''.join(chunk.text for chunk in found), found[0].document
             own = sum(len(chunk.text) for chunk in found if chunk.document == source)

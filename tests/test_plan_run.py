@@ -7,7 +7,7 @@ import numpy as np
 import plan as planner
 import pytest
 
-from lct.cli import corpus_survey, extension_check, extension_run, plan_run
+from lct.cli import corpus, corpus_survey, extension_check, extension_run, plan_run
 from lct.cli.config import EVALUATE, load_config, make_run
 from lct.cli.plan_models import resolve
 from lct.cli.problems import SeveralProblems
@@ -80,6 +80,17 @@ def test_stages_that_cannot_be(stages, sentence):
 def corpus_of(*lengths):
     documents = [Document(f'{i}.txt', str(i)) for i in range(len(lengths))]
     return corpus_survey.Survey(np.array(lengths), documents, estimated=False)
+
+
+def test_a_corpus_that_would_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
+    (tmp_path / 'a.txt').write_text('x' * 1000)
+    monkeypatch.setattr('lct.cli.corpus.host_memory', lambda: 4000.0)
+    corpus.check_size(str(tmp_path), (), None)
+    monkeypatch.setattr('lct.cli.corpus.host_memory', lambda: 3999.0)
+    corpus.check_size(str(tmp_path), (), max_bytes=10)
+    corpus.check_size(str(tmp_path), ('*.txt',), None)
+    with pytest.raises(ValueError, match='GB of free memory here; make a token store of it'):
+        corpus.check_size(str(tmp_path), (), None)
 
 
 def test_held_out_text_suffices_where_it_can_and_training_keeps_a_row():

@@ -12,6 +12,7 @@ from test_decode import CONFIG, MEMORY, SEQ_LEN, on, placed_params
 from test_session import NEW, greedy
 
 from lct import sharding
+from lct.cli import sessions as named_sessions
 from lct.data import layout
 from lct.models import session as sessions
 from lct.models.session import Session
@@ -216,3 +217,18 @@ def test_an_unfinished_save_leaves_the_text_before(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='no space'):
         saved(tmp_path, TEXT[::-1])
     assert blocks(tmp_path) == before and loaded(tmp_path).texts == [TEXT]
+
+
+def test_sessions_that_others_deleted_free_space_and_those_of_others_stay(tmp_path, monkeypatch, capsys):
+    entries = [named_sessions.Entry(name, tmp_path / name, 10, 100, used, 'm')
+               for name, used in (('new', 4), ('old', 3), ('gone', 2), ('foreign', 1))]
+    (tmp_path / 'foreign').mkdir()
+
+    def delete(name):
+        if name in ('gone', 'foreign'):
+            raise ValueError(f'there is no session {name!r}')
+
+    monkeypatch.setattr(named_sessions, 'entries', lambda: entries)
+    monkeypatch.setattr(named_sessions, 'delete', delete)
+    assert named_sessions.prune(300) == [] and named_sessions.prune(200) == ['old']
+    assert 'gone' not in (text := capsys.readouterr().err) and 'session foreign cannot be deleted' in text

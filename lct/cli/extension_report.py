@@ -137,7 +137,7 @@ def describe_needle(result: Mapping[str, Any], native: int) -> str:
 
 
 def describe_theta(stage: stages.Stage) -> str:
-    """The rule that gave a stage's theta, in words."""
+    """The rule that gave a stage's theta, as text."""
     theta = {'dynamic_ntk': f'dynamic NTK, alpha {stage.alpha:g}', 'critical_base': 'critical base',
              'keep': 'unchanged'}.get(stage.theta, 'given')
     return f'{theta}, scaled by {dict(stage.scaling)["type"]}' if stage.scaling else theta

@@ -141,11 +141,12 @@ def prune(max_bytes: float, keep: Sequence[Path] = ()) -> list[str]:
             continue
         try:
             delete(one.name)
-        except (OSError, ValueError) as error:  # another process deleted it, or it holds a file of somebody
-            print(f'WARNING: session {one.name} stays: {error}', file=sys.stderr)
-            continue
+            removed.append(one.name)
+        except (OSError, ValueError) as error:
+            if one.folder.exists():  # it holds a file of another user; otherwise another process deleted it
+                print(f'WARNING: session {one.name} cannot be deleted: {error}', file=sys.stderr)
+                continue
         total -= one.bytes
-        removed.append(one.name)
     return removed
 
 

@@ -204,7 +204,7 @@ def _kind_of(path: Path) -> str:
 
 def _tracked(folder: Path, tally: Tally) -> list[tuple[str, str, str]] | None:
     """The same as _walk for a git checkout: the files that git tracks or would add; None without git."""
-    # A checkout is a stranger's: its own settings must start no program.
+    # A checkout is not trusted: its own settings must not start a program.
     command = ['git', '-c', 'core.fsmonitor=false', '-c', 'safe.directory=*', '-C', str(folder), 'ls-files',
                '-z', '--cached', '--others', '--exclude-standard']
     try:
