@@ -10,10 +10,12 @@ from lct.cli.extension import check_stages, check_without_devices, describe
 from lct.cli.host_memory import host_memory
 from lct.cli.plan_models import MODELS
 from lct.cli.problems import Problems
+from lct.models.config import LlamaConfig
 from lct.plan import hardware
 from lct.plan.search import USABLE
 from lct.plan.tables import GiB, policy
 from lct.text import short_length, table
+from lct.train.settings import Run
 
 
 def print_check(config: ConfigDict) -> None:
@@ -68,7 +70,7 @@ def check_devices(config: ConfigDict) -> None:
                              'the mesh of all of them, or --set devices=0')
 
 
-def print_memory(run, config, kind):
+def print_memory(run: Run, config: LlamaConfig, kind: hardware.Hardware) -> None:
     """A row for every stage: its predicted memory beside that of a device."""
     steps = [memory_check.step_of(run, i, config) for i in range(len(run.stages))]
     peaks = [memory_check.needed_by(run, step, kind).peak for step in steps]

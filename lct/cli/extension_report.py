@@ -26,6 +26,10 @@ from lct.weights import llama_hf
 
 CARRIES_OVER = 0.2  # of the needle prompts; below it a closing line says that recall is bound to its wording
 
+TITLES = {'recall': f'recall probe ({recall_probe.DESCRIPTION})',
+          'needle': f'needle ({before_after.NEEDLE_DESCRIPTION})',
+          'ruler': f'RULER ({quick_ruler.DESCRIPTION})'}
+
 
 def report_of(job: Job, measured: Mapping[str, Measurements], summary: dict,
               seconds: float) -> dict[str, Any]:
@@ -61,10 +65,8 @@ def _taken(measured, kind):
 
 def write_report(job: Job, measured: Mapping[str, Measurements], report: Mapping[str, Any]) -> list[str]:
     """Write results.json and the figures -> the names of the files."""
-    tests = {f'recall probe ({recall_probe.DESCRIPTION})': 'recall',
-             f'needle ({before_after.NEEDLE_DESCRIPTION})': 'needle_grid',
-             f'RULER ({quick_ruler.DESCRIPTION})': 'ruler_grid'}
-    rows = {title: list(_taken(measured, kind).values()) for title, kind in tests.items()}
+    grids = {'recall': 'recall', 'needle': 'needle_grid', 'ruler': 'ruler_grid'}
+    rows = {TITLES[kind]: list(_taken(measured, grid).values()) for kind, grid in grids.items()}
     rows = {title: row for title, row in rows.items() if row}
     pictures = {}
     if rows:
@@ -106,16 +108,12 @@ def log_results(job: Job, measured: Mapping[str, Measurements], report: Mapping[
     """Lines on the files written, relative to the work directory, and on all scores."""
     for path in written:
         log(f'wrote {job.workdir / path}')
-    for title, kind, describe in (
-        (f'recall probe ({recall_probe.DESCRIPTION})', 'recall',
-         lambda name: describe_recall(report['summary'][name], job.native)),
-        (f'needle ({before_after.NEEDLE_DESCRIPTION})', 'needle',
-         lambda name: describe_needle(measured[name].needle, job.native)),
-        (f'RULER ({quick_ruler.DESCRIPTION})', 'ruler',
-         lambda name: quick_ruler.describe(measured[name].ruler)),
-    ):
+    describe = {'recall': lambda name: describe_recall(report['summary'][name], job.native),
+                'needle': lambda name: describe_needle(measured[name].needle, job.native),
+                'ruler': lambda name: quick_ruler.describe(measured[name].ruler)}
+    for kind, title in TITLES.items():
         names = list(_taken(measured, kind))
-        for text in [f'{title}:', *(f'{name}: {describe(name)}' for name in names)] if names else ():
+        for text in [f'{title}:', *(f'{name}: {describe[kind](name)}' for name in names)] if names else ():
             log(text)
 
 

@@ -1,25 +1,32 @@
 """A recipe planned: its stages predicted on their own meshes or on the best of other devices, beside the
 minutes that its authors published."""
 
+import argparse
 import dataclasses
 import json
 import pathlib
 import re
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
 
 from lct.cli import planned_config
 from lct.cli.config import load_checked, make_run, windowed
 from lct.cli.paths import experiments_folder
 from lct.cli.plan_models import MODELS
+from lct.models.config import LlamaConfig
+from lct.models.lora import Adapter
 from lct.plan import compiled, hardware, search, tables, timing
 from lct.plan.buffers import Buffers
 from lct.plan.cost import Step
 from lct.plan.tables import GiB
 from lct.text import parse_length, table
 from lct.train import stages
+from lct.train.settings import Run
 
 
-def recipe_model(config, name):
+def recipe_model(config: ConfigDict, name: str | None) -> tuple[str, LlamaConfig]:
     """(name, LlamaConfig) of the base model of a recipe: --model, or the one that its config names."""
     name = name or (config.get('base') or {}).get('model')
     if not name:
@@ -28,7 +35,7 @@ def recipe_model(config, name):
     return name, MODELS[name]
 
 
-def hardware_of(args, published=''):
+def hardware_of(args: argparse.Namespace, published: str = '') -> hardware.Hardware:
     """The Hardware of the flags, or the published device of a recipe, with the network of the flags."""
     names = (part for part in re.split(r'[\s-]', published.lower()) if part in hardware.TABLE)
     name = args.hardware or next(names, None)
@@ -41,7 +48,8 @@ def hardware_of(args, published=''):
     return kind
 
 
-def price(hours, devices, per_hour):
+def price(hours: float, devices: int, per_hour: float | None) -> str:
+    """The price of hours of devices, as the end of a sentence; '' if it is not known."""
     return f', {hours * devices * per_hour:,.0f} at {per_hour} per device and hour' if per_hour else ''
 
 
@@ -57,21 +65,28 @@ class PlannedStage(NamedTuple):
     published: dict
 
     @property
-    def seconds(self):
+    def seconds(self) -> float:
+        """Of a step."""
         return sum(self.times.values())
 
     @property
-    def minutes(self):
+    def minutes(self) -> float:
+        """Of all steps."""
         return self.seconds * self.num_steps / 60
 
     @property
-    def comparable(self):
+    def comparable(self) -> bool:
         """Whether there are published minutes of the same devices."""
         return bool(self.published.get('minutes')) and self.published.get('devices') == self.step.devices \
             and self.kind.name in self.published['device'].lower()
 
 
-def plan_recipe(args):
+def plan_recipe(args: argparse.Namespace) -> None:
+    """Print the plan of a recipe, and write its config to args.output if that is given.
+
+    Raises:
+      ValueError: for flags that do not go with a recipe, and for stages that cannot be planned.
+    """
     for flag in ('rows', 'tokens', 'theta'):
         if getattr(args, flag):
             raise ValueError(f'--{flag} is set by the recipe {args.config}; '
@@ -104,8 +119,13 @@ def plan_recipe(args):
                              last.step, f'{hours:,.0f} device-hours')
 
 
-def check_recipe_context(args, run, config, context):
-    """Refuse a --context beyond the last stage of a recipe."""
+def check_recipe_context(args: argparse.Namespace, run: Run, config: LlamaConfig,
+                         context: int | None) -> None:
+    """Refuse a --context beyond the last stage of a recipe.
+
+    Raises:
+      ValueError: with the remedy.
+    """
     last = run.stages[-1]
     if context and context > last.seq_len:
         theta = stages.configs(run.stages, config)[-1].rope_theta
@@ -114,7 +134,8 @@ def check_recipe_context(args, run, config, context):
                          'critical_base, or drop --context')
 
 
-def plan_stage(stage, fields, config, adapter, args):
+def plan_stage(stage: stages.Stage, fields: dict[str, Any], config: LlamaConfig, adapter: Adapter | None,
+               args: argparse.Namespace) -> PlannedStage:
     """The PlannedStage of a stage, on its own mesh or on the best one of --devices. adapter: of the run, or
     None."""
     published = fields.get('published', {})
@@ -132,7 +153,7 @@ def plan_stage(stage, fields, config, adapter, args):
                         search.needed_by(step, kind, adapter), published)
 
 
-def print_stages(planned, model):
+def print_stages(planned: Sequence[PlannedStage], model: str) -> None:
     """The stages of a recipe, and the seconds of a step of each."""
     path = experiments_folder() / 'results' / 'plan_memory.json'
     memory_table = json.loads(path.read_text()) if path.exists() else {}
@@ -148,7 +169,7 @@ def print_stages(planned, model):
                 [(one.name, *(f'{one.times.get(name, 0):.1f}' for name in names)) for one in planned]))
 
 
-def stage_row(one, compiled_bytes):
+def stage_row(one: PlannedStage, compiled_bytes: float | None) -> tuple:
     """A stage in the table of a recipe. compiled_bytes: per device, or None."""
     step, published = one.step, one.published.get('minutes')
     full = one.buffers.peak > search.USABLE * one.kind.memory
@@ -160,7 +181,7 @@ def stage_row(one, compiled_bytes):
             f'{compiled_bytes / GiB:.1f}' if compiled_bytes else '-')
 
 
-def print_agreement(minutes):
+def print_agreement(minutes: Sequence[tuple[float, float]]) -> None:
     """Print how well minutes agree. minutes: [(predicted, published)]."""
     if len(minutes) < 2:
         return
