@@ -239,8 +239,8 @@ def make_plan(args, model, weights_sha256, counts, tasks):
     about['data'] = None
     if args.data:
         data = pathlib.Path(bucket_cache.local(args.data))
-        plan, paths, problems = suites.SUITES[args.suite].with_data(plan, data, model)
-        about['data'] = [str(args.data), provenance.files_hash(paths)]
+        plan, files, problems = suites.SUITES[args.suite].with_data(plan, data, model)
+        about['data'] = [str(args.data), provenance.files_hash(files)]
         warn(problems)
     if args.base:
         about |= {'base': args.base, 'base_sha256': hash_of_other(args, 'base', model)}

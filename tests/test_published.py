@@ -10,6 +10,7 @@ import pytest
 from lct.data import tokenizer as tokenizers
 from lct.eval import runner
 from lct.eval.published import babilong, infinitebench, longbench_v2, metrics
+from lct.eval.published.question import Question
 from lct.eval.suites import SUITES, Plan
 from lct.models import llama
 
@@ -71,6 +72,13 @@ def test_longbench_v2_is_read_cut_and_scored(tmp_path, model, suffix):
     assert list(suite.check(model, plan)) == []
     problems = list(suite.check(model, planned('longbench_v2', tmp_path, model, 200)[0]))
     assert len(problems) == 2 and 'without its text, too many for length 200' in problems[1]
+
+
+def test_a_text_without_room_for_half_a_character_is_left_out(model):
+    question = Question('', '', 10 * 'head', '\u20ac' * 50, 'tail', '', ['A'], 8, 'stated_letter')
+    length = question.sample(model, 100, 0, '').meta['tokens'] + 2
+    sample = question.fitted(model, length, 0)
+    assert sample.prompt == 10 * 'head' + 'tail' and sample.meta['cut'] and sample.meta['tokens'] <= length
 
 
 def test_babilong_takes_the_files_of_the_lengths(tmp_path, model):

@@ -22,7 +22,7 @@ IDENTITY = ('weights_sha256', 'tokenizer_sha256', 'template_sha256', 'seed', 'sa
 def enter(workdir: Path, about: Mapping[str, Any]) -> tuple[dict, int]:
     """Add a call to about.json of a folder; refuse to mix the answers of two models or inputs in it.
 
-    The base model may be added later. A folder without answers may be used for anything.
+    A base model and an evaluator may be added later. A folder without answers may be used for anything.
 
     Returns:
       about, with what earlier calls have stated and with 'runs', and the number of this call.
