@@ -27,7 +27,7 @@ from lct.cli.config import EVALUATE, load_config, make_run
 from lct.cli.corpus_survey import survey, tokenizer_of
 from lct.cli.flags import add_exclude_flag
 from lct.cli.host_memory import host_memory
-from lct.cli.main import run_script
+from lct.cli.main import check_positive, run_script
 from lct.cli.model import parse_lengths
 from lct.cli.plan_models import MODELS, resolve
 from lct.cli.plan_recipe import hardware_of, plan_recipe, price
@@ -59,6 +59,9 @@ def make_request(args):
             raise ValueError('--devices is needed, or a --config')
         if args.devices < 1:
             raise ValueError(f'--devices {args.devices} must be at least 1')
+    for flag in ('rows', 'tokens'):
+        with problems.collect():
+            check_positive(args, flag)
     with problems.collect():
         kind = hardware_of(args)
     with problems.collect():

@@ -211,6 +211,11 @@ def changed(**flags):
     (changed(model='llama3-9b'), r"model 'llama3-9b' is not in the table; nearest are llama3-8b"),
     (changed(context='1X'), r"'1X' is not a number of tokens"),
     (changed(devices='0'), r'--devices 0 must be at least 1'),
+    (changed(rows='0'), r'--rows 0 must be a whole number above 0'),
+    (changed(tokens='-5'), r'--tokens -5.0 must be a whole number above 0'),
+    (changed(context='8K', theta='1e6'), r'--theta 1,000,000 is for a context beyond the 8,192 tokens'),
+    (['--config', str(EXPERIMENTS / 'configs' / 'published' / 'gradient_llama3_8b.py'), '--devices', '-2'],
+     r'--devices -2 must be a whole number above 0'),
     (changed(devices='100'), r'embed_dim 4096 is not a multiple .* remedies'),
     (changed(theta='5e8'), r'context 1048576 is beyond the 359,277 tokens that theta 500,000,000 reaches .* '
                            r'--theta 3580165450'),

@@ -119,7 +119,7 @@ def log_results(job: Job, measured: Mapping[str, Measurements], report: Mapping[
 
 def describe_recall(scores: Mapping[str, Any], native: int) -> str:
     """A summary of the recall probe in one line."""
-    return (f'cells right {scores["inside"][0]}/{scores["inside"][1]} up to {native:,}, '
+    return (f'{scores["inside"][0]}/{scores["inside"][1]} cells right up to {native:,}, '
             f'{scores["beyond"][0]}/{scores["beyond"][1]} beyond {2 * native:,}; worst length '
             f'{scores["worst_length"]:,} with {scores["worst_mean"]:.0%}')
 
@@ -128,7 +128,7 @@ def describe_needle(result: Mapping[str, Any], native: int) -> str:
     """The result of the suite 'needle' in one line: prompts right up to the native length and beyond it."""
     inside = [record['correct'] for record in result['records'] if record['length'] <= native]
     beyond = [record['correct'] for record in result['records'] if record['length'] > native]
-    text = f'prompts right {sum(inside)}/{len(inside)} up to {native:,}, {sum(beyond)}/{len(beyond)} beyond'
+    text = f'{sum(inside)}/{len(inside)} prompts right up to {native:,}, {sum(beyond)}/{len(beyond)} beyond'
     if result['mean'] < CARRIES_OVER:
         text += '; what the recall probe shows does not carry over to this wording'
     return text

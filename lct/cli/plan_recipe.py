@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from lct.cli import planned_config
 from lct.cli.config import load_checked, make_run, windowed
+from lct.cli.main import check_positive
 from lct.cli.paths import experiments_folder
 from lct.cli.plan_models import MODELS
 from lct.models.config import LlamaConfig
@@ -87,8 +88,9 @@ def plan_recipe(args: argparse.Namespace) -> None:
     Raises:
       ValueError: for flags that do not go with a recipe, and for stages that cannot be planned.
     """
+    check_positive(args, 'devices')
     for flag in ('rows', 'tokens', 'theta'):
-        if getattr(args, flag):
+        if getattr(args, flag) is not None:
             raise ValueError(f'--{flag} is set by the recipe {args.config}; '
                              'drop the flag or write another recipe')
     raw = load_checked(args.config)

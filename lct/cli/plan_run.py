@@ -96,10 +96,14 @@ def theta_for(config: llama.LlamaConfig, context: int, theta: float | None) -> s
     """The theta to train with at a context: the given one, if it reaches that far, or the critical base.
 
     Raises:
-      ValueError: for one that does not reach that far, with one that does.
+      ValueError: for one that does not reach that far, with one that does; for one at a context that needs
+        none.
     """
     trained = config.max_position_embeddings
     if context <= trained:
+        if theta is not None:
+            raise ValueError(f'--theta {theta:,.0f} is for a context beyond the {trained:,} tokens that the '
+                             f'model reads already, and --context is {context:,}; leave it out')
         return 'keep'
     if theta is None:
         return 'critical_base'

@@ -190,8 +190,9 @@ def best(job: Job, hardware: Hardware, devices: int,
     result = search(job, hardware, devices, efficiency)
     if result.plans:
         return result
-    raise ValueError(f'no plan is feasible for {job.rows} rows of {job.seq_len} tokens on {devices} x '
-                     f'{hardware.name}: {_nearest(result)}; {_remedies(job, hardware, devices)}')
+    rows = f'{job.rows} row{"s" * (job.rows > 1)}'
+    raise ValueError(f'no plan is feasible for {rows} of {job.seq_len} tokens on {devices} x {hardware.name}'
+                     f': {_nearest(result)}; {_remedies(job, hardware, devices)}')
 
 
 def _nearest(result):
