@@ -243,9 +243,9 @@ def test_parts_join_to_the_same_bytes(tmp_path, monkeypatch):
     (tmp_path / 'in' / 'b' / 'c.jsonl').write_text(
         '{"text": "x"}\n{"text": ""}\nnot JSON\n{"text": "y"}\n' * 9)
 
-    def tokenize(name, part=None):
-        return tokenize_corpus([tmp_path / 'in'], 'bytes', tmp_path / name, workers=1, shard_tokens=3000,
-                               options=Options(skip_bad=True, part=part))
+    def tokenize(name, part=None, shard_tokens=3000):
+        return tokenize_corpus([tmp_path / 'in'], 'bytes', tmp_path / name, workers=1,
+                               shard_tokens=shard_tokens, options=Options(skip_bad=True, part=part))
 
     one = tokenize('one')
     for part in (2, 1, 4):
@@ -253,6 +253,9 @@ def test_parts_join_to_the_same_bytes(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='lacks 1 of 4 parts, first 3-of-4; run them with --part 3/4'):
         parts.join(tmp_path / 'many')
     tokenize('many', (3, 4))
+    assert tokenize('many', (3, 4)) is None
+    with pytest.raises(ValueError, match='3-of-4 is complete, but its shard_tokens differs from .* remove'):
+        tokenize('many', (3, 4), shard_tokens=2000)
     assert len(list((tmp_path / 'many.parts').iterdir())) == 4
     joined = parts.join(tmp_path / 'many')
     names = sorted(path.name for path in (tmp_path / 'one').iterdir())

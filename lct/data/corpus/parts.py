@@ -58,6 +58,18 @@ def is_complete(folder: Path) -> bool:
     return (folder / COMPLETE).is_file()
 
 
+def check_plan(folder: Path, plan: dict[str, Any]) -> None:
+    """Refuse a complete part that was made by another plan.
+
+    Raises:
+      ValueError: naming what differs.
+    """
+    recorded = _read(folder / 'plan.json')
+    if differ := [key for key in plan if recorded.get(key) != plan[key]]:
+        raise ValueError(f'{folder} is complete, but its {differ[0]} differs from that of this command; '
+                         'remove the folder to make the part again')
+
+
 def join(output: str | os.PathLike) -> Store:
     """The Store of all parts, which are deleted. A join that was stopped continues.
 

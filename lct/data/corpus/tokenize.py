@@ -107,11 +107,12 @@ def tokenize_corpus(specs: Sequence[str | os.PathLike], tokenizer_name: str | os
     if options.part:
         first, end = parts.files_of(sizes, *options.part)
         folder = parts.folder_of(folder, *options.part)
-        if parts.is_complete(folder):
-            return None
     # skip_bad is not in the plan: a run that met a bad document after hours may continue with it.
     plan = {'shard_tokens': shard_tokens, 'fields': list(fields), 'corpus': digest}
     plan |= {'part': list(options.part)} if options.part else {}
+    if options.part and parts.is_complete(folder):
+        parts.check_plan(folder, {**plan, 'tokenizer': tokenizer.fingerprint})
+        return None
     bytes_total = sum(sizes[first:end])
     with (Writer(folder, tokenizer.fingerprint, tokenizer.vocab_size, plan) as writer,
           ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _start_worker,
