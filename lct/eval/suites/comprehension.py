@@ -1,12 +1,9 @@
 """The suite 'comprehension': tasks that needles do not predict."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from lct.eval import runner, scoring
-from lct.eval.suites.suite import Plan, TaskScoreSuite, by_task_and_length, task_items
+from lct.eval.suites.suite import Plan, TaskScoreSuite, mean_chance, task_items
 from lct.eval.tasks import comprehension
 
 
@@ -30,15 +27,9 @@ class ComprehensionSuite(TaskScoreSuite):
             return scoring.names_first(text, row['outputs'][0], wrong)
         return scoring.METRICS[row['meta']['metric']](text, row['outputs'])
 
-    def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
-        """Records are a scoring.TaskScore with 'chance', 0..100, of a guess among what the text offers."""
-        tasks = {}
-        for (task, length), chosen in by_task_and_length(rows).items():
-            scores = [self.row_score(row) for row in chosen]
-            record = dataclasses.asdict(scoring.task_score(scores, [row['text'] for row in chosen]))
-            chance = float(np.mean([row['meta'].get('chance', 0) for row in chosen]))
-            tasks.setdefault(task, {})[length] = {**record, 'chance': round(100 * chance, 2)}
-        return {'tasks': tasks}
+    def record(self, rows: Sequence[Mapping]) -> dict:
+        """A scoring.TaskScore with 'chance', 0..100, of a guess among what the text offers."""
+        return {**super().record(rows), 'chance': mean_chance(rows)}
 
     def sentences(self, result: Mapping) -> list[str]:
         """The chance levels: of an answer guessed among those that the text offers."""

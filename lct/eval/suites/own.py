@@ -4,12 +4,11 @@ A line is {"input": ..., "outputs": [...]}, and may have "answer_prefix", "max_n
 of scoring.METRICS.
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from lct.eval import data_files, runner, scoring
-from lct.eval.suites.suite import Plan, TaskScoreSuite, by_task_and_length, given_items, with_given
+from lct.eval.suites.suite import Plan, TaskScoreSuite, given_items, with_given
 
 
 class OwnSuite(TaskScoreSuite):
@@ -26,12 +25,3 @@ class OwnSuite(TaskScoreSuite):
     def row_score(self, row: Mapping) -> float:
         metric = scoring.METRICS[row['meta'].get('metric', scoring.DEFAULT_METRIC)]
         return metric(scoring.clean(row['text']), row['outputs'])
-
-    def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
-        """Records are a scoring.TaskScore."""
-        tasks = {}
-        for (task, length), chosen in by_task_and_length(rows).items():
-            scores = [self.row_score(row) for row in chosen]
-            record = scoring.task_score(scores, [row['text'] for row in chosen])
-            tasks.setdefault(task, {})[length] = dataclasses.asdict(record)
-        return {'tasks': tasks}

@@ -7,13 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
-
-from lct.eval import runner, scoring
+from lct.eval import runner
 from lct.eval.published import babilong, infinitebench, longbench_v2, metrics
 from lct.eval.published.question import Question
 from lct.eval.suites.plan import Plan, Questions
-from lct.eval.suites.suite import TaskScoreSuite, by_task_and_length
+from lct.eval.suites.suite import TaskScoreSuite, mean_chance
 
 
 class PublishedSuite(TaskScoreSuite):
@@ -73,23 +71,20 @@ class PublishedSuite(TaskScoreSuite):
         return metrics.score(row['meta']['metric'], row['text'], row['outputs'], row['meta'])
 
     def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
-        """Records are a scoring.TaskScore with 'chance', 0..100, of a guess, and 'cut', how many texts lost
-        their middle. 'groups' are the columns of the benchmark's own table, {group: {length: record}}."""
-        tasks, groups = {}, {}
-        for (task, length), chosen in by_task_and_length(rows).items():
-            tasks.setdefault(task, {})[length] = self._record(chosen)
+        """'groups' are the columns of the benchmark's own table, {group: {length: record}}."""
+        groups = {}
         for name in ('overall', *getattr(self.module, 'GROUPS', ())):
             members = [row for row in rows if name in ('overall', *row['meta']['groups'])]
             for length in sorted({row['length'] for row in members}):
-                groups.setdefault(name, {})[length] = self._record(
+                groups.setdefault(name, {})[length] = self.record(
                     [row for row in members if row['length'] == length])
-        return {'tasks': tasks, 'groups': groups}
+        return {**super().scores(plan, rows), 'groups': groups}
 
-    def _record(self, rows):
-        scores = [self.row_score(row) for row in rows]
-        record = dataclasses.asdict(scoring.task_score(scores, [row['text'] for row in rows]))
-        chance = float(np.mean([row['meta']['chance'] for row in rows]))
-        return {**record, 'chance': round(100 * chance, 2), 'cut': sum(row['meta']['cut'] for row in rows)}
+    def record(self, rows: Sequence[Mapping]) -> dict:
+        """A scoring.TaskScore with 'chance', 0..100, of a guess, and 'cut', how many texts lost their
+        middle."""
+        cut = sum(row['meta']['cut'] for row in rows)
+        return {**super().record(rows), 'chance': mean_chance(rows), 'cut': cut}
 
     def last_rows(self, result: Mapping) -> Iterator[list[str]]:
         lengths = self.lengths(result)

@@ -1,16 +1,9 @@
 """The suite 'repository': questions about source files whose answers the syntax tree knows."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 from lct.eval import runner, scoring
-from lct.eval.suites.suite import (
-    Plan,
-    TaskScoreSuite,
-    by_task_and_length,
-    no_interval_sentences,
-    task_items,
-)
+from lct.eval.suites.suite import Plan, TaskScoreSuite, no_interval_sentences, task_items
 from lct.eval.tasks import code_questions
 
 
@@ -28,21 +21,18 @@ class RepositorySuite(TaskScoreSuite):
     def row_score(self, row: Mapping) -> float:
         return scoring.score(row['task'], row['text'], row['outputs'])
 
-    def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
-        """Records are a scoring.TaskScore without stderr; interval: over texts, None for one."""
-        tasks = {}
-        for (task, length), chosen in by_task_and_length(rows).items():
-            scores, by_text = [self.row_score(row) for row in chosen], {}
-            for row, score in zip(chosen, scores, strict=True):
-                # Rows of an earlier version have no bundle.
-                text = row['meta'].get('bundle', row['index'] // code_questions.QUESTIONS)
-                by_text.setdefault(text, []).append(score)
-            record = dataclasses.asdict(scoring.task_score(scores, [row['text'] for row in chosen]))
-            del record['stderr']  # of questions as if they were independent
-            interval = scoring.clustered_interval(list(by_text.values()))
-            record['interval'] = interval and [100 * x for x in interval]
-            tasks.setdefault(task, {})[length] = record
-        return {'tasks': tasks}
+    def record(self, rows: Sequence[Mapping]) -> dict:
+        """A scoring.TaskScore without stderr; interval: over texts, None for one."""
+        by_text = {}
+        for row in rows:
+            # Rows of an earlier version have no bundle.
+            text = row['meta'].get('bundle', row['index'] // code_questions.QUESTIONS)
+            by_text.setdefault(text, []).append(self.row_score(row))
+        record = super().record(rows)
+        del record['stderr']  # of questions as if they were independent
+        interval = scoring.clustered_interval(list(by_text.values()))
+        record['interval'] = interval and [100 * x for x in interval]
+        return record
 
     def sentences(self, result: Mapping) -> list[str]:
         return no_interval_sentences(result)

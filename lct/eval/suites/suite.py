@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lct.eval import answers, data_files, runner
+from lct.eval import answers, data_files, runner, scoring
 from lct.eval.report import svg
 from lct.eval.suites.plan import Plan
 from lct.text import short_length
@@ -211,6 +211,17 @@ class LengthSuite(PromptSuite):
 class TaskScoreSuite(LengthSuite):
     """A LengthSuite whose records are scoring.TaskScore as dicts, in percent."""
 
+    def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
+        tasks = {}
+        for (task, length), chosen in by_task_and_length(rows).items():
+            tasks.setdefault(task, {})[length] = self.record(chosen)
+        return {'tasks': tasks}
+
+    def record(self, rows: Sequence[Mapping]) -> dict:
+        """The record of some rows."""
+        return dataclasses.asdict(scoring.task_score(
+            [self.row_score(row) for row in rows], [row['text'] for row in rows]))
+
     def score(self, record: Mapping) -> float:
         return record['mean'] / 100
 
@@ -224,6 +235,11 @@ class TaskScoreSuite(LengthSuite):
         yield ['samples per task', *(
             describe_counts(records[length]['count'] for records in result['tasks'].values()
                             if length in records) for length in self.lengths(result))]
+
+
+def mean_chance(rows: Sequence[Mapping]) -> float:
+    """0..100: the score of guesses, where the samples state it."""
+    return round(100 * float(np.mean([row['meta'].get('chance', 0) for row in rows])), 2)
 
 
 def describe_counts(counts: Iterable[int]) -> str:
