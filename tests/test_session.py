@@ -1,6 +1,7 @@
 """What a session answers is what plain generation over the whole text answers, on every mesh."""
 
 import dataclasses
+import gc
 
 import jax
 import numpy as np
@@ -9,8 +10,7 @@ from test_decode import CONFIG, MEMORY, SEQ_LEN, forward, host_params, on, place
 
 from lct import sharding
 from lct.data import layout
-from lct.models import decode, sampling
-from lct.models import session as session_module
+from lct.models import decode, row_linear, sampling
 from lct.models.session import Session
 from lct.plan import hlo
 
@@ -94,17 +94,26 @@ def test_a_stream_gives_the_tokens_of_an_answer_one_by_one(degrees):
         assert np.stack(list(session.stream(QUESTIONS[0], NEW, nucleus, key))).T.tolist() == answers
 
 
-def test_first_tokens_wait_for_no_copy_of_the_weights(monkeypatch):
-    copies, copy = [], session_module._for_decoding
-    monkeypatch.setattr(session_module, '_for_decoding', lambda *args: copies.append(1) or copy(*args))
-    session = Session(host_params(), CONFIG, 1, SEQ_LEN, memory=MEMORY)
-    session.read(TEXTS[:1])
-    stream = session.stream(QUESTIONS[0][:1], NEW)
-    next(stream)
-    session.loglikelihood(QUESTIONS[0][:1], [[[3]], [[4]]])
-    assert not copies
-    stream = session.stream(QUESTIONS[0][:1], NEW)
-    assert len(list(stream)) == NEW and len(copies) == 1
+@pytest.mark.parametrize('backend, expected', [('cpu', [0, 1, 1]), ('gpu', [0, 1, 2])])
+def test_weights_for_decoding_are_made_after_the_first_token_and_kept_on_cpus(monkeypatch, backend, expected):
+    copies, count = [], []
+    monkeypatch.setattr(row_linear, '_for_decoding',  # without jit, which would keep the other backend's
+                        lambda *args: copies.append(1) or row_linear.for_decoding(*args))
+    monkeypatch.setattr(row_linear.jax, 'default_backend', lambda: backend)
+    params = host_params().replace()  # no other test has this one
+    before, answers = len(row_linear._kept), []
+    for _ in range(2):
+        session = Session(params, CONFIG, 1, SEQ_LEN, memory=MEMORY)
+        session.read(TEXTS[:1])
+        next(session.stream(QUESTIONS[0][:1], NEW))
+        session.loglikelihood(QUESTIONS[0][:1], [[[3]], [[4]]])
+        count.append(len(copies))
+        answers.append(list(session.stream(QUESTIONS[0][:1], NEW)))
+    assert [*count, len(copies)] == expected and answers[0] == answers[1]
+    assert len(row_linear._kept) == before + (backend == 'cpu')
+    del params, session
+    gc.collect()
+    assert len(row_linear._kept) == before
 
 
 def test_a_text_is_cut_and_asked_about_from_there():

@@ -8,6 +8,7 @@ Letters: B batch, N query heads, K key/value heads, H head_dim, D embed_dim, F m
 
 import functools
 import operator
+import weakref
 from typing import Any
 
 import jax
@@ -21,6 +22,8 @@ from lct.models.config import LlamaConfig
 
 RING = 'sequence'
 SPLIT_LETTERS = 'F', 'H', 'V'  # what a weight is split by over the ring: the first that it has
+
+_kept = {}  # {(id of params, config, mesh): weights for decoding}, of params that exist
 
 
 def for_decoding(params: llama.Params, config: LlamaConfig) -> llama.Params:
@@ -46,6 +49,19 @@ def for_decoding(params: llama.Params, config: LlamaConfig) -> llama.Params:
     layers = llama.with_constants(params.layers, config)
     return params.replace(layers=tuple(jax.tree.map(operator.itemgetter(i), layers)
                                        for i in range(config.num_layers)))
+
+
+def placed(params: llama.Params, config: LlamaConfig) -> llama.Params:
+    """for_decoding outside of a program. On CPUs, where all weights are copied, the result is kept as long as
+    params, for every answer; elsewhere it is made again, as the next text needs the memory."""
+    if jax.default_backend() != 'cpu':
+        return _for_decoding(params, config)
+    key = id(params), config, sharding.current_mesh()
+    if key not in _kept:
+        made = _for_decoding(params, config)
+        weakref.finalize(params, _kept.pop, key, None)  # first: another object may get the id
+        _kept[key] = made
+    return _kept[key]
 
 
 def _spec(letters, shape, ring):
@@ -94,3 +110,6 @@ def stationary_axes(w: jax.Array) -> list[Any]:
     """The mesh axes of each dim of a weight, without 'fsdp', over which other rows are split."""
     dims = (axes if isinstance(axes, tuple) else (axes,) for axes in jax.typeof(w).sharding.spec)
     return [tuple(axis for axis in axes if axis not in (None, *sharding.BATCH_AXES)) or None for axes in dims]
+
+
+_for_decoding = jax.jit(for_decoding, static_argnames='config')

@@ -223,7 +223,7 @@ class Session:
                 ids = sharding.fetch(tokens)
             yield ids[:count]
             if i + 1 < limit:  # the last one is never fed back
-                params = params or self._decoding_params()
+                params = params or row_linear.placed(self.params, self.config.architecture())
                 logits = self._append(params, tokens, lengths + i, ids=ids.tolist())
 
     def loglikelihood(self, questions: Rows, alternatives: Sequence[Rows]) -> list[list[tuple[float, bool]]]:
@@ -238,7 +238,9 @@ class Session:
         longest = np.max([list(map(len, answers)) for answers in alternatives], 0)
         limits = np.array([*longest, *[1] * (self.rows - len(questions))])
         logits, lengths = self._write_questions(questions, limits)
-        params = self._decoding_params() if longest.max() > 1 else None  # first tokens need no weights
+        params = None  # first tokens need no weights
+        if longest.max() > 1:
+            params = row_linear.placed(self.params, self.config.architecture())
         return [self._loglikelihood(params, logits, lengths, answers) for answers in alternatives]
 
     def _loglikelihood(self, params, logits, lengths, answers):
@@ -309,10 +311,6 @@ class Session:
                 del ids[length:]
             yield
 
-    def _decoding_params(self):
-        """The weights as decode_step reads them; kept for one answer: the next text needs the memory."""
-        return _for_decoding(self.params, self.config.architecture())
-
     def _chunk_size(self, length):
         size = -(-SMALLEST_CHUNK // self.unit) * self.unit
         while size < length:
@@ -346,4 +344,3 @@ _decode = jax.jit(decode.decode, static_argnames='config', donate_argnames='cach
 _step = jax.jit(decode.decode_step, static_argnames='config', donate_argnames='cache')
 _next_token = jax.jit(next_token)
 _token_logprob = jax.jit(token_logprob)
-_for_decoding = jax.jit(row_linear.for_decoding, static_argnames='config')
