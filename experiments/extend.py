@@ -39,7 +39,7 @@ def train(config, args):
 
     from lct import exit_status, processes, watchdog
     from lct.cli import run_record
-    from lct.cli.extension import check
+    from lct.cli.extension import attention_blocks, check
     from lct.cli.extension_run import finish
     from lct.cli.urls import work_folder
     from lct.train import stopping
@@ -51,7 +51,8 @@ def train(config, args):
           watchdog.watch(config.watchdog, workdir, jax.process_index())):
         job = check(config, workdir)
         plain = job.recorded['config']
-        with (run_record.call(job.workdir, plain, job.recorded['inputs']) as run_id,
+        resolved = {'attention_blocks': attention_blocks(job.settings, job.base)}
+        with (run_record.call(job.workdir, plain, job.recorded['inputs'], resolved) as run_id,
               observe.observers(args, job.workdir, config.name, run_id, plain) as observers):
             try:
                 with stopping.catch_signals() as stop_requested:

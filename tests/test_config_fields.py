@@ -122,7 +122,7 @@ def test_the_printed_config_sets_itself(config, capsys):
     again, before = load_config(CONFIGS / 'smoke.py'), make_run(config)
     for line in lines:
         set_field(again, line)
-    assert make_run(again) == before and 'stages.1.memory.kernel=xla' in lines
+    assert make_run(again) == before and 'stages.1.memory.kernel=auto' in lines
 
 
 def test_fields_that_the_file_does_not_spell_get_the_documented_defaults(config):

@@ -24,11 +24,13 @@ def test_a_call_is_recorded_from_its_start_on(tmp_path, monkeypatch):
     monkeypatch.setenv('WANDB_API_KEY', 'secret-1')
     monkeypatch.setenv('LCT_ACCESS_TOKEN', 'secret-2')
     monkeypatch.setattr(sys, 'argv', ['extend.py', '--set', 'name=two parts'])
-    with run_record.call(tmp_path, CONFIG, INPUTS) as run_id:
+    resolved = {'attention_blocks': {'a': 'xla, because the platform is cpu'}}
+    with run_record.call(tmp_path, CONFIG, INPUTS, resolved) as run_id:
         record = read(tmp_path)  # as a kill would leave it
     assert (record['config'], record['inputs'], record['id']) == (CONFIG, INPUTS, run_id)
     assert record['seeds'] == {'seed': 3, 'adapter.seed': 5}
     call, = record['calls']
+    assert call['resolved'] == resolved
     assert call['command'] == "python extend.py --set 'name=two parts'"
     assert call['ended'] is None and call['outcome'] is None and call['started']
     here = record['environments'][call['environment']]

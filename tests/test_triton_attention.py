@@ -22,6 +22,7 @@ from lct.ops.blockwise_attention import (
     init_grads,
 )
 from lct.ops.kernels import triton_attention
+from lct.ops.kernels.choice import choose
 from lct.ops.masks import Tokens
 from lct.plan import hlo, programs, targets
 from lct.sharding import make_mesh, spec
@@ -29,6 +30,13 @@ from lct.sharding import make_mesh, spec
 LENGTH, HEAD_DIM, CHUNKS = 96, 16, Chunks(32, 16)
 HEADS = {'mha': (2, 2), 'gqa': (4, 2), 'mqa': (4, 1), 'groups of three': (3, 1)}
 NAMES = ('out', 'lse', 'dq', 'dk', 'dv')
+
+
+def gpu(kind):
+    """A mesh of one CUDA device that is not present."""
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=132, platform='gpu')
+    return jax.sharding.AbstractMesh(
+        (1,), ('x',), axis_types=(jax.sharding.AxisType.Explicit,), abstract_device=device)
 
 
 @pytest.fixture
@@ -168,10 +176,15 @@ def test_gathered_zigzag_shards(interpreted):
 
 
 def test_unsupported_inputs_are_refused():
-    with pytest.raises(ValueError, match="kernel 'cudnn' is not one of xla, triton"):
+    with pytest.raises(ValueError, match="kernel 'cudnn' is not one of auto, xla, triton"):
         strategies.Attention(kernel='cudnn')
-    with pytest.raises(ValueError, match='kernel triton runs on GPUs and the devices are cpu'):
-        strategies.check(strategies.Attention(kernel='triton'), 1, 4, 4)
+    explicit = strategies.Attention(kernel='triton')
+    with pytest.raises(ValueError, match="kernel triton cannot run here, because the platform is cpu; use"):
+        strategies.check(explicit, 1, 4, 4)
+    with jax.sharding.use_abstract_mesh(gpu('NVIDIA H100')):
+        strategies.check(explicit, 1, 4, 4, 64, 'bfloat16')
+        with pytest.raises(ValueError, match='head_dim 80 is not one of 16, 32, 64, 128, 256; use kernel'):
+            strategies.check(explicit, 1, 4, 4, 80)
     (q, k, v, _), tokens = case('mha', False)
     attend = lambda q, k, v: triton_attention.attend(
         init_accumulator(q.astype(jnp.float32)), QueryBlock(q, tokens), KVBlock.create(k, v, tokens), CHUNKS)
@@ -179,6 +192,36 @@ def test_unsupported_inputs_are_refused():
         attend(q[..., :12], k[..., :12], v[..., :12])
     with pytest.raises(ValueError, match='takes bfloat16'):
         attend(q.astype(jnp.float8_e4m3fn), k, v)
+
+
+def test_auto_is_the_fused_block_where_it_applies():
+    assert str(choose('auto', 64, 'bfloat16')) == 'xla, because the platform is cpu'
+    assert choose('triton', 64, 'bfloat16').kernel == 'triton'
+    for kind, head_dim, dtype, kernel, reason in (
+        ('NVIDIA A100-SXM4-80GB', 64, 'bfloat16', 'triton', 'the devices are NVIDIA A100-SXM4-80GB and'),
+        ('NVIDIA H100', 80, 'bfloat16', 'xla', 'head_dim 80 is not one of'),
+        ('NVIDIA H100', 128, 'float8_e4m3fn', 'xla', 'dtype float8_e4m3fn is not one of'),
+        ('NVIDIA H100', 128, 'float32', 'xla', 'no matrix instruction multiplies float32'),
+        ('AMD Instinct MI300X', 128, 'bfloat16', 'xla', 'made for CUDA'),
+    ):
+        with jax.sharding.use_abstract_mesh(gpu(kind)):
+            chosen = choose('auto', head_dim, dtype)
+            assert chosen.kernel == kernel and reason in chosen.reason
+
+
+@pytest.mark.parametrize(('kind', 'head_dim'), [('NVIDIA A100-SXM4-80GB', 64), ('NVIDIA H200', 128)])
+def test_auto_lowers_the_fused_block_for_cuda_without_a_card(kind, head_dim):
+    tokens = jax.ShapeDtypeStruct((1, 256), jnp.int32)
+    q, k = (jax.ShapeDtypeStruct((1, 256, heads, head_dim), jnp.bfloat16) for heads in (4, 2))
+
+    def program(q, k, v, positions, segments):
+        attend = lambda *x: strategies.attend(*x, positions, segments, None, strategies.Attention())
+        out, vjp = jax.vjp(attend, q, k, v)
+        return out, vjp(out)
+
+    with jax.sharding.use_abstract_mesh(gpu(kind)):
+        text = jax.jit(program).trace(q, k, k, tokens, tokens).lower(lowering_platforms=('cuda',)).as_text()
+    assert all(f'name = "{name}"' in text for name in ('attend', 'attend_backward_q', 'attend_backward_kv'))
 
 
 @pytest.mark.parametrize('target', ('l40s:8', 'h100:8'))

@@ -27,6 +27,7 @@ from lct.eval import before_after, quick_ruler, recall_probe
 from lct.eval.loss import by_position
 from lct.models import llama, lora
 from lct.models.config import LlamaConfig
+from lct.ops.kernels import choice
 from lct.plan.hardware import Hardware
 from lct.train import loop, stages
 from lct.train.metrics import log
@@ -123,7 +124,16 @@ def check(config: ConfigDict, workdir: Path) -> Job:
               checked.evaluation, size, trained, recorded, lock)
     log(f'{describe(checked)}; {jax.default_backend()}, {jax.process_count()} process(es), '
         f'mesh {dict(mesh.shape)}')
+    for chosen in dict.fromkeys(attention_blocks(settings, checked.base).values()):
+        log(f'attention block: {chosen}')
     return job
+
+
+def attention_blocks(settings: loop.Run, config: LlamaConfig) -> dict[str, str]:
+    """{name of a stage: its inner block of attention on these devices, with the reason}."""
+    dtype = lambda stage: stage.memory.dtype or settings.param_dtype
+    return {stage.name: str(choice.choose(stage.memory.attention.kernel, config.head_dim, dtype(stage)))
+            for stage in settings.stages}
 
 
 def describe(checked: Checked) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import os
@@ -186,6 +187,7 @@ def load_model(args: argparse.Namespace) -> tuple['Model', Path]:
     from lct.data import tokenizer as tokenizers
     from lct.eval import runner
     from lct.models.memory import Memory
+    from lct.ops.kernels.choice import choose
     from lct.ops.strategies import Attention
     from lct.weights import llama_hf
 
@@ -204,7 +206,17 @@ def load_model(args: argparse.Namespace) -> tuple['Model', Path]:
     memory = Memory(remat='none', attention=attention, cache_dtype=args.cache_dtype)
     model = runner.Model(params, config, tokenizer, template, _read_eos_ids(folder), memory,
                          prefill_chunk=args.piece, batch_tokens=args.batch_tokens)
+    _say_once(f'attention block of prompts: {choose(attention.kernel, config.head_dim, params.embed.dtype)}')
     return model, folder
+
+
+@functools.cache
+def _say_once(text):
+    """One line on stderr from the first process, once, however many models a script loads."""
+    from lct import processes
+
+    if processes.is_first():
+        print(text, file=sys.stderr)
 
 
 def _core_tiles(config):

@@ -1,7 +1,8 @@
 """WORKDIR/run.json: what a run was, written from its start on.
 
 It holds the resolved config, seeds and hashes of inputs, and for every call of the script its command, times,
-outcome and environment (lct.environment). 'ended' is null for a call that was killed, or still runs.
+outcome and environment (lct.environment), and what 'auto' stood for on its devices. 'ended' is null for a
+call that was killed, or still runs.
 """
 
 import contextlib
@@ -19,10 +20,12 @@ NAME = 'run.json'
 
 
 @contextlib.contextmanager
-def call(workdir: Path, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> Iterator[str]:
+def call(workdir: Path, config: Mapping[str, Any], inputs: Mapping[str, Any],
+         resolved: Mapping[str, Any] | None = None) -> Iterator[str]:
     """Record a call of a script in the work directory, which must exist, and at the end how it ended.
 
-    config: the resolved config. inputs: hashes of what the run reads. Both as plain values.
+    config: the resolved config. inputs: hashes of what the run reads. resolved: what depends on the devices
+    of this call. All as plain values.
 
     Yields:
       The id of the run, the same in all its calls. Only the first process writes.
@@ -36,7 +39,7 @@ def call(workdir: Path, config: Mapping[str, Any], inputs: Mapping[str, Any]) ->
     if here not in record['environments']:
         record['environments'].append(here)
     this = {'command': environment.command(), 'started': _now(), 'ended': None, 'outcome': None,
-            'environment': record['environments'].index(here)}
+            'environment': record['environments'].index(here), 'resolved': dict(resolved or {})}
     record['calls'].append(this)
     record |= {'config': config, 'seeds': seeds(config), 'inputs': inputs}
     _write(path, record)

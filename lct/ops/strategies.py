@@ -17,7 +17,7 @@ from lct.ops.all_to_all_attention import all_to_all_attention
 from lct.ops.blockwise_attention import Chunks
 from lct.ops.context_parallel import KERNELS, AttentionOptions
 from lct.ops.double_ring_attention import double_ring_attention
-from lct.ops.kernels import triton_attention
+from lct.ops.kernels import choice
 from lct.ops.ring_attention import ring_attention
 
 
@@ -81,8 +81,8 @@ STRATEGIES: dict[str, Strategy] = {
 }
 DEFAULT = 'ring'  # a single device runs it too
 COMMON = ('layouts contiguous, zigzag, striped; causal masks, packed documents, sliding window; MHA, GQA, '
-          'MQA; any head_dim; dk and dv communicated in float32; kernel xla on any device, or triton on GPUs '
-          'with head_dim 16, 32, 64, 128, 256. No bias, no dropout.')
+          'MQA; any head_dim; dk and dv communicated in float32; kernel xla on any device, or triton on CUDA '
+          'devices with head_dim 16, 32, 64, 128, 256. No bias, no dropout.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,19 +92,20 @@ class Attention:
     strategy: a key of STRATEGIES.
     node_size: neighbours on the sequence axis with fast links between them, for the two-level strategies.
     chunks: tile sizes in tokens.
-    kernel: the inner block, xla or, on GPUs, triton.
+    kernel: the inner block, a key of KERNELS, or 'auto' for the fused one where it applies and xla elsewhere.
     """
 
     strategy: str = DEFAULT
     node_size: int = 1
     chunks: Chunks = Chunks()
-    kernel: str = 'xla'
+    kernel: str = choice.AUTO
 
     def __post_init__(self):
         if self.strategy not in STRATEGIES:
             raise ValueError(f'attention strategy {self.strategy!r} is not one of {", ".join(STRATEGIES)}')
-        if self.kernel not in KERNELS:
-            raise ValueError(f'attention kernel {self.kernel!r} is not one of {", ".join(KERNELS)}')
+        if self.kernel not in (choice.AUTO, *KERNELS):
+            names = ', '.join((choice.AUTO, *KERNELS))
+            raise ValueError(f'attention kernel {self.kernel!r} is not one of {names}')
         if self.node_size < 1:
             raise ValueError(f'node_size {self.node_size} must be at least 1')
         if self.facts.two_level and self.node_size == 1:
@@ -126,15 +127,17 @@ class Attention:
         return node_size, ring_size // node_size
 
 
-def check(attention: Attention, ring_size: int, num_heads: int, num_kv_heads: int) -> None:
+def check(attention: Attention, ring_size: int, num_heads: int, num_kv_heads: int,
+          head_dim: int | None = None, dtype: jax.typing.DTypeLike | None = None) -> None:
     """Refuse an Attention that the mesh or the model cannot run; heads are those of one tensor shard.
+
+    head_dim, dtype: of the heads, None where they are not known.
 
     Raises:
       ValueError: with the reason.
     """
-    platform = _platform()
-    if attention.kernel == 'triton' and platform != 'gpu' and not triton_attention.INTERPRET:
-        raise ValueError(f"kernel triton runs on GPUs and the devices are {platform}; use kernel 'xla'")
+    if attention.kernel == 'triton' and (obstacle := choice.triton_obstacle(head_dim, dtype)):
+        raise ValueError(f"kernel triton cannot run here, because {obstacle}; use kernel 'auto' or 'xla'")
     if attention.facts.two_level and ring_size % attention.node_size:
         raise ValueError(f'strategy {attention.strategy}: the sequence axis has {ring_size} devices, not a '
                          f'multiple of node_size {attention.node_size}; use a node_size of '
@@ -146,12 +149,6 @@ def check(attention: Attention, ring_size: int, num_heads: int, num_kv_heads: in
                 f'strategy {attention.strategy} gives each of {degree} devices an equal share of heads, but '
                 f'a tensor shard has {num_heads} heads and {num_kv_heads} key/value heads; use a smaller '
                 f'node_size with a two-level strategy, or {DEFAULT}')
-
-
-def _platform():
-    """Platform of the current mesh, which may be one to compile for, or of the default device."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device else jax.default_backend()
 
 
 def attend(
@@ -168,7 +165,8 @@ def attend(
     strategy, node_size = attention.facts, attention.nodes(ring_size)[0]
     if ring_size == 1:
         strategy, node_size = STRATEGIES[DEFAULT], 1
-    options = AttentionOptions(attention.chunks, window, attention.kernel, node_size)
+    kernel = choice.choose(attention.kernel, q.shape[-1], q.dtype).kernel
+    options = AttentionOptions(attention.chunks, window, kernel, node_size)
     return strategy.attend(q, k, v, positions, segment_ids, axis_name, options)
 
 

@@ -179,7 +179,8 @@ def configs(stages: Sequence[Stage], config: LlamaConfig) -> list[LlamaConfig]:
         check_mesh(config, stage.mesh)
         _, _, ring_size, tensor = stage.mesh
         heads, kv_heads = config.num_heads // tensor, config.num_kv_heads // tensor
-        strategies.check(stage.memory.attention, ring_size, heads, kv_heads)
+        strategies.check(stage.memory.attention, ring_size, heads, kv_heads, config.head_dim,
+                         stage.memory.dtype)
         if out and stage.seq_len < stages[len(out) - 1].seq_len:
             raise ValueError(
                 f'stage {stage.name}: seq_len {stage.seq_len} is shorter than the stage before it '
