@@ -63,6 +63,14 @@ def test_flops_that_a_compiled_step_counts():
     assert (cost.work(WHOLE, causal=False).total + again) / 1e12 == pytest.approx(5181.8, rel=1e-4)
 
 
+@pytest.mark.parametrize(('remat', 'products'), [
+    ('full', 18), ('offload', 18), ('attention_output', 14), ('offload_attention_output', 14)])
+def test_products_of_attention_are_those_of_the_compiled_step(remat, products):
+    """Of the same policies in test_llama."""
+    flops = cost.work(step(remat=remat))
+    assert 10 * (flops.attention_forward + flops.attention_backward) == products * flops.attention_backward
+
+
 def brute_pairs(name, seq_len, ring):
     """Pairs of the busiest device at every ring step, summed over the ring."""
     mine = layouts.permutation(name, seq_len, ring).reshape(ring, -1)
@@ -218,12 +226,15 @@ def test_what_stays_is_the_arguments_of_the_program():
                                     'AdamW'] + stays['batch'] == pytest.approx(98_361_364, rel=0.03)
 
 
-def test_layer_inputs_on_the_host_are_exact():
-    assert buffers(step((1, 8, 64, 1), batch_size=8, remat='offload')).host['layer inputs'] == 4_294_967_296
+@pytest.mark.parametrize(('remat', 'size'), [  # host_temporaries of the compiled program
+    ('offload', 32 * GiB), ('offload_attention_output', 64.5 * GiB)])
+def test_what_is_kept_on_the_host_is_exact(remat, size):
+    assert sum(buffers(step((1, 1, 8, 1), remat=remat)).host.values()) == size
 
 
 @pytest.mark.parametrize(('more', 'less'), [
-    ('none', 'dots'), ('dots', 'attention'), ('attention', 'full'), ('full', 'offload')])
+    ('none', 'dots'), ('dots', 'attention'), ('attention', 'attention_output'), ('attention_output', 'full'),
+    ('full', 'offload_attention_output'), ('full', 'offload')])
 def test_each_policy_keeps_less(more, less):
     needed = [buffers(step((1, 8, 64, 1), batch_size=8, remat=remat, ffn_chunks=1)).peak
               for remat in (more, less)]

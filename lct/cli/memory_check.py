@@ -100,8 +100,8 @@ def advice(run: Run, index: int, step: Step, limit: float, kind: hardware.Hardwa
     kind: of the devices; None for those of this process.
     """
     kind = dataclasses.replace(kind or device_hardware(), memory=limit)
-    remats = [remat for remat in remedies.REMAT if remat != 'offload' or kind.platform != 'cpu']
-    found = remedies.find(step, kind, lambda changed: needed_by(run, changed, kind).peak, limit, remats)
+    found = remedies.find(
+        step, kind, lambda changed: needed_by(run, changed, kind).peak, limit, search.policies(kind))
     texts = [f'{_flags(index, remedy.changes)} ({remedy.times:.2g}x the time)' for remedy in found[:COUNT]]
     texts += _last_resorts(run, step, kind)[:COUNT - len(texts)]
     return f'remedies, cheapest first: {", or ".join(texts)}' if texts else 'no single change suffices'

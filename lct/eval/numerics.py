@@ -38,7 +38,7 @@ ORACLE_LENGTH = 1024  # tokens of the dense oracle, which builds [T, S] for ever
 class Setting:
     """How a run is split: degrees of sequence and tensor parallelism, layout and attention strategy.
 
-    node_size: of two-level strategies. kernel: a key of strategies.KERNELS.
+    node_size: of two-level strategies. kernel: a key of strategies.KERNELS. remat: as in llama.Memory.
     """
 
     ring_size: int
@@ -47,6 +47,7 @@ class Setting:
     strategy: str
     node_size: int
     kernel: str
+    remat: str = 'full'
 
     @property
     def attention(self) -> Attention:
@@ -66,7 +67,7 @@ class Outcome(NamedTuple):
 
 def settings(
     ring_sizes: Sequence[int], tensor: int, layout_names: Sequence[str], strategy_names: Sequence[str],
-    kernels: Sequence[str], node_size: int | None = None,
+    kernels: Sequence[str], node_size: int | None = None, remat: str = 'full',
 ) -> Iterator[Setting]:
     """Every combination, ring sizes outermost. Layouts are innermost: they are data of one compiled program.
 
@@ -76,7 +77,7 @@ def settings(
         ring_sizes, kernels, strategy_names, layout_names
     ):
         node = (node_size or max(ring_size // 2, 1)) if strategies.STRATEGIES[name].two_level else 1
-        yield Setting(ring_size, tensor, layout, name, node, kernel)
+        yield Setting(ring_size, tensor, layout, name, node, kernel, remat)
 
 
 def refusal(config: llama.LlamaConfig, length: int, dtype: str, setting: Setting) -> str:
@@ -140,16 +141,16 @@ def run(
       setting: None for one device without a mesh.
     """
     length = batch['tokens'].shape[1]
-    mesh, order, attention = contextlib.nullcontext(), np.arange(length), Attention()
+    mesh, order, memory = contextlib.nullcontext(), np.arange(length), llama.Memory(dtype=dtype)
     if setting is not None:
         mesh = jax.set_mesh(sharding.make_mesh((1, 1, setting.ring_size, setting.tensor)))
-        order, attention = layouts.permutation(setting.layout, length, setting.ring_size), setting.attention
+        order = layouts.permutation(setting.layout, length, setting.ring_size)
+        memory = llama.Memory(setting.remat, setting.attention, dtype=dtype)
     with mesh:
         params = jax.tree.map(lambda x, to: jax.device_put(x, to.sharding), params, llama.abstract(config))
         batch = {name: sharding.put(x, sharding.spec('BT'))
                  for name, x in layouts.permute(batch, order).items()}
         tables = rope.make_tables(config.rope, config.head_dim, length)
-        memory = llama.Memory(attention=attention, dtype=dtype)
         logits, loss, grads = jax.device_get(_outcome(params, config.architecture(), batch, tables, memory))
     named = jax.tree_util.tree_leaves_with_path(grads)
     return Outcome(logits[:, layouts.inverse(order)], loss,

@@ -11,29 +11,57 @@ import jax
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from lct.ops.context_parallel import ATTENTION_INPUT, ATTENTION_OUTPUT
 from lct.ops.strategies import Attention
 
 LAYER_INPUT = 'layer_input'
-REMAT = {
-    'none': None,
-    'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    'attention': jax.checkpoint_policies.save_only_these_names('attention'),
-    'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=[LAYER_INPUT],
-        offload_src='device', offload_dst='pinned_host',
-    ),
-}
 CACHE_DTYPES = ('float32', 'bfloat16', 'int8')
+
+
+@dataclasses.dataclass(frozen=True)
+class Remat:
+    """A remat policy, and its facts.
+
+    policy: that of jax.checkpoint; None to keep everything.
+    attention_once: whether the backward finds attention's output, and need not run its forward again.
+    on_host: whether what a layer keeps is in host memory.
+    """
+
+    policy: Callable | None
+    attention_once: bool = False
+    on_host: bool = False
+
+
+def _on_device(*names):
+    return Remat(jax.checkpoint_policies.save_only_these_names(*names), ATTENTION_OUTPUT in names)
+
+
+def _on_host(*names):
+    policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=names,
+        offload_src='device', offload_dst='pinned_host')
+    return Remat(policy, ATTENTION_OUTPUT in names, on_host=True)
+
+
+REMAT = {  # in order of decreasing memory of a device
+    'none': Remat(None, attention_once=True),
+    'dots': Remat(jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    'attention': _on_device(ATTENTION_INPUT, ATTENTION_OUTPUT),
+    'attention_output': _on_device(ATTENTION_OUTPUT),
+    'full': Remat(jax.checkpoint_policies.nothing_saveable),
+    'offload_attention_output': _on_host(LAYER_INPUT, ATTENTION_OUTPUT),
+    'offload': _on_host(LAYER_INPUT),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """Activations to keep, recompute or offload, and the sizes of chunks.
 
-    remat: 'none' keeps every activation; 'dots' keeps matmul outputs; 'attention' keeps only what the
-      attention backward needs (q, k, v, out, lse); 'full' keeps only each layer's input; 'offload'
-      is 'full' with that input in host memory.
+    remat: 'none' keeps every activation; 'dots' keeps matmul outputs; 'full' keeps only each layer's input;
+      'attention' also what the attention backward needs (q, k, v, out, lse), 'attention_output' of that only
+      out and lse, with which the backward recomputes q, k and v but not attention. 'offload' is 'full', and
+      'offload_attention_output' is 'attention_output', with all of what they keep in host memory.
     attention: how attention is split over the sequence axis and into tiles.
     ffn_chunks: number of chunks that the sequence is cut into inside the FFN.
     loss_chunk: tokens of a device whose logits exist at one time.
@@ -74,5 +102,5 @@ def scan_layers(step: Callable, x: jax.Array, layers: Any, memory: Memory) -> ja
         return step(checkpoint_name(x, LAYER_INPUT), layer), None
 
     if memory.remat != 'none':
-        body = jax.checkpoint(body, policy=REMAT[memory.remat], prevent_cse=False)
+        body = jax.checkpoint(body, policy=REMAT[memory.remat].policy, prevent_cse=False)
     return lax.scan(body, x.astype(memory.dtype or x.dtype), layers)[0]

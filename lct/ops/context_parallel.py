@@ -22,6 +22,8 @@ from lct.ops.masks import Tokens
 
 # Inner blocks by name: plain XLA (the reference), or fused for GPUs.
 KERNELS = {'xla': blockwise_attention, 'triton': triton_attention}
+# Names of the residuals of attention, for remat policies: (q, k, v) and (out, lse).
+ATTENTION_INPUT, ATTENTION_OUTPUT = 'attention_input', 'attention_output'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,17 +118,18 @@ def make_attention(name: str, forward: Callable, backward: Callable) -> Callable
         float32.
     Returns:
       A function (q, k, v, positions, segment_ids, axis_name, options) -> out [B, T, N, H] in q's dtype. The
-      residuals of its backward (q, k, v, out, lse) have the name 'attention' for remat policies.
+      residuals of its backward have names for remat policies: q, k and v ATTENTION_INPUT, out and lse
+      ATTENTION_OUTPUT.
     """
     @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
     def attention(q, k, v, tokens, axis, options):
         return save(q, k, v, tokens, axis, options)[0]
 
     def save(q, k, v, tokens, axis, options):
-        q, k, v = checkpoint_name((q, k, v), 'attention')
+        q, k, v = checkpoint_name((q, k, v), ATTENTION_INPUT)
         with jax.named_scope(name):
             out, lse = forward(QueryBlock(q, tokens), _kv_block(k, v, tokens), axis, options)
-        out, lse = checkpoint_name((out.astype(q.dtype), lse), 'attention')
+        out, lse = checkpoint_name((out.astype(q.dtype), lse), ATTENTION_OUTPUT)
         return out, (q, k, v, tokens, out, lse)
 
     def gradients(axis, options, saved, dout):

@@ -17,6 +17,7 @@ import jax
 from lct import sharding
 from lct.models import llama, lora
 from lct.models.flops import layer_matmul_params
+from lct.models.memory import REMAT
 from lct.plan.cost import FLOAT32, WIDTH, Step, num_params
 
 # Fitted to programs compiled for CUDA, in float32 arrays of [tokens, D]: the working set of the backward of a
@@ -82,7 +83,7 @@ def buffers(step: Step, platform: str = 'gpu') -> Buffers:
         if step.accumulation > 1:
             stays['head, cast for all micro-batches'] = table * step.width / tensor
     saved, host = _saved(step)
-    if platform == 'tpu' and step.memory.remat != 'offload':
+    if platform == 'tpu' and not REMAT[step.memory.remat].on_host:
         saved['fragments'] = FRAGMENTS * sum(saved.values())
     phases = {
         'loss': _loss(step, platform),
@@ -147,24 +148,25 @@ def _saved(step):
     inputs = tokens * config.embed_dim * step.width
     heads = config.num_heads / tensor * config.head_dim
     kv_heads = config.num_kv_heads / tensor * config.head_dim
-    if remat == 'offload':
-        in_transfer = 2 * step.local * config.embed_dim * step.width
-        return {'layer inputs in transfer': in_transfer}, {'layer inputs': inputs}
-    if remat == 'full':
-        return {'layer inputs': inputs}, {}
+    lse = config.num_heads / tensor * FLOAT32
+    kept = {'layer inputs': inputs}
     if remat == 'attention':
-        lse = config.num_heads / tensor * FLOAT32
-        return {'layer inputs': inputs,
-                'q, k, v, out, lse': tokens * (2 * (heads + kv_heads) * step.width + lse)}, {}
+        kept['q, k, v, out, lse'] = tokens * (2 * (heads + kv_heads) * step.width + lse)
+    if remat in ('attention_output', 'offload_attention_output'):
+        kept['out, lse'] = tokens * (heads * step.width + lse)
+    if REMAT[remat].on_host:
+        return {'layer inputs in transfer': 2 * inputs / config.num_layers}, kept
+    if remat in ('full', 'attention', 'attention_output'):
+        return kept, {}
     if remat == 'dots':
         results = heads + 2 * kv_heads + config.embed_dim
         if step.memory.ffn_chunks == 1:
             results += 2 * config.mlp_dim / tensor
-        return {'layer inputs': inputs, 'results of products, float32': tokens * results * FLOAT32}, {}
-    kept = KEPT_D * config.embed_dim + 2 * (heads + kv_heads)
+        return {**kept, 'results of products, float32': tokens * results * FLOAT32}, {}
+    elements = KEPT_D * config.embed_dim + 2 * (heads + kv_heads)
     if step.memory.ffn_chunks == 1:
-        kept += KEPT_F * config.mlp_dim / tensor
-    return {'activations of all layers': tokens * kept * step.width}, {}
+        elements += KEPT_F * config.mlp_dim / tensor
+    return {'activations of all layers': tokens * elements * step.width}, {}
 
 
 def _loss(step, platform):

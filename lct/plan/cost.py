@@ -15,6 +15,7 @@ from typing import NamedTuple
 from lct.models import llama
 from lct.models.flops import layer_matmul_params, train_flops, visible_pairs
 from lct.models.llama import LlamaConfig, Memory
+from lct.models.memory import REMAT
 from lct.ops import strategies
 
 WIDTH = {'bfloat16': 2, 'float32': 4}
@@ -99,9 +100,9 @@ class Step:
         return self.memory.attention.nodes(self.mesh[2])
 
     @property
-    def recomputes(self) -> bool:
-        """Whether the backward runs the attention of a layer again."""
-        return self.memory.remat in ('full', 'dots', 'offload')
+    def keeps_attention(self) -> bool:
+        """Whether attention's output is kept, so that the backward does not run its forward again."""
+        return REMAT[self.memory.remat].attention_once
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -160,16 +161,17 @@ def work(step: Step, causal: bool = True) -> Work:
     config, tensor = step.config, step.mesh[3]
     attention, ffn = layer_matmul_params(config)
     remat = step.memory.remat
-    recomputed = {'full': attention + ffn * 2 / 3, 'offload': attention + ffn * 2 / 3, 'dots': 0, 'none': 0,
-                  'attention': config.embed_dim * config.head_dim * config.num_heads + ffn * 2 / 3}[remat]
-    if remat in ('dots', 'none') and step.memory.ffn_chunks > 1:  # chunks of the FFN are always recomputed
-        recomputed = ffn * 2 / 3
+    recomputed = attention + ffn * 2 / 3
+    if remat == 'attention':
+        recomputed = config.embed_dim * config.head_dim * config.num_heads + ffn * 2 / 3
+    if remat in ('dots', 'none'):  # chunks of the FFN are always recomputed
+        recomputed = ffn * 2 / 3 if step.memory.ffn_chunks > 1 else 0
     layer = 6 * (attention + ffn) + 2 * recomputed
     micro = step.accumulation
     per_token = config.num_layers * layer + 6 * config.vocab_size * config.embed_dim
     pairs = busiest_pairs(step, causal) * step.rows * micro
     scores = config.num_layers * config.num_heads * config.head_dim * pairs / tensor
-    return Work(per_token * step.local * micro / tensor, 4 * scores * (1 + step.recomputes), 10 * scores)
+    return Work(per_token * step.local * micro / tensor, 4 * scores * (2 - step.keeps_attention), 10 * scores)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -209,7 +211,7 @@ def _attention_transfers(step):
         return []
     times = config.num_layers * step.accumulation
     kv_heads = config.num_kv_heads / tensor
-    forwards = 1 + step.recomputes
+    forwards = 2 - step.keeps_attention
     values = 2 * step.local * kv_heads * config.head_dim
     strategy = step.memory.attention.facts
     copies = max(node / kv_heads, 1) if strategy.splits_heads else 1
@@ -237,7 +239,7 @@ def _attention_transfers(step):
     if not strategy.gathers:
         return [*ring_passes('ring in the node', node, 1, nodes), *rings]
     # in a single gather, the one of the second forward serves the backward too
-    gathers = forwards + (nodes > 1 or not step.recomputes)
+    gathers = forwards + (nodes > 1 or step.keeps_attention)
     sent = (gathers * block + grads) * (node - 1) * nodes
     return [collective('gather of keys, scatter of their gradients', bytes=times * sent), *rings]
 
@@ -279,7 +281,7 @@ def _tensor_transfers(step):
     """All-reduces of [tokens, D] in float32: after wo and w_down in the forward, after wo again under remat,
     and for the inputs of q, k, v, gate and up in the backward."""
     tensor = step.mesh[3]
-    reduces = 7 + (step.memory.remat in ('full', 'offload', 'attention'))
+    reduces = 7 + (step.memory.remat not in ('none', 'dots'))
     size = step.local * step.config.embed_dim * FLOAT32 * step.accumulation
     return [Transfer('partial sums', 'tensor', 'collective', 1, tensor,
                      2 * (tensor - 1) / tensor * size * reduces * step.config.num_layers, '')]

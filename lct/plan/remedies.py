@@ -8,10 +8,11 @@ import itertools
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
+from lct.models.memory import REMAT
 from lct.plan import timing
 from lct.plan.cost import Step
 from lct.plan.hardware import Hardware
-from lct.plan.search import FFN_CHUNKS, REMAT, divisors
+from lct.plan.search import FFN_CHUNKS, divisors
 
 
 class Remedy(NamedTuple):
@@ -61,7 +62,7 @@ def _variants(step: Step, remats: Collection[str]) -> Iterator[tuple[dict[str, A
 
 
 def _remats(step, remats):
-    later = REMAT[REMAT.index(step.memory.remat) + 1:]
+    later = list(REMAT)[list(REMAT).index(step.memory.remat) + 1:]
     return [{'memory.remat': remat} for remat in later if remat in remats]
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from lct.models.llama import LlamaConfig, Memory
 from lct.models.lora import Adapter
+from lct.models.memory import REMAT
 from lct.ops.blockwise_attention import Chunks
 from lct.ops.strategies import STRATEGIES, Attention
 from lct.plan import cost, timing
@@ -16,7 +17,6 @@ from lct.plan.hardware import CLUSTERS, TABLE, Hardware
 
 # assumed usable share of device memory; the rest is for collectives, kernel workspaces and fragmentation
 USABLE = 0.92
-REMAT = ('none', 'dots', 'attention', 'full', 'offload')  # in order of decreasing memory
 FFN_CHUNKS = (1, 2, 4, 8, 16)
 CHUNKS, LOSS_CHUNK = Chunks(512, 512), 512
 GiB = 2**30
@@ -77,7 +77,7 @@ def compute_dtype(hardware: Hardware) -> str:
 
 def policies(hardware: Hardware) -> tuple[str, ...]:
     """The remat policies that devices support, in order of decreasing memory."""
-    return REMAT if hardware.platform != 'cpu' else REMAT[:-1]
+    return tuple(name for name, remat in REMAT.items() if hardware.platform != 'cpu' or not remat.on_host)
 
 
 def divisors(n: int) -> list[int]:
@@ -149,9 +149,9 @@ def needed_by(step: cost.Step, hardware: Hardware, adapter: Adapter | None = Non
 
 
 def _policies(step, hardware, efficiency, adapter=None):
-    """Iterator of Rejections, then the Plan of the first remat policy that fits, with as few chunks of the
-    FFN as fit: later policies keep less and compute more."""
-    usable = USABLE * hardware.memory
+    """Iterator of Rejections, then the fastest Plan of the remat policies that fit, with as few chunks of the
+    FFN as fit. Later policies keep less and compute more, except for those that keep attention's output."""
+    usable, plans = USABLE * hardware.memory, []
 
     def under(remat, ffn_chunks):
         memory = dataclasses.replace(step.memory, remat=remat, ffn_chunks=ffn_chunks)
@@ -159,6 +159,8 @@ def _policies(step, hardware, efficiency, adapter=None):
         return changed, needed_by(changed, hardware, adapter)
 
     for remat in policies(hardware):
+        if plans and (plans[-1].step.keeps_attention or not REMAT[remat].attention_once):
+            continue
         # under 'none' and 'dots' chunks of the FFN would be recomputed, which is another policy
         counts = [n for n in FFN_CHUNKS if step.shard % n == 0] if remat not in ('none', 'dots') else [1]
         smallest, needed = under(remat, counts[-1])
@@ -166,8 +168,9 @@ def _policies(step, hardware, efficiency, adapter=None):
             yield _too_large(smallest, needed, usable)
             continue
         fitted, needed = next(pair for pair in (under(remat, n) for n in counts) if pair[1].peak <= usable)
-        yield Plan(fitted, timing.seconds(fitted, hardware, efficiency), needed)
-        return
+        plans.append(Plan(fitted, timing.seconds(fitted, hardware, efficiency), needed))
+    if plans:
+        yield min(plans, key=lambda plan: plan.seconds)
 
 
 def _too_large(step, needed, usable):
