@@ -72,8 +72,8 @@ class Place:
         return plan
 
     def fits(self, kind: str, seed: int, call: Call) -> bool:
-        """Whether every suite of a call takes each of its tasks at its shortest length."""
-        call = dataclasses.replace(call, lengths=(min(call.lengths),), samples=1, meshes=())
+        """Whether every suite of a call takes all samples of its tasks."""
+        call = dataclasses.replace(call, meshes=())
         key = kind, seed, call
         if key not in self._fits:
             plan = self.plan(kind, seed, call)

@@ -190,7 +190,7 @@ def decode_step(params: llama.Params, config: LlamaConfig, cache: KVCache, token
     # The cache is only read inside the loop over layers, by tiles, and written once after it: as a carry or
     # an output of a scan all of it would be copied for every token, as an input every layer.
     if isinstance(params.layers, tuple):
-        new = []
+        new, step = [], jax.jit(step)  # traced once for all layers
         for inputs in zip(params.layers, jnp.arange(config.num_layers), strict=True):
             x, kv = step(x, inputs)
             new.append(kv)
