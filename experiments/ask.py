@@ -59,10 +59,8 @@ def ask(args):
     if args.max_new_tokens < 1:
         raise ValueError(f'--max-new-tokens {args.max_new_tokens} must be at least 1')
     check_positive(args, 'length')
-    if not args.session_gb > 0:
-        raise ValueError(f'--session-gb {args.session_gb} must be above 0')
     Detokenizer(str, args.stop)  # refuses empty stop strings before anything is read
-    folder = args.session and sessions.folder_of(args.session)
+    folder = sessions.folder_of_flags(args)
     status('files', 'reading', transient=True)
     tally = listing.Tally()
     files = bundle.read(args.files, args.exclude, tally)
@@ -78,7 +76,7 @@ def ask(args):
         describe(args, reader)
         answers = converse(args, reader, sampling)
     if folder:
-        sessions.keep_within(args.session_gb, folder)
+        sessions.keep_within(args.session_gb, [folder])
     return answers
 
 

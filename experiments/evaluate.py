@@ -13,13 +13,16 @@ model.
         --workdir RUN
     python experiments/evaluate.py --model DIR --suite repository,loss --haystack repo/ --lengths 32768 \\
         --workdir RUN
+    python experiments/evaluate.py --model DIR --suite own --data tasks/ --lengths 65536 --session mine \\
+        --workdir RUN
     python experiments/evaluate.py --compare RUN RUN2 RUN3 --workdir REPORT
 
 Every finished answer is a line of WORKDIR/SUITE.jsonl, and the same command continues where it stopped, also
 on another mesh or with other --batch-tokens and --piece. After each suite, results.json, results.csv (low to
 high is a 95% interval of each score) and report.html tell of all answers in WORKDIR, those of calls with
 other suites, tasks, lengths or samples among them; predictions/LENGTH/TASK.jsonl is for RULER's own
-evaluate.py. The losses are those of the last call.
+evaluate.py. The losses are those of the last call. With --session, texts that several prompts begin with are
+kept on disk, and a later call reads only what follows them.
 """
 
 import argparse
@@ -31,6 +34,7 @@ import pathlib
 import sys
 
 from lct import bucket_cache
+from lct.cli import sessions
 from lct.cli.flags import length
 from lct.cli.main import check_positive, run_script
 from lct.cli.model import (
@@ -54,6 +58,8 @@ OTHERS = {'base': 'the model that was extended', 'evaluator': 'a model with the 
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    if sessions.manage(sys.argv[1:]):
+        return
     add_model_flags(parser, required=False, mesh='auto')
     parser.add_argument('--suite', default='ruler,needle',
                         help='names separated by commas; lct/eval/suites has one module for each')
@@ -83,6 +89,7 @@ def main():
     parser.add_argument('--trained', type=length,
                         help='trained length; default: the positions of the model')
     parser.add_argument('--seed', type=int, default=42, help='seed of the samples')
+    sessions.add_flags(parser)
     args = parser.parse_args()
     with work_folder(args.workdir) if args.workdir else contextlib.nullcontext() as args.workdir:
         evaluate(args)
@@ -200,7 +207,13 @@ def load(args):
     from lct import environment
     from lct.eval import provenance
 
+    session = sessions.folder_of_flags(args)
     model, folder = load_model(args)
+    if session:
+        from lct.cli.prefixes import DiskPrefixes
+
+        model = dataclasses.replace(model, prefixes=DiskPrefixes(
+            session, sessions.model_facts(model, folder), args.model, args.session_gb * 1e9))
     tokenizer, template, config = model.tokenizer, model.template, model.config
     about = {
         'model': args.model, 'weights_sha256': provenance.weights_hash(folder),
@@ -210,7 +223,7 @@ def load(args):
         'dtype': dtype_of(model), 'positions': config.max_position_embeddings,
         'rope': dataclasses.asdict(config.rope), 'mesh': mesh_degrees(),
         'layout': model.layout, 'seed': args.seed, 'decoding': 'greedy', 'piece': model.prefill_chunk,
-        'batch_tokens': model.batch_tokens, 'device': jax.devices()[0].device_kind,
+        'batch_tokens': model.batch_tokens, 'session': args.session, 'device': jax.devices()[0].device_kind,
         'versions': environment.versions(), 'commit': environment.commit(pathlib.Path(__file__).parent),
     }
     return model, json.loads(json.dumps(about))
@@ -286,6 +299,8 @@ def run_suite(suite, model, plan, workdir):
     progress = Progress(suite.name)
     outcome = suite.run(model, plan, workdir / f'{suite.name}.jsonl', progress)
     progress.end()
+    if model.prefixes is not None:
+        model.prefixes.report()
     warn(outcome.problems)
     suite.export(workdir, outcome.rows)
     return outcome.result

@@ -85,7 +85,7 @@ def make_answerer(args, model, folder, length, name):
     """The ModelAnswerer of the flags."""
     from lct.data.prefix_tokenizer import PrefixTokenizer
     from lct.serve.answering import Limits, ModelAnswerer
-    from lct.serve.disk_texts import DiskTexts
+    from lct.weights.disk_texts import DiskTexts
 
     facts = sessions.model_facts(model, folder) if args.session_gb else None
 

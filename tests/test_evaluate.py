@@ -32,7 +32,7 @@ def run(workdir, **changes):
         'plain': False,
         'haystack': str(pathlib.Path(__file__).parent / 'golden' / 'page.txt'), 'trained': None, 'seed': 42,
         'batch_tokens': 65536, 'piece': None, 'cache_dtype': None, 'base': None, 'evaluator': None,
-        'data': None, 'compare': None, **changes,
+        'data': None, 'compare': None, 'session': None, 'session_gb': 1.0, **changes,
     }
     evaluate.evaluate(types.SimpleNamespace(**flags))
 

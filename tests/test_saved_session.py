@@ -224,11 +224,11 @@ def test_sessions_that_others_deleted_free_space_and_those_of_others_stay(tmp_pa
                for name, used in (('new', 4), ('old', 3), ('gone', 2), ('foreign', 1))]
     (tmp_path / 'foreign').mkdir()
 
-    def delete(name):
+    def delete(name, parent):
         if name in ('gone', 'foreign'):
             raise ValueError(f'there is no session {name!r}')
 
-    monkeypatch.setattr(named_sessions, 'entries', lambda: entries)
+    monkeypatch.setattr(named_sessions, 'entries', lambda parent: entries)
     monkeypatch.setattr(named_sessions, 'delete', delete)
     assert named_sessions.prune(300) == [] and named_sessions.prune(200) == ['old']
     assert 'gone' not in (text := capsys.readouterr().err) and 'session foreign cannot be deleted' in text

@@ -14,11 +14,11 @@ from lct.models import decode, llama
 from lct.ops import rope
 from lct.serve import answering, kept_texts
 from lct.serve.answering import Limits, ModelAnswerer
-from lct.serve.disk_texts import DiskTexts
 from lct.serve.errors import ApiError
 from lct.serve.jobs import Cancelled, Job
 from lct.serve.requests import parse
 from lct.serve.responses import End
+from lct.weights.disk_texts import DiskTexts
 
 CONFIG = llama.LlamaConfig(
     vocab_size=258, embed_dim=16, mlp_dim=32, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8,

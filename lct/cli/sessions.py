@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -85,22 +85,39 @@ def restore(session: 'Session', folder: Path, facts: dict[str, Any], ids: Sequen
     return intact, problem
 
 
-def entries() -> list[Entry]:
-    """The sessions that have a name, the last used first."""
+def check_holds_texts(folder: Path) -> None:
+    """Refuse a folder for the texts of evaluations that holds anything but folders of sessions."""
     from lct.weights import saved_session
 
-    found = []
-    for folder in sorted(root().iterdir()) if root().is_dir() else []:
-        index = folder / saved_session.INDEX
-        if not index.exists():
-            continue
+    if (folder / saved_session.INDEX).exists():
+        raise saved_session.ForeignSession(f'session {folder} holds the one text of ask.py, and evaluations '
+                                           'keep several; use another name')
+    if folder.exists() and not folder.is_dir():
+        raise saved_session.ForeignSession(f'session {folder} is a file; name a folder')
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if not path.is_dir():
+            raise saved_session.ForeignSession(f'{folder} holds {path.name} and is not for sessions; name a '
+                                               'new or an empty folder')
+        saved_session.check_is_ours(path)
+
+
+def entries(parent: Path | None = None) -> list[Entry]:
+    """The sessions in a folder, by default those that have a name, the last used first. An evaluation keeps
+    several under one name: NAME/TEXT."""
+    from lct.weights import saved_session
+
+    found, parent = [], parent or root()
+    places = [f'{depth}/{saved_session.INDEX}' for depth in ('*', '*/*')]
+    for index in sorted(path for place in places for path in parent.glob(place)):
+        folder = index.parent
         size = sum(path.stat().st_size for path in folder.iterdir())
         try:
             facts = saved_session.describe(folder)
             tokens, name = facts['tokens'], str(facts['about'].get('model', ''))
         except saved_session.DamagedSession:
             tokens, name = 0, 'damaged'
-        found.append(Entry(folder.name, folder, tokens, size, index.stat().st_mtime, name))
+        used, place = index.stat().st_mtime, str(folder.relative_to(parent))
+        found.append(Entry(place, folder, tokens, size, used, name))
     return sorted(found, key=lambda entry: -entry.used)
 
 
@@ -119,20 +136,25 @@ def table() -> str:
     return text.table(header, [*rows, total], left=(0, 1), footer=1) + f'\n\nin {root()}'
 
 
-def delete(name: str) -> None:
-    """Delete a session that has a name, and nothing but a session."""
+def delete(name: str, parent: Path | None = None) -> None:
+    """Delete a session in a folder, by default one that has a name, and nothing but sessions."""
     from lct.weights import saved_session
 
-    folder = root() / name
-    if not NAME.fullmatch(name) or not folder.is_dir():
-        raise ValueError(f'there is no session {name!r} in {root()}; --sessions lists them')
-    saved_session.check_is_ours(folder)
+    parent = parent or root()
+    folder, parts = parent / name, name.split('/')
+    if len(parts) > 2 or not all(map(NAME.fullmatch, parts)) or not folder.is_dir():
+        raise ValueError(f'there is no session {name!r} in {parent}; --sessions lists them')
+    if (folder / saved_session.INDEX).exists() or len(parts) == 2:
+        saved_session.check_is_ours(folder)
+    else:
+        check_holds_texts(folder)
     shutil.rmtree(folder)
 
 
-def prune(max_bytes: float, keep: Sequence[Path] = ()) -> list[str]:
-    """Delete the sessions unused for longest until all of them take at most max_bytes -> their names."""
-    found, removed = entries(), []
+def prune(max_bytes: float, keep: Collection[Path] = (), parent: Path | None = None) -> list[str]:
+    """Delete the sessions in a folder, by default those that have a name, that were unused for longest, until
+    all of them take at most max_bytes -> their names."""
+    found, removed = entries(parent), []
     total = sum(one.bytes for one in found)
     for one in reversed(found):
         if total <= max_bytes:
@@ -140,7 +162,7 @@ def prune(max_bytes: float, keep: Sequence[Path] = ()) -> list[str]:
         if one.folder in keep:
             continue
         try:
-            delete(one.name)
+            delete(one.name, parent)
             removed.append(one.name)
         except (OSError, ValueError) as error:
             if one.folder.exists():  # it holds a file of another user; otherwise another process deleted it
@@ -179,7 +201,14 @@ def manage(arguments: Sequence[str]) -> bool:
     return bool(args.sessions or args.delete_session)
 
 
-def keep_within(gigabytes: float, folder: Path) -> None:
-    """Delete named sessions beyond so much disk space, but not the one in use in folder."""
-    for name in prune(gigabytes * 1e9, [folder]):
+def folder_of_flags(args: argparse.Namespace) -> Path | None:
+    """The folder of --session. Checks --session-gb."""
+    if not args.session_gb > 0:
+        raise ValueError(f'--session-gb {args.session_gb} must be above 0')
+    return args.session and folder_of(args.session)
+
+
+def keep_within(gigabytes: float, keep: Collection[Path], parent: Path | None = None) -> None:
+    """Delete sessions beyond so much disk space, as prune, but not those that are in use."""
+    for name in prune(gigabytes * 1e9, keep, parent):
         status('session', f'deleted {name}, unused for longest, to keep all within {gigabytes:g} GB')

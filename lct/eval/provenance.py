@@ -14,7 +14,8 @@ from lct import json_files, storage
 from lct.eval import answers
 from lct.files import write_atomically
 
-PER_RUN = ('model', 'template', 'mesh', 'layout', 'piece', 'batch_tokens', 'device', 'versions', 'commit')
+PER_RUN = ('model', 'template', 'mesh', 'layout', 'piece', 'batch_tokens', 'session', 'device', 'versions',
+           'commit')
 IDENTITY = ('weights_sha256', 'tokenizer_sha256', 'template_sha256', 'seed', 'samples_from',
             'documents_sha256', 'data')
 

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +19,13 @@ from lct.data import layout as layouts
 from lct.data import tokenizer as tokenizers
 from lct.data.chat_template import ChatTemplate
 from lct.eval import answers, batching
+from lct.eval.prefixes import Prefixes, shared_prefixes
+from lct.eval.queries import Group, answer_queries
 from lct.eval.samples import Sample
 from lct.models import llama, prompt_layout
 from lct.models.session import Session
 
 SMALLEST_CACHE = 256  # slots; shorter prompts share one compiled program
-SMALLEST_ANSWER = 128  # tokens; shorter limits share one compiled program
 SHARED_CHUNK = 512  # tokens of a forward pass behind what a prompt shares with the one before it
 PROBES = (('A question.\nAnswer:', ' The answer is'), ('A question.\n', 'Answer:'))  # prompt, answer prefix
 
@@ -40,7 +41,7 @@ class Model:
 
     eos_ids: tokens that end an answer, besides the tokenizer's. prefill_chunk: tokens of one forward pass
     over a prompt, for prompts that do not fit into memory at once; None for all at once. batch_tokens: cache
-    slots of one batch.
+    slots of one batch. prefixes: what prompts begin with, kept for later evaluations.
     """
 
     params: Any
@@ -52,6 +53,7 @@ class Model:
     layout: str = 'striped'
     prefill_chunk: int | None = None
     batch_tokens: int = 65536
+    prefixes: Prefixes | None = None
 
     def __post_init__(self):
         tokenizers.check_vocab_size(self.tokenizer, self.config.vocab_size)
@@ -206,7 +208,7 @@ def cache_slots(length: int, ffn_chunks: int = 1) -> int:
 
 def make_batches(model: Model, items: Iterable[Item]) -> Iterator[Batch]:
     """Batches of all items, finished or not, so that shapes do not depend on what is finished."""
-    groups = _make_groups(items, batching.replicas())
+    groups = _make_groups(items, batching.replicas(), model.config.rope.type in batching.ROPE_BY_LENGTH)
     lengths = [max(item.tokens or item.length for item in group) for group in groups]
     seq_lens = [cache_slots(length, model.memory.ffn_chunks) for length in lengths]
     kinds = [(len(group) > 1, group[0].one_line) for group in groups]
@@ -217,11 +219,14 @@ def make_batches(model: Model, items: Iterable[Item]) -> Iterator[Batch]:
         yield Batch(members, batch.rows, batch.seq_len, batch.longest, members[0][0].one_line)
 
 
-def _make_groups(items, replicas):
-    """Lists of items that one row answers. Where replicas are more than those, each list is split."""
+def _make_groups(items, replicas, of_one_length=False):
+    """Lists of items that one row answers. Where replicas are more than those, each list is split.
+
+    of_one_length: whether prompts of different lengths share no row, as their RoPE would differ.
+    """
     by_length = {}
     for item in items:
-        key = item.key if item.group is None else ('group', item.group)
+        key = item.key if item.group is None else ('group', item.group, item.tokens if of_one_length else 0)
         by_length.setdefault((item.length, item.one_line), {}).setdefault(key, []).append(item)
     out = []
     for groups in by_length.values():
@@ -235,37 +240,6 @@ def _make_groups(items, replicas):
 # ---------------------------------------------------------------------------------------------------
 
 
-class _Query(NamedTuple):
-    """The question of one row. active: False for a row without one left, whose answer is discarded."""
-
-    item: Item
-    sample: Sample
-    prompt: list[int]
-    active: bool
-
-    @property
-    def scores_target(self):
-        return self.active and self.item.teacher_forced
-
-    @property
-    def choices(self):
-        return self.sample.meta.get('choices', []) if self.active else []
-
-
-class _Group(NamedTuple):
-    """Items of one row, in reading order."""
-
-    items: list[Item]
-    samples: list[Sample]
-    prompts: list[list[int]]
-
-    def query(self, number: int, finished: Collection) -> _Query:
-        """The question of a number; a group with fewer repeats its last one."""
-        i = min(number, len(self.items) - 1)
-        active = number < len(self.items) and self.items[i].key not in finished
-        return _Query(self.items[i], self.samples[i], self.prompts[i], active)
-
-
 def answer(model: Model, batch: Batch, finished: Collection | Mapping = ()) -> Iterator[dict]:
     """The rows of a batch, without those whose keys are finished. Their prompts are read all the same: how a
     prompt is cut into chunks does not depend on what is finished, so neither does the rounding."""
@@ -277,13 +251,27 @@ def answer(model: Model, batch: Batch, finished: Collection | Mapping = ()) -> I
     while not any(query.active for query in rounds[-1]):
         rounds.pop()
     for number, queries in enumerate(rounds):
-        prompts, chunk = [query.prompt for query in queries], model.prefill_chunk
-        if number == 0:
-            session.read(prompts, chunk)
-        else:
-            session.update(prompts, chunk or -(-SHARED_CHUNK // session.unit) * session.unit)
+        prompts = [query.prompt for query in queries]
+        _read(model, session, prompts, number == 0)
         if any(query.active for query in queries):
-            yield from _answer_queries(model, session, queries, stop)
+            yield from answer_queries(model, session, queries, stop)
+        if number == 0 and model.prefixes is not None:
+            following = [group.prompts[1] for group in groups if len(group.prompts) > 1]
+            model.prefixes.keep(session, shared_prefixes([*prompts, *following])[:len(prompts)])
+
+
+def _read(model, session, prompts, first):
+    """Make the session hold the prompts. first: it is empty."""
+    prefixes, chunk = model.prefixes, model.prefill_chunk
+    loaded = first and prefixes is not None and any(prefixes.load(session, prompts))
+    if first and not loaded:
+        session.read(prompts, chunk)
+        kept = [0] * len(prompts)
+    else:
+        kept = session.update(prompts, chunk or -(-SHARED_CHUNK // session.unit) * session.unit)
+    if prefixes is not None:
+        prefixes.read += sum(map(len, prompts)) - sum(kept)
+        prefixes.reused += sum(kept) * loaded
 
 
 def _make_group(model, items, seq_len):
@@ -295,56 +283,4 @@ def _make_group(model, items, seq_len):
                              f'{sample.max_new_tokens} for its answer, more than the {seq_len} of its length '
                              f"{sample.length}; state the chat template's overhead when samples are made")
     order = prompt_layout.reading_order(prompts)
-    return _Group(*([values[i] for i in order] for values in (items, made, prompts)))
-
-
-def _answer_queries(model, session, queries, stop):
-    """Iterator of the rows of one question to each row of the batch."""
-    limits = [query.sample.max_new_tokens * query.active for query in queries]
-    bound = max(SMALLEST_ANSWER, 1 << (max(limits) - 1).bit_length())
-    generated = session.ask([[]] * len(queries), limits, bound, stop)
-    likelihoods = _answer_likelihoods(model, session, queries)
-    for query, tokens, fields in zip(queries, generated, likelihoods, strict=True):
-        if query.active:
-            text = model.tokenizer.decode(tokens)
-            yield answers.make_row(query.sample, query.prompt, text, len(tokens)) | fields
-
-
-def _answer_likelihoods(model, session, queries):
-    """The fields of each row about likelihoods.
-
-    'forced' is the likelihood of the right answer where its item is teacher-forced; 'chosen' is the most
-    likely of a sample's choices, which are labels scored as whole lines.
-    """
-    any_forced = any(query.scores_target for query in queries)
-    if not any_forced and not any(query.choices for query in queries):
-        return [{}] * len(queries)
-    targets = [model.answer_ids(query.sample, query.sample.answer) for query in queries]
-    alternatives = [targets] * any_forced + _choice_ids(model, queries, targets)
-    scored = session.loglikelihood([[]] * len(queries), alternatives)
-    out = []
-    for j, query in enumerate(queries):
-        fields = {}
-        if query.scores_target:
-            nats, greedy = scored[0][j]
-            fields['forced'] = {'nats': nats, 'tokens': len(targets[j]), 'greedy': greedy}
-        if query.choices:
-            of_choices = zip(query.choices, scored[any_forced:], strict=False)
-            fields['chosen'] = _most_likely({name: one[j][0] for name, one in of_choices})
-        out.append(fields)
-    return out
-
-
-def _choice_ids(model, queries, targets):
-    """Answers of all rows, as many as the most choices of one.
-
-    A row with fewer choices repeats one of them, a row without any its target; both are discarded.
-    """
-    labels = [[model.answer_ids(query.sample, f' {name}\n') for name in query.choices] for query in queries]
-    return [[own[i % len(own)] if own else target for own, target in zip(labels, targets, strict=True)]
-            for i in range(max(map(len, labels)))]
-
-
-def _most_likely(nats):
-    """The name of the highest log-likelihood; '' where one is not finite."""
-    return max(nats, key=nats.get) if np.isfinite(list(nats.values())).all() else ''
+    return Group(*([values[i] for i in order] for values in (items, made, prompts)))

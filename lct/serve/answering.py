@@ -13,12 +13,12 @@ from lct.models import prompt_layout
 from lct.models.sampling import token_logprob, top_logprobs
 from lct.models.session import Session
 from lct.out_of_memory import is_out_of_memory
-from lct.serve.disk_texts import DiskTexts
 from lct.serve.errors import ApiError, invalid
 from lct.serve.jobs import Cancelled, Job
 from lct.serve.kept_texts import KeptTexts
 from lct.serve.requests import MAX_LOGPROBS, Query
 from lct.serve.responses import End, Text, Token
+from lct.weights.disk_texts import DiskTexts
 
 
 class Limits(NamedTuple):

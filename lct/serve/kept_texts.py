@@ -19,7 +19,7 @@ from lct import sharding
 from lct.models.kv_cache import CACHE, named_arrays
 from lct.models.prompt_layout import common_prefix
 from lct.models.session import Session
-from lct.serve.disk_texts import DiskTexts
+from lct.weights.disk_texts import DiskTexts
 
 MIN_SHARED = 16  # tokens; texts that share fewer have a cache each
 MAX_DROPPED = 256  # tokens of a kept text that another request may overwrite; a longer rest is worth a copy
@@ -120,7 +120,7 @@ class KeptTexts:
         folder = self._disk.own(saved) if len(saved.ids) - on_disk <= MAX_DROPPED else None
         if folder and all(one.folder != folder for one in self._texts):  # a folder has one writer
             text.folder, text.saved = folder, saved.ids
-        return text if self._disk.load(saved, text.session, on_disk) > shared else None
+        return text if self._disk.load(text.session, [(saved, on_disk)])[0] > shared else None
 
     def _new(self, slots):
         self._make_room(slots)

@@ -12,6 +12,7 @@ from lct.eval import runner, samples, scoring
 from lct.eval.report import svg
 from lct.eval.suites.plan import DEPTHS
 from lct.eval.suites.suite import (
+    SHARED_FROM,
     Cell,
     Figure,
     Plan,
@@ -25,7 +26,6 @@ from lct.eval.tasks.ruler_niah import Niah
 from lct.text import short_length
 
 NEEDLE = Niah('needle', 'text', max_new_tokens=32)
-SHARED_FROM = 4096  # tokens: shorter columns take less time side by side than one after another in one cache
 
 
 @dataclasses.dataclass(frozen=True)

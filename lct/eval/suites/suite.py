@@ -7,6 +7,7 @@ or not finite, and text for the keys of dicts.
 import abc
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from lct.eval.suites.plan import Plan
 from lct.text import short_length
 
 SHORT = 1024  # tokens; prompts that short are made quickly, and some of a task may not fit
+SHARED_FROM = 4096  # tokens: shorter prompts take less time side by side than one after another in one cache
+MOSTLY = 0.75  # of a given prompt; one that shares less with another is read by itself
 
 
 class Outcome(NamedTuple):
@@ -274,10 +277,15 @@ def with_given(plan: Plan, folder: Path, model: runner.Model, names: Sequence[st
 
 
 def given_items(plan: Plan) -> list[runner.Item]:
-    """Items of the samples that the plan gives."""
-    return [runner.Item(task, sample.length, sample.index, functools.partial(_itself, sample),
-                        tokens=sample.meta['tokens'])
-            for task, given in plan.given.items() for sample in given]
+    """Items of the samples that the plan gives. Long ones that begin mostly alike share their text."""
+    given = [sample for samples in plan.given.values() for sample in samples]
+    groups, number, before = {}, 0, ''
+    for sample in sorted(given, key=lambda one: one.text):
+        shared = len(os.path.commonprefix([before, sample.text]))
+        number, before = number + (shared < MOSTLY * len(sample.text)), sample.text
+        groups[sample.task, sample.index] = number if sample.meta['tokens'] >= SHARED_FROM else None
+    return [runner.Item(one.task, one.length, one.index, functools.partial(_itself, one),
+                        groups[one.task, one.index], tokens=one.meta['tokens']) for one in given]
 
 
 def _itself(sample):
