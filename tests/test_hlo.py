@@ -18,6 +18,7 @@ from lct.ops.blockwise_attention import Chunks
 from lct.ops.context_parallel import AttentionOptions
 from lct.ops.ring_attention import ring_attention
 from lct.plan import hlo, programs, targets
+from lct.plan.host_copies import host_copies
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 DEGREES = {'data': 1, 'fsdp': 2, 'sequence': 4, 'tensor': 1}
@@ -52,6 +53,19 @@ def test_a_transfer_that_ends_before_the_loop_is_exposed(platform):
     lines.insert(start + 1, lines.pop(done))
     transfers = hlo.Program('\n'.join(lines)).transfers(DEGREES)
     assert [t.hidden for t in transfers if t.times == 3] == [False]
+
+
+def test_copies_to_and_from_the_host_are_found_and_timed():
+    """Layer inputs of 4 layers, 4096 bytes each: written by the forward, read by the backward. Here each ends
+    before a product; it overlaps where its done is moved to the end of its layer."""
+    copies = lambda lines: {(c.to_host, c.size, c.times): c.hidden
+                            for c in host_copies(hlo.Program('\n'.join(lines)))}
+    lines = (GOLDEN / 'hlo_cuda_offload.txt').read_text().splitlines()
+    assert copies(lines) == {(True, 4096, 4): False, (False, 4096, 4): False}
+    done = next(i for i, line in enumerate(lines) if ' fusion-done(%dynamic-update-slice-start' in line)
+    root = next(i for i in range(done, len(lines)) if lines[i].startswith('  ROOT '))
+    lines.insert(root - 1, lines.pop(done))
+    assert copies(lines) == {(True, 4096, 4): True, (False, 4096, 4): False}
 
 
 def test_a_loop_of_unknown_length_makes_a_lower_bound():

@@ -82,15 +82,15 @@ def buffers(step: Step, platform: str = 'gpu') -> Buffers:
         stays['embedding, gathered'] = table * step.stored_width
         if step.accumulation > 1:
             stays['head, cast for all micro-batches'] = table * step.width / tensor
-    saved, host = _saved(step)
+    kept, host = saved(step)
     if platform == 'tpu' and not REMAT[step.memory.remat].on_host:
-        saved['fragments'] = FRAGMENTS * sum(saved.values())
+        kept['fragments'] = FRAGMENTS * sum(kept.values())
     phases = {
         'loss': _loss(step, platform),
         'backward of a layer': {'gradients': _gradients(step, share), **_layer(step)},
         'update': {'gradients, float32': share * FLOAT32},
     }
-    return Buffers(stays, saved, phases, host)
+    return Buffers(stays, kept, phases, host)
 
 
 def with_adapter(needed: Buffers, step: Step, adapter: lora.Adapter) -> Buffers:
@@ -140,8 +140,8 @@ def _gradients(step, share):
     return share * FLOAT32 if step.stored_width == FLOAT32 else 0
 
 
-def _saved(step):
-    """What the remat policy keeps, on the device and on the host: two dicts of bytes by name."""
+def saved(step: Step) -> tuple[dict[str, float], dict[str, float]]:
+    """What the remat policy keeps, on the device and on the host: bytes by name."""
     config = step.config
     remat, tensor = step.memory.remat, step.mesh[3]
     tokens = step.local * config.num_layers  # of all layers

@@ -10,12 +10,13 @@ import jax
 from lct import files
 from lct.plan import hlo
 from lct.plan.cost import Step
+from lct.plan.host_copies import host_copies
 
 MiB = 2**20
 
 
 def record(compiled: jax.stages.Compiled, degrees: dict[str, int]) -> dict:
-    """Memory, largest tensor and collectives of a program; bytes and counts are per device.
+    """Memory, largest tensor, collectives and copies to the host of a program; all are per device.
 
     degrees: {axis: degree} of the mesh, slowest axis first.
     """
@@ -28,6 +29,7 @@ def record(compiled: jax.stages.Compiled, degrees: dict[str, int]) -> dict:
             {**dataclasses.asdict(t), 'hidden': t.hidden, 'shapes': [str(shape) for shape in t.shapes]}
             for t in program.transfers(degrees)
         ],
+        'host_copies': [{**c._asdict(), 'hidden': c.hidden} for c in host_copies(program)],
     }
 
 
@@ -42,6 +44,7 @@ def describe(title: str, record: dict) -> str:
         *_fit_lines(record),
         f'  largest tensor: {largest["tensor"]} {largest["bytes"] / MiB:,.1f} MiB ({largest["name"]})',
         *_transfer_lines(record['transfers']),
+        *_host_lines(record['host_copies']),
     ])
 
 
@@ -70,6 +73,15 @@ def _transfer_lines(transfers):
     yield from (f'  {count:>3} at {line}' for line, count in equal.items())
     for (axes, kind, state), sent in sorted(total.items()):
         yield f'  total: {sent / MiB:,.1f} MiB sent by {kind} over {axes}: {state}'
+
+
+def _host_lines(copies):
+    total = collections.Counter()
+    for c in copies:
+        direction, state = 'to' if c['to_host'] else 'from', 'hidden' if c['hidden'] else 'exposed'
+        total[direction, state] += c['times'] * c['size']
+    yield from (f'  total: {size / MiB:,.1f} MiB copied {direction} the host: {state}'
+                for (direction, state), size in sorted(total.items()))
 
 
 def save(path: Path, target: str, records: dict[str, dict]) -> None:

@@ -225,22 +225,27 @@ class Program:
         groups = device_groups(text)
         others = len(groups[0]) - 1 if groups else math.prod(degrees.values()) - 1
         asynchronous = start.opcode.endswith('-start') and '"is_sync":true' not in text
-        behind = ()
-        if asynchronous:
-            done = next(i for i, line in enumerate(lines) if i > at and start.name in line.operands
-                        and line.opcode.endswith('-done'))
-            behind = tuple(i.name for i in lines[at + 1:done] if self.has_matmuls(i))
         return Transfer(
             start.name, kind, shapes, size, _sent(kind, size, others), *self.times[computation],
-            axes_of(groups, degrees), asynchronous, behind)
+            axes_of(groups, degrees), asynchronous, self.behind(lines, at) if asynchronous else ())
+
+    def behind(self, lines: list[Instruction], at: int) -> tuple[str, ...]:
+        """Names of the instructions with matmuls between the start in lines[at] and its done."""
+        done = next(i for i, line in enumerate(lines) if i > at and lines[at].name in line.operands
+                    and line.opcode.endswith('-done'))
+        return tuple(i.name for i in lines[at + 1:done] if self.has_matmuls(i))
+
+    def executed(self) -> dict[str, list[Instruction]]:
+        """{name: instructions} of the computations that run, without those that are fused into one."""
+        fused = {name for lines in self.computations.values() for i in lines
+                 if i.opcode.startswith('fusion') for name in i.called}
+        return {name: lines for name, lines in self.computations.items()
+                if name in self.times and name not in fused}
 
     def largest(self) -> tuple[Shape, str]:
         """(Shape, instruction name) of the largest computed array in device memory, arguments excluded."""
-        fused = {name for lines in self.computations.values() for i in lines
-                 if i.opcode == 'fusion' for name in i.called}
         arrays = [
-            (shape, i.name)
-            for name, lines in self.computations.items() if name in self.times and name not in fused
+            (shape, i.name) for lines in self.executed().values()
             for i in lines if i.opcode not in VIEWS and not i.opcode.endswith(('-start', '-done'))
             for shape in i.shapes if not shape.on_host
         ]

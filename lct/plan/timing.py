@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from lct.plan.buffers import saved
 from lct.plan.cost import Step, Transfer, Work, model_flops, num_params, transfers, work
 from lct.plan.hardware import Hardware
 
@@ -14,7 +15,7 @@ class Efficiency:
     All seven are assumptions within ranges that others measured. They were chosen, together with the network
     of an L40S node in hardware.py, so that Gradient's nine stages come within a factor of two of the
     published minutes. There is little freedom: 557 of 7,200 combinations do, and none comes within 1.95 in
-    every row. Held-out check: EasyContext's tokens/s on eight A100 are predicted at 0.95 to 1.52 of the
+    every row. Held-out check: EasyContext's tokens/s on eight A100 are predicted at 0.95 to 1.50 of the
     published figures.
 
     matmul: large products alone reach 0.8 on H100 and A100 (stas00/ml-engineering, measured), whole runs 0.38
@@ -90,11 +91,11 @@ def seconds(step: Step, hardware: Hardware, efficiency: Efficiency = Efficiency(
     for t in moved:
         if not t.behind:
             times[t.name] = max(seconds_on_links(t, hardware, efficiency))
-    if step.memory.remat == 'offload':
-        # to the host and back, concurrent with all of the layer
-        config = step.config
-        size = 2 * step.local * config.embed_dim * step.width * config.num_layers * step.accumulation
-        times['offload'] = max(0.0, size / (hardware.host * efficiency.inside) - sum(times.values()))
+    if host := sum(saved(step)[1].values()):
+        # compiled programs write it behind the forward of a layer, but wait for it before the backward
+        copying = host * step.accumulation / (hardware.host * efficiency.inside)
+        forward = times['matmul'] / 4 + attention['forward'] / (2 - step.keeps_attention)
+        times['copies to and from the host'] = copying + max(0.0, copying - forward)
     # AdamW reads and writes weights and two moments, reads gradients and writes updates
     state = 8 * num_params(step.config) * step.stored_width / (step.devices / step.mesh[0])
     times['optimizer'] = state / (hardware.bandwidth * efficiency.memory)
