@@ -19,7 +19,7 @@ def script(monkeypatch):
 
 
 def test_attention_is_timed_and_what_cannot_run_has_its_reason(script, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, 'argv', ['gpu', '--quick', '--parts', 'attention', '--json',
+    monkeypatch.setattr(sys, 'argv', ['gpu', '--quick', '--parts', 'attention', '--output',
                                       str(tmp_path / 'r.json')])
     script('__main__')
     rows = json.loads((tmp_path / 'r.json').read_text())['attention']
@@ -29,7 +29,7 @@ def test_attention_is_timed_and_what_cannot_run_has_its_reason(script, monkeypat
 
 
 def test_a_wrong_number_fails(script, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(sys, 'argv', ['gpu', '--json', str(tmp_path / 'r.json')])
+    monkeypatch.setattr(sys, 'argv', ['gpu', '--output', str(tmp_path / 'r.json')])
     module = script('gpu_report')
     report = module['Report'](module['flags']())
     right = np.ones((4, 4))

@@ -35,7 +35,7 @@ SCRIPTS = ('ring_attention', 'blockwise_parallel', 'causal_imbalance', 'gradient
 @functools.cache
 def made(name, folder):
     """The results of a script's plain command."""
-    importlib.import_module(name).run(['--out', str(folder)])
+    importlib.import_module(name).run(['--output', str(folder)])
     return json.loads((folder / f'{name}.json').read_text())
 
 

@@ -19,7 +19,7 @@ def test_scheme_of(path, scheme):
 
 @pytest.mark.parametrize('arguments, problem', [
     (['--workdir', 'gs://b/run'], '--workdir gs://b/run has the scheme gs://'),
-    (['--json=s3://b/x'], '--json s3://b/x'),
+    (['--output=s3://b/x'], '--output s3://b/x'),
     (['--compare', 'runs/a', 's3:/b'], '--compare s3:/b'),
     (['--output', 'file:///data'], '--output file:///data .* without file://'),
     (['web=s3://b/c?x=y'], r'web=s3://b/c\?x=y'),

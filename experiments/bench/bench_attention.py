@@ -45,7 +45,7 @@ def arguments():
                         help='devices of a node, for two-level strategies')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--compile-only', action='store_true', help='memory figures alone')
-    parser.add_argument('--json', type=pathlib.Path, help='append one line per measurement to this file')
+    parser.add_argument('--output', type=pathlib.Path, help='append one line per measurement to this file')
     return parser.parse_args()
 
 
@@ -263,7 +263,7 @@ def show(length, direction, built, times, flops, peaks):
     print(f'\nS {length}, {direction}, {ARGS.dtype}, heads {ARGS.heads}/{ARGS.kv_heads} x {ARGS.head_dim}, '
           f'{ARGS.devices} devices, {ARGS.layout}, {ARGS.documents} document(s)')
     settings = {key: value for key, value in vars(ARGS).items()
-                if key not in ('json', 'lengths', 'directions', 'contestants')}
+                if key not in ('output', 'lengths', 'directions', 'contestants')}
     rows = []
     for name, (program, _) in built.items():
         row = {'contestant': name, 'length': length, 'direction': direction, 'temp_mib': temporaries(program),
@@ -272,8 +272,8 @@ def show(length, direction, built, times, flops, peaks):
             row |= summary(times[name], times[next(iter(built))], flops, statistics.median(peaks))
         rows.append(row)
     print(table(HEADER, map(cells, rows)), flush=True)
-    if ARGS.json:
-        with ARGS.json.open('a') as file:
+    if ARGS.output:
+        with ARGS.output.open('a') as file:
             file.writelines(json.dumps(row) + '\n' for row in rows)
 
 

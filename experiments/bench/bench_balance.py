@@ -1,6 +1,6 @@
 """Balance of a ring by layout: attention tiles that each device computes, counted, not timed.
 
-    python experiments/bench/bench_balance.py --length 65536 --json experiments/results/balance.json
+    python experiments/bench/bench_balance.py --length 65536 --output experiments/results/balance.json
 
 A tile is one pair of chunks that is not skipped. With one causal document the contiguous layout gives the
 last device almost twice the mean (Striped Attention, Brandon et al. 2023, arXiv 2311.09431, figure 2). Zigzag
@@ -51,12 +51,12 @@ def main():
     parser.add_argument('--length', type=int, default=65536, help='tokens of the sequence')
     parser.add_argument('--chunk', type=int, default=256)
     parser.add_argument('--rings', type=int, nargs='+', default=[2, 4, 8, 16, 32, 64])
-    parser.add_argument('--json', type=pathlib.Path)
+    parser.add_argument('--output', type=pathlib.Path)
     args = parser.parse_args()
     check_positive(args, 'length', 'chunk', 'rings')
     rows = one_causal_document(args.length, args.chunk, args.rings) + many_documents(args.length, args.chunk)
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + '\n')
+    if args.output:
+        args.output.write_text(json.dumps(rows, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 """Time and memory of the loss and of the FFN in chunks: ours, the plain formula and others, side by side.
 
-    python experiments/bench/bench_blockwise.py --part loss --json experiments/results/bench_blockwise.json
-    python experiments/bench/bench_blockwise.py --part ffn --json experiments/results/bench_blockwise.json
+    python experiments/bench/bench_blockwise.py --part loss --output experiments/results/bench_blockwise.json
+    python experiments/bench/bench_blockwise.py --part ffn --output experiments/results/bench_blockwise.json
 
 Value of the loss of x [1, T, D] and head [D, V], with both gradients:
     whole              all logits at once
@@ -57,7 +57,7 @@ def arguments():
     parser.add_argument('--layers', type=int, default=4)
     parser.add_argument('--vocab-size', type=int, default=128256)
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--json', type=pathlib.Path,
+    parser.add_argument('--output', type=pathlib.Path,
                         help='JSON file for the table, under the name of --part')
     return parser.parse_args()
 
@@ -241,15 +241,16 @@ def main():
                              f'{", ".join(CONTESTANTS[ARGS.part])}')
     rows = measured_rows(names, inputs(ARGS.tokens), inputs(ARGS.memory_tokens))
     show(rows)
-    if ARGS.json:
-        kept = json.loads(ARGS.json.read_text()) if ARGS.json.exists() else {}
-        settings = {name: value for name, value in vars(ARGS).items() if name not in ('json', 'contestants')}
+    if ARGS.output:
+        kept = json.loads(ARGS.output.read_text()) if ARGS.output.exists() else {}
+        settings = {name: value for name, value in vars(ARGS).items()
+                    if name not in ('output', 'contestants')}
         kept[ARGS.part] = {
             'command': ' '.join(['python', *sys.argv]), 'machine': machine(), 'settings': settings,
             'versions': {'jax': jax.__version__, 'python': platform.python_version()}, 'table': rows,
         }
-        ARGS.json.parent.mkdir(parents=True, exist_ok=True)
-        ARGS.json.write_text(json.dumps(kept, indent=1) + '\n')
+        ARGS.output.parent.mkdir(parents=True, exist_ok=True)
+        ARGS.output.write_text(json.dumps(kept, indent=1) + '\n')
 
 
 if __name__ == '__main__':

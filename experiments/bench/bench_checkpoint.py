@@ -1,6 +1,6 @@
 """Seconds of saving and restoring a checkpoint of 1 GB, with and without fingerprints.
 
-    python experiments/bench/bench_checkpoint.py FOLDER [--json FILE] [--rounds 5]
+    python experiments/bench/bench_checkpoint.py FOLDER [--output FILE] [--rounds 5]
 
 FOLDER is new, on a disk with 4 GB free. The state, random weights and two moments of them, lies on eight
 virtual devices. Each round saves and restores once with and once without fingerprints, in alternating order,
@@ -86,7 +86,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', type=pathlib.Path)
-    parser.add_argument('--json', type=pathlib.Path)
+    parser.add_argument('--output', type=pathlib.Path)
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--gigabytes', type=float, default=1.0)
     args = parser.parse_args()
@@ -109,9 +109,9 @@ def main():
             rounds.append({**one, 'alone': alone})
             print(json.dumps(rounds[-1]), flush=True)
     share = summarize(rounds, nbytes)
-    if args.json:
+    if args.output:
         content = {'bytes': nbytes, 'devices': 8, 'jax': jax.__version__, 'rounds': rounds, 'share': share}
-        args.json.write_text(json.dumps(content, indent=1))
+        args.output.write_text(json.dumps(content, indent=1))
 
 
 if __name__ == '__main__':

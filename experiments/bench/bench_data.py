@@ -1,6 +1,6 @@
 """The costs of the input pipeline: padding, bytes read by each host, time to the first batch, waiting.
 
-    python experiments/bench/bench_data.py --out experiments/results/data.json
+    python experiments/bench/bench_data.py --output experiments/results/data.json
 
 Documents have log-normal lengths with a long tail (median 1,000 tokens, sigma 1.3, one in a thousand of a
 book's length). Padding and bytes read are counted over a synthetic store, which computes its tokens. The time
@@ -212,13 +212,13 @@ def waiting(_tokenizer, folder, steps=10):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', default=str(HERE / 'results' / 'data.json'))
+    parser.add_argument('--output', default=str(HERE / 'results' / 'data.json'))
     parser.add_argument('--parts', default='waste,reading,first_batch,waiting',
                         help='measurements, comma-separated')
     args = parser.parse_args()
     from lct.data import tokenizer as tokenizers
 
-    tokenizer, out = tokenizers.load('bytes'), pathlib.Path(args.out)
+    tokenizer, out = tokenizers.load('bytes'), pathlib.Path(args.output)
     results = json.loads(out.read_text()) if out.exists() else {}
     for name in args.parts.split(','):
         with tempfile.TemporaryDirectory() as folder:

@@ -3,7 +3,7 @@
     python experiments/bench/bench_decode.py --check     1,000 decoded tokens against a forward, on every mesh
     python experiments/bench/bench_decode.py             32K on 8 devices beside 4K on one, interleaved
     python experiments/bench/bench_decode.py --caches    SmolLM2's shape with a cache in float32 and in int8
-    ... --out experiments/results/decode.json            keeps the figures of either
+    ... --output experiments/results/decode.json            keeps the figures of either
 
 A ring of 8 holds 4K of the 32K tokens on each device and reads all weights there, as one device does at 4K.
 Virtual devices share the cores of the machine, so eight take eight times as long even if nothing is lost. The
@@ -63,7 +63,7 @@ def main():
     parser.add_argument('--caches', action='store_true')
     parser.add_argument('--lengths', type=int, nargs='+', default=[2048, 8192], help='of --caches, in tokens')
     parser.add_argument('--rounds', type=int, default=9)
-    parser.add_argument('--out', type=pathlib.Path, help='JSON file, of which this run replaces its half')
+    parser.add_argument('--output', type=pathlib.Path, help='JSON file, of which this run replaces its half')
     args = parser.parse_args()
     if args.check:
         result = {'exact': check()}
@@ -71,9 +71,9 @@ def main():
         result = {'caches': bench_caches(args.lengths, args.rounds)}
     else:
         result = {'speed': bench(args.rounds)}
-    if args.out:
-        kept = json.loads(args.out.read_text()) if args.out.is_file() else {}
-        args.out.write_text(json.dumps({**kept, **result}, indent=1) + '\n')
+    if args.output:
+        kept = json.loads(args.output.read_text()) if args.output.is_file() else {}
+        args.output.write_text(json.dumps({**kept, **result}, indent=1) + '\n')
 
 
 def on(degrees):

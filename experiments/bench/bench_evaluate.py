@@ -2,7 +2,7 @@
 
     git worktree add ../before f9ca58e
     python experiments/bench/bench_evaluate.py --before ../before --model DIR --lengths 8192 --rounds 2 \\
-        --out experiments/results/evaluate_speed.json
+        --output experiments/results/evaluate_speed.json
     python experiments/bench/bench_evaluate.py --before ../before --model smollm2 --lengths 8192 --rounds 1
 
 Each round runs the needle grid and RULER with both checkouts, each with its own defaults, in processes of
@@ -38,7 +38,7 @@ def main():
     parser.add_argument('--lengths', default='8192')
     parser.add_argument('--samples', default='1')
     parser.add_argument('--rounds', type=int, default=2)
-    parser.add_argument('--out', type=pathlib.Path)
+    parser.add_argument('--output', type=pathlib.Path)
     args = parser.parse_args()
     sides, rows = {'before': args.before.resolve(), 'now': HERE}, []
     with tempfile.TemporaryDirectory() as folder:
@@ -51,10 +51,10 @@ def main():
         equal, total = equal_answers(*(pathlib.Path(folder) / f'{side}0' / 'ruler.jsonl' for side in sides))
     ratios = summary(rows)
     print(f'RULER: {equal} of {total} answers are equal')
-    if args.out:
+    if args.output:
         content = {'model': args.model, 'lengths': args.lengths, 'samples': args.samples,
                    'cores': os.cpu_count(), 'ratios': ratios, 'equal': [equal, total], 'rows': rows}
-        args.out.write_text(json.dumps(content, indent=1) + '\n')
+        args.output.write_text(json.dumps(content, indent=1) + '\n')
 
 
 def measure(checkout, workdir, suite, args):

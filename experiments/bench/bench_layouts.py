@@ -1,6 +1,6 @@
 """Cost of an attention tile under each layout and with packed documents, side by side in one process.
 
-    python experiments/bench/bench_layouts.py --length 16384 --json experiments/results/layouts.json
+    python experiments/bench/bench_layouts.py --length 16384 --output experiments/results/layouts.json
 
 Ring attention on virtual devices, forward and forward+backward, CPU seconds over the tiles that are not
 skipped (counted as bench_balance.py counts them), as ratios within a round against one causal document in
@@ -21,7 +21,7 @@ parser.add_argument('--devices', type=int, default=8)
 parser.add_argument('--chunk', type=int, default=256)
 parser.add_argument('--heads', type=int, default=8)
 parser.add_argument('--rounds', type=int, default=5)
-parser.add_argument('--json', type=pathlib.Path)
+parser.add_argument('--output', type=pathlib.Path)
 ARGS = parser.parse_args()
 os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '') + f' --xla_force_host_platform_device_count={ARGS.devices}')
@@ -109,10 +109,10 @@ def main():
                 for name, args in made.items():
                     spent[name].append(cpu_seconds(program, args) / count[name])
             rows += show(direction, count, spent)
-    if ARGS.json:
+    if ARGS.output:
         settings = {name: value for name, value in vars(ARGS).items() if name != 'json'}
         about = {'settings': settings, 'machine': platform.machine(), 'jax': jax.__version__}
-        ARGS.json.write_text(json.dumps({**about, 'table': rows}, indent=1) + '\n')
+        ARGS.output.write_text(json.dumps({**about, 'table': rows}, indent=1) + '\n')
 
 
 if __name__ == '__main__':

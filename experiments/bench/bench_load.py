@@ -1,6 +1,6 @@
 """Speed and memory of loading a Hugging Face folder, against reading and copying the same files.
 
-    python experiments/bench/bench_load.py FOLDER [--json FILE]
+    python experiments/bench/bench_load.py FOLDER [--output FILE]
 
 FOLDER is empty or new, on a disk with 5 GB free. The script writes two models into it, a random Llama-3.2-1B
 (2.5 GB) and a sparse Llama-3-8B (16 GB of holes), then measures, each in a process of its own:
@@ -201,7 +201,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', type=pathlib.Path)
-    parser.add_argument('--json', type=pathlib.Path, help='write the figures there too')
+    parser.add_argument('--output', type=pathlib.Path, help='write the figures there too')
     parser.add_argument('--child', nargs='+', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -219,8 +219,8 @@ def main():
     finally:
         for folder in (one, eight):
             shutil.rmtree(folder, ignore_errors=True)
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + '\n')
+    if args.output:
+        args.output.write_text(json.dumps(figures, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -3,7 +3,7 @@
     python experiments/serve.py --model smollm2 --port 8333 --session-gb 0 &
     transformers serve FOLDER --port 8334 --dtype float32 --device cpu &      # or leave --theirs out
     python experiments/bench/bench_serve.py --python .venv_hf/bin/python --rounds 3 \\
-        --theirs http://127.0.0.1:8334/v1 --json FILE
+        --theirs http://127.0.0.1:8334/v1 --output FILE
 
 Each round asks two questions on a new text of about 200 tokens, all sides in turn, greedily: the server,
 ask.py (from the start of reading, without the start of its process), and transformers' generate and server.
@@ -37,7 +37,7 @@ def main():
     parser.add_argument('--model', default='smollm2', help='the one that the server has')
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--theirs', help="the address of transformers' server, ending in /v1")
-    parser.add_argument('--json', type=pathlib.Path)
+    parser.add_argument('--output', type=pathlib.Path)
     parser.add_argument('--generate', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.generate:
@@ -69,9 +69,9 @@ def compare(args):
     process.stdin.close()
     process.wait()
     print(summary(rows, sides))
-    if args.json:
+    if args.output:
         content = {'model': args.model, 'new tokens': NEW, 'rows': rows}
-        args.json.write_text(json.dumps(content, indent=1) + '\n')
+        args.output.write_text(json.dumps(content, indent=1) + '\n')
 
 
 def summary(rows, sides):

@@ -10,7 +10,7 @@ reading, no ids in Python, no store), and the seconds of the command tokenize_co
 from start to end.
 memory: by size, the rate of that command and the peak resident memory of its writing process and of its
 largest worker.
---json FILE adds the figures to a JSON file.
+--output FILE adds the figures to a JSON file.
 """
 
 import argparse
@@ -157,23 +157,23 @@ def main():
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--sizes', default='100,1000')
     parser.add_argument('--workers', type=int, default=2)
-    parser.add_argument('--json', type=pathlib.Path)
+    parser.add_argument('--output', type=pathlib.Path)
     args = parser.parse_args()
     if args.benchmark == 'library':
         return library_child(args.tokenizer, args.corpus)
     with tempfile.TemporaryDirectory() as folder:
         found = {'speed': speed, 'memory': memory}[args.benchmark](args, pathlib.Path(folder))
-    if args.json:
+    if args.output:
         import tokenizers
 
-        before = json.loads(args.json.read_text()) if args.json.exists() else {}
+        before = json.loads(args.output.read_text()) if args.output.exists() else {}
         with open('/proc/cpuinfo') as file:
             cpu = next((line.split(':')[1].strip() for line in file if line.startswith('model name')),
                        platform.machine())
         machine = {'cpu': cpu, 'cores': os.cpu_count(), 'python': platform.python_version(),
                    'tokenizers': tokenizers.__version__}
         found = {**before, 'machine': machine, args.benchmark: {'workers': args.workers, 'found': found}}
-        args.json.write_text(json.dumps(found, indent=1) + '\n')
+        args.output.write_text(json.dumps(found, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """Loss by position with a cache in 8 bits beside the full cache, of the same tokens.
 
-    python experiments/checks/check_caches.py --model smollm2 --json experiments/results/caches_smollm2.json
+    python experiments/checks/check_caches.py --model smollm2 --output experiments/results/caches_smollm2.json
 
 Each text is read in prefill chunks, so that a token attends to the tokens of its chunk as they are and to all
 before it as the cache has them. The default texts are three that every installation has: Python's language
@@ -34,7 +34,7 @@ def main():
     parser.add_argument('--texts', nargs='+', type=pathlib.Path, default=TEXTS,
                         help='text files, or folders of Python files')
     parser.add_argument('--windows', type=int, default=1, help='windows of each text, one after the other')
-    parser.add_argument('--json', type=pathlib.Path)
+    parser.add_argument('--output', type=pathlib.Path)
     if not check(parser.parse_args()):
         raise SystemExit('a bin differs by more than the limit')
 
@@ -59,8 +59,8 @@ def check(args):
     largest = max(abs(b['difference']) for b in bins)
     print(f'largest difference {largest:.5f} nats, limit {LIMIT}; a slot takes {sizes[1]} bytes, '
           f'{sizes[1] / sizes[0]:.4f} of {sizes[0]} in bfloat16')
-    if args.json:
-        args.json.write_text(json.dumps({
+    if args.output:
+        args.output.write_text(json.dumps({
             'model': args.model, 'windows': len(windows), 'piece': args.piece or 128, 'bins': bins,
             'bytes_a_slot': dict(zip(('bfloat16', 'int8'), sizes))}, indent=1) + '\n')
     return largest <= LIMIT

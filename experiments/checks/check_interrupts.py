@@ -81,6 +81,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--interrupts', type=int, default=200)
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--output', type=pathlib.Path, help='JSON of the result')
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it, also for ask.py
     with tempfile.TemporaryDirectory() as folder:
@@ -125,6 +126,8 @@ def check(args, folder):
         ask.end()
         print(f'{done} interrupts: {counts}', flush=True)
     print(f'after the interrupts the next question got its right answer: {done} interrupts, {counts}')
+    if args.output:
+        args.output.write_text(json.dumps({'interrupts': done, 'seed': args.seed, 'while': counts}) + '\n')
 
 
 def phase_of(lines, was_read, number):

@@ -2,7 +2,7 @@
 kill -9 and a new start.
 
     pip install '.[serve]' httpx
-    python experiments/checks/check_server.py --json experiments/results/server.json
+    python experiments/checks/check_server.py --output experiments/results/server.json
 
 Every request must get the status that it deserves, every greedy answer must be that of ask.py, every sampled
 one must follow its seed, the memory of the server must not grow, and what was read must be there after the
@@ -53,13 +53,13 @@ def main():
     parser.add_argument('--requests', type=int, default=1000)
     parser.add_argument('--clients', type=int, default=8)
     parser.add_argument('--seconds', type=float, default=1800, help='of the load at most')
-    parser.add_argument('--json', type=pathlib.Path, help='results')
+    parser.add_argument('--output', type=pathlib.Path, help='results')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = check(args, pathlib.Path(folder))
     print(json.dumps(result, indent=1))
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + '\n')
+    if args.output:
+        args.output.write_text(json.dumps(result, indent=1) + '\n')
     raise SystemExit(0 if result['passed'] else 1)
 
 

@@ -1,7 +1,8 @@
 """Times the first process that reads a text beside later ones that find it on disk, on several meshes.
 
     python experiments/checks/check_sessions.py --model base --tokens 65536
-    python experiments/checks/check_sessions.py --model smollm2 --tokens 8192 --written 1,1,1,1 --read 1,1,1,1
+    python experiments/checks/check_sessions.py --model smollm2 --tokens 8192 --written 1,1,1,1 \\
+        --read 1,1,1,1 --output experiments/results/sessions.json
 
 For each mesh of --written a process reads 20 files, answers a question and keeps the text; for each mesh of
 --read another one answers the same question from it, with the same tokens. Then one file changes. Times are
@@ -39,6 +40,7 @@ def main():
     parser.add_argument('--written', nargs='+', default=MESHES)
     parser.add_argument('--read', nargs='+', default=MESHES)
     parser.add_argument('--warm', action='store_true')
+    parser.add_argument('--output', type=pathlib.Path, help='JSON of which this run replaces its model')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         check(args, pathlib.Path(folder))
@@ -65,6 +67,13 @@ def check(args, folder):
     print(text.table(header, [(a, b, f'{c:.1f}', f'{d:.1f}', *rest) for a, b, c, d, *rest in rows], (0, 1)))
     before = tokens_before(folder, model)
     print(f'{len(answers)} different answer(s); before the changed file are {before:,} tokens')
+    if args.output:
+        kept = json.loads(args.output.read_text()) if args.output.exists() else {}
+        names = 'written', 'asked', 's', 'cpu_s', 'reused', 'tokens', 'cpu_ratio'
+        kept[args.model] = {
+            'answers': len(answers), 'tokens before the changed file': before,
+            'rows': [dict(zip(names, (a, b, round(c, 1), round(d, 1), *rest))) for a, b, c, d, *rest in rows]}
+        args.output.write_text(json.dumps(kept, indent=1) + '\n')
 
 
 def with_positions(args, folder):

@@ -1,6 +1,6 @@
 """Every task of every suite with readers that stand in for a model: an oracle, a mute and a half reader.
 
-    python experiments/checks/check_tasks.py --json experiments/results/tasks.json
+    python experiments/checks/check_tasks.py --output experiments/results/tasks.json
     python experiments/checks/check_tasks.py --suite comprehension --lengths 1024,8192
 
 The oracle has to score 100, the mute reader 0, and the half reader, which answers one prompt in two like the
@@ -56,7 +56,7 @@ def main():
                         help='of each task, length and seed; default: fewer for longer')
     parser.add_argument('--processes', type=int, default=os.cpu_count())
     parser.add_argument('--tokenizer', default=str(ROOT / 'experiments' / 'base'))
-    parser.add_argument('--json', type=pathlib.Path)
+    parser.add_argument('--output', type=pathlib.Path)
     args = parser.parse_args()
     if args.samples is not None:
         check_positive(args, 'samples')
@@ -72,10 +72,10 @@ def main():
     rows.sort(key=lambda row: (list(READERS).index(row['suite']), row['length']))
     problems, summary = judge(rows)
     shown = [cells(row) for row in merged(rows)]
-    if args.json:
+    if args.output:
         summary = {'tokenizer': pathlib.Path(args.tokenizer).name, 'seeds': SEEDS, **summary}
         named = [dict(zip(HEADER, row, strict=True)) for row in shown]
-        write_atomically(args.json, json.dumps({'summary': summary, 'tasks': named}, indent=1) + '\n')
+        write_atomically(args.output, json.dumps({'summary': summary, 'tasks': named}, indent=1) + '\n')
     print(table(HEADER, shown, left=(0, 1)))
     print('\n'.join(f'{name}: {value}' for name, value in summary.items()))
     if problems:

@@ -4,7 +4,7 @@ The lines mix text, code, emoji, CJK, odd white space and special tokens.
 
     pip install '.[llama3-tokenizer]'
     python experiments/checks/check_tokenizer.py                      against Meta's class
-    python experiments/checks/check_tokenizer.py --json PATH          and a tokenizer.json in the library
+    python experiments/checks/check_tokenizer.py --tokenizer PATH     and a tokenizer.json in the library
 """
 
 import argparse
@@ -56,7 +56,7 @@ def lines(count, seed=0):
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--json', type=pathlib.Path, metavar='PATH')
+    parser.add_argument('--tokenizer', type=pathlib.Path, metavar='PATH')
     parser.add_argument('--lines', type=int, default=10_000)
     args = parser.parse_args()
     check_positive(args, 'lines')
@@ -77,8 +77,9 @@ def main():
             'decode(encode(x)) == x': lambda x: ours.decode(ours.encode(x)) == x,
             'the converted tokenizer.json == encode': lambda x: read_converted.encode(x) == ours.encode(x),
         }
-        if args.json:
-            library, read = tokenizers.Tokenizer.from_file(str(args.json)), tokenizer.load(args.json)
+        if args.tokenizer:
+            library = tokenizers.Tokenizer.from_file(str(args.tokenizer))
+            read = tokenizer.load(args.tokenizer)
             checks |= {
                 'encode_special == the library': lambda x: ours.encode_special(x) == library.encode(
                     x, add_special_tokens=False).ids,
@@ -94,8 +95,8 @@ def main():
     for name, wrong in failed.items():
         print(f'{name}: {len(text) - len(wrong)} of {len(text)}', f'first: {wrong[0]!r}' if wrong else '')
     good = not any(failed.values())
-    if args.json:
-        given = json.loads(args.json.read_text())['model']
+    if args.tokenizer:
+        given = json.loads(args.tokenizer.read_text())['model']
         for key in ('vocab', 'merges'):
             same = given[key] == converted['model'][key]
             good &= same

@@ -1,7 +1,7 @@
 """Correctness and speed of lct on one GPU, and the longest context that it trains.
 
-    python experiments/checks/gpu_report.py --json experiments/results/gpu_h200.json   eight minutes
-    python experiments/checks/gpu_report.py --quick --json /tmp/quick.json             tiny shapes, any device
+    python experiments/checks/gpu_report.py --output experiments/results/gpu_h200.json   eight minutes
+    python experiments/checks/gpu_report.py --quick --output /tmp/quick.json   tiny shapes, any device
 
 It measures in three steps and writes the JSON after every result. *Numerics*: every op and kernel, values
 and gradients, against the dense versions of libraries in float64 on the host. *Attention*: the inner block
@@ -39,7 +39,7 @@ def flags():
     parser.add_argument('--minutes', type=float, default=9.0,
                         help='minutes after which no new measurement begins')
     parser.add_argument('--quick', action='store_true', help='tiny shapes, a test of the script itself')
-    parser.add_argument('--json', type=pathlib.Path, required=True, help='path of the report')
+    parser.add_argument('--output', type=pathlib.Path, required=True, help='path of the report')
     return parser.parse_args()
 
 
@@ -49,7 +49,7 @@ class Report:
     def __init__(self, args):
         import jax
 
-        self.path, self.start, self.limit = args.json, time.monotonic(), 60 * args.minutes
+        self.path, self.start, self.limit = args.output, time.monotonic(), 60 * args.minutes
         self.failed = 0
         self.results = {'device': jax.devices()[0].device_kind, 'jax': jax.__version__,
                         'command': ' '.join(['python', *sys.argv]), **{part: [] for part in PARTS}}
@@ -273,7 +273,7 @@ def run():
     print(f'{report.results["device"]}, jax {report.results["jax"]}', flush=True)
     for part in args.parts:
         PARTS[part](args, report)
-    print(f'{report.failed} failed; the report is in {args.json}')
+    print(f'{report.failed} failed; the report is in {args.output}')
     if report.failed:
         sys.exit(1)
 

@@ -162,13 +162,13 @@ def run(argv=None):
     args = claims.flags(__doc__, argv, compile={
         'choices': ('cpu', 'a100'), 'help': 'compile the missing rows for this'})
     known = [{key: row[key] for key in ('compiler', 'method', 'tokens of a device', 'GiB')}
-             for row in claims.earlier(args.out, 'blockwise_parallel', 'memory of a layer')]
+             for row in claims.earlier(args.output, 'blockwise_parallel', 'memory of a layer')]
     if args.compile == 'cpu':
         flags = os.environ.get('XLA_FLAGS', '')
         os.environ['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count={RING}'
     for _ in compile_rows(args.compile, known) if args.compile else ():
-        write(args.out, known)
-    write(args.out, known)
+        write(args.output, known)
+    write(args.output, known)
 
 
 def write(out, known):

@@ -264,7 +264,7 @@ def run(argv=None):
         flags = os.environ.get('XLA_FLAGS', '')
         os.environ['XLA_FLAGS'] = flags + ' --xla_force_host_platform_device_count=2'
     for title, measure in measured.items():
-        rows = measure() if args.measure else claims.earlier(args.out, 'causal_imbalance', title)
+        rows = measure() if args.measure else claims.earlier(args.output, 'causal_imbalance', title)
         tables |= {title: rows} if rows else {}
     a100 = [row for row in tables['striped attention'] if row['hardware'] == 'a100' and row['model'] == '7B']
     tokens = [row['tokens'] for row in a100]
@@ -274,7 +274,7 @@ def run(argv=None):
          'striped (published)': (tokens, [row['published'] for row in a100])},
         'tokens of a row', 'speedup over contiguous', 'a training step of 7B on eight A100, a ring of four')
     schedule = svg.ring_schedule({layout: balance.pairs_by_step(layout, 2048, 8) for layout in LAYOUTS})
-    claims.report(args.out, 'causal_imbalance',
+    claims.report(args.output, 'causal_imbalance',
                   'Striped Attention, arXiv 2311.09431, and ring-flash-attention', tables,
                   claims_of(tables), speedups=speedups, schedule=schedule)
 

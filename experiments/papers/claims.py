@@ -38,9 +38,9 @@ class Claim:
 
 
 def flags(doc, argv, **more):
-    """The flags of a script: --out and those in more, {name: keywords of add_argument}."""
+    """The flags of a script: --output and those in more, {name: keywords of add_argument}."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=pathlib.Path, default=RESULTS,
+    parser.add_argument('--output', type=pathlib.Path, default=RESULTS,
                         help='folder of the JSON and the figures')
     for name, keywords in more.items():
         parser.add_argument('--' + name, **keywords)

@@ -73,7 +73,7 @@ def run(argv=None):
     picture = svg.bars(names, {name: [row[f'{name} tokens/s'] for row in rows]
                                for name in ('published', 'predicted')},
                            'tokens/s', 'Llama-2-7B on eight A100')
-    claims.report(args.out, 'easycontext', 'README of EasyContext', {'tokens per second': rows},
+    claims.report(args.output, 'easycontext', 'README of EasyContext', {'tokens per second': rows},
                   claims_of(rows), speed=picture)
 
 

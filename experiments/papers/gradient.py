@@ -176,7 +176,7 @@ def run(argv=None):
                                    'predicted': [row['predicted min'] for row in rows],
                                    'predicted, best two-level strategy': best}, 'minutes',
                        "Gradient's stages", log_y=True)
-    claims.report(args.out, 'gradient', 'model cards of gradientai/Llama-3-8B-Instruct-Gradient-4194k and '
+    claims.report(args.output, 'gradient', 'model cards of gradientai/Llama-3-8B-Instruct-Gradient-4194k and '
                   'Llama-3-70B-Instruct-Gradient-1048k', tables, claims_of(tables), minutes=picture)
 
 

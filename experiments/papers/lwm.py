@@ -89,7 +89,7 @@ def run(argv=None):
             'our program, best mesh': column('best, s a step'),
             'published': [None] * (len(rows) - 1) + [SECONDS_AT_1M]},
         'seconds a step', 'LWM text stages on a TPU v4-512, predicted')
-    claims.report(args.out, 'lwm', 'Large World Model, arXiv 2402.08268', {'text stages': rows},
+    claims.report(args.output, 'lwm', 'Large World Model, arXiv 2402.08268', {'text stages': rows},
                   claims_of(rows),
                   steps=picture)
 

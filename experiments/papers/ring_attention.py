@@ -233,13 +233,13 @@ WHY = {
 def run(argv=None):
     args = claims.flags(__doc__, argv, compile={
         'action': 'store_true', 'help': 'table 3 for A100s, compiled'})
-    known = claims.earlier(args.out, 'ring_attention', 'table 3, compiled')
+    known = claims.earlier(args.output, 'ring_attention', 'table 3, compiled')
     known = [{key: row[key] for key in ('machine', 'model', 'method', 'context', 'compiled GiB')}
              for row in known]
     if args.compile:
         for _ in compile_cells(known):
-            write(args.out, known)
-    write(args.out, known)
+            write(args.output, known)
+    write(args.output, known)
 
 
 def write(out, known):

@@ -175,7 +175,7 @@ def run(argv=None):
     picture = svg.bars([row['strategy'] for row in rows], {name: [row[f'{name} tokens/s/GPU'] for row in rows]
                                                               for name in ('published', 'predicted')},
                            'tokens/s/GPU', '7B at 128K on 32 A100')
-    claims.report(args.out, 'two_level', 'USP, arXiv 2405.07719, and LoongTrain, arXiv 2406.18485', tables,
+    claims.report(args.output, 'two_level', 'USP, arXiv 2405.07719, and LoongTrain, arXiv 2406.18485', tables,
                   claims_of(tables),
                   strategies=picture)
 

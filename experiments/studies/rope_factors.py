@@ -1,6 +1,6 @@
 """Search for a divisor of every RoPE frequency of an untrained model, scored on tokens that need the text.
 
-    python experiments/studies/rope_factors.py --length 8192 --json experiments/results/rope_factors.json
+    python experiments/studies/rope_factors.py --length 8192 --output experiments/results/rope_factors.json
 
 The idea is LongRoPE2's (Shang et al. 2025, arXiv:2502.20082, section 3.2): an evolutionary search whose score
 is the loss of answers that stand far back in the text, not of all tokens, most of which need little context.
@@ -34,7 +34,7 @@ def main():
     parser.add_argument('--population', type=int, default=12)
     parser.add_argument('--generations', type=int, default=8)
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--json', type=pathlib.Path)
+    parser.add_argument('--output', type=pathlib.Path)
     args = parser.parse_args()
     args.model = args.model or 'base'
     with mesh_context(args.mesh):
@@ -47,8 +47,8 @@ def main():
         'factors': [round(float(factor), 4) for factor in best], 'generations': history,
         'command': environment.command(), 'versions': environment.versions()}
     print('divisors ' + ', '.join(f'{factor:.2f}' for factor in best))
-    if args.json:
-        write_atomically(args.json, json.dumps(summary, indent=1) + '\n')
+    if args.output:
+        write_atomically(args.output, json.dumps(summary, indent=1) + '\n')
 
 
 def prompts(tokenizer, length, seed):
