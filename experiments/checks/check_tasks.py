@@ -8,7 +8,8 @@ oracle, 50 within its interval, for two seeds that agree (one seed from 1M on). 
 alone, except in the suite icl, whose hidden rules no reader finds in every prompt: there it knows the
 references. Every prompt is counted as a whole, and the fill is the share of its length that it takes with its
 answer, on average and at least. Haystacks are the standard library of this interpreter, and repositories are
-made of it and of small files, without which 1K has no room for one.
+made of it and of small files, without which 1K has no room for one. With the --tokenizer of a model that has
+a chat template, prompts are counted in it.
 """
 
 import argparse
@@ -23,15 +24,18 @@ import time
 
 from lct.cli.main import check_positive, run_script
 from lct.cli.model import parse_ints
+from lct.data import chat_template
 from lct.data import tokenizer as tokenizers
 from lct.data.corpus import documents
-from lct.eval import answers, scoring
+from lct.eval import answers, runner, scoring
 from lct.eval.suites import SUITES
+from lct.eval.suites.plan import make_material
 from lct.eval.suites.suite import Plan, PromptSuite
 from lct.eval.tasks import comprehension_readers, reference_readers
 from lct.eval.tasks.material import Material
 from lct.files import write_atomically
 from lct.text import short_length, table
+from lct.weights import llama_hf
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 READERS = {  # suite: its oracle, from a prompt to an answer; None for one that knows the references
@@ -55,7 +59,8 @@ def main():
     parser.add_argument('--samples', type=int,
                         help='of each task, length and seed; default: fewer for longer')
     parser.add_argument('--processes', type=int, default=os.cpu_count())
-    parser.add_argument('--tokenizer', default=str(ROOT / 'experiments' / 'base'))
+    parser.add_argument('--tokenizer', default=str(ROOT / 'experiments' / 'base'),
+                        help='a Hugging Face folder')
     parser.add_argument('--output', type=pathlib.Path)
     args = parser.parse_args()
     if args.samples is not None:
@@ -86,13 +91,22 @@ def check_suite(seed, name, tokenizer, counts):
     """The rows of a suite and a seed. counts: {length: samples of each task}."""
     rows, texts = [], documents.read('embedded', max_bytes=MAX_BYTES)
     texts += small_files() if name == 'repository' else []
-    material = Material(tokenizers.load(tokenizer), texts, seed=seed)
+    material = make_material(load(tokenizer), texts, 'embedded', seed)
     for length, count in counts.items():
         if length < ONE_SEED or seed == SEEDS[0]:
             for row in check(SUITES[name], material, length, count):
                 rows.append({**row, 'seed': seed})
                 print(f'{seed} {describe(row)}', flush=True)
     return rows
+
+
+def load(folder):
+    """The model in a folder, without its weights."""
+    try:
+        template = chat_template.load(folder)
+    except chat_template.MissingTemplate:
+        template = None
+    return runner.Model(None, llama_hf.read_config(pathlib.Path(folder)), tokenizers.load(folder), template)
 
 
 def small_files():

@@ -7,6 +7,7 @@ same: its batches have the same shapes, and the finished file is in the order of
 import dataclasses
 import functools
 import os
+import re
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,13 +22,14 @@ from lct.data.chat_template import ChatTemplate
 from lct.eval import answers, batching
 from lct.eval.prefixes import Prefixes, shared_prefixes
 from lct.eval.queries import Group, answer_queries
-from lct.eval.samples import Sample
+from lct.eval.samples import ChatOverhead, Sample
 from lct.models import llama, prompt_layout
 from lct.models.session import Session
 
 SMALLEST_CACHE = 256  # slots; shorter prompts share one compiled program
 SHARED_CHUNK = 512  # tokens of a forward pass behind what a prompt shares with the one before it
 PROBES = (('A question.\nAnswer:', ' The answer is'), ('A question.\n', 'Answer:'))  # prompt, answer prefix
+TURNS = 'One', 'Two', 'Three', 'Four', 'Five'  # of a chat that shows whether a template writes them all
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -59,17 +61,21 @@ class Model:
         tokenizers.check_vocab_size(self.tokenizer, self.config.vocab_size)
 
     def prompt_ids(self, sample: Sample) -> list[int]:
-        """The token ids that the model continues: a user's turn and the answer prefix, or the plain text."""
+        """The token ids that the model continues: of its messages, or of a user's turn and the answer prefix;
+        of the plain text without a template."""
         if self.template is None:
             bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
             return bos + self.tokenizer.encode(sample.text)
-        turn = [{'role': 'user', 'content': sample.prompt}]
-        ids = self.template.encode(self.tokenizer, turn, add_generation_prompt=True)
-        return ids + self.tokenizer.encode(sample.answer_prefix)
+        messages = list(sample.messages) or [{'role': 'user', 'content': sample.prompt}]
+        ids = self.template.encode(self.tokenizer, messages, add_generation_prompt=True)
+        return ids + self.tokenizer.encode(self._answer_prefix(sample))
+
+    def _answer_prefix(self, sample):
+        return '' if sample.messages and self.template else sample.answer_prefix
 
     def answer_ids(self, sample: Sample, answer: str) -> list[int]:
         """The token ids of an answer after the answer prefix."""
-        prefix, both = (self.tokenizer.encode(sample.answer_prefix + text) for text in ('', answer))
+        prefix, both = (self.tokenizer.encode(self._answer_prefix(sample) + text) for text in ('', answer))
         return both[len(os.path.commonprefix([prefix, both])):]
 
     def overhead(self) -> int:
@@ -77,6 +83,20 @@ class Model:
         bos = int(self.tokenizer.bos_id is not None)
         probes = [Sample('', 0, 0, *probe, [''], 1, {}) for probe in PROBES]
         return max(len(self.prompt_ids(one)) - bos - len(self.tokenizer.encode(one.text)) for one in probes)
+
+    def chat_tokens(self, messages: Sequence[Mapping[str, str]]) -> int:
+        """Tokens of a chat up to the answer, for a model with a template."""
+        return len(self.template.encode(self.tokenizer, messages, add_generation_prompt=True))
+
+    def chat_overhead(self) -> ChatOverhead:
+        """What the template adds to prompts, and how it counts chats if it writes several turns."""
+        messages = [{'role': ('user', 'assistant')[i % 2], 'content': word} for i, word in enumerate(TURNS)]
+        try:
+            text = self.template.render(messages, add_generation_prompt=True) if self.template else ''
+        except ValueError:  # it takes one turn
+            text = ''
+        count = self.chat_tokens if re.search('.*'.join(TURNS), text, re.DOTALL) else None
+        return ChatOverhead(self.overhead(), self.overhead_before(), count)
 
     def overhead_before(self) -> int:
         """Tokens of the overhead that precede the prompt."""

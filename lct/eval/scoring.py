@@ -73,6 +73,15 @@ def similarity(text: str, outputs: Sequence[str]) -> float:
     return max(difflib.SequenceMatcher(None, _repeated(text, output), output).ratio() for output in outputs)
 
 
+def repeated_behind(prefix: str, text: str, outputs: Sequence[str]) -> float:
+    """The ratio of equal characters behind a prefix that text has to begin with, as OpenAI grades MRCR."""
+    if not text.startswith(prefix):
+        return 0.0
+    behind = text.removeprefix(prefix)
+    return max(difflib.SequenceMatcher(None, behind, output.removeprefix(prefix)).ratio()
+               for output in outputs)
+
+
 def _repeated(text, output):
     lines = [line for line in map(str.strip, text.splitlines()) if 2 * len(line) > len(output)]
     return text.strip() if '\n' in output or not lines else lines[0]

@@ -1,7 +1,7 @@
-"""The suite 'own': one's own tasks, from files FOLDER/TASK/*.jsonl.
+"""The suite 'own': one's own tasks, from files FOLDER/TASK/*.jsonl or *.parquet.
 
 A line is {"input": ..., "outputs": [...]}, and may have "answer_prefix", "max_new_tokens" and "metric", one
-of scoring.METRICS.
+of scoring.METRICS. The input is text, or the messages of a chat. Lines of OpenAI's MRCR are read too.
 """
 
 from collections.abc import Mapping
@@ -23,5 +23,7 @@ class OwnSuite(TaskScoreSuite):
         return given_items(plan)
 
     def row_score(self, row: Mapping) -> float:
+        if begins_with := row['meta'].get('begins_with'):
+            return scoring.repeated_behind(begins_with, scoring.clean(row['text']), row['outputs'])
         metric = scoring.METRICS[row['meta'].get('metric', scoring.DEFAULT_METRIC)]
         return metric(scoring.clean(row['text']), row['outputs'])

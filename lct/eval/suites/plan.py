@@ -8,7 +8,7 @@ from lct.data.tokenizer import Tokenizer
 from lct.eval import runner
 from lct.eval.published.question import Question
 from lct.eval.samples import Sample
-from lct.eval.tasks.material import ChatOverhead, Material
+from lct.eval.tasks.material import Material
 
 DEPTHS = tuple(i / 10 for i in range(11))
 
@@ -71,4 +71,4 @@ def make_material(model: runner.Model, documents: Sequence, text_source: str, se
                   sources: Mapping | None = None) -> Material:
     """The material of a Plan for a model. text_source: the name of the documents in the results."""
     return Material(model.tokenizer, documents, text_source=text_source, seed=seed, sources=sources,
-                    overhead=ChatOverhead(model.overhead(), model.overhead_before()))
+                    overhead=model.chat_overhead())

@@ -266,14 +266,14 @@ def task_items(plan: Plan, configs: Sequence, length: int,
 
 def with_given(plan: Plan, folder: Path, model: runner.Model, names: Sequence[str],
                limits: Mapping[str, int] | None = None) -> tuple[Plan, list[Path], list[str]]:
-    """Suite.with_data for folders TASK/*.jsonl of tasks; limits: {task: tokens of an answer}."""
+    """Suite.with_data for the folders of tasks; limits: {task: tokens of an answer}."""
     if len(plan.lengths) != 1:
         raise ValueError(f"--data {folder} holds samples of one length; give one of --lengths, not "
                          f"{','.join(map(str, plan.lengths))}")
     (length,) = plan.lengths
     given, problems = data_files.read(
         folder, plan.selected(names), length, plan.counts[length], model, limits)
-    return dataclasses.replace(plan, given=given), sorted(folder.glob('*/*.jsonl')), problems
+    return dataclasses.replace(plan, given=given), data_files.paths(folder), problems
 
 
 def given_items(plan: Plan) -> list[runner.Item]:

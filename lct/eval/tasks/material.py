@@ -10,15 +10,8 @@ import numpy as np
 
 from lct.data.tokenizer import Tokenizer
 from lct.eval import samples
+from lct.eval.samples import ChatOverhead
 from lct.eval.tasks import generated_passages, needle_placement, prompt_fitting, qa_documents, ruler_text
-
-
-class ChatOverhead(NamedTuple):
-    """Tokens that a chat template adds to a prompt: in total, and before the prompt."""
-
-    total: int = 0
-    before_prompt: int = 0
-
 
 NO_OVERHEAD = ChatOverhead()
 
@@ -73,7 +66,7 @@ class Material:
             tighter = copy.copy(self)
             tighter.overhead = self.overhead._replace(total=self.overhead.total + margin)
             sample = config.generate(tighter, length, index)
-            if self.counter.trusts_sums(length):
+            if self.counter.trusts_sums(length) and not sample.messages:
                 return sample
             # Count the complete prompt. Where its fragments did not add up, remove the excess.
             used = self.tokens_used(sample)
@@ -83,6 +76,8 @@ class Material:
 
     def tokens_used(self, sample: samples.Sample) -> int:
         """Tokens of a sample's budget that its prompt and answer take, counted as a whole."""
+        if sample.messages:
+            return self.overhead.chat_tokens(sample.messages) + sample.max_new_tokens
         return (self.overhead.total + self.counter.bos + self.counter.count(sample.text)
                 + sample.max_new_tokens)
 

@@ -3,7 +3,8 @@
 A user asks an assistant for short texts, and a few times for the same kind of text about the same subject.
 The last request is for one of these, by number, word for word, as in OpenAI's MRCR. The score is MRCR's, the
 ratio of equal characters; MRCR's random prefix, which an answer has to begin with, is left out, since the
-answer prefix begins the answer here. All requests and texts are our own.
+answer prefix of a transcript begins the answer. A model with a chat template reads the dialogue as the turns
+of a chat, any other one as a transcript. All requests and texts are our own.
 """
 
 import dataclasses
@@ -42,8 +43,13 @@ class Exchange(NamedTuple):
     subject: tuple
     text: str
 
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        request = f"Write a {self.kind} about the {' '.join(self.subject)}."
+        return [{'role': 'user', 'content': request}, {'role': 'assistant', 'content': self.text}]
+
     def lines(self) -> str:
-        return f"User: Write a {self.kind} about the {' '.join(self.subject)}.\nAssistant: {self.text}\n"
+        return samples.transcript(self.messages)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +75,12 @@ class NthRequest:
         inserts += [_exchange(rng, rng.choice([one for one in KINDS if one != kind]), subject)
                     for _ in range(self.near)]
         inserts += [_exchange(rng, kind, _near_subject(rng, subject)) for _ in range(self.near)]
-        frame = _frame(ORDINALS[number], kind, subject)
-        budget = material.budget(self, length, frame, max((one.text for one in inserts), key=len))
+        frame, request = _frame(ORDINALS[number], kind, subject)
+        is_chat = material.overhead.chat_tokens is not None
+        budget = material.budget(self, length, PromptFrame('', request, '') if is_chat else frame,
+                                 max((one.text for one in inserts), key=len))
         lines = [one.lines() for one in inserts]
-        sizes = int(material.counter.count_each(lines).sum())
+        sizes = int((material.counter.count_each(lines) + _turn_tokens(material)).sum())
         others, tokens = _others(material, rng, length, budget.room(sizes), (kind, subject))
         # The like requests stay in their order; the others are anywhere.
         depths = sorted(rng.random() for _ in range(self.like))
@@ -83,14 +91,42 @@ class NthRequest:
         chance = np.mean([scoring.similarity(one.text, [target]) for one in inserts[:self.like]])
         meta = {'depths': [depths[number]], 'number': number + 1, 'metric': 'similarity',
                 'chance': float(chance), 'exchanges': len(others) + len(inserts)}
-        return budget.sample(index, context, [target], int(tokens.sum()) + sizes, meta)
+        sample = budget.sample(index, context, [target], int(tokens.sum()) + sizes, meta)
+        if not is_chat:
+            return sample
+        prompt = frame.head + context + frame.tail
+        return dataclasses.replace(sample, prompt=prompt, answer_prefix=frame.answer_prefix,
+                                   messages=_messages(prompt))
+
+
+def _messages(transcript):
+    """The turns of a transcript, of one line each."""
+    return [{'role': role.lower(), 'content': content}
+            for role, content in re.findall(r'^(User|Assistant): (.+)$', transcript, re.MULTILINE)]
+
+
+def _turn_tokens(material):
+    """Tokens that an exchange takes as two turns of a chat beyond its transcript: those of a template, about
+    the same for all; 0 without one."""
+    chat_tokens = material.overhead.chat_tokens
+    if chat_tokens is None:
+        return 0
+
+    def measure():
+        made = Exchange('letter', ('silver', 'lantern'), 'Dear silver lantern, keep the sand.')
+        one, two = (chat_tokens([*made.messages * count, made.messages[0]]) for count in (1, 2))
+        return two - one - material.counter.count_one(made.lines())
+
+    return material.cached('turn_tokens', measure)
 
 
 def _frame(ordinal, kind, subject):
+    """(the frame of a transcript, its last request)"""
     head = 'A dialogue between a user and an assistant follows. One more request comes last.\n\n'
-    tail = (f"User: Of the texts that I asked for above, repeat the {ordinal} {kind} about the "
-            f"{' '.join(subject)}. Repeat it word for word and write nothing else.\n")
-    return PromptFrame(head, tail, 'Assistant:')
+    request = (f"Of the texts that I asked for above, repeat the {ordinal} {kind} about the "
+               f"{' '.join(subject)}. Repeat it word for word and write nothing else.")
+    tail = samples.transcript([{'role': 'user', 'content': request}])
+    return PromptFrame(head, tail, 'Assistant:'), request
 
 
 def _subject(rng):
@@ -117,6 +153,7 @@ def _others(material, rng, length, room, request):
     """([exchange], tokens [n]) in random order that fit into room tokens, none for a (kind, subject)."""
     pool, made = material.cached('dialogue', lambda: _pool(material))
     lines, tokens = pool.at_least(3 * length // 2)
+    tokens = tokens + _turn_tokens(material)
     order = np.array(rng.sample(range(len(lines)), len(lines)))
     order = order[[made[i][:2] != request for i in order]]
     chosen = order[:prompt_fitting.count_fitting(tokens[order], room)]
