@@ -75,6 +75,20 @@ def test_clustered_interval():
     assert scoring.clustered_interval([[1.0, 0.0, 1.0]]) is None
 
 
+def test_clusters_vary_about_the_mean_of_their_stratum():
+    # Two excerpts of each of two lengths, eleven needles each: 11 and 9 found, 2 and 0 found.
+    columns = [[1.0] * found + [0.0] * (11 - found) for found in (11, 9, 2, 0)]
+    # Variance of the mean over columns: (2 (1 + 1) + 2 (1 + 1)) / 44^2; of columns as one score each: 1/16.
+    variance = (2 * 8 / 44**2 + 2 * 1 / 16) / 4
+    expected = scoring.wilson(0.5, 0.25 / variance)
+    assert scoring.clustered_interval(columns, [1, 1, 8, 8]) == pytest.approx(expected)
+    low, high = scoring.clustered_interval(columns)
+    assert low < expected[0] and expected[1] < high  # the lengths do differ
+    # With one excerpt of each length nothing is known of others: each counts as one score.
+    assert scoring.clustered_interval(columns[::2], [1, 8]) == scoring.wilson(13 / 22, 2)
+    assert scoring.clustered_interval(columns * 20, [0] * 80) == scoring.clustered_interval(columns * 20)
+
+
 def test_task_score_and_its_error():
     score = scoring.task_score([1.0] * 425 + [0.0] * 75, ['x'] * 499 + [' \n'])
     assert (score.mean, score.count, score.nulls) == (85.0, 500, 1)

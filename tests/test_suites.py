@@ -9,10 +9,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lct.eval import results_file
+from lct.eval import answers, results_file, scoring
 from lct.eval.report import html as html_report
 from lct.eval.report import svg, tables
+from lct.eval.samples import Sample
 from lct.eval.suites import SUITES
+from lct.eval.suites.plan import Plan
 
 SMOLLM2 = pathlib.Path(__file__).parents[1] / 'experiments' / 'results' / 'smollm2'
 REPORT = {
@@ -177,3 +179,20 @@ def test_the_colour_scale_is_fixed():
     assert '0.00' not in svg.heat_map([1024], ['0%'], [[None]], 1024, '').text
     low, high = (svg.heat_map([1024], ['0%'], [[score]], 1024, '').text for score in (0.0, 1.0))
     assert '#f0496e' in low and '#0cd79f' in high
+
+
+def test_the_needles_of_an_excerpt_count_together():
+    suite, plan = SUITES['needle'], Plan(None, (512, 1024), {512: 2, 1024: 2}, depths=(0.0, 0.5, 1.0))
+    found = {(length, i): (i * 7 + length) % 4 > 0 for length in plan.lengths for i in range(6)}
+    sample = lambda length, i: Sample('needle', length, i, '', '', ['4321'], 9, {})
+    rows = [answers.make_row(sample(*key), [], '4321' * right, 0) for key, right in found.items()]
+    got = suite.scores(plan, rows)
+    columns = [[float(found[length, i]) for i in range(start, start + 3)]
+               for length in plan.lengths for start in (0, 3)]
+    assert got['excerpts'] == 4 and got['mean'] == sum(map(sum, columns)) / 12
+    assert got['interval'] == list(scoring.clustered_interval(columns, [0, 0, 1, 1]))
+    assert 'over 4 excerpts' in next(suite.figures(got, 512)).caption and 'over 4' in suite.sentences(got)[0]
+    one = suite.scores(plan, rows[:3])
+    assert one['interval'] is None and 'more samples lie in more' in suite.sentences(one)[0]
+    assert 'interval' not in next(suite.figures(one, 512)).caption
+    assert [suite.text_of({'index': i}) for i in (0, 10, 11, 22)] == [0, 0, 1, 2]

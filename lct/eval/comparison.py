@@ -19,7 +19,6 @@ from lct.eval.suites import SUITES
 from lct.eval.suites.suite import PromptSuite
 
 FEWEST = 6  # samples; with fewer no difference can be significant at 5%
-TEXTS = ('group', 'bundle', 'set')  # what meta calls the text that several questions share
 RESAMPLES = 9999  # of the permutation test where there are too many to count them all
 
 
@@ -93,9 +92,8 @@ def _cells(suite, rows):
     """{(task, length): {index: (score, sample, text)}}; equal samples have equal references and meta."""
     out = {}
     for (task, length, index), row in rows.items():
-        meta = row['meta']
-        text = next((meta[name] for name in TEXTS if name in meta), index)
-        out.setdefault((task, length), {})[index] = suite.row_score(row), (row['outputs'], meta), text
+        sample = row['outputs'], row['meta']
+        out.setdefault((task, length), {})[index] = suite.row_score(row), sample, suite.text_of(row)
     return out
 
 

@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 
@@ -187,13 +187,17 @@ def wilson(mean: float, count: float) -> tuple[float, float]:
     return max(center - half_width, 0.0), min(center + half_width, 1.0)
 
 
-def clustered_interval(clusters: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+def clustered_interval(clusters: Sequence[Sequence[float]],
+                       strata: Sequence[Hashable] | None = None) -> tuple[float, float] | None:
     """(low, high) of a 95% interval for a mean of scores that are correlated within clusters; None for one.
 
-    clusters: scores in 0..1 of each. The result is Wilson's interval for the effective number of independent
-    scores, the number that gives the variance over clusters. The observed variance of n clusters has weight
-    n - 1 beside weight 1 for the worst case, in which a cluster counts as one score. Otherwise few clusters
-    that agree by chance would get almost no interval; Student's t makes the same correction.
+    clusters: scores in 0..1 of each. strata: the case that each cluster belongs to, such as a length, where
+    the cases are fixed and their means may differ: clusters vary about the mean of their stratum.
+
+    The result is Wilson's interval for the effective number of independent scores, the number that gives the
+    variance over clusters. The observed variance of n clusters in s strata has weight n - s beside weight s
+    for the worst case, in which a cluster counts as one score. Otherwise few clusters that agree by chance
+    would get almost no interval; Student's t makes the same correction.
     """
     if len(clusters) < 2:
         return None
@@ -201,9 +205,13 @@ def clustered_interval(clusters: Sequence[Sequence[float]]) -> tuple[float, floa
     n, count, mean = len(clusters), int(sizes.sum()), float(sums.sum() / sizes.sum())
     if mean in (0, 1):
         return wilson(mean, n)
-    observed = n / (n - 1) * float(((sums - mean * sizes) ** 2).sum()) / count ** 2
-    worst = mean * (1 - mean) / n
-    return wilson(mean, min(mean * (1 - mean) * n / ((n - 1) * observed + worst), count))
+    _, stratum = np.unique([0] * n if strata is None else strata, return_inverse=True)
+    members, totals, all_sizes = (np.bincount(stratum, x) for x in (np.ones(n), sums, sizes))
+    residuals = (sums - (totals / all_sizes)[stratum] * sizes) ** 2
+    squares = np.bincount(stratum, residuals) * members / np.maximum(members - 1, 1)
+    observed, worst = float(squares.sum()) / count ** 2, mean * (1 - mean) / n
+    free = n - len(members)
+    return wilson(mean, min(mean * (1 - mean) * n / (free * observed + len(members) * worst), count))
 
 
 # ---------------------------------------------------------------------------------------------------

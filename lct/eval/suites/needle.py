@@ -62,28 +62,34 @@ class NeedleSuite(PromptSuite):
     def row_score(self, row: Mapping) -> float:
         return float(scoring.contains_value(row['text'], row['outputs'][0]))
 
+    def text_of(self, row: Mapping) -> int:
+        return row['index'] // len(DEPTHS)
+
     def scores(self, plan: Plan, rows: Sequence[Mapping]) -> dict:
         """The grid and its means.
 
         'scores' [depths][lengths], None for a cell without samples; 'samples' [depths][lengths]; 'mean' with
-        its 'interval', 'records', and 'forced': teacher_forced_scores.
+        its 'interval' over 'excerpts', as the depths of a column lie in one; 'records', and 'forced':
+        teacher_forced_scores.
         """
-        cells, records = {}, []
+        cells, columns, records = {}, {}, []
         for row in rows:
             depth = plan.depths[row['index'] % len(plan.depths)]
             correct = self.row_score(row)
             cells.setdefault((depth, row['length']), []).append(correct)
+            columns.setdefault((row['length'], row['index'] // len(plan.depths)), []).append(correct)
             records.append({
                 'length': row['length'], 'depth': depth, 'sample': row['index'] // len(plan.depths),
                 'answer': row['outputs'][0], 'got': row['text'], 'correct': correct == 1})
         mean, lengths = float(np.mean([record['correct'] for record in records])), sorted(
             {row['length'] for row in rows})
+        interval = scoring.clustered_interval([*columns.values()], [length for length, _ in columns])
         of = lambda function: [[function(cells.get((depth, length), [])) for length in lengths]
                                for depth in plan.depths]
         return {'lengths': lengths, 'depths': list(plan.depths),
                 'scores': of(lambda cell: float(np.mean(cell)) if cell else None), 'samples': of(len),
-                'mean': mean, 'interval': list(scoring.wilson(mean, len(records))), 'records': records,
-                'forced': teacher_forced_scores(rows)}
+                'mean': mean, 'interval': interval and list(interval), 'excerpts': len(columns),
+                'records': records, 'forced': teacher_forced_scores(rows)}
 
     def cells(self, result: Mapping) -> Iterator[Cell]:
         grid = zip(result['depths'], result['scores'], _samples(result), strict=True)
@@ -101,16 +107,29 @@ class NeedleSuite(PromptSuite):
 
     def figures(self, result: Mapping, trained: int) -> Iterator[Figure]:
         depths = [f'{100 * depth:.0f}%' for depth in result['depths']]
-        low, high = result['interval']
         picture = svg.heat_map(result['lengths'], depths, result['scores'], trained, 'depth (0% = top)')
-        yield Figure(f"Needles found: {100 * result['mean']:.1f}%, 95% interval {100 * low:.1f} to "
-                     f'{100 * high:.1f}', picture)
+        yield Figure(f"Needles found: {100 * result['mean']:.1f}%{_interval(result)}", picture)
 
     def sentences(self, result: Mapping) -> list[str]:
+        out = []
+        if result['interval'] is None:
+            out = ['no interval of the mean where all needles lie in one excerpt: more samples lie in more']
+        elif 'excerpts' in result:
+            out = [f"the interval of the mean is over {result['excerpts']} excerpts, about the mean of their "
+                   'length: the needles of all depths of an excerpt count together']
         if not (forced := result.get('forced')):
-            return []
-        return ['right answers that greedy decoding would write token for token: '
+            return out
+        return [*out, 'right answers that greedy decoding would write token for token: '
                 f"{100 * forced['right']:.1f}%, at {forced['nats']:.3f} nats per token"]
+
+
+def _interval(result):
+    """The interval of the mean for a caption. Earlier versions took needles for independent."""
+    if result['interval'] is None:
+        return ''
+    low, high = (f'{100 * x:.1f}' for x in result['interval'])
+    of = f" over {result['excerpts']} excerpts" if 'excerpts' in result else ''
+    return f', 95% interval{of} {low} to {high}'
 
 
 def _samples(result):

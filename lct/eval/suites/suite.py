@@ -8,7 +8,7 @@ import abc
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from lct.text import short_length
 
 SHORT = 1024  # tokens; prompts that short are made quickly, and some of a task may not fit
 SHARED_FROM = 4096  # tokens: shorter prompts take less time side by side than one after another in one cache
+TEXTS = ('group', 'bundle', 'set')  # what meta calls the text that several questions share
 MOSTLY = 0.75  # of a given prompt; one that shares less with another is read by itself
 
 
@@ -154,6 +155,10 @@ class PromptSuite(Suite):
     @abc.abstractmethod
     def row_score(self, row: Mapping) -> float:
         """The score of one answer, 0..1."""
+
+    def text_of(self, row: Mapping) -> Hashable:
+        """What the answers about one text have in common among those of a task and length."""
+        return next((row['meta'][name] for name in TEXTS if name in row['meta']), row['index'])
 
     @abc.abstractmethod
     def items(self, plan: Plan) -> list[runner.Item]:
