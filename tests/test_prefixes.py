@@ -8,6 +8,7 @@ from test_evaluate import run
 
 from lct.cli import sessions
 from lct.eval.prefixes import shared_prefixes
+from lct.weights import saved_session
 from lct.weights.saved_session import ForeignSession
 
 STORY = 'The keeper of the lighthouse wrote down every ship that passed, and what the wind was like. ' * 10
@@ -49,6 +50,7 @@ def test_questions_about_one_text_read_it_once(tmp_path, data, capsys, monkeypat
     changes = {'mesh': '1,1,2,1', 'piece': 32, 'batch_tokens': 512}
     rows, reused, again, _ = evaluated(tmp_path / 'again', capsys, **flags | changes)
     assert rows == expected and again == total and total - 4 * 16 < reused < total
+    assert saved_session.describe(text)['tokens'] < min(row['prompt_tokens'] for row in rows)
     block = next(text.glob('*.safetensors'))
     content = block.read_bytes()
     block.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

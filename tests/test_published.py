@@ -171,3 +171,24 @@ def test_babilong_answers():
     way = lambda text, target: metrics.only_answer(text, target, 'How?', ('e,n', 'e,s', 's,e', 's,s'))
     assert way('s,e', 's,e') == 1
     assert way('e,s', 's,e') == way('seen', 's,e') == way('s', 's,s') == 0
+
+
+def test_a_long_text_is_counted_once_and_questions_about_it_share_it(tmp_path, model, monkeypatch):
+    (tmp_path / 'qa1').mkdir()
+    rows = [{'input': 'A word. ' * 90 + end, 'question': 'Where is it?', 'target': 'garden'} for end in 'ab']
+    (tmp_path / 'qa1' / '1k.json').write_text(json.dumps(rows))
+    plan, *_ = planned('babilong', tmp_path, model, 1024)
+    encode, long = model.tokenizer.encode, []
+    monkeypatch.setattr(model.tokenizer, 'encode',
+                        lambda text: (len(text) > 700 and long.append(text)) or encode(text))
+    suite = SUITES['babilong']
+    assert [*suite.check(model, plan)] == [] and len(long) == 2
+    items = suite.items(plan)
+    for item in items:
+        sample = item.make()
+        assert item.tokens == sample.meta['tokens'] == len(model.prompt_ids(sample)) + sample.max_new_tokens
+    assert len(long) == 4  # and once for the model
+    (tmp_path / 'data.json').write_text(json.dumps([QUESTION, {**QUESTION, 'context': 'x'}, QUESTION]))
+    plan, *_ = planned('longbench_v2', tmp_path, model, 2000, 8192)
+    groups = [item.group for item in SUITES['longbench_v2'].items(plan)]
+    assert groups[:3] == [None] * 3 and groups[3] == groups[5] != groups[4]

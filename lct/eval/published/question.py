@@ -36,8 +36,10 @@ class Question:
     groups: tuple[str, ...] = ()
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def sample(self, model: runner.Model, length: int, index: int, text: str | None = None) -> Sample:
-        """The sample with the text, or with another one in its place."""
+    def sample(self, model: runner.Model, length: int, index: int, text: str | None = None,
+               tokens: int | None = None) -> Sample:
+        """The sample with the text, or with another one in its place. tokens: that it takes with its answer,
+        where they were counted before."""
         meta = {**self.meta, 'metric': self.metric, 'chance': self.chance, 'groups': list(self.groups),
                 'cut': text is not None}
         answer = max(len(model.tokenizer.encode(f' {one}')) for one in self.outputs) + 2
@@ -45,7 +47,8 @@ class Question:
         text = self.text if text is None else text
         sample = Sample(self.task, length, index, self.head + text + self.tail, self.answer_prefix,
                         list(self.outputs), limit, meta)
-        return dataclasses.replace(sample, meta={**meta, 'tokens': len(model.prompt_ids(sample)) + limit})
+        tokens = len(model.prompt_ids(sample)) + limit if tokens is None else tokens
+        return dataclasses.replace(sample, meta={**meta, 'tokens': tokens})
 
     def fitted(self, model: runner.Model, length: int, index: int) -> Sample:
         """The sample with as much of the text as fits into a length.

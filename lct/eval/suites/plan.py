@@ -51,11 +51,23 @@ class Plan:
         return [name for name in names if self.tasks is None or name in self.tasks]
 
 
-class Questions(NamedTuple):
-    """{task: [Question]} of the files of a published benchmark, and the model that they are fitted to."""
+@dataclasses.dataclass(frozen=True)
+class Questions:
+    """{task: [Question]} of the files of a published benchmark, and the model that they are fitted to.
+
+    counted: {(place, length): tokens} of texts that are not cut, which are long and counted once.
+    """
 
     of_task: Mapping[str, Sequence[Question]]
     model: runner.Model
+    counted: dict[tuple[str, int], int] = dataclasses.field(default_factory=dict)
+
+    def tokens(self, question: Question, length: int, index: int) -> int:
+        """Tokens of a question with its whole text and its answer."""
+        key = question.place, length
+        if key not in self.counted:
+            self.counted[key] = question.sample(self.model, length, index).meta['tokens']
+        return self.counted[key]
 
 
 class Evaluator(NamedTuple):

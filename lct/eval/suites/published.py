@@ -11,7 +11,7 @@ from lct.eval import runner
 from lct.eval.published import babilong, infinitebench, longbench_v2, metrics
 from lct.eval.published.question import Question
 from lct.eval.suites.plan import Plan, Questions
-from lct.eval.suites.suite import TaskScoreSuite, mean_chance
+from lct.eval.suites.suite import SHARED_FROM, TaskScoreSuite, mean_chance
 
 
 class PublishedSuite(TaskScoreSuite):
@@ -42,7 +42,8 @@ class PublishedSuite(TaskScoreSuite):
             yield (f"the files of {self.title} have no questions of {', '.join(plan.tasks or self.tasks)} at "
                    f"lengths {', '.join(map(str, plan.lengths))}; name other ones")
         for question, length, i in chosen:
-            tokens = question.sample(model, length, i, '' if self.cuts else None).meta['tokens']
+            tokens = (question.sample(model, length, i, '').meta['tokens'] if self.cuts else
+                      plan.questions.tokens(question, length, i))
             limit = length - 2 if self.cuts else model.config.max_position_embeddings
             if tokens > limit:
                 yield f'{question.place} takes {tokens} tokens with its answer' + (
@@ -51,7 +52,7 @@ class PublishedSuite(TaskScoreSuite):
 
     def items(self, plan: Plan) -> list[runner.Item]:
         """The first questions of each task."""
-        return [self._item(plan.questions.model, *one) for one in self._chosen(plan)]
+        return [self._item(plan.questions, *one) for one in self._chosen(plan)]
 
     def _chosen(self, plan):
         """Iterator of (question, length, index)."""
@@ -61,11 +62,15 @@ class PublishedSuite(TaskScoreSuite):
                 for i, question in enumerate(of_length[:plan.counts[length]]):
                     yield question, length, i
 
-    def _item(self, model, question, length, i):
+    def _item(self, questions, question, length, i):
+        # A benchmark asks several questions about a text; of one that is cut they share the first half.
+        group = (length, question.head, hash(question.text)) if length >= SHARED_FROM else None
         if self.cuts:
-            return runner.Item(question.task, length, i, functools.partial(question.fitted, model, length, i))
-        sample = question.sample(model, length, i)
-        return runner.Item(question.task, length, i, lambda: sample, tokens=sample.meta['tokens'])
+            make, tokens = functools.partial(question.fitted, questions.model, length, i), None
+        else:
+            tokens = questions.tokens(question, length, i)
+            make = functools.partial(question.sample, questions.model, length, i, tokens=tokens)
+        return runner.Item(question.task, length, i, make, group, tokens=tokens)
 
     def row_score(self, row: Mapping) -> float:
         return metrics.score(row['meta']['metric'], row['text'], row['outputs'], row['meta'])
