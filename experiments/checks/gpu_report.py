@@ -100,6 +100,7 @@ def contestants():
         return tokamax.dot_product_attention(q, k, v, is_causal=True)
 
     return {**{f'lct triton {chunk}': ours('triton', chunk) for chunk in (256, 1024)},
+            'lct mosaic': ours('mosaic', 256),
             **{f'lct xla {chunk}': ours('xla', chunk) for chunk in (256, 1024)},
             'cudnn': cudnn, 'pallas mha': pallas, 'tokamax': tokamax}
 

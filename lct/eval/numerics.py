@@ -92,21 +92,8 @@ def refusal(config: llama.LlamaConfig, length: int, dtype: str, setting: Setting
     try:
         sharding.make_mesh((1, 1, ring_size, setting.tensor))
         llama.check_mesh(config, (1, 1, ring_size, setting.tensor))
-        strategies.check(setting.attention, ring_size, heads, kv_heads)
+        strategies.check(setting.attention, ring_size, heads, kv_heads, config.head_dim, dtype)
         layouts.permutation(setting.layout, length, ring_size)
-    except ValueError as error:
-        return ' '.join(str(error).split())
-    return _kernel_refusal(config, dtype, setting.kernel)
-
-
-@functools.cache
-def _kernel_refusal(config, dtype, kernel):
-    """Why a kernel does not support the heads of a model in this dtype, '' if it does."""
-    q, k = (jax.ShapeDtypeStruct((1, ORACLE_LENGTH, n, config.head_dim), dtype)
-            for n in (config.num_heads, config.num_kv_heads))
-    tokens = jax.ShapeDtypeStruct((1, ORACLE_LENGTH), jnp.int32)
-    try:
-        jax.eval_shape(_op(_one_device(kernel)), q, k, k, q, tokens, tokens)
     except ValueError as error:
         return ' '.join(str(error).split())
     return ''

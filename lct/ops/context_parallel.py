@@ -7,7 +7,9 @@ saves only q, k, v, out and lse. The backward starts from the global lse; no mer
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -15,13 +17,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from lct.ops import blockwise_attention
 from lct.ops.blockwise_attention import Chunks, KVBlock, QueryBlock, Residuals, fit
-from lct.ops.kernels import triton_attention
 from lct.ops.masks import Tokens
 
-# Inner blocks by name: plain XLA (the reference), or fused for GPUs.
-KERNELS = {'xla': blockwise_attention, 'triton': triton_attention}
+# Inner blocks by name: plain XLA (the reference), fused for CUDA devices, and fused for Hopper.
+KERNELS = {'xla': 'lct.ops.blockwise_attention', 'triton': 'lct.ops.kernels.triton_attention',
+           'mosaic': 'lct.ops.kernels.mosaic_attention'}
 # Names of the residuals of attention, for remat policies: (q, k, v) and (out, lse).
 ATTENTION_INPUT, ATTENTION_OUTPUT = 'attention_input', 'attention_output'
 
@@ -82,11 +83,16 @@ class SequenceAxis:
         return jax.tree.map(lambda leaf: lax.ppermute(leaf, self.name, pairs), tree)
 
 
+def inner_block(kernel: str) -> ModuleType:
+    """The module of an inner block, imported late: compilers for GPUs take their time."""
+    return importlib.import_module(KERNELS[kernel])
+
+
 def attend(
     accumulator: tuple[jax.Array, jax.Array], queries: QueryBlock, block: KVBlock, options: AttentionOptions
 ) -> tuple[jax.Array, jax.Array]:
     """(out [B, T, K, G, H], lse [B, T, K, G]) after one more block, by attend of the inner block."""
-    return KERNELS[options.kernel].attend(accumulator, queries, block, options.chunks, options.window)
+    return inner_block(options.kernel).attend(accumulator, queries, block, options.chunks, options.window)
 
 
 def attend_backward(
@@ -94,18 +100,18 @@ def attend_backward(
     options: AttentionOptions,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(dq, dk, dv) after one more block, by attend_backward of the inner block; dk, dv: [B, K, S, H]."""
-    kernel = KERNELS[options.kernel]
+    kernel = inner_block(options.kernel)
     return kernel.attend_backward(grads, queries, block, residuals, options.chunks, options.window)
 
 
 def init_dq(queries: QueryBlock, options: AttentionOptions) -> jax.Array:
     """Initial dq of attend_backward, in the inner block's own layout."""
-    return KERNELS[options.kernel].init_dq(queries.q)
+    return inner_block(options.kernel).init_dq(queries.q)
 
 
 def finalize_dq(dq: jax.Array, queries: QueryBlock, options: AttentionOptions) -> jax.Array:
     """dq [B, T, K, G, H] after the last block."""
-    return KERNELS[options.kernel].finalize_dq(dq, queries.q)
+    return inner_block(options.kernel).finalize_dq(dq, queries.q)
 
 
 def make_attention(name: str, forward: Callable, backward: Callable) -> Callable[..., jax.Array]:

@@ -81,8 +81,8 @@ STRATEGIES: dict[str, Strategy] = {
 }
 DEFAULT = 'ring'  # a single device runs it too
 COMMON = ('layouts contiguous, zigzag, striped; causal masks, packed documents, sliding window; MHA, GQA, '
-          'MQA; any head_dim; dk and dv communicated in float32; kernel xla on any device, or triton on CUDA '
-          'devices with head_dim 16, 32, 64, 128, 256. No bias, no dropout.')
+          'MQA; any head_dim; dk and dv communicated in float32; kernel xla on any device, triton on CUDA '
+          'devices with head_dim 16, 32, 64, 128, 256, mosaic on Hopper with 64, 128. No bias, no dropout.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +136,9 @@ def check(attention: Attention, ring_size: int, num_heads: int, num_kv_heads: in
     Raises:
       ValueError: with the reason.
     """
-    if attention.kernel == 'triton' and (obstacle := choice.triton_obstacle(head_dim, dtype)):
-        raise ValueError(f"kernel triton cannot run here, because {obstacle}; use kernel 'auto' or 'xla'")
+    named = attention.kernel != choice.AUTO
+    if named and (reason := choice.obstacle(attention.kernel, head_dim, dtype)):
+        raise ValueError(f"kernel {attention.kernel} cannot run here, because {reason}; use kernel 'auto'")
     if attention.facts.two_level and ring_size % attention.node_size:
         raise ValueError(f'strategy {attention.strategy}: the sequence axis has {ring_size} devices, not a '
                          f'multiple of node_size {attention.node_size}; use a node_size of '

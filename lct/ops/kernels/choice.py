@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import triton
 
-from lct.ops.kernels import triton_attention
+from lct.ops.context_parallel import inner_block
 
 AUTO = 'auto'
-CAPABILITY = 8.0  # of a CUDA device: its matrix instructions take bfloat16
+FUSED = 'triton'  # what 'auto' takes where it can
 
 
 class Choice(NamedTuple):
@@ -29,41 +29,47 @@ def choose(kernel: str, head_dim: int, dtype: jax.typing.DTypeLike) -> Choice:
     """
     if kernel != AUTO:
         return Choice(kernel, 'the config names it')
-    if obstacle := triton_obstacle(head_dim, dtype):
-        return Choice('xla', obstacle)
+    if reason := obstacle(FUSED, head_dim, dtype):
+        return Choice('xla', reason)
     if jnp.dtype(dtype) == jnp.float32:
         return Choice('xla', 'no matrix instruction multiplies float32 at full precision')
-    return Choice('triton', f'the devices are {_device()[1]} and the activations {jnp.dtype(dtype).name}')
+    return Choice(FUSED, f'the devices are {_device()[1]} and the activations {jnp.dtype(dtype).name}')
 
 
-def triton_obstacle(head_dim: int | None = None, dtype: jax.typing.DTypeLike | None = None) -> str:
-    """Why the fused Triton block cannot run on the devices of the current mesh, '' if it can.
+def obstacle(kernel: str, head_dim: int | None = None, dtype: jax.typing.DTypeLike | None = None) -> str:
+    """Why an inner block cannot run on the devices of the current mesh, '' if it can.
 
     head_dim, dtype: None where they are not known yet.
     """
-    supported = triton_attention.HEAD_DIMS
-    if not triton_attention.INTERPRET and (obstacle := _device_obstacle()):
-        return obstacle
-    if head_dim is not None and head_dim not in supported:
-        return f'head_dim {head_dim} is not one of {", ".join(map(str, supported))}'
-    if dtype is not None and jnp.dtype(dtype).name not in triton_attention.DTYPES:
-        return f'dtype {jnp.dtype(dtype).name} is not one of {", ".join(triton_attention.DTYPES)}'
+    if kernel == 'xla':
+        return ''
+    block = inner_block(kernel)
+    if reason := _device_obstacle(*block.CAPABILITIES) or kernel == 'triton' and _triton_obstacle():
+        return reason
+    if head_dim is not None and head_dim not in block.HEAD_DIMS:
+        return f'head_dim {head_dim} is not one of {", ".join(map(str, block.HEAD_DIMS))}'
+    if dtype is not None and jnp.dtype(dtype).name not in block.DTYPES:
+        return f'dtype {jnp.dtype(dtype).name} is not one of {", ".join(block.DTYPES)}'
     return ''
 
 
-def _device_obstacle():
+def _device_obstacle(lowest, beyond):
     platform, kind = _device()
     if platform != 'gpu':
         return f'the platform is {platform}'
     if kind.startswith('AMD'):
         return f'the devices are {kind} and the fused block is made for CUDA'
     capability = getattr(jax.devices()[0], 'compute_capability', None)  # None while compiling for others
-    if capability is not None and float(capability) < CAPABILITY:
-        return f'the devices are {kind} of compute capability {capability}, below {CAPABILITY}'
-    try:  # newer jax compiles for the devices of a list and for those that are present
+    if capability is not None and not lowest <= float(capability) < beyond:
+        return f'the devices are {kind} of compute capability {capability}, not {lowest} to below {beyond}'
+    return ''
+
+
+def _triton_obstacle():
+    try:  # newer jax compiles Triton for the devices of a list and for those that are present
         getattr(triton, 'get_gpu_info', str)()
     except ValueError:
-        return f'jax {jax.__version__} compiles Triton for {kind} only where one is present'
+        return f'jax {jax.__version__} compiles Triton for {_device()[1]} only where one is present'
     return ''
 
 

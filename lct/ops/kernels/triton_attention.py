@@ -24,6 +24,7 @@ from lct.ops.masks import EMPTY, FULL, Tokens, attention_mask, chunk_classes
 INTERPRET = False  # set by tests: the same kernels as plain XLA, slow but on any device
 DTYPES = ('bfloat16', 'float16', 'float32')
 HEAD_DIMS = (16, 32, 64, 128, 256)
+CAPABILITIES = 8.0, float('inf')  # of a CUDA device, from and below: its matrix instructions take bfloat16
 
 
 @dataclasses.dataclass(frozen=True)
