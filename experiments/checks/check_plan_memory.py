@@ -23,8 +23,8 @@ from lct.models.llama_sizes import SIZES
 from lct.ops.blockwise_attention import Chunks
 from lct.ops.strategies import Attention
 from lct.plan import compiled, hardware, hlo, targets
-from lct.plan.buffers import buffers
 from lct.plan.cost import Step
+from lct.plan.search import needed_by
 from lct.plan.tables import policy
 from lct.text import table
 
@@ -33,7 +33,8 @@ BF16, F32, MIXED = ('bfloat16', None), ('float32', None), ('float32', 'bfloat16'
 HEADER = ('', 'target', 'model', 'mesh', 'rows x times', 'tokens', 'policy', 'dtype', 'predicted GiB',
           'compiled GiB',
           'ratio')
-# target, model, mesh, batch_size, accumulation, seq_len, remat, strategy, node_size, ffn_chunks, dtype
+# target, model, mesh, batch_size, accumulation, seq_len, remat, strategy, node_size, ffn_chunks, dtype; and
+# the kernel, if it is not xla
 CALIBRATION = (
     ('l40s:512', 'llama3-8b', (1, 1, 512, 1), 1, 1, 2**20, 'full', 'ring', 1, 1, BF16),
     ('l40s:512', 'llama3-8b', (1, 8, 64, 1), 8, 1, 2**20, 'full', 'ring', 1, 1, BF16),
@@ -68,6 +69,21 @@ CALIBRATION = (
     ('v5p:8x8x8', 'llama3-8b', (1, 1, 512, 1), 1, 1, 2**20, 'full', 'ring', 1, 1, BF16),
     ('v5p:4x4x4', 'llama3-8b', (1, 4, 16, 1), 4, 1, 2**18, 'offload', 'ring', 1, 8, BF16),
     ('v5e:4x4', 'llama3.2-1b', (1, 1, 16, 1), 1, 1, 2**17, 'full', 'ring', 1, 1, BF16),
+    ('h100:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**20, 'offload', 'ring', 1, 8, MIXED),
+    ('h100:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**20, 'attention_output', 'ring', 1, 8, MIXED),
+    ('h100:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**20, 'offload_attention_output', 'ring', 1, 8, MIXED),
+    ('h100:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**20, 'offload_attention_output', 'ring', 1, 16, MIXED,
+     'auto'),
+    ('h100:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**20, 'offload', 'ring', 1, 16, MIXED, 'auto'),
+    ('h100:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 5 * 2**20, 'offload', 'ring', 1, 16, MIXED, 'auto'),
+    ('h200:1', 'llama3.2-1b', (1, 1, 1, 1), 1, 1, 2**20, 'offload', 'ring', 1, 16, MIXED, 'auto'),
+    ('h200:1', 'llama3.2-1b', (1, 1, 1, 1), 1, 1, 2**17, 'offload', 'ring', 1, 16, MIXED, 'auto'),
+    ('h200:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**20, 'offload', 'ring', 1, 16, MIXED, 'auto'),
+    ('h200:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**19, 'full', 'ring', 1, 16, MIXED, 'auto'),
+    ('h200:1', 'llama3.2-1b', (1, 1, 1, 1), 1, 1, 2**19, 'offload_attention_output', 'ring', 1, 16, MIXED,
+     'auto'),
+    ('h100:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 5 * 2**19, 'offload_attention_output', 'ring', 1, 16, MIXED,
+     'auto'),
 )
 HELD_OUT = (
     ('h100:512', 'llama3.1-405b', (1, 1, 512, 1), 1, 1, 2**18, 'full', 'ring', 1, 8, BF16),
@@ -84,13 +100,23 @@ HELD_OUT = (
     ('v6e:4x4', 'llama3-8b', (1, 1, 16, 1), 1, 1, 2**18, 'full', 'ring', 1, 8, BF16),
     ('v5p:8x8x8', 'llama3-8b', (1, 8, 64, 1), 8, 1, 2**20, 'offload', 'ring', 1, 8, BF16),
     ('v5p:4x4x4', 'llama3-8b', (1, 1, 16, 4), 1, 1, 2**19, 'full', 'ring', 1, 8, BF16),
+    ('h200:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**20, 'attention_output', 'ring', 1, 16, MIXED, 'auto'),
+    ('h100:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**20, 'full', 'ring', 1, 16, MIXED, 'auto'),
+    ('h100:1', 'llama3.2-1b', (1, 1, 1, 1), 1, 1, 2**19, 'offload', 'ring', 1, 16, MIXED, 'auto'),
+    ('h200:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**19, 'attention', 'ring', 1, 8, MIXED, 'auto'),
+    ('h200:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**21, 'offload', 'ring', 1, 16, MIXED, 'auto'),
+    ('h100:8', 'llama3-8b', (1, 2, 4, 1), 2, 1, 2**20, 'offload_attention_output', 'ring', 1, 2, MIXED,
+     'auto'),
+    ('h100:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**22, 'offload_attention_output', 'ring', 1, 16, MIXED,
+     'auto'),
 )
 
 
 def step_of(point):
     """The Step of a point."""
-    _, _, mesh, batch, accumulation, seq_len, remat, strategy, node_size, ffn_chunks, dtype = point
-    memory = Memory(remat, Attention(strategy, node_size, Chunks(512, 512)), ffn_chunks, dtype=dtype[1])
+    _, _, mesh, batch, accumulation, seq_len, remat, strategy, node_size, ffn_chunks, dtype, *kernel = point
+    attention = Attention(strategy, node_size, Chunks(512, 512), *kernel or ['xla'])
+    memory = Memory(remat, attention, ffn_chunks, dtype=dtype[1])
     return Step(SIZES[point[1]], mesh, seq_len, batch, accumulation, memory, dtype[0])
 
 
@@ -98,11 +124,15 @@ def key(point):
     return compiled.step_key(*point[:2], step_of(point))
 
 
+def predict(point):
+    """Bytes of a device."""
+    return needed_by(step_of(point), hardware.find(point[0].split(':')[0])).peak
+
+
 def row_of(group, point, memory):
     """The cells of the table, and predicted over compiled bytes."""
-    target, model, *_, dtype = point
-    step = step_of(point)
-    predicted = buffers(step, hardware.find(target.split(':')[0]).platform).peak
+    target, model, dtype = *point[:2], point[10]
+    step, predicted = step_of(point), predict(point)
     size = hlo.device_bytes(memory)
     return (group, target, model, step.mesh, f'{step.batch_size} x {step.accumulation}', step.seq_len,
             policy(step),

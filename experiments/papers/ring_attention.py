@@ -52,7 +52,7 @@ def step_of(machine, model, method, seq_len=K):
     kind, devices = MACHINES[machine]
     ring = devices if method == 'ring' else 1
     ffn_chunks = 1 if method in METHODS[:2] else 16
-    memory = Memory('full', Attention('ring', 1, Chunks(512, 512)), ffn_chunks,
+    memory = Memory('full', Attention('ring', 1, Chunks(512, 512), 'xla'), ffn_chunks,
                     dtype='bfloat16' if kind.platform == 'tpu' else None)
     return cost.Step(SIZES[model], (1, devices // ring, ring, 1), seq_len, devices // ring, 1, memory)
 

@@ -12,9 +12,9 @@ from lct.files import write_atomically
 from lct.models.llama import LlamaConfig
 from lct.ops import rope
 from lct.plan import compiled, hlo, targets
-from lct.plan.buffers import buffers
 from lct.plan.cost import Step
 from lct.plan.hardware import find
+from lct.plan.search import needed_by
 from lct.train import optimizer, stages, state
 from lct.train.loop import Run
 from lct.train.stages import Stage
@@ -62,7 +62,7 @@ def compile_stage(run: Run, index: int, name: str, model: LlamaConfig, target: t
     mesh = announced_mesh(target, stage.mesh)
     with jax.set_mesh(mesh):
         lowered = {title: training_step(run, index, model, mesh)}
-    predicted = {'predicted': buffers(step, find(target.kind).platform).peak}
+    predicted = {'predicted': needed_by(step, find(target.kind)).peak}
     compile_all(lowered, target, mesh, folder, hlo_folder, predicted)
 
 

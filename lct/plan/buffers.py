@@ -21,14 +21,19 @@ from lct.models.memory import REMAT
 from lct.plan.cost import FLOAT32, WIDTH, Step, num_params
 
 # Fitted to programs compiled for CUDA, in float32 arrays of [tokens, D]: the working set of the backward of a
-# layer, that is the residual stream, q, k, v, out and their gradients.
-WORK = 9
+# layer, that is the residual stream, q, k, v, out and their gradients. With a fused kernel it is the least on
+# one device, and more on a ring, whose transfers the compiler overlaps with several steps of computation.
+WORK, WORK_FUSED, WORK_LEAST = 9, 6.2, 3.5
+# Beyond this share of a GPU's memory the compiler schedules for memory, until the working set is the least.
+# It counts what is on the host as if it were on the device.
+SCHEDULED = 0.8
 # In bytes per element of [tokens of a chunk, F]: gate, up, their product and the gradients of the three.
 WORK_FFN = 14
 # Elements per token that a layer keeps without remat: multiples of D (float32 norms, residuals, out), of F.
 KEPT_D, KEPT_F = 16, 5
 # Fitted to programs compiled for TPU: heap fragmentation, as a fraction of the bytes saved for the backward.
 FRAGMENTS = 0.75
+BACKWARD, LAYER = 'backward of a layer', 'work on a layer'
 BATCH = 20  # bytes of a token in the batch: five arrays of 32 bits
 
 
@@ -47,16 +52,17 @@ class Buffers(NamedTuple):
     @property
     def phase(self) -> str:
         """The phase with the largest memory."""
-        return max(self.phases, key=self._in_phase)
+        return max(self.phases, key=self.in_phase)
 
-    def _in_phase(self, name):
+    def in_phase(self, name: str) -> float:
+        """Bytes that are held during a phase, without those that stay."""
         kept = 0 if name == 'update' else sum(self.saved.values())
         return kept + sum(self.phases[name].values())
 
     @property
     def peak(self) -> float:
         """Bytes of device memory at the peak."""
-        return sum(self.stays.values()) + self._in_phase(self.phase)
+        return sum(self.stays.values()) + self.in_phase(self.phase)
 
     def at_peak(self) -> dict[str, float]:
         """Bytes by name of all buffers that exist at the peak."""
@@ -87,7 +93,7 @@ def buffers(step: Step, platform: str = 'gpu') -> Buffers:
         kept['fragments'] = FRAGMENTS * sum(kept.values())
     phases = {
         'loss': _loss(step, platform),
-        'backward of a layer': {'gradients': _gradients(step, share), **_layer(step)},
+        BACKWARD: {'gradients': _gradients(step, share), **_layer(step, platform)},
         'update': {'gradients, float32': share * FLOAT32},
     }
     return Buffers(stays, kept, phases, host)
@@ -111,9 +117,32 @@ def with_adapter(needed: Buffers, step: Step, adapter: lora.Adapter) -> Buffers:
     if not {'lm_head', 'embed'} & set(adapter.also_train):
         for name in ('gradient of the head, float32', 'gradient of the head, one chunk'):
             del phases['loss'][name]
-    phases['backward of a layer']['gradients'] = trained * FLOAT32
+    phases[BACKWARD]['gradients'] = trained * FLOAT32
     phases['update'] = {'gradients, float32': trained * FLOAT32}
     return needed._replace(stays=stays, phases=phases)
+
+
+def scheduled(needed: Buffers, step: Step, memory: float) -> Buffers:
+    """The Buffers of a Step where the compiler schedules for the memory of a GPU, from those without.
+
+    memory: bytes of a device.
+    """
+    work = needed.phases[BACKWARD][LAYER]
+    total = sum(needed.stays.values()) + needed.in_phase(BACKWARD) + sum(needed.host.values())
+    less = max(min(work, WORK_LEAST * _array(step)), work - max(0.0, total - SCHEDULED * memory))
+    return needed._replace(phases={**needed.phases, BACKWARD: {**needed.phases[BACKWARD], LAYER: less}})
+
+
+def _work(step, platform):
+    """Arrays of the working set of a layer where the compiler has memory to spare."""
+    if platform == 'tpu' or step.width == FLOAT32 or step.memory.attention.kernel == 'xla':
+        return WORK
+    return WORK_FUSED if step.mesh[2] > 1 else WORK_LEAST
+
+
+def _array(step):
+    """Bytes of a float32 array of [tokens, D] on one device."""
+    return step.local * step.config.embed_dim * FLOAT32
 
 
 @functools.cache
@@ -186,7 +215,7 @@ def _loss(step, platform):
     return out
 
 
-def _layer(step):
+def _layer(step, platform):
     """The backward of one layer: gathered weights, their gradients, working set, gathered keys of a node."""
     config, tensor = step.config, step.mesh[3]
     weights = sum(layer_matmul_params(config)) / tensor
@@ -195,7 +224,7 @@ def _layer(step):
     out = {
         'weights of a layer, gathered': 2 * weights * step.width,
         'gradients of a layer, float32': weights * FLOAT32,
-        'work on a layer': WORK * step.local * config.embed_dim * FLOAT32,
+        LAYER: _work(step, platform) * _array(step),
         'work on a chunk of the FFN': WORK_FFN / 2 * step.width * chunk * config.mlp_dim / tensor,
     }
     if step.memory.attention.facts.gathers:

@@ -102,7 +102,7 @@ def step_key(target: str, model: str, step: Step) -> str:
     memory, attention = step.memory, step.memory.attention
     fields = (target, model, 'x'.join(map(str, step.mesh)), step.batch_size, step.accumulation, step.seq_len,
               memory.remat, attention.strategy, attention.node_size, memory.ffn_chunks, step.dtype,
-              memory.dtype or step.dtype)
+              memory.dtype or step.dtype, *([] if attention.kernel == 'xla' else [attention.kernel]))
     return ' '.join(map(str, fields))
 
 

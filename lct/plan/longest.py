@@ -15,6 +15,7 @@ def longest_context(step: Step, hardware: Hardware,
                     extra_bytes: Callable[[Step], float] = lambda step: 0) -> int:
     """The longest seq_len = 1024 * 2^n with which a Step fits its devices, 0 if not even 1024 does.
 
+    A lower bound: GPUs hold more where the compiler schedules for memory (buffers.scheduled).
     extra_bytes: per device, what a different program keeps on top of buffers.buffers.
     """
     def fits(seq_len):

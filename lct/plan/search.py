@@ -12,7 +12,7 @@ from lct.models.memory import REMAT
 from lct.ops.blockwise_attention import Chunks
 from lct.ops.strategies import STRATEGIES, Attention
 from lct.plan import cost, timing
-from lct.plan.buffers import Buffers, buffers, with_adapter
+from lct.plan.buffers import Buffers, buffers, scheduled, with_adapter
 from lct.plan.hardware import CLUSTERS, TABLE, Hardware
 
 # assumed usable share of device memory; the rest is for collectives, kernel workspaces and fragmentation
@@ -145,7 +145,8 @@ def _outcomes(job, hardware, devices, efficiency):
 def needed_by(step: cost.Step, hardware: Hardware, adapter: Adapter | None = None) -> Buffers:
     """The Buffers of a device for a Step that trains all weights, or an adapter."""
     needed = buffers(step, hardware.platform)
-    return with_adapter(needed, step, adapter) if adapter else needed
+    needed = with_adapter(needed, step, adapter) if adapter else needed
+    return scheduled(needed, step, hardware.memory) if hardware.platform == 'gpu' else needed
 
 
 def _policies(step, hardware, efficiency, adapter=None):
