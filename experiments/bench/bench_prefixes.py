@@ -41,7 +41,8 @@ def main():
         print(f'round {i + 1} of {args.rounds}')
         print(table(list(rows[0]), [list(map(str, row.values())) for row in rows], left=(0, 1)), flush=True)
     if args.output:
-        content = {'model': args.model, 'length': args.length, 'cores': os.cpu_count(), 'rows': rows}
+        content = {'model': pathlib.Path(args.model).name, 'length': args.length, 'cores': os.cpu_count(),
+                   'rows': rows}
         args.output.write_text(json.dumps(content, indent=1) + '\n')
 
 

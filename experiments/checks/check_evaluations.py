@@ -3,10 +3,11 @@
     python experiments/checks/check_evaluations.py --evaluations 500 --kills 20 --output FILE
 
 An evaluation is a work directory and one to three calls of evaluate.py with random suites, tasks, lengths and
-samples, each on a random mesh with a random --batch-tokens and --piece. Many are interrupted: by a signal at
-a random moment, in the middle of a line, by a full disk, some by a real SIGKILL. An interrupted call is
-repeated with other flags until it ends. Then every row, the scores and the table are compared with those of
-plain_evaluation.py, which answers one sample and makes one whole forward pass at a time.
+samples, each on a random mesh with a random --batch-tokens and --piece, every other one with a --session that
+all evaluations share. Many are interrupted: by a signal at a random moment, in the middle of a line, by a
+full disk, some by a real SIGKILL. An interrupted call is repeated with other flags until it ends. Then every
+row, the scores and the table are compared with those of plain_evaluation.py, which answers one sample and
+makes one whole forward pass at a time.
 The model is experiments/base with more positions. Set JAX_COMPILATION_CACHE_DIR.
 """
 
@@ -18,6 +19,7 @@ import io
 import json
 import pathlib
 import random
+import re
 import shutil
 import signal
 import sys
@@ -31,7 +33,8 @@ from drill import CHECKS, start
 from evaluation_place import Call, Place
 from plain_evaluation import TIE, difference
 
-from lct.eval import answers
+from lct.cli import prefixes as disk_prefixes
+from lct.eval import answers, prefixes
 from lct.eval.results_file import strict
 from lct.eval.suites import SUITES
 
@@ -39,6 +42,7 @@ from lct.eval.suites import SUITES
 LENGTHS, SEEDS = (384, 512), (1,)
 MESHES = ('1,1,1,1', '1,1,1,1', '1,1,2,1')
 BATCH_TOKENS, CHUNKS = (512, 1024), (None, None, 128)
+SESSION_GB, MIN_TOKENS = 0.02, 32  # few, so that texts are deleted, and worth a file
 FAULTS = ('none', 'none', 'none', 'signal', 'signal', 'torn line', 'full disk')
 INFEASIBLE = 0.05  # of the calls may be too short for their tasks, and must then change nothing
 MESH_DEPENDENT = 'adversarial'  # its needles straddle the shards of the sequence axis
@@ -106,14 +110,16 @@ class Evaluation:
                 return call
 
     def arguments(self, call: Call) -> list[str]:
-        """The flags of a call with a random mesh, --batch-tokens and --piece."""
+        """The flags of a call with a random mesh, --batch-tokens, --piece and --session."""
         chunk = self.rng.choice(CHUNKS)
+        session = ['--session', str(self.place.folder / 'texts'), '--session-gb', str(SESSION_GB)]
         return [
             '--model', str(self.place.folder / 'model'), '--workdir', str(self.workdir), '--seed',
             str(self.seed), '--suite', ','.join(call.suites), '--lengths', ','.join(map(str, call.lengths)),
             '--samples', str(call.samples), '--mesh', self.rng.choice(call.meshes), '--batch-tokens',
             str(self.rng.choice(BATCH_TOKENS)), *(['--tasks', ','.join(call.tasks)] if call.tasks else []),
-            *(['--piece', str(chunk)] if chunk else []), *self.place.flags(self.kind)]
+            *(['--piece', str(chunk)] if chunk else []), *self.rng.choice(([], session)),
+            *self.place.flags(self.kind)]
 
     def call(self, call: Call) -> None:
         """Run a call in this process."""
@@ -123,6 +129,8 @@ class Evaluation:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             self.place.main()
         self.place.seconds = time.monotonic() - began
+        reused = re.findall(r'([\d,]+) of [\d,]+ tokens reused', output.getvalue())
+        self.counts['tokens reused'] += sum(int(number.replace(',', '')) for number in reused)
         lost = [line for line in output.getvalue().splitlines() if 'holds' in line and 'answers' in line]
         if lost:
             raise Differs(f'an evaluation says {lost[0]}')
@@ -310,6 +318,7 @@ def main():
     jax.config.update('jax_num_cpu_devices', 2)
     jax.config.update('jax_disable_most_optimizations', True)  # compiled quickly
     signal.signal(signal.SIGALRM, signal.default_int_handler)
+    disk_prefixes.MIN_TOKENS = prefixes.MIN_TOKENS = MIN_TOKENS
     with tempfile.TemporaryDirectory() as folder:
         result = check(args, Place(pathlib.Path(folder)))
     print(json.dumps(result, indent=1))

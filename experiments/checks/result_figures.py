@@ -196,6 +196,17 @@ def speed_of_evaluations(d: dict) -> str:
     return f'{d["model"]}: {each}; {count(d["equal"])} RULER answers equal'
 
 
+def prefixes(d: dict) -> str:
+    found = {(row['suite'], row['call']): row for row in d['rows']}
+    parts = []
+    for suite, name in (('needle', 'needles at 4K'), ('own', 'ten questions about each of two texts')):
+        second = found[suite, 'second']
+        times = ', '.join(f'{found[suite, call]["CPU s"]}' for call in ('without', 'first', 'second'))
+        parts.append(f'{name}: {second["tokens reused"]:,} of {second["of tokens"]:,}; {times} CPU s; '
+                     f'{second["equal answers"]} of {second["samples"]} answers equal')
+    return '; '.join(parts)
+
+
 def bench_row(part: str, contestant: str) -> Callable[[dict], str]:
     def figure(d):
         rows = {row['contestant']: row for row in d[part]['table']}

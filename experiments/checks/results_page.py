@@ -95,6 +95,8 @@ SPEED = (
            'sessions.json', figures.sessions),
     Figure('measured', 'evaluations beside version f9ca58e, time and CPU time',
            'evaluate_speed.json', figures.speed_of_evaluations),
+    Figure('measured', '`evaluate.py --session`: what a second call reuses; without one, first, second call',
+           'evaluate_prefixes.json', figures.prefixes),
     Figure('measured', 'fingerprints of a checkpoint, of the time of a save and restore',
            'checkpoint.json', lambda d:
            f'{percent(d["share"][0])}, CPU time {percent(d["share"][1])}'),
