@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_decode import CONFIG, MEMORY, SEQ_LEN, forward, host_params, on, placed_params
+from test_decode import CONFIG, MEMORY, SEQ_LEN, forward, on, placed_params
 
 from lct import sharding
 from lct.data import layout
@@ -74,22 +74,41 @@ def test_texts_read_in_chunks_into_8_bits():
         assert np.stack(list(session.stream(QUESTIONS, 3))).T.tolist() == answers
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'int8'])
-def test_a_token_needs_no_copy_of_the_keys_of_a_layer(dtype, monkeypatch):
+@pytest.mark.parametrize(('dtype', 'rows'), [
+    ('float32', 1), ('bfloat16', 1), ('int8', 1), ('bfloat16', 3), ('int8', 3)])
+def test_a_token_needs_no_copy_of_the_keys_of_a_layer(dtype, rows, monkeypatch):
     monkeypatch.setattr(kv_cache, 'CPU_TILE', 2**12)
     slots = 2**15
-    layer = slots * CONFIG.num_kv_heads * CONFIG.head_dim  # numbers
+    layer = rows * slots * CONFIG.num_kv_heads * CONFIG.head_dim  # numbers
     cache = jax.eval_shape(lambda x: kv_cache.empty_cache(CONFIG, x, dtype),
-                           jax.ShapeDtypeStruct((1, slots), jnp.int32))
-    row, tables = np.zeros(1, np.int32), rope.make_tables(CONFIG.rope, CONFIG.head_dim, slots)
-    compiled = jax.jit(step, donate_argnums=1).lower(host_params(), cache, row, row, row, tables).compile()
+                           jax.ShapeDtypeStruct((rows, slots), jnp.int32))
+    row, tables = np.zeros(rows, np.int32), rope.make_tables(CONFIG.rope, CONFIG.head_dim, slots)
+    params = llama.abstract(CONFIG)
+    compiled = jax.jit(step, donate_argnums=1).lower(params, cache, row, row, row, tables).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 0.4 * layer
+    if rows > 1:
+        return
     chunk = decode.Chunk(*[np.zeros((1, 32), np.int32)] * 4, last=row)
     extend = jax.jit(decode.extend, static_argnames=('config', 'memory'), donate_argnames='cache')
-    compiled = extend.lower(host_params(), CONFIG, cache, chunk, np.zeros((1, CONFIG.vocab_size), np.float32),
+    compiled = extend.lower(params, CONFIG, cache, chunk, np.zeros((1, CONFIG.vocab_size), np.float32),
                             tables, llama.Memory()).compile()
-    # A prefill chunk copies keys and values of a layer, but in 8 bits where they are in 8 bits.
+    # A prefill chunk copies keys and values of a layer, but in the dtype of the cache.
     assert compiled.memory_analysis().temp_size_in_bytes < (2 * jnp.dtype(dtype).itemsize + 1) * layer
+
+
+def test_a_query_reads_a_bfloat16_cache_as_its_numbers():
+    rng = np.random.default_rng(5)
+    k, v = (rng.standard_normal((2, 3, 2, 40, 8), np.float32) for _ in range(2))
+    q, own_k, own_v = (rng.standard_normal((3, n, 8), np.float32) for n in (4, 2, 2))
+    tokens, mask = np.zeros((3, 40), np.int32), rng.random((3, 40)) < 0.5
+    k, v = (jnp.asarray(x).astype(jnp.bfloat16) for x in (k, v))
+    bits, rounded = (kv_cache.KVCache(*(kv_cache.encode(x, dtype) for x in (k, v)), tokens, tokens)
+                     for dtype in (None, 'float32'))
+    assert kv_cache.dtype_of(bits) == jnp.bfloat16 and kv_cache.dtype_of(rounded) == jnp.float32
+    attend = lambda cache: kv_cache.attend_cache(q, own_k, own_v, cache, jnp.int32(1), mask)
+    ours, theirs = attend(bits), attend(rounded)
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(int8.dequantize(bits.k).astype(jnp.float32), rounded.k)
 
 
 def test_bytes_of_a_slot():

@@ -1,8 +1,8 @@
 """The key/value cache: split over 'sequence' and never moved; queries are sent to it.
 
-Keys and values stand in the cache in the model's dtype, another float dtype, or in 8 bits (lct.ops.int8). A
-query reads them tile by tile: no layer of the cache is copied or converted as a whole. On CPUs that does not
-hold for a bfloat16 cache, which XLA converts to float32 whatever reads it; use float32 or int8 there.
+Keys and values stand in the cache in the model's dtype, another float dtype, or in 8 bits (lct.ops.int8);
+bfloat16 as its bits (lct.ops.bfloat16_bits). A query reads them tile by tile: no layer of the cache is copied
+or converted as a whole.
 
 Letters: B batch, T new tokens, S cache slots, N query heads, K key/value heads, G = N / K, H head_dim,
 L layers.
@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from lct import sharding
 from lct.models.config import LlamaConfig
+from lct.ops import bfloat16_bits
 from lct.ops.blockwise_attention import MASK_VALUE, KVBlock, QueryBlock, attend, init_accumulator
 from lct.ops.int8 import Int8Vectors, factors, quantize
 from lct.ops.masks import Tokens
@@ -49,7 +50,7 @@ def empty_cache(config: LlamaConfig, positions: jax.Array, dtype: Any) -> KVCach
     if jnp.dtype(dtype) == jnp.int8:
         vectors = Int8Vectors(zeros(shape, jnp.int8), zeros(shape[:-1], jnp.uint16))
     else:
-        vectors = zeros(shape, dtype)
+        vectors = zeros(shape, bfloat16_bits.DTYPE if jnp.dtype(dtype) == jnp.bfloat16 else dtype)
     return KVCache(vectors, vectors, positions, jnp.zeros_like(positions))
 
 
@@ -60,15 +61,18 @@ def named_arrays(cache: KVCache) -> dict[str, Any]:
 
 
 def encode(x: jax.Array, dtype: Any) -> Vectors:
-    """Keys or values x [..., H] as a cache of the dtype keeps them; dtype None: as they are."""
-    if dtype is None:
-        return x
-    return quantize(x) if jnp.dtype(dtype) == jnp.int8 else x.astype(dtype)
+    """Keys or values x [..., H] as a cache of the dtype keeps them; dtype None: that of x."""
+    dtype = jnp.dtype(x.dtype if dtype is None else dtype)
+    if dtype == jnp.int8:
+        return quantize(x)
+    return bfloat16_bits.encode(x) if dtype == jnp.bfloat16 else x.astype(dtype)
 
 
 def dtype_of(cache: KVCache) -> Any:
     """The dtype of cached keys and values."""
-    return jnp.int8 if isinstance(cache.k, Int8Vectors) else cache.k.dtype
+    if isinstance(cache.k, Int8Vectors):
+        return jnp.int8
+    return jnp.bfloat16 if cache.k.dtype == bfloat16_bits.DTYPE else cache.k.dtype
 
 
 def bytes_of(config: LlamaConfig, dtype: Any) -> int:

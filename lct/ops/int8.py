@@ -6,8 +6,7 @@ calls it almost lossless. At 2 and 3 bits it does not: keys have a few channels 
 after the text, which takes calibration or a window of recent keys in full precision; the range of a vector is
 known at once, so that a token is written once and never again.
 
-Scales are bfloat16 stored as their bits: compilers for CPUs compute bfloat16 in float32, and would convert
-the scales of the whole cache before the loop that reads them tile by tile.
+Scales are bfloat16, stored as their bits.
 """
 
 from typing import NamedTuple
@@ -15,6 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from lct.ops import bfloat16_bits
 
 LARGEST = 127
 
@@ -33,20 +34,19 @@ def quantize(x: jax.Array) -> Int8Vectors:
     scales = (jnp.abs(x).max(-1) / LARGEST).astype(jnp.bfloat16)
     divisors = jnp.where(scales > 0, scales, 1).astype(jnp.float32)  # zeros stay zeros
     values = jnp.round(x / divisors[..., None]).astype(jnp.int8)
-    return Int8Vectors(values, lax.bitcast_convert_type(scales, jnp.uint16))
+    return Int8Vectors(values, bfloat16_bits.encode(scales))
 
 
 def factors(x: jax.Array | Int8Vectors) -> tuple[jax.Array, jax.Array | float]:
     """float32 [..., H] and scales [...] whose product is x; scales 1.0 for vectors that are not quantized."""
-    if not isinstance(x, Int8Vectors):
-        return x.astype(jnp.float32), 1.0
-    bits = x.scales.astype(jnp.uint32) << 16  # the upper half of a float32 is the bfloat16
-    return x.values.astype(jnp.float32), lax.bitcast_convert_type(bits, jnp.float32)
+    if isinstance(x, Int8Vectors):
+        return x.values.astype(jnp.float32), bfloat16_bits.in_float32(x.scales)
+    return bfloat16_bits.in_float32(x) if x.dtype == bfloat16_bits.DTYPE else x.astype(jnp.float32), 1.0
 
 
 def dequantize(x: jax.Array | Int8Vectors) -> jax.Array:
-    """The vectors [..., H] in float32; those that are not quantized as they are."""
+    """The vectors [..., H] in float32; those that are not quantized in their own dtype."""
     if not isinstance(x, Int8Vectors):
-        return x
+        return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == bfloat16_bits.DTYPE else x
     values, scales = factors(x)
     return values * scales[..., None]
