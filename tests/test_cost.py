@@ -273,12 +273,19 @@ def test_most_and_all_long_shards_are_within_10_percent():
     assert max(check_plan_memory.step_of(p).local for p in long) == 2**20
 
 
-@pytest.mark.parametrize(('seq_len', 'part'), [(2**18, 1), (2**22, 3.5 / 6.2)])
-def test_a_gpu_whose_memory_is_short_is_scheduled_for_memory(seq_len, part):
-    """The working set of a layer shrinks to its least, never below."""
-    one, h100 = step((1, 1, 8, 1), seq_len=seq_len, remat='offload'), hardware.find('h100')
-    work = lambda needed: needed.phases['backward of a layer']['work on a layer']
-    assert work(search.needed_by(one, h100)) == pytest.approx(part * work(buffers(one)))
+def test_a_gpu_whose_memory_is_short_is_scheduled_for_memory():
+    """The working set of a layer shrinks to its least, never below, in many chunks of the FFN and in few."""
+    h100 = hardware.find('h100')
+
+    def arrays(seq_len, ffn_chunks):
+        one = step((1, 1, 8, 1), seq_len=seq_len, ffn_chunks=ffn_chunks, remat='offload')
+        backward = search.needed_by(one, h100).phases['backward of a layer']
+        return (backward['work on a layer'] + backward['work on a chunk of the FFN']) / (one.local * 4096 * 4)
+
+    chunk = 14 * 14336 / (4 * 4096)
+    assert arrays(2**18, 16) == pytest.approx(6.2 + chunk / 16)
+    assert arrays(2**22, 16) == pytest.approx(4.5)
+    assert arrays(2**22, 2) == pytest.approx(1 + chunk / 2)
 
 
 def test_enough_programs_were_compiled():

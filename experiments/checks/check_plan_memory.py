@@ -84,6 +84,9 @@ CALIBRATION = (
      'auto'),
     ('h100:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 5 * 2**19, 'offload_attention_output', 'ring', 1, 16, MIXED,
      'auto'),
+    ('h200:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**21, 'offload', 'ring', 1, 16, MIXED, 'auto'),
+    ('h100:8', 'llama3-8b', (1, 2, 4, 1), 2, 1, 2**20, 'offload_attention_output', 'ring', 1, 2, MIXED,
+     'auto'),
 )
 HELD_OUT = (
     ('h100:512', 'llama3.1-405b', (1, 1, 512, 1), 1, 1, 2**18, 'full', 'ring', 1, 8, BF16),
@@ -104,11 +107,12 @@ HELD_OUT = (
     ('h100:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**20, 'full', 'ring', 1, 16, MIXED, 'auto'),
     ('h100:1', 'llama3.2-1b', (1, 1, 1, 1), 1, 1, 2**19, 'offload', 'ring', 1, 16, MIXED, 'auto'),
     ('h200:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**19, 'attention', 'ring', 1, 8, MIXED, 'auto'),
-    ('h200:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**21, 'offload', 'ring', 1, 16, MIXED, 'auto'),
-    ('h100:8', 'llama3-8b', (1, 2, 4, 1), 2, 1, 2**20, 'offload_attention_output', 'ring', 1, 2, MIXED,
-     'auto'),
     ('h100:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**22, 'offload_attention_output', 'ring', 1, 16, MIXED,
      'auto'),
+    ('h100:32', 'llama3-8b', (1, 1, 32, 1), 1, 1, 24 * 2**20, 'offload', 'ring', 1, 16, MIXED, 'auto'),
+    ('h200:64', 'llama3-70b', (1, 1, 64, 1), 1, 1, 8 * 2**20, 'offload_attention_output', 'ring', 1, 16,
+     MIXED, 'auto'),
+    ('h200:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 8 * 2**20, 'offload', 'ring', 1, 16, MIXED, 'auto'),
 )
 
 

@@ -21,19 +21,22 @@ from lct.models.memory import REMAT
 from lct.plan.cost import FLOAT32, WIDTH, Step, num_params
 
 # Fitted to programs compiled for CUDA, in float32 arrays of [tokens, D]: the working set of the backward of a
-# layer, that is the residual stream, q, k, v, out and their gradients. With a fused kernel it is the least on
-# one device, and more on a ring, whose transfers the compiler overlaps with several steps of computation.
-WORK, WORK_FUSED, WORK_LEAST = 9, 6.2, 3.5
-# Beyond this share of a GPU's memory the compiler schedules for memory, until the working set is the least.
-# It counts what is on the host as if it were on the device.
-SCHEDULED = 0.8
+# layer beside that of a chunk of the FFN, that is the residual stream, q, k, v, out and their gradients.
+# Fused kernels need less than xla.
+WORK, WORK_FUSED = 9, 6.2
+# The least, where the compiler schedules for memory: the larger of attention's and of the residual stream's
+# beside the FFN's, which follow each other. One device with a fused kernel has no transfers to overlap and
+# needs no more.
+LEAST, LEAST_FFN = 4.5, 1
+# The compiler schedules for memory beyond this share of a GPU's. What is on the host counts as on the device.
+SCHEDULED = 0.77
 # In bytes per element of [tokens of a chunk, F]: gate, up, their product and the gradients of the three.
 WORK_FFN = 14
 # Elements per token that a layer keeps without remat: multiples of D (float32 norms, residuals, out), of F.
 KEPT_D, KEPT_F = 16, 5
 # Fitted to programs compiled for TPU: heap fragmentation, as a fraction of the bytes saved for the backward.
 FRAGMENTS = 0.75
-BACKWARD, LAYER = 'backward of a layer', 'work on a layer'
+BACKWARD, LAYER, FFN = 'backward of a layer', 'work on a layer', 'work on a chunk of the FFN'
 BATCH = 20  # bytes of a token in the batch: five arrays of 32 bits
 
 
@@ -127,17 +130,23 @@ def scheduled(needed: Buffers, step: Step, memory: float) -> Buffers:
 
     memory: bytes of a device.
     """
-    work = needed.phases[BACKWARD][LAYER]
     total = sum(needed.stays.values()) + needed.in_phase(BACKWARD) + sum(needed.host.values())
-    less = max(min(work, WORK_LEAST * _array(step)), work - max(0.0, total - SCHEDULED * memory))
-    return needed._replace(phases={**needed.phases, BACKWARD: {**needed.phases[BACKWARD], LAYER: less}})
+    backward = needed.phases[BACKWARD]
+    work, least = backward[LAYER], _least(step, backward[FFN])
+    less = max(min(work, least), work - max(0.0, total - SCHEDULED * memory))
+    return needed._replace(phases={**needed.phases, BACKWARD: {**backward, LAYER: less}})
 
 
-def _work(step, platform):
-    """Arrays of the working set of a layer where the compiler has memory to spare."""
+def _work(step, ffn, platform):
+    """Bytes of the working set of a layer where the compiler has memory to spare, ffn those of the FFN."""
     if platform == 'tpu' or step.width == FLOAT32 or step.memory.attention.kernel == 'xla':
-        return WORK
-    return WORK_FUSED if step.mesh[2] > 1 else WORK_LEAST
+        return WORK * _array(step)
+    return WORK_FUSED * _array(step) if step.mesh[2] > 1 else _least(step, ffn)
+
+
+def _least(step, ffn):
+    """The least of _work."""
+    return max(LEAST * _array(step) - ffn, LEAST_FFN * _array(step))
 
 
 def _array(step):
@@ -220,12 +229,13 @@ def _layer(step, platform):
     config, tensor = step.config, step.mesh[3]
     weights = sum(layer_matmul_params(config)) / tensor
     chunk = step.rows * step.shard / step.memory.ffn_chunks
+    ffn = WORK_FFN / 2 * step.width * chunk * config.mlp_dim / tensor
     node, _ = step.node
     out = {
         'weights of a layer, gathered': 2 * weights * step.width,
         'gradients of a layer, float32': weights * FLOAT32,
-        LAYER: _work(step, platform) * _array(step),
-        'work on a chunk of the FFN': WORK_FFN / 2 * step.width * chunk * config.mlp_dim / tensor,
+        LAYER: _work(step, ffn, platform),
+        FFN: ffn,
     }
     if step.memory.attention.facts.gathers:
         keys = 2 * node * step.local * config.num_kv_heads / tensor * config.head_dim
