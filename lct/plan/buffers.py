@@ -27,7 +27,7 @@ WORK, WORK_FUSED = 9, 6.2
 # The least, where the compiler schedules for memory: the larger of attention's and of the residual stream's
 # beside the FFN's, which follow each other. One device with a fused kernel has no transfers to overlap and
 # needs no more.
-LEAST, LEAST_FFN = 4.5, 1
+LEAST, LEAST_FFN = 4.4, 1
 # The compiler schedules for memory beyond this share of a GPU's. What is on the host counts as on the device.
 SCHEDULED = 0.77
 # In bytes per element of [tokens of a chunk, F]: gate, up, their product and the gradients of the three.
