@@ -40,29 +40,39 @@ def main():
         import transformers
 
     model, pairs, reader = open_run(args.run)
-    drawn = random.Random(0).sample(range(len(pairs)), min(args.prompts, len(pairs)))
-    records = []
-    for suite, item, row in (pairs[i] for i in sorted(drawn, key=lambda i: pairs[i][1].length)):
+    about = json.loads((args.run / 'results.json').read_text())['about']
+    chosen, records = draw(pairs, args.prompts), []
+    for suite, item, row in chosen:
         record = {'suite': suite, 'task': item.task, 'length': item.length, 'index': item.index,
                   **compare(model, reader, item, row)}
         records.append(record)
-        print(f'{len(records)} of {len(drawn)}, {count(records, "different")} different, '
-              f'{count(records, "tie")} by a tie', flush=True)
+        different = count(records, 'different')
+        print(f'{len(records)} of {len(chosen)}, {different} different, {count(records, "tie")} by a tie',
+              flush=True)
         if record['outcome'] != 'equal':
             print(json.dumps(record), flush=True)
-    by_length = {length: [record['outcome'] for record in records if record['length'] == length]
-                 for length in sorted({record['length'] for record in records})}
-    for length, outcomes in by_length.items():
+        if args.output:
+            content = {'model': about['model'], 'weights_sha256': about['weights_sha256'],
+                       'transformers': transformers.__version__, 'tie_logits': TIE,
+                       'tokens': sum(one['tokens'] for one in records), 'records': records}
+            args.output.write_text(json.dumps(content, indent=1) + '\n')
+    for length in sorted({record['length'] for record in records}):
+        outcomes = [record['outcome'] for record in records if record['length'] == length]
         print(f'{length} tokens: {outcomes.count("equal")} of {len(outcomes)} answers equal')
-    if args.output:
-        about = json.loads((args.run / 'results.json').read_text())['about']
-        content = {'model': about['model'], 'weights_sha256': about['weights_sha256'],
-                   'transformers': transformers.__version__, 'tie_logits': TIE,
-                   'equal': count(records, 'equal'), 'tie': count(records, 'tie'),
-                   'different': count(records, 'different'), 'tokens': sum(r['tokens'] for r in records),
-                   'records': records}
-        args.output.write_text(json.dumps(content, indent=1) + '\n')
     sys.exit(bool(count(records, 'different')))
+
+
+def draw(pairs, wanted):
+    """So many of the pairs, from short to long: a number of each length in inverse proportion to its square,
+    and the shortest of the rest."""
+    pairs = random.Random(0).sample(pairs, len(pairs))
+    lengths = sorted({item.length for _, item, _ in pairs})
+    share = wanted / sum(length**-2 for length in lengths)
+    of_length = {length: [pair for pair in pairs if pair[1].length == length] for length in lengths}
+    taken = {length: int(share / length**2) for length in lengths}
+    first = [pair for length in lengths for pair in of_length[length][:taken[length]]]
+    rest = [pair for length in lengths for pair in of_length[length][taken[length]:]]
+    return sorted(first + rest[:wanted - len(first)], key=lambda pair: pair[1].length)
 
 
 def count(records, outcome):
