@@ -104,6 +104,18 @@ def smollm2_ruler(d: dict) -> str:
                      zip(ruler['lengths'], ruler['means'], ruler['stderr'], strict=True))
 
 
+def both_suites(d: dict) -> str:
+    found = {name: d['results'][name]['tasks'] for name in ('ruler', 'comprehension')}
+    means = {name: ', '.join(f'{short_length(int(length))} {mean_of(tasks, length):.1f}'
+                             for length in sorted(next(iter(tasks.values())), key=int))
+             for name, tasks in found.items()}
+    return '; '.join(f'{name}, mean of {len(found[name])} tasks: {text}' for name, text in means.items())
+
+
+def mean_of(tasks: dict, length: str) -> float:
+    return statistics.mean(records[length]['mean'] for records in tasks.values())
+
+
 # ---------------------------------------------------------------------------------------------------
 # Speed and memory
 # ---------------------------------------------------------------------------------------------------
@@ -274,6 +286,20 @@ def cache_loss(d: dict) -> str:
     worst = max(abs(one['difference']) for one in d['bins'])
     size = d['bytes_a_slot']['int8'] / d['bytes_a_slot']['bfloat16']
     return f'{worst:.4f} nats, at {size:.3f}x the bytes of bfloat16'
+
+
+def cache_tasks(d: dict) -> str:
+    means = {name: [100 * statistics.mean(row[side] for row in rows) for side in ('first', 'second')]
+             for name, rows in d.items()}
+    return '; '.join(f'{name} {full:.1f} with the full cache, {int8:.1f} with int8'
+                     for name, (full, int8) in means.items())
+
+
+def greedy(d: dict) -> str:
+    equal = sum(one['outcome'] == 'equal' for one in d['records'])
+    lengths = sorted({one['length'] for one in d['records']})
+    return (f'{equal} of {len(d["records"])} answers equal, {d["tokens"]:,} tokens, prompts of '
+            f'{short_length(lengths[0])} to {short_length(lengths[-1])}; transformers {d["transformers"]}')
 
 
 def road(d: dict) -> str:

@@ -58,6 +58,8 @@ EXTENSION = (
            'theta_positions.json', figures.scaled_loss),
     Figure('measured', 'SmolLM2-135M: RULER, 20 samples a task',
            'smollm2/results.json', figures.smollm2_ruler),
+    Figure('measured', 'SmolLM2-135M: RULER and comprehension in one report, 6 samples a task to 1 at 8K',
+           'smollm2_tasks/results.json', figures.both_suites),
     Figure('measured', 'SmolLM2-135M: needles found, 1K to 8K', 'smollm2/results.json', lambda d:
            percent(d['results']['needle']['mean'])),
 )
@@ -111,6 +113,8 @@ CORRECTNESS = (
     Figure('measured', 'what small runs do when they are broken', 'drills.json', figures.drills),
     Figure('measured', 'random evaluations, interrupted and continued, against a plain rerun',
            'evaluations.json', figures.evaluations),
+    Figure('measured', 'answers of SmolLM2 in RULER and comprehension beside transformers, token for token',
+           'greedy.json', figures.greedy),
     Figure('measured', 'every task of every suite, 1K to 1M, with oracle, mute and half readers',
            'tasks.json', figures.tasks),
     Figure('measured', 'clients of the server that go away or send nonsense', 'server.json', figures.server),
@@ -119,7 +123,9 @@ CORRECTNESS = (
            ', '.join(f'{number} while {phase}' for phase, number in d['while'].items()) + ')'),
     Figure('measured', 'loss with a cache in int8, largest difference of a position bin to 8K, SmolLM2',
            'caches_smollm2.json', figures.cache_loss),
-    Figure('measured', 'the same, the model of the main job', 'caches_laptop.json', figures.cache_loss),
+    Figure('measured', 'needles (2K, 4K) and RULER (1K) with a cache in int8 beside the full one, SmolLM2',
+           'caches_smollm2_tasks.json', figures.cache_tasks),
+    Figure('measured', 'loss with a cache in int8, largest difference to 8K, the model of the main job', 'caches_laptop.json', figures.cache_loss),
     Figure('measured', '1, 2 and 4 processes, killed and continued: largest difference of a loss',
            'processes.json', lambda d:
            f'{max(row["loss_difference"] for row in d["rows"]):.1e}'),
