@@ -125,7 +125,8 @@ CORRECTNESS = (
            'caches_smollm2.json', figures.cache_loss),
     Figure('measured', 'needles (2K, 4K) and RULER (1K) with a cache in int8 beside the full one, SmolLM2',
            'caches_smollm2_tasks.json', figures.cache_tasks),
-    Figure('measured', 'loss with a cache in int8, largest difference to 8K, the model of the main job', 'caches_laptop.json', figures.cache_loss),
+    Figure('measured', 'loss with a cache in int8, largest difference to 8K, the model of the main job',
+           'caches_laptop.json', figures.cache_loss),
     Figure('measured', '1, 2 and 4 processes, killed and continued: largest difference of a loss',
            'processes.json', lambda d:
            f'{max(row["loss_difference"] for row in d["rows"]):.1e}'),
