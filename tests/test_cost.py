@@ -264,6 +264,16 @@ def test_memory_is_within_15_percent_of_the_compilers(point):
     assert predicted == pytest.approx(hlo.device_bytes(COMPILED[check_plan_memory.key(point)]), rel=0.15)
 
 
+@pytest.mark.parametrize('name, head_dim, fused', [
+    ('h200', 128, True), ('mi300x', 128, False), ('h200', 96, False)])
+def test_auto_needs_what_its_block_needs(name, head_dim, fused):
+    config = dataclasses.replace(LLAMA3_8B, head_dim=head_dim)
+    needed = {kernel: search.needed_by(
+        Step(config, (1, 1, 8, 1), 2**17, 1, 1, Memory('full', Attention(kernel=kernel)), 'bfloat16'),
+        hardware.find(name)).peak for kernel in ('auto', 'xla')}
+    assert (needed['auto'] < needed['xla']) == fused and needed['auto'] <= needed['xla']
+
+
 def test_most_and_all_long_shards_are_within_10_percent():
     close = {p: check_plan_memory.predict(p) == pytest.approx(
         hlo.device_bytes(COMPILED[check_plan_memory.key(p)]), rel=0.1) for p in POINTS}

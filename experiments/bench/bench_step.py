@@ -3,7 +3,7 @@
     python experiments/bench/bench_step.py --python .venv_hf/bin/python --lengths 4096,8192 --rounds 5 \\
         --output experiments/results/bench_step.json
 
-The model is a Llama of 29M parameters (embed_dim 512, 8 layers, 8/2 heads, vocabulary 8,192), in float32, the
+The model is a Llama of 31M parameters (embed_dim 512, 8 layers, 8/2 heads, vocabulary 8,192), in float32, the
 batch one row, the step forward, backward and AdamW. Sides: `ring N`, lct on N virtual devices with the layer
 inputs kept; `sdpa` and `sdpa, checkpointed`, transformers with and without gradient checkpointing. Each side
 is a process of its own that takes a step when it is its turn; seconds are medians over the rounds after one

@@ -49,6 +49,11 @@ class Hardware:
     network: float
     host: float
 
+    @property
+    def cuda(self) -> bool:
+        """Whether it is a GPU of NVIDIA."""
+        return self.platform == 'gpu' and not self.name.startswith('mi')
+
 
 def _gpu(name, flops, memory, bandwidth, links, network, host):
     """links: (inside, inside_all). network: (between, network). A single number stands for both."""

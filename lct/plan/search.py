@@ -10,6 +10,8 @@ from lct.models.llama import LlamaConfig, Memory
 from lct.models.lora import Adapter
 from lct.models.memory import REMAT
 from lct.ops.blockwise_attention import Chunks
+from lct.ops.context_parallel import inner_block
+from lct.ops.kernels import choice
 from lct.ops.strategies import STRATEGIES, Attention
 from lct.plan import cost, timing
 from lct.plan.buffers import Buffers, buffers, scheduled, with_adapter
@@ -144,9 +146,20 @@ def _outcomes(job, hardware, devices, efficiency):
 
 def needed_by(step: cost.Step, hardware: Hardware, adapter: Adapter | None = None) -> Buffers:
     """The Buffers of a device for a Step that trains all weights, or an adapter."""
+    step = _with_kernel(step, hardware)
     needed = buffers(step, hardware.platform)
     needed = with_adapter(needed, step, adapter) if adapter else needed
     return scheduled(needed, step, hardware.memory) if hardware.platform == 'gpu' else needed
+
+
+def _with_kernel(step, hardware):
+    """The Step with the XLA block in place of 'auto' where the fused one cannot run."""
+    attention = step.memory.attention
+    fused = hardware.cuda and step.config.head_dim in inner_block(choice.FUSED).HEAD_DIMS
+    if attention.kernel != choice.AUTO or fused:
+        return step
+    attention = dataclasses.replace(attention, kernel='xla')
+    return dataclasses.replace(step, memory=dataclasses.replace(step.memory, attention=attention))
 
 
 def _policies(step, hardware, efficiency, adapter=None):

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas import triton
 
 from lct.ops.context_parallel import inner_block
 
@@ -43,8 +42,12 @@ def obstacle(kernel: str, head_dim: int | None = None, dtype: jax.typing.DTypeLi
     """
     if kernel == 'xla':
         return ''
+    if reason := _platform_obstacle():
+        return reason
     block = inner_block(kernel)
-    if reason := _device_obstacle(*block.CAPABILITIES) or kernel == 'triton' and _triton_obstacle():
+    if reason := _capability_obstacle(*block.CAPABILITIES):
+        return reason
+    if kernel == 'triton' and (reason := _target_obstacle(block.triton)):
         return reason
     if head_dim is not None and head_dim not in block.HEAD_DIMS:
         return f'head_dim {head_dim} is not one of {", ".join(map(str, block.HEAD_DIMS))}'
@@ -53,19 +56,24 @@ def obstacle(kernel: str, head_dim: int | None = None, dtype: jax.typing.DTypeLi
     return ''
 
 
-def _device_obstacle(lowest, beyond):
+def _platform_obstacle():
     platform, kind = _device()
     if platform != 'gpu':
         return f'the platform is {platform}'
     if kind.startswith('AMD'):
         return f'the devices are {kind} and the fused block is made for CUDA'
-    capability = getattr(jax.devices()[0], 'compute_capability', None)  # None while compiling for others
-    if capability is not None and not lowest <= float(capability) < beyond:
-        return f'the devices are {kind} of compute capability {capability}, not {lowest} to below {beyond}'
     return ''
 
 
-def _triton_obstacle():
+def _capability_obstacle(lowest, beyond):
+    capability = getattr(jax.devices()[0], 'compute_capability', None)  # None while compiling for others
+    if capability is not None and not lowest <= float(capability) < beyond:
+        return (f'the devices are {_device()[1]} of compute capability {capability}, not {lowest} to below '
+                f'{beyond}')
+    return ''
+
+
+def _target_obstacle(triton):
     try:  # newer jax compiles Triton for the devices of a list and for those that are present
         getattr(triton, 'get_gpu_info', str)()
     except ValueError:
