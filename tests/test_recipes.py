@@ -25,6 +25,7 @@ BASES = {
     'gradient_llama3_70b': LLAMA3_70B,
     'lwm_text_7b': LLAMA2_7B,
     'easycontext_llama2_7b': LLAMA2_7B,
+    'longrope2_llama3_8b': LLAMA3_8B,
     'prolong_llama3_8b': LLAMA3_8B,
     'qwen25_1m_7b': ALL['qwen2.5-7b'],
     'selflong_llama31_8b': LLAMA31_8B,
@@ -53,6 +54,7 @@ THETAS = {
         (32768, 1e6), (65536, 5e6), (256000, 10e6), (256000, 25e6), (256000, 50e6), (512000, 100e6),
         (512000, 250e6),
     ],
+    'longrope2_llama3_8b': [(131072, 500000.0)],
     'prolong_llama3_8b': [(65536, 8e6), (524288, 128e6)],
     'qwen25_1m_7b': [(65536, 1e6), (131072, 5e6), (262144, 10e6)],
     'selflong_llama31_8b': [(262144, 2e6), (524288, 8e6), (1048576, 32e6)],
@@ -169,6 +171,9 @@ def test_total_tokens(name, i):
         assert math.isclose(total, published['total_tokens'], rel_tol=0.05)
     elif name == 'easycontext_llama2_7b':  # prints no totals, but "about 1M tokens a step"
         assert math.isclose(stage.tokens_per_step, 1e6, rel_tol=0.05)
+    elif name == 'longrope2_llama3_8b':  # prints 10B, of four sources
+        assert math.isclose(total, published['total_tokens'], rel_tol=0.001)
+        assert sum(published['tokens'].values()) == published['total_tokens']
     elif name == 'prolong_llama3_8b':  # prints 20B, and batches of 4M and 8M
         assert stage.tokens_per_step == {'64K': 2**22, '512K': 2**23}[stage.name]
         assert math.isclose(total, published['total_tokens'], rel_tol=0.05)
@@ -208,6 +213,17 @@ def test_ultralong_replaces_the_scaling_of_its_base(name):
     assert LLAMA31_8B.rope.type == 'llama3' and config.rope.type == 'yarn'
     assert config.rope.factor == published['factor'] == config.max_position_embeddings / 8192
     assert (config.rope.beta_slow, config.rope.beta_fast) == (1, 4)
+
+
+def test_longrope2_starts_at_the_divisors_that_its_authors_print():
+    (config,), ((_, published),) = planned('longrope2_llama3_8b'), stages_of('longrope2_llama3_8b')
+    factors = config.rope.long_factor
+    assert config.rope.factor == published['factor'] == config.max_position_embeddings / 8192
+    assert factors[:20] == (1,) * 19 + (pytest.approx(1.882352829),) and len(factors) == 64
+    assert factors[34:] == (pytest.approx(15.11764717),) + (16,) * 29
+    critical = math.ceil(64 * math.log(8192 / (2 * math.pi)) / math.log(500_000))  # section 3.1
+    assert factors.index(16) == critical == 35
+    assert config.rope.short_factor == (1,) * 64
 
 
 def test_selflong_quadruples_theta_in_every_stage_and_keeps_the_scaling_of_its_base():
