@@ -24,8 +24,8 @@ FACTORS = tuple(1 + 15 * min(max(i - RAMP[0], 0) / (RAMP[1] - RAMP[0]), 1) for i
 
 def get_config():
     # set model_folder to your folder of meta-llama/Meta-Llama-3-8B
-    config = published_config(name='llama3-8b-longrope2-128k', base='llama3-8b', license='llama3', native=8192,
-                              rope_theta=500000.0, checkpoint_every=250)
+    config = published_config(name='llama3-8b-longrope2-128k', base='llama3-8b', license='llama3',
+                              native=8192, rope_theta=500000.0, checkpoint_every=250)
     config.sequences = 'packed'
     config.stages = (
         published_stage(
