@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # imported late, so that --help is fast
 
 
 MAX_CORES = 8  # of --mesh auto
-MAX_ROWS = 1024  # of a tile of attention
+MAX_ROWS, KEYS = 768, 128  # of a tile of attention
 SECOND_CACHE = Path('/sys/devices/system/cpu/cpu0/cache/index2/size')
 # Fields of a config.json that change what the same weights compute.
 MODEL_FIELDS = ('rope_theta', 'rope_scaling', 'rope_parameters', 'rms_norm_eps', 'tie_word_embeddings',
@@ -227,8 +227,8 @@ def _core_tiles(config):
         cache = int(SECOND_CACHE.read_text().strip().removesuffix('K')) * 1024
     except (OSError, ValueError):  # not Linux
         cache = 0
-    rows = min(max(cache // 2 // (4 * Chunks().key), ROWS), MAX_ROWS)
-    return Chunks(query=max(rows // (config.num_heads // config.num_kv_heads), 1))
+    rows = min(max(cache // 2 // (4 * KEYS), ROWS), MAX_ROWS)
+    return Chunks(query=max(rows // (config.num_heads // config.num_kv_heads), 1), key=KEYS)
 
 
 def _load_template(folder) -> 'ChatTemplate | None':
