@@ -55,7 +55,8 @@ def changed_run(args, config):
     stage = stages[args.stage]
     stages[args.stage] = dataclasses.replace(
         stage, mesh=args.mesh or stage.mesh, batch_size=args.rows or stage.batch_size,
-        memory=dataclasses.replace(stage.memory, remat=args.remat or stage.memory.remat))
+        memory=dataclasses.replace(stage.memory, remat=args.remat or stage.memory.remat,
+                                   offload_state=args.offload_state or stage.memory.offload_state))
     return dataclasses.replace(run, stages=tuple(stages), param_dtype=args.dtype or run.param_dtype)
 
 
@@ -100,6 +101,7 @@ def flags(argv=None):
     step.add_argument('--model',
                       help='a name of lct.models.llama_sizes; default: the one in the config\'s file name')
     step.add_argument('--remat', help='remat policy, if not the one of the stage')
+    step.add_argument('--offload-state', help='none, moments or all, if not as in the stage')
     return parser.parse_args(argv)
 
 

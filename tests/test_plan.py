@@ -239,10 +239,23 @@ def test_nothing_feasible_names_the_buffer_and_three_remedies():
         planner.run(['--model', 'llama3-70b', '--context', '1M', '--hardware', 'l40s', '--devices', '8'])
     text = str(error.value)
     assert re.search(r"largest buffer is '[\w ]+' with [\d.]+ GiB, [\d.]+ GiB too much", text)
-    remedies = re.findall(r'(\d+) x (\w+)', text.partition('remedies, cheapest first: ')[2])
-    assert len(remedies) == 3
-    for count, name in remedies:
+    remedies = text.partition('remedies, cheapest first: ')[2].split(', or ')
+    assert len(remedies) == 3 and remedies[0].startswith('a context of ')
+    for count, name in (remedy.split(' x ') for remedy in remedies[1:]):
         assert search.search(search.Job(SIZES['llama3-70b'], M, 4), hardware.find(name), int(count)).plans
+
+
+@pytest.mark.parametrize(('name', 'context'), [('h200', M), ('h100', M // 2)])
+def test_one_device_trains_all_of_8b_with_the_state_on_the_host(name, context):
+    kind = hardware.find(name)
+    plan = search.best(search.Job(LLAMA3_8B, context), kind, 1).plans[0]
+    assert plan.step.memory.offload_state == 'all' and plan.times['state to and from the host'] < 30
+    weights = plan.buffers.host['weights']
+    assert weights == 4 * 8_030_261_248 and plan.buffers.host['moments of AdamW'] == 2 * weights
+    assert sum(plan.buffers.host.values()) < 1.5 * 2**40
+    # where the host has less memory, what is kept there is less or nothing fits
+    with pytest.raises(ValueError, match='no plan is feasible'):
+        search.best(search.Job(LLAMA3_8B, context), dataclasses.replace(kind, host_memory=2**38), 1)
 
 
 def test_the_nearest_remedy_is_a_shorter_context():

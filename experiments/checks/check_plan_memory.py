@@ -34,7 +34,7 @@ HEADER = ('', 'target', 'model', 'mesh', 'rows x times', 'tokens', 'policy', 'dt
           'compiled GiB',
           'ratio')
 # target, model, mesh, batch_size, accumulation, seq_len, remat, strategy, node_size, ffn_chunks, dtype; and
-# the kernel, if it is not xla
+# the kernel, if it is not xla, and offload_state, if it is not none
 CALIBRATION = (
     ('l40s:512', 'llama3-8b', (1, 1, 512, 1), 1, 1, 2**20, 'full', 'ring', 1, 1, BF16),
     ('l40s:512', 'llama3-8b', (1, 8, 64, 1), 8, 1, 2**20, 'full', 'ring', 1, 1, BF16),
@@ -118,9 +118,10 @@ HELD_OUT = (
 
 def step_of(point):
     """The Step of a point."""
-    _, _, mesh, batch, accumulation, seq_len, remat, strategy, node_size, ffn_chunks, dtype, *kernel = point
-    attention = Attention(strategy, node_size, Chunks(512, 512), *kernel or ['xla'])
-    memory = Memory(remat, attention, ffn_chunks, dtype=dtype[1])
+    _, _, mesh, batch, accumulation, seq_len, remat, strategy, node_size, ffn_chunks, dtype, *more = point
+    kernel, offload_state = [*more, *('xla', 'none')[len(more):]]
+    attention = Attention(strategy, node_size, Chunks(512, 512), kernel)
+    memory = Memory(remat, attention, ffn_chunks, dtype=dtype[1], offload_state=offload_state)
     return Step(SIZES[point[1]], mesh, seq_len, batch, accumulation, memory, dtype[0])
 
 

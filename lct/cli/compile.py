@@ -34,8 +34,9 @@ def training_step(run: Run, index: int, model: LlamaConfig, mesh: jax.sharding.M
              for name in ('tokens', 'targets', 'positions', 'segment_ids', 'loss_mask')}
     tx = optimizer.make(run.optimizer)
     return train_step.lower(
-        state.abstract(model, tx, jnp.dtype(run.param_dtype)), batch, tables, config=model.architecture(),
-        memory=stage.memory, tx=tx, schedule=optimizer.schedule(run.stages))
+        state.abstract(model, tx, jnp.dtype(run.param_dtype), offload_state=stage.memory.offload_state),
+        batch, tables, config=model.architecture(), memory=stage.memory, tx=tx,
+        schedule=optimizer.schedule(run.stages))
 
 
 def step_memory(target: targets.Target, step: Step) -> dict[str, int]:
@@ -57,8 +58,9 @@ def compile_stage(run: Run, index: int, name: str, model: LlamaConfig, target: t
     step = Step(model, stage.mesh, stage.seq_len, stage.batch_size, stage.accumulation, stage.memory,
                 run.param_dtype,
                 stage.layout)
+    offloaded = {'none': '', 'moments': ' moments on host', 'all': ' state on host'}
     title = (f'{name} step {stage.name} B={stage.batch_size} T={stage.seq_len} {stage.memory.remat} '
-             f'{run.param_dtype}')
+             f'{run.param_dtype}{offloaded[stage.memory.offload_state]}')
     mesh = announced_mesh(target, stage.mesh)
     with jax.set_mesh(mesh):
         lowered = {title: training_step(run, index, model, mesh)}

@@ -48,7 +48,8 @@ def stage_fields(fields: dict, step: Step) -> dict:
                    'node_size': attention.node_size, 'query_chunk': attention.chunks.query,
                    'key_chunk': attention.chunks.key, 'kernel': attention.kernel,
                    'ffn_chunks': memory.ffn_chunks,
-                   'loss_chunk': memory.loss_chunk, 'dtype': memory.dtype},
+                   'loss_chunk': memory.loss_chunk, 'dtype': memory.dtype,
+                   'offload_state': memory.offload_state},
     }
 
 

@@ -19,6 +19,7 @@ from lct import sharding
 from lct.models.config import LlamaConfig, check_mesh  # noqa: F401
 from lct.models.embedding import embed_tokens
 from lct.models.memory import Memory, scan_layers
+from lct.models.offload import fetch_rest
 from lct.ops import rope, strategies
 from lct.ops.blockwise_ffn import blockwise_ffn
 from lct.ops.cross_entropy import cross_entropy_sum
@@ -333,6 +334,7 @@ def loss_sum(params: Params, config: LlamaConfig, batch: dict[str, jax.Array], t
 
     batch: dict of tokens, targets, positions, segment_ids int32 [B, T] and loss_mask float32 [B, T].
     """
+    params = fetch_rest(params)
     x = hidden_states(
         params, config, batch['tokens'], batch['positions'], batch['segment_ids'], tables, memory
     )

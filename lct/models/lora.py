@@ -18,6 +18,7 @@ from lct import sharding
 from lct.models import llama
 from lct.models.config import LlamaConfig
 from lct.models.memory import Memory, scan_layers
+from lct.models.offload import fetch_rest
 from lct.ops import rope
 from lct.ops.cross_entropy import cross_entropy_sum
 from lct.ops.norms import rms_norm
@@ -219,6 +220,7 @@ def hidden_states(trained: Trained, frozen: llama.Params, config: LlamaConfig, t
 def loss_sum(trained: Trained, frozen: llama.Params, config: LlamaConfig, batch: dict[str, jax.Array],
              tables: rope.Tables, memory: Memory) -> jax.Array:
     """llama.loss_sum with adapters: float32 []."""
+    trained = fetch_rest(trained)
     x = hidden_states(
         trained, frozen, config, batch['tokens'], batch['positions'], batch['segment_ids'], tables, memory)
     head = llama.head(combine(trained.whole, frozen))

@@ -11,10 +11,12 @@ import jax
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from lct.models.offload import fetch
 from lct.ops.context_parallel import ATTENTION_INPUT, ATTENTION_OUTPUT
 from lct.ops.strategies import Attention
 
 LAYER_INPUT = 'layer_input'
+OFFLOAD_STATE = ('none', 'moments', 'all')  # in order of decreasing memory of a device
 CACHE_DTYPES = ('float32', 'bfloat16', 'int8')
 
 
@@ -67,6 +69,10 @@ class Memory:
     loss_chunk: tokens of a device whose logits exist at one time.
     dtype: of activations and of weights in use; None for the dtype of the stored parameters. Gradients, their
       sums over devices and the stored parameters are not affected.
+    offload_state: what of the training state is in host memory: 'none'; 'moments', those of the optimizer;
+      'all', also the weights as they are stored and their gradients. A layer's weights are then fetched when
+      the layer is computed, the update fetches and stores one layer after the other. (It takes a fraction of
+      the time on the device that it would take on the host's cores.) Numbers stay the same.
     cache_dtype: of cached keys and values, 'float32', 'bfloat16' or 'int8'; None for the one of activations.
 
     Raises:
@@ -78,6 +84,7 @@ class Memory:
     ffn_chunks: int = 1
     loss_chunk: int = 512
     dtype: str | None = None
+    offload_state: str = 'none'
     cache_dtype: str | None = None
 
     def __post_init__(self):
@@ -87,6 +94,9 @@ class Memory:
             raise ValueError(f"dtype {self.dtype!r} of activations must be 'float32', 'bfloat16' or None")
         if self.remat not in REMAT:
             raise ValueError(f'remat {self.remat!r} is not one of {sorted(REMAT)}')
+        if self.offload_state not in OFFLOAD_STATE:
+            raise ValueError(
+                f'offload_state {self.offload_state!r} is not one of {", ".join(OFFLOAD_STATE)}')
         if min(self.ffn_chunks, self.loss_chunk) < 1:
             raise ValueError(
                 f'ffn_chunks {self.ffn_chunks} and loss_chunk {self.loss_chunk} must be positive')
@@ -96,10 +106,10 @@ def scan_layers(step: Callable, x: jax.Array, layers: Any, memory: Memory) -> ja
     """x [B, T, D] after every layer, in memory.dtype, recomputed in the backward pass as memory.remat says.
 
     Args:
-      step: (x, layer) -> x. layers: a pytree of arrays stacked on L.
+      step: (x, layer) -> x. layers: a pytree of arrays stacked on L, on the device or the host.
     """
     def body(x, layer):
-        return step(checkpoint_name(x, LAYER_INPUT), layer), None
+        return step(checkpoint_name(x, LAYER_INPUT), fetch(layer)), None
 
     if memory.remat != 'none':
         body = jax.checkpoint(body, policy=REMAT[memory.remat].policy, prevent_cse=False)

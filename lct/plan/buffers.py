@@ -76,7 +76,7 @@ class Buffers(NamedTuple):
 def buffers(step: Step, platform: str = 'gpu') -> Buffers:
     """The Buffers of a Step; platform: 'gpu' or 'tpu', as Hardware.platform."""
     config = step.config
-    tensor, share = step.mesh[3], _share(step)
+    tensor, share = step.mesh[3], share_of(step)
     stays = {
         'weights': share * step.stored_width,
         'moments of AdamW': 2 * share * step.stored_width,
@@ -166,7 +166,7 @@ def _sizes_by_axes(config):
     return sizes
 
 
-def _share(step):
+def share_of(step: Step) -> float:
     """Parameters that one device holds."""
     degrees = dict(zip(sharding.AXES, step.mesh))
     return sum(size / math.prod(degrees[axis] for axis in axes)

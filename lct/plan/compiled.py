@@ -102,7 +102,8 @@ def step_key(target: str, model: str, step: Step) -> str:
     memory, attention = step.memory, step.memory.attention
     fields = (target, model, 'x'.join(map(str, step.mesh)), step.batch_size, step.accumulation, step.seq_len,
               memory.remat, attention.strategy, attention.node_size, memory.ffn_chunks, step.dtype,
-              memory.dtype or step.dtype, *([] if attention.kernel == 'xla' else [attention.kernel]))
+              memory.dtype or step.dtype, *([] if attention.kernel == 'xla' else [attention.kernel]),
+              *([] if memory.offload_state == 'none' else [f'offload_state={memory.offload_state}']))
     return ' '.join(map(str, fields))
 
 

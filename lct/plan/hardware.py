@@ -34,7 +34,8 @@ class Hardware:
     inside: from a device to one neighbour in its node. inside_all: from a device to all of them at once, for
       collectives; on a TPU, both directions of one side of its torus.
     between: one flow between nodes. network: from a whole node to the others.
-    host: from a device to the memory of its host.
+    host: from a device to the memory of its host. host_memory: bytes of one machine, by default 2 TB as in a
+      DGX H100 [N].
     """
 
     name: str
@@ -48,6 +49,12 @@ class Hardware:
     between: float
     network: float
     host: float
+    host_memory: float = 2 * TB
+
+    @property
+    def machine(self) -> int:
+        """Devices that share the memory of a host."""
+        return 4 if self.platform == 'tpu' else min(self.node_size, 8)
 
     @property
     def cuda(self) -> bool:
@@ -63,14 +70,14 @@ def _gpu(name, flops, memory, bandwidth, links, network, host):
 
 def _card(name, flops, memory, bandwidth, host):
     """A card without fast links: what goes between two of a machine goes through the bus, and machines are
-    on a network of 25 Gb/s [A]. memory: nominal bytes, of which 2% are the driver's [A]."""
+    on a network of 25 Gb/s and have 256 GB [A]. memory: nominal bytes, of which 2% are the driver's [A]."""
     return Hardware(name, 'gpu', flops, 0.98 * memory, bandwidth, 8, host * 0.6, host * 0.6,
-                    3.125 * GB, 3.125 * GB, host)
+                    3.125 * GB, 3.125 * GB, host, 256 * GB)
 
 
 def _tpu(name, flops, memory, bandwidth, pod, link, chip_network, host):
     return Hardware(name, 'tpu', flops, memory, bandwidth, pod, link, 2 * link, chip_network,
-                    pod * chip_network, host)
+                    pod * chip_network, host, 400 * GB)  # as a machine of v4 [C]
 
 
 TABLE = {hardware.name: hardware for hardware in (
@@ -109,9 +116,10 @@ TABLE = {hardware.name: hardware for hardware in (
     _card('a10g', 70e12, 24 * GB, 600 * GB, 31 * GB),
     # 312 TFLOP/s, 40 GB, 1555 GB/s, NVLink3 300 GB/s [N]; the network of a DGX
     _gpu('a100-40gb', 312e12, 0.98 * 40 * GiB, 1555 * GB, 300 * GB, (25 * GB, 200 * GB), 31 * GB),
-    # 990 TFLOP/s, 96 GB, 4 TB/s [N]; one to a machine, 450 GB/s to its host [D]; one adapter of 400 Gb/s [A]
+    # 990 TFLOP/s, 96 GB, 4 TB/s [N]; one to a machine of 480 GB, 450 GB/s to its host [D]; one adapter of
+    # 400 Gb/s [A]
     Hardware('gh200', 'gpu', 990e12, 0.98 * 96 * GB, 4.0 * TB, 1, 450 * GB, 450 * GB, 50 * GB, 50 * GB,
-             450 * GB),
+             450 * GB, 480 * GB),
     # 2500 TFLOP/s, 186 GB, 8 TB/s, 72 in one NVLink domain at 900 GB/s, 225 GB/s to the host [D]; an adapter
     # of 400 Gb/s each [A]
     Hardware('gb200', 'gpu', 2500e12, 0.98 * 186 * GB, 8.0 * TB, 72, 900 * GB, 900 * GB, 50 * GB,

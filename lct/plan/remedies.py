@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
-from lct.models.memory import REMAT
+from lct.models.memory import OFFLOAD_STATE, REMAT
 from lct.plan import timing
 from lct.plan.cost import Step
 from lct.plan.hardware import Hardware
@@ -48,7 +48,8 @@ def find(step: Step, hardware: Hardware, needed: Callable[[Step], float], limit:
 
 def _variants(step: Step, remats: Collection[str]) -> Iterator[tuple[dict[str, Any], Step]]:
     """({changed field: value}, Step) of every combination of changes that save memory."""
-    axes = [_remats(step, remats), _ffn_chunks(step), _splits(step), _meshes(step), _strategies(step)]
+    axes = [_remats(step, remats), _states(step, remats), _ffn_chunks(step), _splits(step), _meshes(step),
+            _strategies(step)]
     for combination in itertools.product(*([{}, *axis] for axis in axes)):
         changes = {name: value for part in combination for name, value in part.items()}
         memory = {name.removeprefix('memory.'): value for name, value in changes.items()
@@ -64,6 +65,11 @@ def _variants(step: Step, remats: Collection[str]) -> Iterator[tuple[dict[str, A
 def _remats(step, remats):
     later = list(REMAT)[list(REMAT).index(step.memory.remat) + 1:]
     return [{'memory.remat': remat} for remat in later if remat in remats]
+
+
+def _states(step, remats):
+    later = OFFLOAD_STATE[OFFLOAD_STATE.index(step.memory.offload_state) + 1:]
+    return [{'memory.offload_state': state} for state in later if any(REMAT[name].on_host for name in remats)]
 
 
 def _ffn_chunks(step):

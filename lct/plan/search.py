@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lct.models.llama import LlamaConfig, Memory
 from lct.models.lora import Adapter
-from lct.models.memory import REMAT
+from lct.models.memory import OFFLOAD_STATE, REMAT
 from lct.ops.blockwise_attention import Chunks
 from lct.ops.context_parallel import inner_block
 from lct.ops.kernels import choice
@@ -16,9 +16,11 @@ from lct.ops.strategies import STRATEGIES, Attention
 from lct.plan import cost, timing
 from lct.plan.buffers import Buffers, buffers, scheduled, with_adapter
 from lct.plan.hardware import CLUSTERS, TABLE, Hardware
+from lct.plan.offloaded import offloaded
 
 # assumed usable share of device memory; the rest is for collectives, kernel workspaces and fragmentation
 USABLE = 0.92
+HOST_USABLE = 0.85  # of the memory of a host, which also holds data and the system
 FFN_CHUNKS = (1, 2, 4, 8, 16)
 CHUNKS, LOSS_CHUNK = Chunks(512, 512), 512
 GiB = 2**30
@@ -80,6 +82,12 @@ def compute_dtype(hardware: Hardware) -> str:
 def policies(hardware: Hardware) -> tuple[str, ...]:
     """The remat policies that devices support, in order of decreasing memory."""
     return tuple(name for name, remat in REMAT.items() if hardware.platform != 'cpu' or not remat.on_host)
+
+
+def state_policies(hardware: Hardware, adapter: Adapter | None = None) -> tuple[str, ...]:
+    """What of the training state may be in host memory, in order of decreasing memory of a device. That of an
+    adapter is small."""
+    return OFFLOAD_STATE[:1] if adapter or hardware.platform == 'cpu' else OFFLOAD_STATE
 
 
 def divisors(n: int) -> list[int]:
@@ -149,7 +157,15 @@ def needed_by(step: cost.Step, hardware: Hardware, adapter: Adapter | None = Non
     step = _with_kernel(step, hardware)
     needed = buffers(step, hardware.platform)
     needed = with_adapter(needed, step, adapter) if adapter else needed
+    if hardware.platform != 'cpu':  # where both memories are one
+        needed = offloaded(needed, step)
     return scheduled(needed, step, hardware.memory) if hardware.platform == 'gpu' else needed
+
+
+def host_excess(needed: Buffers, step: cost.Step, hardware: Hardware) -> float:
+    """Bytes that the devices of a machine keep in its memory beyond what is usable; negative if they fit."""
+    devices = min(step.devices, hardware.machine)
+    return devices * sum(needed.host.values()) - HOST_USABLE * hardware.host_memory
 
 
 def _with_kernel(step, hardware):
@@ -163,8 +179,22 @@ def _with_kernel(step, hardware):
 
 
 def _policies(step, hardware, efficiency, adapter=None):
-    """Iterator of Rejections, then the fastest Plan of the remat policies that fit, with as few chunks of the
-    FFN as fit. Later policies keep less and compute more, except for those that keep attention's output."""
+    """Iterator of Rejections, then the fastest Plan of all memory policies that fit."""
+    plans = []
+    for offload_state in state_policies(hardware, adapter):
+        memory = dataclasses.replace(step.memory, offload_state=offload_state)
+        for outcome in _remats(dataclasses.replace(step, memory=memory), hardware, efficiency, adapter):
+            if isinstance(outcome, Plan):
+                plans.append(outcome)
+            else:
+                yield outcome
+    if plans:
+        yield min(plans, key=lambda plan: plan.seconds)
+
+
+def _remats(step, hardware, efficiency, adapter):
+    """Iterator of Plans of remat policies that fit, with as few chunks of the FFN as fit, and of Rejections.
+    Later policies keep less and compute more, except for those that keep attention's output."""
     usable, plans = USABLE * hardware.memory, []
 
     def under(remat, ffn_chunks):
@@ -181,10 +211,14 @@ def _policies(step, hardware, efficiency, adapter=None):
         if needed.peak > usable:
             yield _too_large(smallest, needed, usable)
             continue
+        if (excess := host_excess(needed, step, hardware)) > 0:
+            limit = HOST_USABLE * hardware.host_memory
+            yield Rejection(smallest, f'needs {(limit + excess) / GiB:,.1f} GiB of the usable '
+                            f'{limit / GiB:,.1f} of a host', excess)
+            continue
         fitted, needed = next(pair for pair in (under(remat, n) for n in counts) if pair[1].peak <= usable)
         plans.append(Plan(fitted, timing.seconds(fitted, hardware, efficiency), needed))
-    if plans:
-        yield min(plans, key=lambda plan: plan.seconds)
+        yield plans[-1]
 
 
 def _too_large(step, needed, usable):
@@ -231,13 +265,15 @@ def feasible(job: Job, hardware: Hardware, devices: int) -> bool:
             continue
         chunks = max(c for c in FFN_CHUNKS if job.seq_len // mesh[2] % c == 0)
         remat = policies(hardware)[-1]
-        memory = Memory(remat, Attention('ring', 1, CHUNKS), chunks, LOSS_CHUNK, compute_dtype(hardware))
+        memory = Memory(remat, Attention('ring', 1, CHUNKS), chunks, LOSS_CHUNK, compute_dtype(hardware),
+                        offload_state=state_policies(hardware, job.adapter)[-1])
         step = cost.Step(job.config, mesh, job.seq_len, replicas, job.rows // replicas, memory, job.dtype)
         try:
             step.check()
         except ValueError:
             continue
-        if needed_by(step, hardware, job.adapter).peak <= USABLE * hardware.memory:
+        needed = needed_by(step, hardware, job.adapter)
+        if needed.peak <= USABLE * hardware.memory and host_excess(needed, step, hardware) <= 0:
             return True
     return False
 

@@ -16,7 +16,8 @@ def policy(step: Step) -> str:
     """The attention strategy and the memory policy of a step."""
     memory, attention = step.memory, step.memory.attention
     node = f' in nodes of {attention.node_size}' if attention.node_size > 1 else ''
-    return f'{attention.strategy}{node}, remat {memory.remat}, ffn_chunks {memory.ffn_chunks}'
+    state = '' if memory.offload_state == 'none' else f', offload_state {memory.offload_state}'
+    return f'{attention.strategy}{node}, remat {memory.remat}, ffn_chunks {memory.ffn_chunks}{state}'
 
 
 def assumptions(hardware: Hardware) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 from lct.plan.buffers import saved
 from lct.plan.cost import Step, Transfer, Work, model_flops, num_params, transfers, work
 from lct.plan.hardware import Hardware
+from lct.plan.offloaded import moved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +82,14 @@ def seconds(step: Step, hardware: Hardware, efficiency: Efficiency = Efficiency(
     if step.width != 2 and hardware.platform != 'cpu':
         raise ValueError('times are predicted for computing in bfloat16, the only dtype whose peak is in the '
                          "table; set memory.dtype to 'bfloat16'")
-    flops, moved = work(step), transfers(step)
+    flops, sent = work(step), transfers(step)
     times = {'matmul': flops.matmul / (hardware.flops * efficiency.matmul)}
     attention = _attention_seconds(flops, hardware, efficiency)
     times['attention'] = sum(attention.values())
     for direction, attend in attention.items():
-        hidden = [t for t in moved if t.behind == direction]
+        hidden = [t for t in sent if t.behind == direction]
         times[f'transfers beyond {direction} attention'] = exposed(attend, hidden, hardware, efficiency)
-    for t in moved:
+    for t in sent:
         if not t.behind:
             times[t.name] = max(seconds_on_links(t, hardware, efficiency))
     if host := sum(saved(step)[1].values()):
@@ -96,6 +97,8 @@ def seconds(step: Step, hardware: Hardware, efficiency: Efficiency = Efficiency(
         copying = host * step.accumulation / (hardware.host * efficiency.inside)
         forward = times['matmul'] / 4 + attention['forward'] / (2 - step.keeps_attention)
         times['copies to and from the host'] = copying + max(0.0, copying - forward)
+    if state := moved(step):
+        times['state to and from the host'] = state / (hardware.host * efficiency.inside)
     # AdamW reads and writes weights and two moments, reads gradients and writes updates
     state = 8 * num_params(step.config) * step.stored_width / (step.devices / step.mesh[0])
     times['optimizer'] = state / (hardware.bandwidth * efficiency.memory)

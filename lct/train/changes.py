@@ -26,6 +26,7 @@ ANY_TIME = (
     'stages.*.memory.remat', 'stages.*.memory.query_chunk', 'stages.*.memory.key_chunk',
     'stages.*.memory.ffn_chunks', 'stages.*.memory.loss_chunk', 'stages.*.memory.strategy',
     'stages.*.memory.node_size', 'stages.*.memory.kernel', 'stages.*.memory.cache_dtype',
+    'stages.*.memory.offload_state',
 )
 # Until the stage ends: the schedule of its steps that are left.
 UNTIL_END = (

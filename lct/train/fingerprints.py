@@ -16,6 +16,8 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lct.models import offload
+
 COLUMNS, ROWS = 512, 4  # of the blocks that a CPU adds up
 UNROLLED = 4  # blocks of one iteration
 CHECKSUM = 'checksum'
@@ -60,10 +62,18 @@ def fingerprints(tree: Any) -> dict[str, str]:
     any change of one element; a change of several is missed once in 2**32. Each device reads its own shards
     and they exchange one number per array.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    arrays = [x for _, x in leaves]
-    sums = jax.device_get(_fingerprints(arrays, tuple(getattr(x, 'sharding', None) for x in arrays)))
-    return {name_of(path): f'{int(total):08x}' for (path, _), total in zip(leaves, sums, strict=True)}
+    leaves = named_leaves(tree)
+    on_host = {name: x for name, x in leaves.items() if offload.is_on_host(x)}
+    sums = _sums({name: x for name, x in leaves.items() if name not in on_host})
+    for name, x in on_host.items():  # one at a time is on the device
+        sums |= _sums({name: offload.onto_device(x)})
+    return {name: f'{int(sums[name]):08x}' for name in leaves}
+
+
+def _sums(arrays):
+    """{name: fingerprint} of arrays on the devices."""
+    shardings = tuple(getattr(x, 'sharding', None) for x in arrays.values())
+    return dict(zip(arrays, jax.device_get(_fingerprints(list(arrays.values()), shardings)), strict=True))
 
 
 def differences(found: Mapping[str, Mapping], wanted: Mapping[str, Mapping], most: int = 4) -> str:

@@ -76,7 +76,7 @@ def train(
             with (located(index, planned.stage.name, lambda: training.step + 1),
                   jax.set_mesh(sharding.make_mesh(planned.stage.mesh))):
                 with watchdog.phase('set_up'):
-                    training.place_state()
+                    training.place_state(planned.stage)
                 if not complete:
                     training.run_stage(planned)
                 if after_stage and not is_last:
@@ -145,11 +145,13 @@ class _Training:
 
     def _target(self, step):
         """What a checkpoint of a step is restored onto: no frozen weights, on the mesh to continue on."""
-        with jax.set_mesh(sharding.make_mesh(self._stage_after(step).mesh)):
-            return self._abstract_state().replace(frozen=None)
+        stage = self._stage_after(step)
+        with jax.set_mesh(sharding.make_mesh(stage.mesh)):
+            return self._abstract_state(stage).replace(frozen=None)
 
-    def _abstract_state(self):
-        return states.abstract(self.config, self.tx, jnp.dtype(self.run.param_dtype), self.run.adapter)
+    def _abstract_state(self, stage):
+        return states.abstract(self.config, self.tx, jnp.dtype(self.run.param_dtype), self.run.adapter,
+                               stage.memory.offload_state)
 
     def close(self):
         self.profile.close()
@@ -163,14 +165,16 @@ class _Training:
             return step >= planned.end
         return row is not None and (stage.gate.opens(row) or stage.gate.otherwise == 'advance')
 
-    def place_state(self):
-        """Put the state on the current mesh: fresh, or moved from the stage before or from a checkpoint."""
+    def place_state(self, stage):
+        """Put the state where a stage needs it, whose mesh is the current one: fresh, or moved from the stage
+        before or from a checkpoint."""
         if self.state is None:
-            self.state = states.create(self.params(), self.tx, self.config, self.run.adapter)
+            self.state = states.create(self.params(), self.tx, self.config, self.run.adapter,
+                                       stage.memory.offload_state)
             return
         if self.run.adapter and self.state.frozen is None:  # restored
             self.state = self.state.replace(frozen=lora.freeze(self.params(), self.run.adapter)[1])
-        self.state = states.move(self.state.replace(guard=None), self._abstract_state())
+        self.state = states.move(self.state.replace(guard=None), self._abstract_state(stage))
 
     def run_stage(self, planned):
         """Train to the end of a stage, or until its gate opens."""
@@ -181,11 +185,13 @@ class _Training:
             f'seq_len {stage.seq_len:,}, theta {planned.config.rope.theta:,.0f} ({stage.theta}), '
             f'{planned.config.rope.type} rope, mesh {"x".join(map(str, stage.mesh))} {stage.layout}')
         if self.step == planned.start > 0 and not stage.carry_optimizer:
-            self.state = self.state.replace(opt_state=states.fresh_moments(self.state.params, self.tx))
+            self.state = self.state.replace(opt_state=states.fresh_moments(
+                self.state.params, self.tx, stage.memory.offload_state))
         if self.run.spike_factor:  # another stage has another level: its history begins anew
             norms = self.norms if self.step > planned.start else ()
             self.state = self.state.replace(
                 guard=spikes.create(self.run.spike_factor, self.run.spike_window, norms))
+        self.state = states.placed(self.state, stage.memory.offload_state)
         loader = self._open_loader(stage)
         tables = rope.make_tables(planned.config.rope, self.config.head_dim, stage.seq_len)
         started = time.monotonic()

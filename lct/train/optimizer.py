@@ -67,14 +67,24 @@ def make(config: OptimizerConfig) -> optax.GradientTransformation:
     its own, which stands still whenever a non-finite step is skipped and so falls behind the stages.
     The moments are float32 from the start, whatever the parameters are, as the gradients are: optax would
     begin with the parameters' dtype and go on with the gradients'.
+    update takes the norm of all gradients as grad_norm, so that it can be given one layer at a time.
     """
     chain = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        clip_by_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
     )
     return optax.GradientTransformation(
         lambda params: chain.init(jax.tree.map(lambda p: p.astype(jnp.float32), params)), chain.update)
+
+
+def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """optax.clip_by_global_norm with the norm as an argument of update."""
+    def update(updates, state, params=None, *, grad_norm, **_):
+        clip = lambda g: jax.lax.select(grad_norm < max_norm, g, g / grad_norm.astype(g.dtype) * max_norm)
+        return jax.tree.map(clip, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def decayed(params: Any) -> Any:

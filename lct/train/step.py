@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from lct.models import llama, lora
+from lct.models import llama, lora, offload
 from lct.train import spikes
 from lct.train.state import TrainState
 
@@ -26,7 +26,8 @@ def loss_and_grads(
     means would weigh a token by the length of its micro-batch.
 
     Returns:
-      loss (float32 scalar), grads in float32.
+      loss (float32 scalar), grads where the weights are, on the host or the device: in float32 if those of
+      several micro-batches were added up, otherwise in the dtype of the weights.
     """
     total = batch['loss_mask'].sum()
     total = jnp.where(total == 0, 1.0, total)  # no target at all: a loss of 0
@@ -39,15 +40,38 @@ def loss_and_grads(
     def accumulate(carry, micro):
         loss, grads = carry
         more_loss, more_grads = jax.value_and_grad(micro_loss)(params, micro)
-        grads = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), grads, more_grads)
-        return (loss + more_loss, grads), None
+        return (loss + more_loss, add(grads, more_grads)), None
+
+    def add(grads, more_grads):
+        adding = functools.partial(jax.tree.map, lambda a, b: a + b.astype(jnp.float32))
+        return offload.by_layer(adding, grads, more_grads)
+
+    def zeros(p):
+        return offload.store_like(p, jnp.zeros_like(offload.fetch(p), jnp.float32))
 
     if batch['tokens'].shape[0] == 1:
-        loss, grads = jax.value_and_grad(micro_loss)(params, jax.tree.map(lambda x: x[0], batch))
-        return loss, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-    start = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params)
-    (loss, grads), _ = lax.scan(accumulate, (jnp.zeros((), jnp.float32), start), batch)
+        return jax.value_and_grad(micro_loss)(params, jax.tree.map(lambda x: x[0], batch))
+    start = jnp.zeros((), jnp.float32), jax.tree.map(zeros, params)
+    (loss, grads), _ = lax.scan(accumulate, start, batch)
     return loss, grads
+
+
+def _norm(grads):
+    """The norm of all gradients together, float32."""
+    return jnp.sqrt(offload.sum_by_layer(lambda part: optax.tree.norm(_float32(part), squared=True), grads))
+
+
+def _update(trained, grads, tx, grad_norm, rate, accepted):
+    """(params, opt_state) after a step, or the old ones if it is not accepted."""
+    params, opt_state = trained
+    updates, opt_state = tx.update(_float32(grads), opt_state, params, grad_norm=grad_norm)
+    updates = jax.tree.map(lambda update: -rate.astype(update.dtype) * update, updates)
+    new = optax.apply_updates(params, updates), opt_state
+    return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, trained)
+
+
+def _float32(tree):
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'memory', 'tx', 'schedule'), donate_argnames='state')
@@ -65,7 +89,7 @@ def train_step(
     """
     loss, grads = loss_and_grads(state.params, config, batch, tables, memory, state.frozen)
     with jax.named_scope('optimizer'):
-        grad_norm, targets = optax.tree.norm(grads), batch['loss_mask'].sum()
+        grad_norm, targets = _norm(grads), batch['loss_mask'].sum()
         accepted, guard = jnp.isfinite(loss) & jnp.isfinite(grad_norm), state.guard
         if guard is not None:
             spike = accepted & spikes.is_spike(guard, grad_norm)
@@ -75,15 +99,13 @@ def train_step(
         accepted &= ~empty
         if guard is not None:
             guard = spikes.accept(guard, grad_norm, accepted)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
         rate = jnp.asarray(schedule(state.step), jnp.float32)
-        updates = jax.tree.map(lambda update: -rate.astype(update.dtype) * update, updates)
-        params = optax.apply_updates(state.params, updates)
-        keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(accepted, new, old))
+        update = functools.partial(_update, tx=tx, grad_norm=grad_norm, rate=rate, accepted=accepted)
+        params, opt_state = offload.by_layer(update, (state.params, state.opt_state), grads)
         state = state.replace(
             step=state.step + 1,
-            params=keep(params, state.params),
-            opt_state=keep(opt_state, state.opt_state),
+            params=params,
+            opt_state=opt_state,
             skipped=jnp.where(empty, state.skipped, state.skipped + skipped),
             skipped_in_row=jnp.where(empty, state.skipped_in_row, (state.skipped_in_row + skipped) * skipped),
             guard=guard,
