@@ -43,8 +43,7 @@ def plain():
     return train((1, 1, 1, 1), 'none')
 
 
-@pytest.mark.parametrize(('mesh', 'offload_state'), [
-    ((1, 1, 1, 1), 'moments'), ((1, 1, 8, 1), 'all'), ((1, 2, 2, 2), 'all')])
+@pytest.mark.parametrize(('mesh', 'offload_state'), [((1, 1, 1, 1), 'moments'), ((1, 2, 2, 2), 'all')])
 def test_steps_are_those_on_the_device(mesh, offload_state, plain):
     trained, losses = train(mesh, offload_state)
     np.testing.assert_allclose(losses, plain[1], rtol=1e-6)
