@@ -70,7 +70,8 @@ def test_checkpoints_are_restored_onto_either_placement(tmp_path):
             [((1, 2, 2, 2), 'all'), ((1, 1, 1, 1), 'none'), ((1, 1, 8, 1), 'moments')], 1):
         wanted = target(mesh, offload_state)
         checkpoints.save(step, made, {'cursor': 0})
-        moved, made = state.move(made, wanted), checkpoints.restore_newest_valid(lambda _: wanted).state  # noqa: B023
+        moved = state.move(made, wanted)
+        made = checkpoints.restore_newest_valid(lambda _, wanted=wanted: wanted).state
         for found in (moved, made):
             assert tiny_training.digest(jax.device_get(found)) == before
             assert jax.tree.map(lambda x: x.sharding, found) == jax.tree.map(lambda x: x.sharding, wanted)

@@ -113,9 +113,9 @@ HELD_OUT = (
     ('h200:64', 'llama3-70b', (1, 1, 64, 1), 1, 1, 8 * 2**20, 'offload_attention_output', 'ring', 1, 16,
      MIXED, 'auto'),
     ('h200:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 8 * 2**20, 'offload', 'ring', 1, 16, MIXED, 'auto'),
-    ('h100:1', 'llama3-8b', (1, 1, 1, 1), 1, 1, 2**19, 'offload', 'ring', 1, 8, MIXED, 'auto', 'all'),
-    ('h200:1', 'llama3-8b', (1, 1, 1, 1), 1, 1, 2**20, 'offload', 'ring', 1, 8, MIXED, 'auto', 'all'),
-    ('h100:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**20, 'offload', 'ring', 1, 8, MIXED, 'auto', 'moments'),
+    ('h100:1', 'llama3-8b', (1, 1, 1, 1), 1, 1, 2**19, 'offload', 'ring', 1, 16, MIXED, 'auto', 'all'),
+    ('h200:1', 'llama3-8b', (1, 1, 1, 1), 1, 1, 2**20, 'offload', 'ring', 1, 16, MIXED, 'auto', 'all'),
+    ('h100:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**20, 'offload', 'ring', 1, 16, MIXED, 'auto', 'moments'),
 )
 
 
