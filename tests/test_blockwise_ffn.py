@@ -10,7 +10,8 @@ import tiny
 from attention_cases import relative_error
 
 from lct import sharding
-from lct.models import llama
+from lct.models import llama, memory
+from lct.models.memory import keep_in_core
 from lct.ops.blockwise_ffn import blockwise_ffn
 
 LAYER = {'mlp_norm': 'D', 'w_gate': 'DF', 'w_up': 'DF', 'w_down': 'FD'}
@@ -54,3 +55,19 @@ def test_gradients_are_equal_and_weights_cross_the_mesh_once(mesh, num_chunks, r
 def test_chunks_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match='seq_len 16 is not a multiple of ffn_chunks 3'):
         blockwise_ffn(jnp.sin, jnp.ones((1, 16, 4)), 3)
+
+
+@pytest.mark.parametrize(('num_chunks', 'batch', 'length', 'expected'), [
+    (1, 1, 512, 1), (1, 1, 4096, 8), (3, 1, 3072, 6), (1, 4, 1024, 8), (2, 1, 1021 * 2, 2)])
+def test_chunks_on_cpus_stay_in_the_cache_of_a_core(num_chunks, batch, length, expected):
+    assert keep_in_core(num_chunks, batch, length) == expected
+
+
+def test_chunks_on_cpus_span_the_ring():
+    with jax.set_mesh(sharding.make_mesh((1, 2, 4, 1))):
+        assert keep_in_core(1, 2, 8192) == 4
+
+
+def test_chunks_on_other_devices_are_those_of_the_config(monkeypatch):
+    monkeypatch.setattr(memory, 'device', lambda: ('gpu', 'NVIDIA L40S'))
+    assert keep_in_core(1, 1, 8192) == 1

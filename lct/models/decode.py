@@ -8,7 +8,6 @@ Letters: B batch, T new tokens, S cache slots, N query heads, K key/value heads,
 D embed_dim, F mlp_dim, V vocab, L layers.
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -39,8 +38,6 @@ from lct.models.prompt_layout import (
 from lct.models.sampling import Sampling, next_token
 from lct.ops import rope
 from lct.ops.norms import rms_norm
-
-CORE_TOKENS = 512  # of an FFN chunk on CPUs: what it computes stays in the cache of a core
 
 
 class Request(struct.PyTreeNode):
@@ -79,8 +76,7 @@ def prefill(params: llama.Params, config: LlamaConfig, batch: PromptBatch, table
     Returns:
       KVCache and the float32 logits [B, V] that follow each row's last prompt token.
     """
-    chunked = _in_cores(memory, *batch.tokens.shape)
-    block = llama.causal_block(config, batch.positions, batch.segment_ids, tables, chunked)
+    block = llama.causal_block(config, batch.positions, batch.segment_ids, tables, memory)
 
     def step(x, layer):
         x, new = block(x, layer)
@@ -90,19 +86,6 @@ def prefill(params: llama.Params, config: LlamaConfig, batch: PromptBatch, table
     x, (k, v) = lax.scan(step, llama.embed_tokens(params.embed, batch.tokens), layers)
     cache = KVCache(k, v, batch.positions, batch.segment_ids)
     return cache, _logits_after(params, config, x, batch.positions, batch.last)
-
-
-def _in_cores(memory, rows, length):
-    """The memory policy for prompts [B, T]: on CPUs with so many FFN chunks that each has at most CORE_TOKENS
-    of a device, if the length can be divided so."""
-    if jax.default_backend() != 'cpu':
-        return memory
-    ring = sharding.axis_size('sequence')
-    replicas = sharding.axis_size('data') * sharding.axis_size('fsdp')
-    wanted = rows * length / (replicas * ring * CORE_TOKENS)
-    counts = range(memory.ffn_chunks, length // ring + 1, memory.ffn_chunks)
-    fitting = (n for n in counts if n >= wanted and length % (n * ring) == 0)
-    return dataclasses.replace(memory, ffn_chunks=next(fitting, memory.ffn_chunks))
 
 
 def _encoded(new, dtype):
@@ -152,8 +135,7 @@ def extend_states(params: llama.Params, config: LlamaConfig, cache: KVCache, chu
     Million-Token Inference").
     """
     angles = rope.angles(tables, chunk.positions)
-    chunked = _in_cores(memory, *chunk.tokens.shape)
-    feed_forward = functools.partial(llama.ffn, num_chunks=chunked.ffn_chunks)
+    feed_forward = functools.partial(llama.ffn, num_chunks=memory.ffn_chunks)
     # Slots from the beginning of the chunk on may hold an earlier question, which this one replaces.
     segments = jnp.where(cache.positions < chunk.positions.min(1, keepdims=True), cache.segment_ids, 0)
 

@@ -18,7 +18,7 @@ from flax import struct
 from lct import sharding
 from lct.models.config import LlamaConfig, check_mesh  # noqa: F401
 from lct.models.embedding import embed_tokens
-from lct.models.memory import Memory, scan_layers
+from lct.models.memory import Memory, keep_in_core, scan_layers
 from lct.models.offload import fetch_rest
 from lct.ops import rope, strategies
 from lct.ops.blockwise_ffn import blockwise_ffn
@@ -214,10 +214,12 @@ def mlp(x: jax.Array, layer: Layers, config: LlamaConfig, linear: Callable = lin
 
 
 def ffn(x: jax.Array, layer: Layers, config: LlamaConfig, num_chunks: int) -> jax.Array:
-    """mlp of x [B, T, D] in num_chunks chunks of the sequence; its weights are gathered once for all."""
+    """mlp of x [B, T, D] in num_chunks chunks of the sequence, on CPUs as many as keep_in_core wants; its
+    weights are gathered once for all."""
     letters = {'w_gate': 'DF', 'w_up': 'DF', 'w_down': 'FD'}
     gathered = {name: sharding.gather(getattr(layer, name), letters[name], x.dtype) for name in letters}
     layer = layer.replace(**gathered)
+    num_chunks = keep_in_core(num_chunks, *x.shape[:2])
     return blockwise_ffn(lambda y: mlp(y, layer, config), x, num_chunks)
 
 

@@ -11,12 +11,15 @@ import jax
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from lct import sharding
 from lct.models.offload import fetch
 from lct.ops.context_parallel import ATTENTION_INPUT, ATTENTION_OUTPUT
+from lct.ops.kernels.choice import device
 from lct.ops.strategies import Attention
 
 LAYER_INPUT = 'layer_input'
 OFFLOAD_STATE = ('none', 'moments', 'all')  # in order of decreasing memory of a device
+CORE_TOKENS = 512  # of an FFN chunk on CPUs: what it computes stays in the cache of a core
 CACHE_DTYPES = ('float32', 'bfloat16', 'int8')
 
 
@@ -65,7 +68,7 @@ class Memory:
       out and lse, with which the backward recomputes q, k and v but not attention. 'offload' is 'full', and
       'offload_attention_output' is 'attention_output', with all of what they keep in host memory.
     attention: how attention is split over the sequence axis and into tiles.
-    ffn_chunks: number of chunks that the sequence is cut into inside the FFN.
+    ffn_chunks: number of chunks that the sequence is cut into inside the FFN; on CPUs see keep_in_core.
     loss_chunk: tokens of a device whose logits exist at one time.
     dtype: of activations and of weights in use; None for the dtype of the stored parameters. Gradients, their
       sums over devices and the stored parameters are not affected.
@@ -100,6 +103,21 @@ class Memory:
         if min(self.ffn_chunks, self.loss_chunk) < 1:
             raise ValueError(
                 f'ffn_chunks {self.ffn_chunks} and loss_chunk {self.loss_chunk} must be positive')
+
+
+def keep_in_core(num_chunks: int, batch: int, length: int) -> int:
+    """Chunks of the FFN of [batch, length] tokens: num_chunks, or on CPUs the next multiple of it that leaves
+    each at most CORE_TOKENS tokens of a device, and a quarter of that at least, if one divides the length.
+
+    With activations in main memory the forward takes 1.3 times as long, and both passes 1.6 times.
+    """
+    if device()[0] != 'cpu':
+        return num_chunks
+    ring = sharding.axis_size('sequence')
+    tokens = batch * length / (sharding.axis_size('data') * sharding.axis_size('fsdp') * ring)
+    counts = range(num_chunks, int(4 * tokens / CORE_TOKENS) + 1, num_chunks)
+    fitting = (n for n in counts if tokens <= n * CORE_TOKENS and length % (n * ring) == 0)
+    return next(fitting, num_chunks)
 
 
 def scan_layers(step: Callable, x: jax.Array, layers: Any, memory: Memory) -> jax.Array:

@@ -32,7 +32,7 @@ def choose(kernel: str, head_dim: int, dtype: jax.typing.DTypeLike) -> Choice:
         return Choice('xla', reason)
     if jnp.dtype(dtype) == jnp.float32:
         return Choice('xla', 'no matrix instruction multiplies float32 at full precision')
-    return Choice(FUSED, f'the devices are {_device()[1]} and the activations {jnp.dtype(dtype).name}')
+    return Choice(FUSED, f'the devices are {device()[1]} and the activations {jnp.dtype(dtype).name}')
 
 
 def obstacle(kernel: str, head_dim: int | None = None, dtype: jax.typing.DTypeLike | None = None) -> str:
@@ -57,7 +57,7 @@ def obstacle(kernel: str, head_dim: int | None = None, dtype: jax.typing.DTypeLi
 
 
 def _platform_obstacle():
-    platform, kind = _device()
+    platform, kind = device()
     if platform != 'gpu':
         return f'the platform is {platform}'
     if kind.startswith('AMD'):
@@ -68,7 +68,7 @@ def _platform_obstacle():
 def _capability_obstacle(lowest, beyond):
     capability = getattr(jax.devices()[0], 'compute_capability', None)  # None while compiling for others
     if capability is not None and not lowest <= float(capability) < beyond:
-        return (f'the devices are {_device()[1]} of compute capability {capability}, not {lowest} to below '
+        return (f'the devices are {device()[1]} of compute capability {capability}, not {lowest} to below '
                 f'{beyond}')
     return ''
 
@@ -77,11 +77,11 @@ def _target_obstacle(triton):
     try:  # newer jax compiles Triton for the devices of a list and for those that are present
         getattr(triton, 'get_gpu_info', str)()
     except ValueError:
-        return f'jax {jax.__version__} compiles Triton for {_device()[1]} only where one is present'
+        return f'jax {jax.__version__} compiles Triton for {device()[1]} only where one is present'
     return ''
 
 
-def _device():
+def device() -> tuple[str, str]:
     """(platform, kind) of the current mesh, which may be one to compile for, or of the default device."""
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
     return device.platform, device.device_kind
