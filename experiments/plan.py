@@ -145,8 +145,10 @@ def check_written(path, kind):
 def print_notes(request, planned, notes):
     """Lines on what the plan does not do."""
     if planned[0].adapter and request.train == 'auto':
+        frozen = ' on weights in 8 bits' if planned[0].adapter.quantized else ''
         notes.insert(0, f'training all weights does not fit {request.devices} x {request.kind.name}, so '
-                        'low-rank adapters and the norms are trained; --train all shows what it would take')
+                        f'low-rank adapters{frozen} and the norms are trained; --train all shows what it '
+                        'would take')
     if request.corpus and request.corpus.estimated:
         notes.append('tokens of the corpus are estimated from its bytes; name a model folder to count them')
     if request.kind.platform == 'cpu' and not request.tokens:
@@ -161,7 +163,8 @@ def print_stages(planned):
     print(table(
         ('stage', 'theta', 'mesh', 'policy', 'rows', 'steps', 's/step', 'GiB', 'days'),
         [(short_length(one.seq_len), one.theta, one.plan.step.mesh,
-          ('adapters, ' if one.adapter else '') + tables.policy(one.plan.step), one.rows, one.num_steps,
+          (f'adapters on {one.adapter.frozen_dtype}, ' if one.adapter else '') + tables.policy(one.plan.step),
+          one.rows, one.num_steps,
           f'{one.plan.seconds:.1f}', f'{one.plan.buffers.peak / GiB:.1f}', f'{one.days:.2f}')
          for one in planned], left=(0, 1, 3)))
 
@@ -175,7 +178,7 @@ def print_plan(planned, kind, args):
           f'{step.accumulation} times\n')
     print(tables.memory_table(plan.buffers, kind), '\n', tables.seconds_table(plan.times), sep='\n')
     print(f'\n{tokens / plan.seconds:,.0f} tokens/s, model FLOPs utilisation '
-          f'{timing.utilisation(step, kind, plan.seconds):.1%}; {planned.num_steps} steps of '
+          f'{timing.utilisation(step, kind, plan.seconds, plan.adapter):.1%}; {planned.num_steps} steps of '
           f'{tokens:,} tokens take {planned.days:.2f} '
           f'days{price(24 * planned.days, args.devices, args.price_per_hour)}')
     print(f'on the same mesh {step.batch_size} prompts of {step.seq_len:,} tokens are prefilled in '

@@ -242,8 +242,7 @@ def test_each_policy_keeps_less(more, less):
 
 
 COMPILED = json.loads(check_plan_memory.RESULTS.read_text())
-POINTS = [p for p in check_plan_memory.CALIBRATION + check_plan_memory.HELD_OUT
-          if check_plan_memory.key(p) in COMPILED]
+POINTS = [p for p in check_plan_memory.POINTS if check_plan_memory.key(p) in COMPILED]
 
 
 # Held out and missed: 1.28 of the compiled size. What a loop over micro-batches keeps of embedding and head

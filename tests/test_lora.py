@@ -183,7 +183,7 @@ def test_moments_only_for_what_is_trained_and_the_rest_in_its_own_dtype():
     ({'alpha': 0.0}, 'alpha 0.0 must be a positive number'),
     ({'also_train': ('wq',)}, "'wq' has an adapter; choose from embed"),
     ({'also_train': ('norm',)}, "'norm' is not a parameter"),
-    ({'frozen_dtype': 'int8'}, "'float32', 'bfloat16' or None"),
+    ({'frozen_dtype': 'int4'}, "'float32', 'bfloat16', 'int8' or None"),
 ])
 def test_impossible_adapters_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):

@@ -171,12 +171,16 @@ def layouts(d: dict) -> str:
 
 
 def plan_memory(d: dict) -> str:
-    points = check_plan_memory.CALIBRATION + check_plan_memory.HELD_OUT
-    found = [(point, d.get(check_plan_memory.key(point))) for point in points]
+    found = [(point, d.get(check_plan_memory.key(point))) for point in check_plan_memory.POINTS]
     ratios = [check_plan_memory.row_of('', point, memory)[1] for point, memory in found if memory]
     within = [sum(abs(ratio - 1) <= bound for ratio in ratios) for bound in (0.1, 0.15)]
     return (f'of {len(ratios)} points {within[0]} within 10% and {within[1]} within 15%; ratios '
             f'{min(ratios):.2f} to {max(ratios):.2f}')
+
+
+def frozen_loss(d: dict) -> str:
+    return '; '.join(f'{name} {one["bfloat16"]["difference"]:+.5f}, {one["int8"]["difference"]:+.5f} nats'
+                     for name, one in d.items())
 
 
 def cache_sizes(_: None) -> str:

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from lct import sharding
 from lct.files import write_atomically
 from lct.models.llama import LlamaConfig
+from lct.models.lora import Adapter
 from lct.ops import rope
 from lct.plan import compiled, hlo, targets
 from lct.plan.cost import Step
@@ -34,17 +35,18 @@ def training_step(run: Run, index: int, model: LlamaConfig, mesh: jax.sharding.M
              for name in ('tokens', 'targets', 'positions', 'segment_ids', 'loss_mask')}
     tx = optimizer.make(run.optimizer)
     return train_step.lower(
-        state.abstract(model, tx, jnp.dtype(run.param_dtype), offload_state=stage.memory.offload_state),
+        state.abstract(model, tx, jnp.dtype(run.param_dtype), run.adapter, stage.memory.offload_state),
         batch, tables, config=model.architecture(), memory=stage.memory, tx=tx,
         schedule=optimizer.schedule(run.stages))
 
 
-def step_memory(target: targets.Target, step: Step) -> dict[str, int]:
-    """hlo.memory_of a Step, compiled for a target."""
+def step_memory(target: targets.Target, step: Step, adapter: Adapter | None = None) -> dict[str, int]:
+    """hlo.memory_of a Step that trains all weights, or an adapter, compiled for a target."""
     mesh = targets.mesh(target, step.mesh)
     stage = Stage('', step.seq_len, 1, step.batch_size, step.accumulation, mesh=step.mesh, memory=step.memory)
+    run = Run((stage,), param_dtype=step.dtype, adapter=adapter)
     with jax.set_mesh(mesh):
-        lowered = training_step(Run((stage,), param_dtype=step.dtype), 0, step.config, mesh)
+        lowered = training_step(run, 0, step.config, mesh)
     return hlo.memory_of(lowered.compile(compiler_options=targets.options(target)))
 
 
@@ -64,7 +66,7 @@ def compile_stage(run: Run, index: int, name: str, model: LlamaConfig, target: t
     mesh = announced_mesh(target, stage.mesh)
     with jax.set_mesh(mesh):
         lowered = {title: training_step(run, index, model, mesh)}
-    predicted = {'predicted': needed_by(step, find(target.kind)).peak}
+    predicted = {'predicted': needed_by(step, find(target.kind), run.adapter).peak}
     compile_all(lowered, target, mesh, folder, hlo_folder, predicted)
 
 

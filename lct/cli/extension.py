@@ -199,6 +199,7 @@ def check_stages(config: ConfigDict, settings: loop.Run, base: LlamaConfig, star
     Raises:
       ValueError: for stages that cannot be trained.
     """
+    settings.check(start)
     if problem := export_problem(stages.configs(settings.stages, start)[-1]):
         log(f'WARNING: {problem}; the extended model is evaluated but not exported, and its weights stay in '
             'the checkpoints')

@@ -61,9 +61,9 @@ def extend(job: Job, stop_requested: Sequence[str],
             measured[name] = before_after.measure(
                 evaluation, re.sub(r'[^\w.-]', '_', name), config, params, job.workdir, mesh, inputs)
 
-    def load():
+    def load(convert=None):
         with watchdog.phase('set_up'):
-            return llama_hf.load(job.folder, dtype=job.settings.param_dtype)[1]
+            return llama_hf.load(job.folder, dtype=job.settings.param_dtype, convert=convert)[1]
 
     def gate_scores(stage, config, params):
         return evaluation.gate_scores(stage, config, params, measured['base'].short_loss)

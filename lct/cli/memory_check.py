@@ -120,9 +120,11 @@ def _last_resorts(run, step, kind):
         if step.seq_len % (2 * factor * ring * step.memory.ffn_chunks) == 0 and sizes(longer) <= limit:
             out.append(f'a ring of {factor * ring} devices (mesh {",".join(map(str, longer.mesh))})')
             break
-    adapter = Adapter(frozen_dtype='bfloat16')
-    if run.adapter is None and search.needed_by(step, kind, adapter).peak <= limit:
-        out.append('adapters in place of full training (config.adapter; another run)')
+    for adapter in () if run.adapter else (Adapter(frozen_dtype='bfloat16'), Adapter(frozen_dtype='int8')):
+        if search.needed_by(step, kind, adapter).peak <= limit and search.allowed(step, adapter):
+            frozen = " with frozen_dtype 'int8'" if adapter.quantized else ''
+            out.append(f'adapters{frozen} in place of full training (config.adapter; another run)')
+            break
     for shift in range(1, 12):
         shorter = dataclasses.replace(step, seq_len=step.seq_len >> shift)
         if sizes(shorter) <= limit:

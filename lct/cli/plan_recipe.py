@@ -105,7 +105,7 @@ def plan_recipe(args: argparse.Namespace) -> None:
     planned = [plan_stage(stage, fields, config, run.adapter, args)
                for stage, fields in zip(run.stages, all_fields)
                if not context or stage.seq_len <= context]
-    print_stages(planned, name)
+    print_stages(planned, name, run.adapter)
     hours = sum(one.minutes / 60 * one.step.devices for one in planned)
     days = sum(one.minutes for one in planned) / 60 / 24
     last = planned[-1]
@@ -151,18 +151,18 @@ def plan_stage(stage: stages.Stage, fields: dict[str, Any], config: LlamaConfig,
         step = Step(config, stage.mesh, stage.seq_len, stage.batch_size, stage.accumulation, memory,
                     args.param_dtype, stage.layout)
         step.check()
-    return PlannedStage(stage.name, stage.num_steps, step, kind, timing.seconds(step, kind),
+    return PlannedStage(stage.name, stage.num_steps, step, kind, timing.seconds(step, kind, adapter=adapter),
                         search.needed_by(step, kind, adapter), published)
 
 
-def print_stages(planned: Sequence[PlannedStage], model: str) -> None:
-    """The stages of a recipe, and the seconds of a step of each."""
+def print_stages(planned: Sequence[PlannedStage], model: str, adapter: Adapter | None = None) -> None:
+    """The stages of a recipe, and the seconds of a step of each. adapter: of the run, or None."""
     path = experiments_folder() / 'results' / 'plan_memory.json'
     memory_table = json.loads(path.read_text()) if path.exists() else {}
     header = ('stage', 'hardware', 'mesh', 'policy', 's/step', 'tokens/s', 'MFU', 'GiB', 'predicted min',
               'published min', 'ratio', 'compiled GiB')
-    print(table(header, [stage_row(one, compiled.step_bytes(memory_table, one.kind.name, model, one.step))
-                         for one in planned], left=(0, 3)))
+    known = lambda one: compiled.step_bytes(memory_table, one.kind.name, model, one.step, adapter)
+    print(table(header, [stage_row(one, known(one), adapter) for one in planned], left=(0, 3)))
     print('\nGiB: predicted, per device; ! where that is more than the usable memory. ratio: predicted to '
           'published, where hardware and devices are theirs.')
     names = list(dict.fromkeys(name for one in planned for name in one.times))
@@ -171,13 +171,14 @@ def print_stages(planned: Sequence[PlannedStage], model: str) -> None:
                 [(one.name, *(f'{one.times.get(name, 0):.1f}' for name in names)) for one in planned]))
 
 
-def stage_row(one: PlannedStage, compiled_bytes: float | None) -> tuple:
-    """A stage in the table of a recipe. compiled_bytes: per device, or None."""
+def stage_row(one: PlannedStage, compiled_bytes: float | None, adapter: Adapter | None = None) -> tuple:
+    """A stage in the table of a recipe. compiled_bytes: per device, or None. adapter: of the run, or None."""
     step, published = one.step, one.published.get('minutes')
     full = one.buffers.peak > search.USABLE * one.kind.memory
     return (one.name, f'{step.devices} x {one.kind.name}', step.mesh, tables.policy(step),
             f'{one.seconds:.1f}',
-            f'{step.tokens / one.seconds:,.0f}', f'{timing.utilisation(step, one.kind, one.seconds):.1%}',
+            f'{step.tokens / one.seconds:,.0f}',
+            f'{timing.utilisation(step, one.kind, one.seconds, adapter):.1%}',
             f'{one.buffers.peak / GiB:.1f}{"!" if full else ""}', f'{one.minutes:.0f}', published or '-',
             f'{one.minutes / published:.2f}' if one.comparable else '-',
             f'{compiled_bytes / GiB:.1f}' if compiled_bytes else '-')

@@ -35,6 +35,8 @@ class Request:
     lengths: tokens of the stages, () for automatic ones. tokens: to train on in all stages, None to choose.
     rows: of a step, None to choose. theta: of the last stage, None for the critical base.
     train: 'all' weights, an 'adapter', or 'auto': all weights where they fit.
+    frozen_dtype: of an adapter's frozen weights; None for the dtype of the computation, or 8 bits where only
+      those fit.
     """
 
     model: BaseModel
@@ -48,6 +50,7 @@ class Request:
     param_dtype: str = 'float32'
     theta: float | None = None
     train: str = 'auto'
+    frozen_dtype: str | None = None
 
 
 class Planned(NamedTuple):
@@ -151,24 +154,29 @@ def _rows(tokens, length):
 
 
 def _search(request, length, rows):
-    """(SearchResult, Adapter or None) of a stage."""
+    """(SearchResult, Adapter or None) of a stage: the first way to train that fits."""
     job = search.Job(request.model.config, length, rows, request.param_dtype)
-    adapter = Adapter(frozen_dtype=search.compute_dtype(request.kind))
-    if request.train == 'adapter':
-        return search.best(dataclasses.replace(job, adapter=adapter), request.kind, request.devices), adapter
-    result = search.search(job, request.kind, request.devices)
-    if result.plans or request.train == 'all':
-        return (result if result.plans else search.best(job, request.kind, request.devices)), None
-    with_adapter = search.search(dataclasses.replace(job, adapter=adapter), request.kind, request.devices)
-    return (with_adapter, adapter) if with_adapter.plans else (
-        search.best(job, request.kind, request.devices), None)
+    jobs = [] if request.train == 'adapter' else [job]
+    if request.train != 'all':
+        dtypes = [request.frozen_dtype] if request.frozen_dtype else [
+            search.compute_dtype(request.kind), 'int8']
+        jobs += [dataclasses.replace(job, adapter=Adapter(frozen_dtype=dtype)) for dtype in dtypes]
+    for each in jobs:
+        result = search.search(each, request.kind, request.devices)
+        if result.plans:
+            return result, each.adapter
+    return search.best(jobs[0], request.kind, request.devices), None
 
 
 def one_way_to_train(request: Request, planned: Sequence[Planned]) -> list[Planned]:
-    """All stages with adapters if one needs them: a run has one set of trained parameters."""
-    if not any(one.adapter for one in planned) or all(one.adapter for one in planned):
+    """All stages with adapters if one needs them, and on weights in 8 bits if one needs those: a run has one
+    set of trained and of frozen parameters."""
+    adapters = {one.adapter for one in planned}
+    if len(adapters) == 1:
         return list(planned)
-    return plan_stages(dataclasses.replace(request, train='adapter'))
+    quantized = any(adapter and adapter.quantized for adapter in adapters)
+    return plan_stages(dataclasses.replace(
+        request, train='adapter', frozen_dtype='int8' if quantized else request.frozen_dtype))
 
 
 def evaluations(corpus: Survey | None, planned: Sequence[Planned]) -> tuple[dict[str, Any], list[str]]:
@@ -255,7 +263,8 @@ def config_of(request: Request, planned: Sequence[Planned], sized: dict[str, Any
     fields['checkpoint_every'] = max(min(round(SAVE_EVERY_S / slowest), planned[-1].num_steps), 1)
     fields |= {'hardware': request.kind.name, 'devices': request.devices, **more}
     if planned[0].adapter:
-        fields['adapter'] = {'rank': planned[0].adapter.rank, 'alpha': planned[0].adapter.alpha}
+        fields['adapter'] = {
+            name: getattr(planned[0].adapter, name) for name in ('rank', 'alpha', 'frozen_dtype')}
     return fields, notes
 
 

@@ -17,13 +17,16 @@ def embed_tokens(embed: jax.Array, tokens: jax.Array) -> jax.Array:
     The gradient is summed in float32: a bfloat16 sum stops growing at 256 times its terms, and tokens occur
     more often than that.
     """
-    table = embed.astype(jnp.float32)
+    return lookup(embed.astype(jnp.float32), tokens).astype(embed.dtype)
+
+
+def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Rows of a table [V, D] by tokens int32 [B, T] -> [B, T, D]."""
     if sharding.current_mesh() is None:
-        return table[tokens].astype(embed.dtype)
+        return table[tokens]
     # An explicit gather, or XLA falls back to 'involuntary full rematerialization'. The table is small next
     # to the activations that it fills.
-    table = jax.reshard(table, P(None, None))
-    return table.at[tokens].get(out_sharding=sharding.spec('BTD')).astype(embed.dtype)
+    return jax.reshard(table, P(None, None)).at[tokens].get(out_sharding=sharding.spec('BTD'))
 
 
 @jax.named_scope('embedding')

@@ -8,6 +8,7 @@ Letters as in llama, and R the rank. A weight W acts as W + alpha / R * down @ u
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lct import sharding
-from lct.models import llama
+from lct.models import int8_weights, llama
 from lct.models.config import LlamaConfig
 from lct.models.memory import Memory, scan_layers
 from lct.models.offload import fetch_rest
@@ -38,7 +39,8 @@ class Adapter:
     also_train: parameters trained in full, by their names in llama.Params; LongLoRA trains the norms and
       the embedding. Names that a family does not have are passed over.
     frozen_dtype: of the frozen weights, best the dtype of the activations; None for the dtype of the trained
-      weights.
+      weights. 'int8' holds the matrices as blocks of 32 with a scale each (GGUF's Q8_0, 17/16 bytes a
+      weight) and dequantizes a layer at a time, as QLoRA (Dettmers et al. 2023, arXiv 2305.14314) does.
     seed: of the adapters' initial values.
 
     Share of Llama-3 8B (8,030,261,248) that is trained at rank 8: adapters 6,815,744 and norms 266,240,
@@ -64,9 +66,28 @@ class Adapter:
             if name not in TRAINABLE:
                 reason = 'has an adapter' if name in ADAPTED else 'is not a parameter'
                 raise ValueError(f'adapter also_train: {name!r} {reason}; choose from {", ".join(TRAINABLE)}')
-        if self.frozen_dtype not in (None, 'float32', 'bfloat16'):
+        if self.frozen_dtype not in (None, 'float32', 'bfloat16', 'int8'):
             raise ValueError(
-                f"adapter frozen_dtype {self.frozen_dtype!r} must be 'float32', 'bfloat16' or None")
+                f"adapter frozen_dtype {self.frozen_dtype!r} must be 'float32', 'bfloat16', 'int8' or None")
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the frozen weights are held in 8 bits."""
+        return self.frozen_dtype == 'int8'
+
+    def check(self, config: LlamaConfig, mesh: tuple[int, ...], memory: Memory) -> None:
+        """Check that a model can be trained with this adapter on a mesh, given by its four degrees.
+
+        Raises:
+          ValueError: for weights in 8 bits whose blocks straddle devices, or whose dequantized layers would
+            all be kept for the backward pass.
+        """
+        if not self.quantized:
+            return
+        int8_weights.check(config, mesh)
+        if memory.remat == 'none':
+            raise ValueError("adapter frozen_dtype 'int8' with remat 'none' would keep the dequantized "
+                             "weights of all layers for the backward pass; use remat 'dots'")
 
 
 class LowRank(struct.PyTreeNode):
@@ -113,7 +134,8 @@ def partition(params: llama.Params, adapter: Adapter) -> tuple[llama.Params, lla
 
     def keep(trained):
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: x if (path[-1].name in adapter.also_train) == trained else None, params)
+            lambda path, x: x if (path[-1].name in adapter.also_train) == trained else None, params,
+            is_leaf=int8_weights.is_quantized)
 
     return keep(True), keep(False)
 
@@ -129,6 +151,8 @@ def abstract(config: LlamaConfig, adapter: Adapter, dtype: Any = jnp.float32) ->
     adapters = jax.tree.map(lambda info: llama.abstract_param(info, size, dtype), adapter_table(adapter),
                             is_leaf=llama.is_param_info)
     whole, frozen = partition(llama.abstract(config, dtype), adapter)
+    if adapter.quantized:
+        return Trained(adapters, whole), int8_weights.map_named(int8_weights.abstract, frozen)
     frozen = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, adapter.frozen_dtype or dtype, sharding=x.sharding), frozen)
     return Trained(adapters, whole), frozen
@@ -161,15 +185,24 @@ def init(config: LlamaConfig, adapter: Adapter, dtype: Any = jnp.float32) -> Ada
 
 
 def freeze(params: llama.Params, adapter: Adapter) -> tuple[llama.Params, llama.Params]:
-    """(trained in full, frozen) of params, the frozen leaves in adapter.frozen_dtype."""
+    """(trained in full, frozen) of params, the frozen leaves in adapter.frozen_dtype. Those that freezing has
+    already quantized are kept."""
     whole, frozen = partition(params, adapter)
+    if adapter.quantized:
+        return whole, int8_weights.map_named(int8_weights.quantize, frozen)
     return whole, jax.tree.map(lambda x: x.astype(adapter.frozen_dtype or x.dtype), frozen)
+
+
+def freezer(adapter: Adapter) -> Callable[[str, jax.Array], Any]:
+    """A function (name, leaf) -> leaf that quantizes the leaves to freeze, one by one as they are loaded."""
+    return lambda name, x: x if name in adapter.also_train else int8_weights.quantize(name, x)
 
 
 @jax.jit
 def merge(trained: Trained, frozen: llama.Params) -> llama.Params:
-    """The equivalent llama.Params without adapters; the merged weights are float32."""
-    params = combine(trained.whole, frozen)
+    """The equivalent llama.Params without adapters; the merged weights are float32, others that were in 8
+    bits in the dtype of the trained weights."""
+    params = int8_weights.dequantize(combine(trained.whole, frozen), trained.adapters.wq.down.dtype)
 
     def merged(name):
         reads, writes = ADAPTED[name]
@@ -210,11 +243,24 @@ def hidden_states(trained: Trained, frozen: llama.Params, config: LlamaConfig, t
 
     def step(x, layer):
         weights, adapters = layer
+        weights = int8_weights.gather_layer(weights, x.dtype)
         return block(x, weights, linear=functools.partial(linear, adapters=adapters))[0]
 
     layers = llama.with_constants(params.layers, config), trained.adapters
-    x = scan_layers(step, llama.embed_tokens(params.embed, tokens), layers, memory)
+    x = int8_weights.embed_tokens(params.embed, tokens, _compute_dtype(trained, memory))
+    x = scan_layers(step, x, layers, memory)
     return rms_norm(x, params.final_norm, config.norm_eps)
+
+
+def _compute_dtype(trained, memory):
+    """The dtype of activations and of dequantized weights."""
+    return memory.dtype or trained.adapters.wq.down.dtype
+
+
+def head(trained: Trained, frozen: llama.Params, memory: Memory) -> jax.Array:
+    """llama.head with adapters: [D, V], dequantized in the shards in which it is stored."""
+    params = combine(trained.whole, frozen).replace(layers=None)
+    return llama.head(int8_weights.dequantize(params, _compute_dtype(trained, memory)))
 
 
 def loss_sum(trained: Trained, frozen: llama.Params, config: LlamaConfig, batch: dict[str, jax.Array],
@@ -223,6 +269,6 @@ def loss_sum(trained: Trained, frozen: llama.Params, config: LlamaConfig, batch:
     trained = fetch_rest(trained)
     x = hidden_states(
         trained, frozen, config, batch['tokens'], batch['positions'], batch['segment_ids'], tables, memory)
-    head = llama.head(combine(trained.whole, frozen))
     with jax.named_scope('lm_head'):
-        return cross_entropy_sum(x, head, batch['targets'], batch['loss_mask'], memory.loss_chunk)
+        return cross_entropy_sum(x, head(trained, frozen, memory), batch['targets'], batch['loss_mask'],
+                                 memory.loss_chunk)

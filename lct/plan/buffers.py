@@ -13,12 +13,14 @@ import math
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from lct import sharding
 from lct.models import llama, lora
-from lct.models.flops import layer_matmul_params
+from lct.models.config import LlamaConfig
+from lct.models.flops import layer_matmul_params, matmul_sizes
 from lct.models.memory import REMAT
-from lct.plan.cost import FLOAT32, WIDTH, Step, num_params
+from lct.plan.cost import FLOAT32, INT8_WIDTH, WIDTH, Step, num_trained
 
 # Fitted to programs compiled for CUDA, in float32 arrays of [tokens, D]: the working set of the backward of a
 # layer beside that of a chunk of the FFN, that is the residual stream, q, k, v, out and their gradients.
@@ -103,26 +105,49 @@ def buffers(step: Step, platform: str = 'gpu') -> Buffers:
 
 
 def with_adapter(needed: Buffers, step: Step, adapter: lora.Adapter) -> Buffers:
-    """The Buffers of a Step that trains a lora.Adapter, from those without. Not fitted to compiled programs.
+    """The Buffers of a Step that trains a lora.Adapter, from those without.
 
-    Frozen weights have neither moments nor gradients; the working set of a layer is taken to be the same.
+    Frozen weights have neither moments nor gradients. Those in 8 bits stay so until they are used: a layer,
+    or the head, is held in the dtype of the computation too, and of the embedding only the rows of the tokens
+    are.
     """
     config, shards = step.config, step.devices / step.mesh[0]
-    trained, low_rank = lora.num_trained(config, adapter), lora.num_low_rank(config, adapter)
-    frozen = (num_params(config) + low_rank - trained) / shards
-    trained /= shards
+    trained = num_trained(config, adapter) / shards
+    width = INT8_WIDTH if adapter.quantized else WIDTH[adapter.frozen_dtype or step.dtype]
     stays = {name: size for name, size in needed.stays.items() if 'moment' not in name}
-    stays['weights'] = frozen * WIDTH[adapter.frozen_dtype or step.dtype] + trained * step.stored_width
+    stays['weights'] = frozen_bytes(config, adapter, step.dtype) / shards + trained * step.stored_width
     stays['moments of AdamW'] = 2 * trained * FLOAT32
     if step.accumulation > 1:
         stays['gradients so far, float32'] = trained * FLOAT32
+    if 'embed' not in adapter.also_train:
+        stays['embedding, gathered'] = config.vocab_size * config.embed_dim * width if shards > 1 else 0
     phases = {name: dict(sizes) for name, sizes in needed.phases.items()}
-    if not {'lm_head', 'embed'} & set(adapter.also_train):
+    if ('embed' if config.tie_embeddings else 'lm_head') not in adapter.also_train:
         for name in ('gradient of the head, float32', 'gradient of the head, one chunk'):
             del phases['loss'][name]
-    phases[BACKWARD]['gradients'] = trained * FLOAT32
+    layer = phases[BACKWARD]
+    # that of the embedding alone is computed after the last layer's
+    early = 0 if config.tie_embeddings or 'embed' not in adapter.also_train else (
+        config.vocab_size * config.embed_dim / shards)
+    layer['gradients'] = (trained - early) * FLOAT32
+    layer['gradients of a layer, float32'] *= _trained_share(config, adapter)
+    if adapter.quantized:
+        layer['weights of a layer, gathered'] *= (step.width + INT8_WIDTH) / (2 * step.width)
     phases['update'] = {'gradients, float32': trained * FLOAT32}
     return needed._replace(stays=stays, phases=phases)
+
+
+@functools.cache
+def frozen_bytes(config: LlamaConfig, adapter: lora.Adapter, dtype: str) -> int:
+    """Bytes of the frozen weights of a model, scales included; dtype: of the trained weights."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize
+               for x in jax.tree.leaves(lora.abstract(config, adapter, jnp.dtype(dtype))[1]))
+
+
+def _trained_share(config, adapter):
+    """The share of a layer's matrices that an adapter trains in full."""
+    sizes = {name: size for name, size in matmul_sizes(config).items() if name not in ('embed', 'lm_head')}
+    return sum(size for name, size in sizes.items() if name in adapter.also_train) / sum(sizes.values())
 
 
 def scheduled(needed: Buffers, step: Step, memory: float) -> Buffers:

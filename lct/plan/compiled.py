@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from lct import files
+from lct.models.lora import Adapter
 from lct.plan import hlo
 from lct.plan.cost import Step
 from lct.plan.host_copies import host_copies
@@ -97,19 +98,24 @@ def save(path: Path, target: str, records: dict[str, dict]) -> None:
 # ---------------------------------------------------------------------------------------------------
 
 
-def step_key(target: str, model: str, step: Step) -> str:
-    """Identifies a training step of a model that was compiled for a target such as l40s:512."""
+def step_key(target: str, model: str, step: Step, adapter: Adapter | None = None) -> str:
+    """Identifies a training step of a model, or of its adapter, that was compiled for a target such as
+    l40s:512."""
     memory, attention = step.memory, step.memory.attention
     fields = (target, model, 'x'.join(map(str, step.mesh)), step.batch_size, step.accumulation, step.seq_len,
               memory.remat, attention.strategy, attention.node_size, memory.ffn_chunks, step.dtype,
               memory.dtype or step.dtype, *([] if attention.kernel == 'xla' else [attention.kernel]),
               *([] if memory.offload_state == 'none' else [f'offload_state={memory.offload_state}']))
+    if adapter:
+        frozen = adapter.frozen_dtype or step.dtype
+        fields += (f'adapter({adapter.rank},{frozen},{"+".join(sorted(adapter.also_train))})',)
     return ' '.join(map(str, fields))
 
 
-def step_bytes(table: dict[str, dict], hardware: str, model: str, step: Step) -> int | None:
+def step_bytes(table: dict[str, dict], hardware: str, model: str, step: Step,
+               adapter: Adapter | None = None) -> int | None:
     """Bytes per device of this very step, if the table has it for any number of devices of the hardware."""
-    _, _, wanted = step_key('', model, step).partition(' ')
+    _, _, wanted = step_key('', model, step, adapter).partition(' ')
     for key, memory in table.items():
         target, _, rest = key.partition(' ')
         if target.startswith(f'{hardware}:') and rest == wanted:

@@ -12,14 +12,16 @@ import functools
 import math
 from typing import NamedTuple
 
-from lct.models import llama
+from lct.models import llama, lora
 from lct.models.flops import layer_matmul_params, train_flops, visible_pairs
 from lct.models.llama import LlamaConfig, Memory
+from lct.models.lora import Adapter
 from lct.models.memory import REMAT
 from lct.ops import strategies
 
 WIDTH = {'bfloat16': 2, 'float32': 4}
 FLOAT32 = 4
+INT8_WIDTH = 17 / 16  # bytes of a weight in lct.ops.int8_blocks
 TOKEN_TAGS = 8  # bytes: the int32 position and segment that accompany every key
 
 
@@ -110,13 +112,17 @@ class Step:
 # ---------------------------------------------------------------------------------------------------
 
 
-num_params = functools.cache(llama.num_params)  # a search calls it thousands of times
+# a search calls them thousands of times
+num_params, num_trained = functools.cache(llama.num_params), functools.cache(lora.num_trained)
 
 
-def model_flops(step: Step) -> int:
-    """FLOPs that the model needs for the whole step on all devices: the numerator of the utilisation."""
+def model_flops(step: Step, adapter: Adapter | None = None) -> int:
+    """FLOPs that the model needs for the whole step on all devices: the numerator of the utilisation.
+
+    adapter: trained in place of all weights.
+    """
     pairs = visible_pairs(step.seq_len, step.config.window) * step.batch_size * step.accumulation
-    return train_flops(step.config, step.tokens, pairs)
+    return train_flops(step.config, step.tokens, pairs, adapter)
 
 
 def busiest_pairs(step: Step, causal: bool = True) -> float:
@@ -151,8 +157,8 @@ class Work(NamedTuple):
         return sum(self)
 
 
-def work(step: Step, causal: bool = True) -> Work:
-    """The Work of a step; causal as in busiest_pairs.
+def work(step: Step, causal: bool = True, adapter: Adapter | None = None) -> Work:
+    """The Work of a step; causal as in busiest_pairs, adapter as in model_flops.
 
     Under remat the backward of a layer runs its products again, except the last one, w_down, whose result is
     not used. 'attention' also spares the products before the attention, 'dots' all products. Attention: 4 N H
@@ -169,9 +175,16 @@ def work(step: Step, causal: bool = True) -> Work:
     layer = 6 * (attention + ffn) + 2 * recomputed
     micro = step.accumulation
     per_token = config.num_layers * layer + 6 * config.vocab_size * config.embed_dim
+    per_token -= _spared(config, adapter)
     pairs = busiest_pairs(step, causal) * step.rows * micro
     scores = config.num_layers * config.num_heads * config.head_dim * pairs / tensor
     return Work(per_token * step.local * micro / tensor, 4 * scores * (2 - step.keeps_attention), 10 * scores)
+
+
+@functools.cache
+def _spared(config, adapter):
+    """FLOPs of a token that are not needed because an adapter, or None, is trained."""
+    return train_flops(config, 1, 0) - train_flops(config, 1, 0, adapter)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -196,9 +209,9 @@ class Transfer(NamedTuple):
     behind: str
 
 
-def transfers(step: Step) -> list[Transfer]:
-    """Every Transfer of a step that sends any bytes."""
-    found = [*_attention_transfers(step), *_weight_transfers(step), *_tensor_transfers(step)]
+def transfers(step: Step, adapter: Adapter | None = None) -> list[Transfer]:
+    """Every Transfer of a step that sends any bytes; adapter as in model_flops."""
+    found = [*_attention_transfers(step), *_weight_transfers(step, adapter), *_tensor_transfers(step)]
     return [t for t in found if t.bytes]
 
 
@@ -244,10 +257,11 @@ def _attention_transfers(step):
     return [collective('gather of keys, scatter of their gradients', bytes=times * sent), *rings]
 
 
-def _weight_transfers(step):
+def _weight_transfers(step, adapter):
     """Weights of a micro-batch are gathered for the forward and again for the backward, in the dtype of the
     computation. Their float32 gradients are scattered to the owners of the weights; with a data axis the
-    compilers all-reduce them in full. Those of the FFN and of wo can overlap with attention."""
+    compilers all-reduce them in full. Those of the FFN and of wo can overlap with attention. Frozen weights
+    have none; in 8 bits they are gathered so."""
     config = step.config
     data, fsdp, ring, tensor = step.mesh
     attention, ffn = layer_matmul_params(config)
@@ -255,10 +269,11 @@ def _weight_transfers(step):
     early = config.num_layers * (attention + ffn) - late
     table = config.vocab_size * config.embed_dim
     gathers = 1 + (step.memory.remat != 'none')
+    width = INT8_WIDTH if adapter and adapter.quantized else step.width
 
     def gather(name, parameters, behind):
         group = fsdp * ring
-        size = parameters * step.width * step.accumulation / tensor
+        size = parameters * width * step.accumulation / tensor
         return Transfer(name, 'fsdp+sequence', 'collective', tensor, group, (group - 1) / group * size,
                         behind)
 
@@ -268,10 +283,15 @@ def _weight_transfers(step):
         axis, times = ('fsdp+sequence', 1) if data == 1 else ('data+fsdp+sequence', 2)
         return Transfer(name, axis, 'collective', tensor, group, times * (group - 1) / group * size, behind)
 
-    return [
+    gathered = [
         gather('weights behind attention, forward', late, 'forward'),
         gather('weights behind attention, backward', (gathers - 1) * late, 'backward'),
         gather('weights, exposed', gathers * early + 2 * table, ''),
+    ]
+    if adapter:
+        return [*gathered, reduce('gradients of adapters', num_trained(config, adapter), '')]
+    return [
+        *gathered,
         reduce('gradients behind attention', late, 'backward'),
         reduce('gradients, exposed', early + (1 + step.width / FLOAT32) * table, ''),
     ]

@@ -38,11 +38,13 @@ class Job:
 
 
 class Plan(NamedTuple):
-    """A feasible Step with its predictions: seconds by name (timing.seconds) and Buffers of a device."""
+    """A feasible Step, of all weights or of an adapter, with its predictions: seconds by name
+    (timing.seconds) and Buffers of a device."""
 
     step: cost.Step
     times: dict[str, float]
     buffers: Buffers
+    adapter: Adapter | None = None
 
     @property
     def seconds(self) -> float:
@@ -88,6 +90,16 @@ def state_policies(hardware: Hardware, adapter: Adapter | None = None) -> tuple[
     """What of the training state may be in host memory, in order of decreasing memory of a device. That of an
     adapter is small."""
     return OFFLOAD_STATE[:1] if adapter or hardware.platform == 'cpu' else OFFLOAD_STATE
+
+
+def allowed(step: cost.Step, adapter: Adapter | None) -> bool:
+    """Whether a Step that is valid without an adapter is so with it."""
+    try:
+        if adapter:
+            adapter.check(step.config, step.mesh, step.memory)
+    except ValueError:
+        return False
+    return True
 
 
 def divisors(n: int) -> list[int]:
@@ -143,6 +155,8 @@ def _outcomes(job, hardware, devices, efficiency):
                                                             compute_dtype(hardware)))
             try:
                 base.check()
+                if job.adapter:
+                    job.adapter.check(job.config, mesh, base.memory)
             except ValueError as error:
                 yield Rejection(base, str(error), None)
                 continue
@@ -208,6 +222,8 @@ def _remats(step, hardware, efficiency, adapter):
         # under 'none' and 'dots' chunks of the FFN would be recomputed, which is another policy
         counts = [n for n in FFN_CHUNKS if step.shard % n == 0] if remat not in ('none', 'dots') else [1]
         smallest, needed = under(remat, counts[-1])
+        if not allowed(smallest, adapter):
+            continue
         if needed.peak > usable:
             yield _too_large(smallest, needed, usable)
             continue
@@ -217,7 +233,7 @@ def _remats(step, hardware, efficiency, adapter):
                             f'{limit / GiB:,.1f} of a host', excess)
             continue
         fitted, needed = next(pair for pair in (under(remat, n) for n in counts) if pair[1].peak <= usable)
-        plans.append(Plan(fitted, timing.seconds(fitted, hardware, efficiency), needed))
+        plans.append(Plan(fitted, timing.seconds(fitted, hardware, efficiency, adapter), needed, adapter))
         yield plans[-1]
 
 
@@ -271,6 +287,8 @@ def feasible(job: Job, hardware: Hardware, devices: int) -> bool:
         try:
             step.check()
         except ValueError:
+            continue
+        if not allowed(step, job.adapter):
             continue
         needed = needed_by(step, hardware, job.adapter)
         if needed.peak <= USABLE * hardware.memory and host_excess(needed, step, hardware) <= 0:

@@ -52,7 +52,7 @@ def plans_table(plans: list[Plan], hardware: Hardware) -> str:
     """Plans as a table, one per row."""
     header = ('s/step', 'MFU', 'GiB', 'mesh', 'rows x times', 'policy')
     return table(header, [
-        (f'{plan.seconds:.1f}', f'{timing.utilisation(plan.step, hardware, plan.seconds):.1%}',
+        (f'{plan.seconds:.1f}', f'{timing.utilisation(plan.step, hardware, plan.seconds, plan.adapter):.1%}',
          f'{plan.buffers.peak / GiB:.1f}', plan.step.mesh,
          f'{plan.step.batch_size} x {plan.step.accumulation}',
          policy(plan.step)) for plan in plans], left=(5,))

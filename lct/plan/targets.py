@@ -75,6 +75,9 @@ GPUS = {
                 227 << 10),
     'h200': Gpu('NVIDIA H200', (9, 0), 132, 1.98, 151_397_597_184, 4_800_000_000_000, 50 << 20, 228 << 10,
                 227 << 10),
+    # memory as in hardware.py
+    'rtx4090': Gpu('NVIDIA GeForce RTX 4090', (8, 9), 128, 2.52, int(0.98 * (24 << 30)), 1_008_000_000_000,
+                   72 << 20, 100 << 10, 99 << 10, threads_per_core=1536),
 }
 
 # A slice wraps around to a torus along a side that is a multiple of these: of 4 on the chips with 3-d links,

@@ -2,8 +2,9 @@
 
 import dataclasses
 
+from lct.models.lora import Adapter
 from lct.plan.buffers import saved
-from lct.plan.cost import Step, Transfer, Work, model_flops, num_params, transfers, work
+from lct.plan.cost import Step, Transfer, Work, model_flops, num_params, num_trained, transfers, work
 from lct.plan.hardware import Hardware
 from lct.plan.offloaded import moved
 
@@ -71,8 +72,9 @@ def exposed(attention: float, hidden: list[Transfer], hardware: Hardware, effici
     return overlapped(attention, longest, efficiency.overlap) - attention
 
 
-def seconds(step: Step, hardware: Hardware, efficiency: Efficiency = Efficiency()) -> dict[str, float]:
-    """Seconds of a step by name; their sum is the step.
+def seconds(step: Step, hardware: Hardware, efficiency: Efficiency = Efficiency(),
+            adapter: Adapter | None = None) -> dict[str, float]:
+    """Seconds of a step by name; their sum is the step. adapter: trained in place of all weights.
 
     'attention' and 'matmul' are computation, all others exposed communication and the optimizer.
 
@@ -82,7 +84,7 @@ def seconds(step: Step, hardware: Hardware, efficiency: Efficiency = Efficiency(
     if step.width != 2 and hardware.platform != 'cpu':
         raise ValueError('times are predicted for computing in bfloat16, the only dtype whose peak is in the '
                          "table; set memory.dtype to 'bfloat16'")
-    flops, sent = work(step), transfers(step)
+    flops, sent = work(step, adapter=adapter), transfers(step, adapter)
     times = {'matmul': flops.matmul / (hardware.flops * efficiency.matmul)}
     attention = _attention_seconds(flops, hardware, efficiency)
     times['attention'] = sum(attention.values())
@@ -100,7 +102,8 @@ def seconds(step: Step, hardware: Hardware, efficiency: Efficiency = Efficiency(
     if state := moved(step):
         times['state to and from the host'] = state / (hardware.host * efficiency.inside)
     # AdamW reads and writes weights and two moments, reads gradients and writes updates
-    state = 8 * num_params(step.config) * step.stored_width / (step.devices / step.mesh[0])
+    updated = num_trained(step.config, adapter) if adapter else num_params(step.config)
+    state = 8 * updated * step.stored_width / (step.devices / step.mesh[0])
     times['optimizer'] = state / (hardware.bandwidth * efficiency.memory)
     return times
 
@@ -120,6 +123,6 @@ def least_block(flops: float, link: float, group: int = 1, causal: bool = False)
     return (2 if causal else 1) * flops / (group * link)
 
 
-def utilisation(step: Step, hardware: Hardware, total: float) -> float:
+def utilisation(step: Step, hardware: Hardware, total: float, adapter: Adapter | None = None) -> float:
     """Model FLOPs utilisation of a step that takes total seconds."""
-    return model_flops(step) / (step.devices * hardware.flops * total)
+    return model_flops(step, adapter) / (step.devices * hardware.flops * total)

@@ -22,6 +22,7 @@ from lct.train import stages as stage_plans
 from lct.train import state as states
 from lct.train.bad_steps import BadSteps
 from lct.train.checkpoint import Checkpoints
+from lct.train.final_model import final_model
 from lct.train.memory_errors import located
 from lct.train.metrics import Metrics, log, measured_peak
 from lct.train.observers import Observers
@@ -34,7 +35,7 @@ from lct.train.straggler import StragglerCheck
 
 
 def train(
-    run: Run, config: LlamaConfig, params: Callable[[], Params], mixture: Any, workdir: str | Path,
+    run: Run, config: LlamaConfig, params: Callable[..., Params], mixture: Any, workdir: str | Path,
     stop_requested: Sequence[str] = (), gate_scores: Callable | None = None,
     observers: Observers | None = None,
 ) -> tuple[LlamaConfig, Params, dict]:
@@ -43,7 +44,8 @@ def train(
     Args:
       run: the settings. config: of the base model.
       params: returns the base model's weights on the current mesh. Called only when there is no checkpoint,
-        or when the run has an adapter, as checkpoints hold no frozen weights.
+        or when the run has an adapter, as checkpoints hold no frozen weights. To freeze weights in 8 bits,
+        params(convert) replaces each by convert(name, weight) as soon as it is loaded (streaming.load).
       mixture: the rows, a MemorySource or StoreSource of lct.data.batches; its cursor goes into every
         checkpoint.
       workdir: holds checkpoints/, metrics/, gates.json and bad_steps.jsonl.
@@ -52,7 +54,8 @@ def train(
         gates.Gate; called on the stage's mesh.
       observers: a profile and trackers of the metrics.
     Returns:
-      (LlamaConfig, Params, summary dict), on the mesh of the last stage, adapters merged. The summary's
+      (LlamaConfig, Params, summary dict), on the mesh of the last stage, adapters merged, for frozen weights
+      in 8 bits into those of params() if it still returns them. The summary's
       seconds are those of the stages, compilation included, over all calls that trained this run.
     Raises:
       stopping.Interrupted: after saving, when a stop was requested.
@@ -83,7 +86,7 @@ def train(
                     after_stage(planned.stage, planned.config, states.model(training.state))
         with watchdog.phase('save', training.step):
             training.warn(training.checkpoints.wait())
-        return training.plan[-1].config, states.model(training.state), training.summary()
+        return training.plan[-1].config, training.final_model(), training.summary()
     finally:
         with watchdog.phase('save', training.step):
             training.close()
@@ -102,6 +105,7 @@ class _Training:
         self.run, self.config, self.params, self.mixture = run, config, params, mixture
         self.stop_requested, self.gate_scores = stop_requested, gate_scores
         self.plan = stage_plans.plan(run.stages, config)
+        run.check(config)
         self.last_step = self.plan[-1].end
         self.tx, self.schedule = optimizers.make(run.optimizer), optimizers.schedule(run.stages)
         self.checkpoints = Checkpoints(f'{workdir}/checkpoints', run.keep_checkpoints, run.max_failed_saves)
@@ -169,12 +173,22 @@ class _Training:
         """Put the state where a stage needs it, whose mesh is the current one: fresh, or moved from the stage
         before or from a checkpoint."""
         if self.state is None:
-            self.state = states.create(self.params(), self.tx, self.config, self.run.adapter,
+            self.state = states.create(self._base(), self.tx, self.config, self.run.adapter,
                                        stage.memory.offload_state)
             return
         if self.run.adapter and self.state.frozen is None:  # restored
-            self.state = self.state.replace(frozen=lora.freeze(self.params(), self.run.adapter)[1])
+            self.state = self.state.replace(frozen=lora.freeze(self._base(), self.run.adapter)[1])
         self.state = states.move(self.state.replace(guard=None), self._abstract_state(stage))
+
+    def _base(self):
+        """The base model's weights, those to freeze in 8 bits already quantized."""
+        adapter = self.run.adapter
+        return self.params(lora.freezer(adapter)) if adapter and adapter.quantized else self.params()
+
+    def final_model(self):
+        """The trained model, adapters merged."""
+        with jax.set_mesh(sharding.make_mesh(self.plan[-1].stage.mesh)):
+            return final_model(self.state, self.run.adapter, self.params)
 
     def run_stage(self, planned):
         """Train to the end of a stage, or until its gate opens."""

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from lct.models import lora
+from lct.models.config import LlamaConfig
 from lct.train import optimizer as optimizers
 from lct.train import stages as stage_plans
 
@@ -43,3 +44,12 @@ class Run:
                 raise ValueError(f'{field} {getattr(self, field)} must be at least 1')
         if self.spike_factor and not 1 < self.spike_factor < math.inf:
             raise ValueError(f'spike_factor {self.spike_factor} must be above 1, such as 10, or 0')
+
+    def check(self, config: LlamaConfig) -> None:
+        """Check that the adapter fits the model and every stage.
+
+        Raises:
+          ValueError: as lora.Adapter.check.
+        """
+        for stage in self.stages if self.adapter else ():
+            self.adapter.check(config, stage.mesh, stage.memory)

@@ -8,7 +8,10 @@ import functools
 import math
 import os
 import re
+from collections.abc import Callable
 from typing import Any
+
+import jax
 
 from lct import bucket_cache, json_files, storage
 from lct.json_files import short_repr
@@ -81,7 +84,8 @@ def check(folder: str | os.PathLike) -> None:
 
 
 def load(folder: str | os.PathLike, dtype: Any = None, *, adapter: str | os.PathLike | None = None,
-         vocab_size: int | None = None) -> tuple[LlamaConfig, Params]:
+         vocab_size: int | None = None, convert: Callable[[str, jax.Array], Any] | None = None,
+         ) -> tuple[LlamaConfig, Params]:
     """(LlamaConfig, Params) of a Hugging Face folder, local or in a bucket, sharded on the current mesh.
 
     Each device's shard is read from memory-mapped files, so that no process holds more than it keeps.
@@ -90,6 +94,7 @@ def load(folder: str | os.PathLike, dtype: Any = None, *, adapter: str | os.Path
       dtype: of the parameters; None keeps the dtype of the files.
       adapter, vocab_size: a PEFT adapter to merge, and the size to enlarge the vocabulary to; see
         hf_tensors.read.
+      convert: (name, parameter) -> what takes its place, as in streaming.load.
     Raises:
       ValueError: naming file and field or tensor, for anything missing, unexpected, of a wrong shape or
         dtype, not finite or not understood.
@@ -101,7 +106,7 @@ def load(folder: str | os.PathLike, dtype: Any = None, *, adapter: str | os.Path
     streaming.check_mesh(config)
     tensors = hf_tensors.read(folder, adapter, vocab_size)
     matrices = _matrices(config, _select_tensors(tensors, config, folder))
-    return config, streaming.load(config, streaming.resolve_dtype(dtype, matrices, folder), matrices)
+    return config, streaming.load(config, streaming.resolve_dtype(dtype, matrices, folder), matrices, convert)
 
 
 def _matrices(config, tensors):

@@ -7,7 +7,7 @@ process that needs it.
 import functools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -56,8 +56,11 @@ def resolve_dtype(dtype: Any, matrices: Matrices, folder: str | os.PathLike) -> 
     return np.dtype(jnp.dtype(name))
 
 
-def load(config: LlamaConfig, dtype: np.dtype, matrices: Matrices) -> Params:
+def load(config: LlamaConfig, dtype: np.dtype, matrices: Matrices,
+         convert: Callable[[str, jax.Array], Any] | None = None) -> Params:
     """Params on the current mesh, read from their matrices.
+
+    convert: (name, such as 'wq', parameter) -> what takes its place before the next one is read.
 
     A process reads only what its own devices keep and holds no more than that and a strip: the buffers become
     the arrays of CPU devices, and other devices are sent at most STAGED bytes at a time.
@@ -68,7 +71,8 @@ def load(config: LlamaConfig, dtype: np.dtype, matrices: Matrices) -> Params:
         for (name, entry), target in zip(parameter_table(config).items(), leaves, strict=True):
             stacked = entry.letters.startswith('L')
             layers = [matrices[name, i] for i in (range(config.num_layers) if stacked else [None])]
-            arrays.append(_load_parameter(pool, config, entry.letters, target, layers))
+            array = _load_parameter(pool, config, entry.letters, target, layers)
+            arrays.append(convert(name.rpartition('.')[2], array) if convert else array)
     return jax.tree.unflatten(tree, arrays)
 
 
