@@ -27,9 +27,9 @@ ADAPTER = lora.Adapter(rank=2, alpha=4.0, frozen_dtype='int8')
 MEMORY = dataclasses.replace(tiny.MEMORY, remat='full')
 
 
-def start(convert=None):
+def start(convert=None, config=CONFIG):
     """The base model on the current mesh, as a loader returns it."""
-    params = llama.init(CONFIG, jax.random.key(0))
+    params = llama.init(config, jax.random.key(0))
     return params if convert is None else int8_weights.map_named(convert, params)
 
 
@@ -49,14 +49,15 @@ def test_blocks_are_those_of_ggml():
 
 
 def test_loss_and_gradients_on_a_mesh_are_those_of_the_dequantized_weights():
+    config = dataclasses.replace(CONFIG, tie_embeddings=True)
     batch = {name: x[None] for name, x in tiny.batch(2, 32, ring_size=2).items()}
     step = jax.jit(loss_and_grads, static_argnums=(1, 4))
     with jax.set_mesh(sharding.make_mesh((1, 2, 2, 2))):
-        whole, frozen = lora.freeze(start(), ADAPTER)
-        trained = jax.tree.map(lambda x: x + 0.1 * np.sin(np.arange(x.size, dtype=x.dtype)).reshape(x.shape),
-                               jax.device_get(lora.Trained(lora.init(CONFIG, ADAPTER), whole)))
-        trained = state.move(trained, lora.abstract(CONFIG, ADAPTER)[0])
-        args = CONFIG.architecture(), tiny.place(batch, (None,)), tiny.tables(CONFIG), MEMORY
+        whole, frozen = lora.freeze(start(config=config), ADAPTER)
+        trained = jax.tree.map(lambda x: x + 0.1 * jnp.sin(jnp.arange(x.size)).reshape(x.shape),
+                               jax.device_get(lora.Trained(lora.init(config, ADAPTER), whole)))
+        trained = state.move(trained, lora.abstract(config, ADAPTER)[0])
+        args = config.architecture(), tiny.place(batch, (None,)), tiny.tables(config), MEMORY
         loss, grads = jax.device_get(step(trained, *args, frozen))
         plain = int8_weights.dequantize(frozen, 'float32')
         wanted, wanted_grads = jax.device_get(step(trained, *args, plain))

@@ -178,11 +178,6 @@ def plan_memory(d: dict) -> str:
             f'{min(ratios):.2f} to {max(ratios):.2f}')
 
 
-def frozen_loss(d: dict) -> str:
-    return '; '.join(f'{name} {one["bfloat16"]["difference"]:+.5f}, {one["int8"]["difference"]:+.5f} nats'
-                     for name, one in d.items())
-
-
 def cache_sizes(_: None) -> str:
     """GiB of a cache of 1M tokens of Llama-3 8B."""
     sizes = {dtype: kv_cache.bytes_of(SIZES['llama3-8b'], dtype) for dtype in ('float32', 'bfloat16', 'int8')}

@@ -127,8 +127,6 @@ CORRECTNESS = (
            'caches_smollm2_tasks.json', figures.cache_tasks),
     Figure('measured', 'loss with a cache in int8, largest difference to 8K, the model of the main job',
            'caches_laptop.json', figures.cache_loss),
-    Figure('measured', 'loss with frozen weights in bfloat16, and in int8, beside float32',
-           'frozen.json', figures.frozen_loss),
     Figure('measured', '1, 2 and 4 processes, killed and continued: largest difference of a loss',
            'processes.json', lambda d:
            f'{max(row["loss_difference"] for row in d["rows"]):.1e}'),
