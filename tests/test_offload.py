@@ -69,7 +69,7 @@ def test_checkpoints_are_restored_onto_either_placement(tmp_path):
     for step, (mesh, offload_state) in enumerate(
             [((1, 2, 2, 2), 'all'), ((1, 1, 1, 1), 'none'), ((1, 1, 8, 1), 'moments')], 1):
         wanted = target(mesh, offload_state)
-        checkpoints.save(step, made, {'cursor': 0})
+        assert checkpoints.save(step, made, {'cursor': 0}) is None and checkpoints.wait() is None
         moved = state.move(made, wanted)
         made = checkpoints.restore_newest_valid(lambda _, wanted=wanted: wanted).state
         for found in (moved, made):
