@@ -8,9 +8,8 @@ import results_page
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = results_page.RESULTS / 'README.md'
 NUMBER = re.compile(r'(?<![\w.,-])\d(?:[\d,.]*\d)?')
-SETTINGS = {  # no results: versions, defaults, exit statuses, published figures, counts of what a script contains
-    '2.5', '3.11', '40', '60', '120', '130', '500,000', '4090', '28', '102', '0.005',
-    '75'}
+SETTINGS = {  # no results: versions, defaults, statuses, published figures, counts of what is in a script
+    '2.5', '3.11', '40', '60', '75', '120', '130', '500,000', '4090', '28', '102', '0.005'}
 
 
 def prose(text: str) -> str:
