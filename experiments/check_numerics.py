@@ -57,6 +57,8 @@ def parse_args():
     parser.add_argument('--kernels', nargs='+', choices=KERNELS, default=list(KERNELS))
     parser.add_argument('--layouts', nargs='+', choices=LAYOUTS, default=LAYOUTS)
     parser.add_argument('--remat', choices=REMAT, default='full', help='remat policy of every setting')
+    parser.add_argument('--query-passes', type=int, default=1,
+                        help='passes over the queries in every setting')
     parser.add_argument('--output', type=pathlib.Path, help='also write all results to this file')
     return parser.parse_args()
 
@@ -183,7 +185,7 @@ def choose_settings(args, config, num_devices):
         raise ValueError('--ring-sizes, --tensor, --node-size and --layers must be at least 1')
     settings = list(numerics.settings(
         ring_sizes, args.tensor, args.layouts, args.strategies, args.kernels, args.node_size,
-        args.remat))
+        args.remat, args.query_passes))
     reasons = {setting: numerics.refusal(config, args.length, args.dtype, setting) for setting in settings}
     return ([setting for setting in settings if not reasons[setting]],
             {setting: reason for setting, reason in reasons.items() if reason})
@@ -202,7 +204,7 @@ def main():
     devices = f'{num_devices} x {jax.devices()[0].device_kind}, jax {jax.__version__}'
     print(f'{name}: {config.num_layers} layers of {config.num_heads}/{config.num_kv_heads} heads x '
           f'{config.head_dim}, {args.length} tokens, {"packed" if args.packed else "one document"}, '
-          f'{args.dtype}, remat {args.remat}; {devices}', flush=True)
+          f'{args.dtype}, remat {args.remat}, {args.query_passes} query passes; {devices}', flush=True)
 
     kernels = list(dict.fromkeys(setting.kernel for setting in settings))
     attention = check_attention(params, config, batch, args.dtype, kernels)

@@ -16,6 +16,8 @@ from attention_cases import permutes, relative_error
 from lct import sharding
 from lct.models import llama
 from lct.models.memory import REMAT
+from lct.ops.blockwise_attention import Chunks
+from lct.ops.strategies import Attention
 from lct.train.step import loss_and_grads
 
 MESHES = [(1, 1, 1, 1), (1, 1, 8, 1), (2, 1, 4, 1), (1, 2, 2, 2), (1, 1, 4, 2)]
@@ -30,9 +32,10 @@ def placed(host_params, config=tiny.UNTIED):
     return jax.tree.map(lambda x, to: jax.device_put(x, to.sharding), host_params, llama.abstract(config))
 
 
-def compiled_step(host_params, mesh, config=tiny.UNTIED, memory=tiny.MEMORY, accumulation=1):
-    """Loss and gradients on a mesh, zigzag over its ring, as host arrays, and the text of the program."""
-    batch = tiny.batch(4, 64, ring_size=mesh[2])
+def compiled_step(host_params, mesh, config=tiny.UNTIED, memory=tiny.MEMORY, accumulation=1,
+                  layout='zigzag'):
+    """Loss and gradients on a mesh as host arrays, and the text of the program."""
+    batch = tiny.batch(4, 64, ring_size=mesh[2], layout=layout)
     batch = {k: x.reshape(accumulation, 4 // accumulation, 64) for k, x in batch.items()}
     with jax.set_mesh(sharding.make_mesh(mesh)):
         params, batch, tables = placed(host_params, config), tiny.place(batch, (None,)), tiny.tables()
@@ -83,6 +86,19 @@ def test_loss_and_gradients_are_equal_on_every_mesh(mesh, plain, reference):
 def test_loss_and_gradients_are_equal_under_every_memory_policy(remat, mesh, host_params, plain):
     memory = dataclasses.replace(tiny.MEMORY, remat=remat, ffn_chunks=4)
     assert_same(sharded_loss_and_grads(host_params, mesh, memory=memory), plain(mesh), 1e-6)
+
+
+@pytest.mark.parametrize(('mesh', 'layout', 'changes'), [
+    ((1, 1, 1, 1), 'zigzag', {'remat': 'full', 'query_passes': 4}),
+    ((1, 1, 8, 1), 'zigzag', {'remat': 'offload_attention_output', 'query_passes': 4}),
+    ((1, 2, 2, 2), 'striped', {'remat': 'attention_output', 'query_passes': 2, 'ffn_chunks': 4}),
+    ((1, 1, 4, 1), 'contiguous', {'attention': Attention('double_ring', 2, Chunks(8, 8)), 'query_passes': 2,
+                                  'remat': 'offload'}),
+], ids=str)
+def test_passes_over_the_queries_change_neither_loss_nor_gradients(mesh, layout, changes, host_params, plain):
+    memory = dataclasses.replace(tiny.MEMORY, **changes)
+    ours = sharded_loss_and_grads(host_params, mesh, memory=memory, layout=layout)
+    assert_same(ours, plain((1, 1, 8, 1)), 1e-6)
 
 
 @pytest.mark.parametrize(('remat', 'products'), [

@@ -17,6 +17,7 @@ from lct.models import llama
 from lct.models.llama_sizes import LLAMA3_8B, LLAMA31_8B
 from lct.ops import rope
 from lct.ops.blockwise_attention import Chunks
+from lct.ops.strategies import Attention
 from lct.train import loop, optimizer, stages, state, stopping
 from lct.train.step import train_step
 from lct.train.warnings import stage_warnings
@@ -176,7 +177,7 @@ def test_a_length_that_divides_into_degenerate_chunks_only_is_warned_of(seq_len,
 
 
 def test_small_chunks_by_choice_are_not_warned_of():
-    memory = llama.Memory(attention=llama.Attention(chunks=Chunks(8, 16)))
+    memory = llama.Memory(attention=Attention(chunks=Chunks(8, 16)))
     stage = stages.Stage(name='small chunks', seq_len=4096, num_steps=1, memory=memory, theta=1e9)
     assert stage_warnings([stage], LLAMA3_8B) == []
 

@@ -38,8 +38,8 @@ LORA = Adapter(frozen_dtype='bfloat16')
 LORA8 = Adapter(frozen_dtype='int8')
 LONGLORA = Adapter(frozen_dtype='bfloat16', also_train=('embed', 'attn_norm', 'mlp_norm', 'final_norm'))
 # target, model, mesh, batch_size, accumulation, seq_len, remat, strategy, node_size, ffn_chunks, dtype; the
-# kernel, if it is not xla; offload_state, if it is not none; and the adapter that is trained in place of all
-# weights
+# kernel, if it is not xla; offload_state, if it is not none; query_passes, if there are several; and the
+# adapter that is trained in place of all weights
 CALIBRATION = (
     ('l40s:512', 'llama3-8b', (1, 1, 512, 1), 1, 1, 2**20, 'full', 'ring', 1, 1, BF16),
     ('l40s:512', 'llama3-8b', (1, 8, 64, 1), 8, 1, 2**20, 'full', 'ring', 1, 1, BF16),
@@ -92,6 +92,12 @@ CALIBRATION = (
     ('h200:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**21, 'offload', 'ring', 1, 16, MIXED, 'auto'),
     ('h100:8', 'llama3-8b', (1, 2, 4, 1), 2, 1, 2**20, 'offload_attention_output', 'ring', 1, 2, MIXED,
      'auto'),
+    ('h100:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 5 * 2**20, 'offload', 'ring', 1, 16, MIXED, 'auto', 'none',
+     8),
+    ('h200:1', 'llama3.2-1b', (1, 1, 1, 1), 1, 1, 2**20, 'offload', 'ring', 1, 16, MIXED, 'auto', 'none', 8),
+    ('h100:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**20, 'offload_attention_output', 'ring', 1, 16, MIXED,
+     'auto', 'none', 8),
+    ('h100:8', 'llama3-8b', (1, 1, 8, 1), 1, 1, 2**23, 'offload', 'ring', 1, 64, MIXED, 'auto', 'none', 16),
 )
 ADAPTERS = (
     ('h100:1', 'llama3-8b', (1, 1, 1, 1), 1, 1, 2**15, 'full', 'ring', 1, 8, MIXED, 'auto', LORA),
@@ -154,9 +160,10 @@ def step_of(point):
     """The Step of a point."""
     _, _, mesh, batch, accumulation, seq_len, remat, strategy, node_size, ffn_chunks, dtype, *more = point
     more = [one for one in more if not isinstance(one, Adapter)]
-    kernel, offload_state = [*more, *('xla', 'none')[len(more):]]
+    kernel, offload_state, passes = [*more, *('xla', 'none', 1)[len(more):]]
     attention = Attention(strategy, node_size, Chunks(512, 512), kernel)
-    memory = Memory(remat, attention, ffn_chunks, dtype=dtype[1], offload_state=offload_state)
+    memory = Memory(remat, attention, ffn_chunks, dtype=dtype[1], offload_state=offload_state,
+                    query_passes=passes)
     return Step(MODELS[point[1]], mesh, seq_len, batch, accumulation, memory, dtype[0])
 
 

@@ -251,7 +251,7 @@ def check_evaluation(config: ConfigDict, run_stages: tuple[stages.Stage, ...], b
         by_position.check_window_length(native, stage.mesh[2], stage.memory.ffn_chunks)
     if gated:
         short = by_position.evaluation_windows(held_out, native, SHORT_WINDOWS, config.seed, tokenizer.bos_id)
-    decoding = recall_probe.Decoding(last.layout, last.memory)
+    decoding = recall_probe.Decoding(last.layout, last.memory.in_inference)
     needle = before_after.make_needle_plan(tokenizer, haystack, last.seq_len, config.seed)
     ruler = quick_ruler.make_plan(tokenizer, haystack, last.seq_len, config.seed)
     return before_after.Evaluation(

@@ -117,7 +117,8 @@ def _last_resorts(run, step, kind):
     out = []
     for factor in (2, 4, 8, 16, 32, 64):
         longer = dataclasses.replace(step, mesh=(data, fsdp, factor * ring, tensor))
-        if step.seq_len % (2 * factor * ring * step.memory.ffn_chunks) == 0 and sizes(longer) <= limit:
+        unit = 2 * factor * ring * step.memory.ffn_chunks * step.memory.query_passes
+        if step.seq_len % unit == 0 and sizes(longer) <= limit:
             out.append(f'a ring of {factor * ring} devices (mesh {",".join(map(str, longer.mesh))})')
             break
     for adapter in () if run.adapter else (Adapter(frozen_dtype='bfloat16'), Adapter(frozen_dtype='int8')):

@@ -47,7 +47,7 @@ def stage_fields(fields: dict, step: Step) -> dict:
         'memory': {**fields.get('memory', {}), 'remat': memory.remat, 'strategy': attention.strategy,
                    'node_size': attention.node_size, 'query_chunk': attention.chunks.query,
                    'key_chunk': attention.chunks.key, 'kernel': attention.kernel,
-                   'ffn_chunks': memory.ffn_chunks,
+                   'ffn_chunks': memory.ffn_chunks, 'query_passes': memory.query_passes,
                    'loss_chunk': memory.loss_chunk, 'dtype': memory.dtype,
                    'offload_state': memory.offload_state},
     }

@@ -179,7 +179,7 @@ class Evaluation:
         base_short: the short_loss of the base model.
         """
         grid = dataclasses.replace(self.grid, lengths=(stage.seq_len,), seed=self.grid.seed + 1)
-        decoding = dataclasses.replace(self.decoding, layout=stage.layout, memory=stage.memory)
+        decoding = dataclasses.replace(self.decoding, layout=stage.layout, memory=stage.memory.in_inference)
         at_stage = dataclasses.replace(self, grid=grid, decoding=decoding, log=lambda text: None)
         recall = at_stage.recall(stage.name, config, params)
         short = at_stage.short_loss(stage.name, config, params)

@@ -38,7 +38,8 @@ ORACLE_LENGTH = 1024  # tokens of the dense oracle, which builds [T, S] for ever
 class Setting:
     """How a run is split: degrees of sequence and tensor parallelism, layout and attention strategy.
 
-    node_size: of two-level strategies. kernel: a key of strategies.KERNELS. remat: as in llama.Memory.
+    node_size: of two-level strategies. kernel: a key of strategies.KERNELS. remat, query_passes: as in
+      llama.Memory.
     """
 
     ring_size: int
@@ -48,10 +49,15 @@ class Setting:
     node_size: int
     kernel: str
     remat: str = 'full'
+    query_passes: int = 1
 
     @property
     def attention(self) -> Attention:
         return Attention(self.strategy, self.node_size, kernel=self.kernel)
+
+    def memory(self, dtype: str | None = None) -> llama.Memory:
+        """The memory policy, for a dtype of activations."""
+        return llama.Memory(self.remat, self.attention, dtype=dtype, query_passes=self.query_passes)
 
 
 class Outcome(NamedTuple):
@@ -67,7 +73,7 @@ class Outcome(NamedTuple):
 
 def settings(
     ring_sizes: Sequence[int], tensor: int, layout_names: Sequence[str], strategy_names: Sequence[str],
-    kernels: Sequence[str], node_size: int | None = None, remat: str = 'full',
+    kernels: Sequence[str], node_size: int | None = None, remat: str = 'full', query_passes: int = 1,
 ) -> Iterator[Setting]:
     """Every combination, ring sizes outermost. Layouts are innermost: they are data of one compiled program.
 
@@ -77,7 +83,7 @@ def settings(
         ring_sizes, kernels, strategy_names, layout_names
     ):
         node = (node_size or max(ring_size // 2, 1)) if strategies.STRATEGIES[name].two_level else 1
-        yield Setting(ring_size, tensor, layout, name, node, kernel, remat)
+        yield Setting(ring_size, tensor, layout, name, node, kernel, remat, query_passes)
 
 
 def refusal(config: llama.LlamaConfig, length: int, dtype: str, setting: Setting) -> str:
@@ -94,6 +100,7 @@ def refusal(config: llama.LlamaConfig, length: int, dtype: str, setting: Setting
         llama.check_mesh(config, (1, 1, ring_size, setting.tensor))
         strategies.check(setting.attention, ring_size, heads, kv_heads, config.head_dim, dtype)
         layouts.permutation(setting.layout, length, ring_size)
+        setting.memory().check_length(length, ring_size)
     except ValueError as error:
         return ' '.join(str(error).split())
     return ''
@@ -132,7 +139,7 @@ def run(
     if setting is not None:
         mesh = jax.set_mesh(sharding.make_mesh((1, 1, setting.ring_size, setting.tensor)))
         order = layouts.permutation(setting.layout, length, setting.ring_size)
-        memory = llama.Memory(setting.remat, setting.attention, dtype=dtype)
+        memory = setting.memory(dtype)
     with mesh:
         params = jax.tree.map(lambda x, to: jax.device_put(x, to.sharding), params, llama.abstract(config))
         batch = {name: sharding.put(x, sharding.spec('BT'))

@@ -7,7 +7,7 @@ the half-split order of Hugging Face; Meta's interleaved order is permuted on lo
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,15 +16,17 @@ import numpy as np
 from flax import struct
 
 from lct import sharding
+from lct.models import query_passes
+from lct.models.causal_attention import attention
 from lct.models.config import LlamaConfig, check_mesh  # noqa: F401
 from lct.models.embedding import embed_tokens
 from lct.models.memory import Memory, keep_in_core, scan_layers
 from lct.models.offload import fetch_rest
-from lct.ops import rope, strategies
+from lct.ops import rope
 from lct.ops.blockwise_ffn import blockwise_ffn
 from lct.ops.cross_entropy import cross_entropy_sum
+from lct.ops.masks import Tokens
 from lct.ops.norms import rms_norm
-from lct.ops.strategies import Attention
 
 
 class ParamInfo(NamedTuple):
@@ -213,29 +215,19 @@ def mlp(x: jax.Array, layer: Layers, config: LlamaConfig, linear: Callable = lin
     return linear('w_down', jax.nn.silu(gate) * up, layer)
 
 
+def gathered(layer: Layers, dtype: Any, names: Iterable[str]) -> Layers:
+    """The layer with some weights of LINEARS gathered and in dtype, for more than one use of each."""
+    letters = lambda name: LINEARS[name][0].split(',')[1].split('->')[0]
+    return layer.replace(**{
+        name: sharding.gather(getattr(layer, name), letters(name), dtype) for name in names})
+
+
 def ffn(x: jax.Array, layer: Layers, config: LlamaConfig, num_chunks: int) -> jax.Array:
     """mlp of x [B, T, D] in num_chunks chunks of the sequence, on CPUs as many as keep_in_core wants; its
     weights are gathered once for all."""
-    letters = {'w_gate': 'DF', 'w_up': 'DF', 'w_down': 'FD'}
-    gathered = {name: sharding.gather(getattr(layer, name), letters[name], x.dtype) for name in letters}
-    layer = layer.replace(**gathered)
+    layer = gathered(layer, x.dtype, ('w_gate', 'w_up', 'w_down'))
     num_chunks = keep_in_core(num_chunks, *x.shape[:2])
     return blockwise_ffn(lambda y: mlp(y, layer, config), x, num_chunks)
-
-
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, segment_ids: jax.Array,
-              split: Attention, window: int | None = None) -> jax.Array:
-    """Causal attention within documents: q [B, T, N, H], k and v [B, T, K, H] -> [B, T, N, H].
-
-    positions, segment_ids: int32 [B, T]. split: how the sequence is split over the current mesh.
-    """
-    if sharding.current_mesh() is None:
-        return strategies.attend(q, k, v, positions, segment_ids, None, split, window)
-    heads, kv, tokens = (sharding.spec(letters) for letters in ('BTNH', 'BTKH', 'BT'))
-    local = functools.partial(strategies.attend, axis_name='sequence', attention=split, window=window)
-    return jax.shard_map(
-        local, in_specs=(heads, kv, kv, tokens, tokens), out_specs=heads
-    )(q, k, v, positions, segment_ids)
 
 
 def block(x: jax.Array, layer: Layers, angles: tuple, config: LlamaConfig, attend: Callable, *,
@@ -279,11 +271,25 @@ def causal_block(config: LlamaConfig, positions: jax.Array, segment_ids: jax.Arr
                              feed_forward=functools.partial(ffn, num_chunks=memory.ffn_chunks))
 
 
+def training_block(config: LlamaConfig, positions: jax.Array, segment_ids: jax.Array, tables: rope.Tables,
+                   memory: Memory) -> Callable:
+    """causal_block in memory.query_passes passes over the queries; with more than one it returns no keys."""
+    if memory.query_passes == 1:
+        return causal_block(config, positions, segment_ids, tables, memory)
+    feed_forward = functools.partial(ffn, num_chunks=memory.ffn_chunks_in_pass)
+    parts = query_passes.Parts(functools.partial(gathered, names=LINEARS),
+                               functools.partial(project_qkv, config=config),
+                               functools.partial(block, config=config, feed_forward=feed_forward))
+    return functools.partial(query_passes.block, parts=parts, angles=rope.angles(tables, positions),
+                             tokens=Tokens(positions, segment_ids), memory=memory, window=config.window,
+                             linear=linear)
+
+
 def hidden_states(params: Params, config: LlamaConfig, tokens: jax.Array, positions: jax.Array,
                   segment_ids: jax.Array, tables: rope.Tables, memory: Memory | None = None) -> jax.Array:
     """The final normed hidden states [B, T, D] of tokens int32 [B, T]; other arguments as in causal_block."""
     memory = memory or Memory(remat='none')
-    layer_block = causal_block(config, positions, segment_ids, tables, memory)
+    layer_block = training_block(config, positions, segment_ids, tables, memory)
     x = embed_tokens(params.embed, tokens)
     layers = with_constants(params.layers, config)
     x = scan_layers(lambda x, layer: layer_block(x, layer)[0], x, layers, memory)

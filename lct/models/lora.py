@@ -239,12 +239,12 @@ def hidden_states(trained: Trained, frozen: llama.Params, config: LlamaConfig, t
                   memory: Memory) -> jax.Array:
     """llama.hidden_states with adapters: [B, T, D] of tokens int32 [B, T]."""
     params = combine(trained.whole, frozen)
-    block = llama.causal_block(config, positions, segment_ids, tables, memory)
+    block = llama.training_block(config, positions, segment_ids, tables, memory)
 
     def step(x, layer):
         weights, adapters = layer
         weights = int8_weights.gather_layer(weights, x.dtype)
-        return block(x, weights, linear=functools.partial(linear, adapters=adapters))[0]
+        return block(x, weights, linear=jax.tree_util.Partial(linear, adapters=adapters))[0]
 
     layers = llama.with_constants(params.layers, config), trained.adapters
     x = int8_weights.embed_tokens(params.embed, tokens, _compute_dtype(trained, memory))

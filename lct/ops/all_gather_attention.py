@@ -11,7 +11,7 @@ from jax import lax
 
 from lct.ops import context_parallel
 from lct.ops.blockwise_attention import init_accumulator, init_grads
-from lct.ops.context_parallel import AttentionOptions
+from lct.ops.context_parallel import AttentionOptions, Directions
 from lct.ops.ring_attention import ring_pass, ring_pass_backward
 
 
@@ -44,7 +44,7 @@ def _forward(queries, block, axis, options):
     return ring_pass(init_accumulator(queries.q), block, attend_block, axis.rotate_nodes, axis.num_nodes)
 
 
-def _backward(queries, block, residuals, axis, options):
+def _backward(queries, block, residuals, grads, axis, options):
     def attend_block(grads, block):
         dq, dk, dv = grads
         block = _gather(block, axis)
@@ -53,9 +53,10 @@ def _backward(queries, block, residuals, axis, options):
         own_dk, own_dv = (_scatter(x, axis) for x in node_grads)
         return dq, dk + own_dk, dv + own_dv
 
-    dq, chunk = context_parallel.init_dq(queries, options), options.chunks.key
-    dq, dk, dv = ring_pass_backward(dq, block, attend_block, axis.rotate_nodes, axis.num_nodes, chunk)
+    grads, chunk = (context_parallel.init_dq(queries, options), *grads), options.chunks.key
+    dq, dk, dv = ring_pass_backward(grads, block, attend_block, axis.rotate_nodes, axis.num_nodes, chunk)
     return context_parallel.finalize_dq(dq, queries, options), dk, dv
 
 
-_attention = context_parallel.make_attention('all_gather_attention', _forward, _backward)
+DIRECTIONS = Directions(_forward, _backward)
+_attention = context_parallel.make_attention('all_gather_attention', *DIRECTIONS)

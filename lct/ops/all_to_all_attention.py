@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from lct.ops import context_parallel
-from lct.ops.blockwise_attention import KVBlock, QueryBlock, Residuals, init_accumulator
-from lct.ops.context_parallel import AttentionOptions
+from lct.ops.blockwise_attention import KVBlock, QueryBlock, Residuals, init_accumulator, init_grads
+from lct.ops.context_parallel import AttentionOptions, Directions
 from lct.ops.masks import Tokens
 from lct.ops.ring_attention import ring_pass, ring_pass_backward
 
@@ -85,17 +85,21 @@ def _forward(queries, block, axis, options):
     return _to_tokens(out, axis, kv_heads), _to_tokens(lse, axis, kv_heads)
 
 
-def _backward(queries, block, residuals, axis, options):
+def _backward(queries, block, residuals, grads, axis, options):
     kv_heads = block.k.shape[1]
     queries, block = _node_queries(queries, axis), _node_block(block, axis)
     residuals = Residuals(*(_to_heads(x, axis) for x in residuals))
     def attend_block(grads, block):
         return context_parallel.attend_backward(grads, queries, block, residuals, options)
 
-    dq, chunk = context_parallel.init_dq(queries, options), options.chunks.key
-    dq, dk, dv = ring_pass_backward(dq, block, attend_block, axis.rotate_nodes, axis.num_nodes, chunk)
+    chunk = options.chunks.key
+    node_grads = context_parallel.init_dq(queries, options), *init_grads(block.k, block.v)
+    dq, *node_grads = ring_pass_backward(
+        node_grads, block, attend_block, axis.rotate_nodes, axis.num_nodes, chunk)
     dq = context_parallel.finalize_dq(dq, queries, options)
-    return _to_tokens(dq, axis, kv_heads), _own_grad(dk, axis, kv_heads), _own_grad(dv, axis, kv_heads)
+    dk, dv = (a + _own_grad(b, axis, kv_heads) for a, b in zip(grads, node_grads))
+    return _to_tokens(dq, axis, kv_heads), dk, dv
 
 
-_attention = context_parallel.make_attention('all_to_all_attention', _forward, _backward)
+DIRECTIONS = Directions(_forward, _backward)
+_attention = context_parallel.make_attention('all_to_all_attention', *DIRECTIONS)

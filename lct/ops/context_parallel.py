@@ -10,14 +10,14 @@ import functools
 import importlib
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from lct.ops.blockwise_attention import Chunks, KVBlock, QueryBlock, Residuals, fit
+from lct.ops.blockwise_attention import Chunks, KVBlock, QueryBlock, Residuals, fit, init_grads
 from lct.ops.masks import Tokens
 
 # Inner blocks by name: plain XLA (the reference), fused for CUDA devices, and fused for Hopper.
@@ -114,14 +114,33 @@ def finalize_dq(dq: jax.Array, queries: QueryBlock, options: AttentionOptions) -
     return inner_block(options.kernel).finalize_dq(dq, queries.q)
 
 
+class Directions(NamedTuple):
+    """The forward and the backward of a strategy over local shards; all results are float32.
+
+    The queries may be a part of the shard, as in passes over them; the block is always all of it.
+    forward: (queries, block, axis, options) -> (out [B, T, K, G, H], lse [B, T, K, G]).
+    backward: (queries, block, residuals, grads, axis, options) -> (dq [B, T, K, G, H], dk and dv
+      [B, K, S, H]), of which dk and dv continue the sums grads.
+    """
+
+    forward: Callable
+    backward: Callable
+
+
+def fit_chunks(options: AttentionOptions, q: jax.Array, length: int) -> AttentionOptions:
+    """The options with chunks that divide a shard of queries q [B, T, K, G, H] and one of length keys. They
+    are fitted before shards are gathered, so that no chunk straddles two of them."""
+    chunks = options.chunks
+    chunks = Chunks(fit(chunks.queries(q.shape[3]), q.shape[1]), fit(chunks.key, length))
+    return dataclasses.replace(options, chunks=chunks)
+
+
 def make_attention(name: str, forward: Callable, backward: Callable) -> Callable[..., jax.Array]:
-    """The differentiable attention of a strategy.
+    """The differentiable attention of a strategy, whose queries and keys are the same tokens.
 
     Args:
       name: label of both passes in a profile.
-      forward: (queries, block, axis, options) -> (out, lse) in float32.
-      backward: (queries, block, residuals, axis, options) -> (dq [B, T, K, G, H], dk and dv [B, K, S, H]),
-        float32.
+      forward, backward: as in Directions.
     Returns:
       A function (q, k, v, positions, segment_ids, axis_name, options) -> out [B, T, N, H] in q's dtype. The
       residuals of its backward have names for remat policies: q, k and v ATTENTION_INPUT, out and lse
@@ -146,7 +165,9 @@ def make_attention(name: str, forward: Callable, backward: Callable) -> Callable
             # transpose the keys of the backward during the forward, in memory beside the forward's own.
             k, v = (x + (0 * delta.reshape(-1)[0]).astype(x.dtype) for x in (k, v))
             residuals = Residuals(dout, lse, delta)
-            dq, dk, dv = backward(QueryBlock(q, tokens), _kv_block(k, v, tokens), residuals, axis, options)
+            block = _kv_block(k, v, tokens)
+            grads = init_grads(block.k, block.v)
+            dq, dk, dv = backward(QueryBlock(q, tokens), block, residuals, grads, axis, options)
             dk, dv = dk.swapaxes(1, 2), dv.swapaxes(1, 2)
         return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
@@ -156,11 +177,7 @@ def make_attention(name: str, forward: Callable, backward: Callable) -> Callable
         if q.shape[2] % k.shape[2]:
             raise ValueError(f'num_heads {q.shape[2]} is not a multiple of num_kv_heads {k.shape[2]}')
         grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
-        # Chunks are fitted to the shard before shards are gathered, so that no chunk straddles two of them.
-        chunks = options.chunks
-        chunks = Chunks(fit(chunks.queries(grouped.shape[3]), q.shape[1]), fit(chunks.key, q.shape[1]))
-        options = dataclasses.replace(options, chunks=chunks)
-        axis = SequenceAxis(axis_name, options.node_size)
+        options, axis = fit_chunks(options, grouped, q.shape[1]), SequenceAxis(axis_name, options.node_size)
         return attention(grouped, k, v, Tokens(positions, segment_ids), axis, options).reshape(q.shape)
 
     return call

@@ -9,7 +9,7 @@ import jax
 
 from lct.ops import context_parallel
 from lct.ops.blockwise_attention import init_accumulator
-from lct.ops.context_parallel import AttentionOptions
+from lct.ops.context_parallel import AttentionOptions, Directions
 from lct.ops.ring_attention import ring_pass, ring_pass_backward
 
 
@@ -33,20 +33,19 @@ def _forward(queries, block, axis, options):
     return ring_pass(init_accumulator(queries.q), block, node_pass, axis.rotate_nodes, axis.num_nodes)
 
 
-def _backward(queries, block, residuals, axis, options):
+def _backward(queries, block, residuals, grads, axis, options):
     def attend_block(grads, block):
         return context_parallel.attend_backward(grads, queries, block, residuals, options)
 
     rotate, chunk = axis.rotate_within_node, options.chunks.key
 
     def node_pass(grads, block):
-        dq, dk, dv = grads
-        dq, node_dk, node_dv = ring_pass_backward(dq, block, attend_block, rotate, axis.node_size, chunk)
-        return dq, dk + node_dk, dv + node_dv
+        return ring_pass_backward(grads, block, attend_block, rotate, axis.node_size, chunk)
 
-    dq = context_parallel.init_dq(queries, options)
-    dq, dk, dv = ring_pass_backward(dq, block, node_pass, axis.rotate_nodes, axis.num_nodes, chunk)
+    grads = context_parallel.init_dq(queries, options), *grads
+    dq, dk, dv = ring_pass_backward(grads, block, node_pass, axis.rotate_nodes, axis.num_nodes, chunk)
     return context_parallel.finalize_dq(dq, queries, options), dk, dv
 
 
-_attention = context_parallel.make_attention('double_ring_attention', _forward, _backward)
+DIRECTIONS = Directions(_forward, _backward)
+_attention = context_parallel.make_attention('double_ring_attention', *DIRECTIONS)

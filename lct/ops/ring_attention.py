@@ -14,7 +14,7 @@ from jax import lax
 
 from lct.ops import context_parallel
 from lct.ops.blockwise_attention import KVBlock, fit, init_accumulator, init_grads
-from lct.ops.context_parallel import AttentionOptions
+from lct.ops.context_parallel import AttentionOptions, Directions
 
 
 def ring_attention(
@@ -58,9 +58,11 @@ def ring_pass(
 
 
 def ring_pass_backward(
-    dq: jax.Array, block: KVBlock, attend_block_backward: Callable, rotate: Callable, size: int, chunk: int
+    grads: tuple[jax.Array, jax.Array, jax.Array], block: KVBlock, attend_block_backward: Callable,
+    rotate: Callable, size: int, chunk: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """dq, and the dk and dv [B, K, S, H] of the device's own block, after a ring of the given size.
+    """grads, which are dq and the dk and dv [B, K, S, H] of the device's own block, with the share of a ring
+    of the given size added.
 
     attend_block_backward((dq, dk, dv), block) -> (dq, dk, dv). A block rotates as two halves, its even and
     its odd chunks: while the device computes on one half, the other and its dk, dv are in flight. The
@@ -68,9 +70,10 @@ def ring_pass_backward(
     neighbour's half. Its first half comes last, which overlaps with the return of the second half's gradients
     to their owner. So every transfer is overlapped with compute, and none needs a second accumulator.
     """
-    zeros = lambda block: init_grads(block.k, block.v)
     if size == 1:
-        return attend_block_backward((dq, *zeros(block)), block)
+        return attend_block_backward(grads, block)
+    dq, *own_grads = grads
+    first_grads, second_grads = _halves(own_grads, chunk)
 
     def accumulate(dq, half):
         block, grads = half
@@ -89,27 +92,30 @@ def ring_pass_backward(
 
     first, second = _halves(block, chunk)
     in_flight = rotate(first)
-    dq, second = accumulate(dq, (second, zeros(second)))
-    carry = dq, (in_flight, zeros(first)), second
+    dq, second = accumulate(dq, (second, second_grads))
+    carry = dq, (in_flight, init_grads(first.k, first.v)), second
     (dq, first, (_, second_grads)), _ = lax.scan(ring_step, carry, length=size - 1)
     second_grads = rotate(second_grads)
-    dq, (_, first_grads) = accumulate(dq, first)
+    dq, (_, new_grads) = accumulate(dq, first)
     # Their return overlaps with this accumulation, not with later uses of dq.
     dq, second_grads = lax.optimization_barrier((dq, second_grads))
+    first_grads = (a + b for a, b in zip(first_grads, new_grads))
     return dq, *(_interleave(a, b, block.k.shape[2], chunk) for a, b in zip(first_grads, second_grads))
 
 
-def _halves(block, chunk):
-    """Even and odd chunks of a block. An odd S is padded with one key that no query attends to."""
-    odd = block.k.shape[2] % 2
-    size = fit(chunk, block.k.shape[2] + odd)
+def _halves(tree, chunk):
+    """Even and odd chunks of arrays [B, K, S, ...]. An odd S is padded with one key that no query attends
+    to."""
+    length = jax.tree.leaves(tree)[0].shape[2]
+    odd = length % 2
+    size = fit(chunk, length + odd)
 
     def take(x, parity):
         batch, rows, length, *rest = x.shape
         x = jnp.pad(x, [(0, odd * (dim == 2)) for dim in range(x.ndim)])
         return x.reshape(batch, rows, -1, 2, size, *rest)[:, :, :, parity].reshape(batch, rows, -1, *rest)
 
-    return jax.tree.map(lambda x: take(x, 0), block), jax.tree.map(lambda x: take(x, 1), block)
+    return jax.tree.map(lambda x: take(x, 0), tree), jax.tree.map(lambda x: take(x, 1), tree)
 
 
 def _interleave(even, odd, length, chunk):
@@ -125,13 +131,14 @@ def _forward(queries, block, axis, options):
     return ring_pass(init_accumulator(queries.q), block, attend_block, axis.rotate, axis.size)
 
 
-def _backward(queries, block, residuals, axis, options):
+def _backward(queries, block, residuals, grads, axis, options):
     def attend_block(grads, block):
         return context_parallel.attend_backward(grads, queries, block, residuals, options)
 
-    dq = context_parallel.init_dq(queries, options)
-    dq, dk, dv = ring_pass_backward(dq, block, attend_block, axis.rotate, axis.size, options.chunks.key)
+    grads = context_parallel.init_dq(queries, options), *grads
+    dq, dk, dv = ring_pass_backward(grads, block, attend_block, axis.rotate, axis.size, options.chunks.key)
     return context_parallel.finalize_dq(dq, queries, options), dk, dv
 
 
-_attention = context_parallel.make_attention('ring_attention', _forward, _backward)
+DIRECTIONS = Directions(_forward, _backward)
+_attention = context_parallel.make_attention('ring_attention', *DIRECTIONS)

@@ -12,12 +12,16 @@ import jax
 from jax import lax
 
 from lct import text
+from lct.ops.all_gather_attention import DIRECTIONS as ALL_GATHER
 from lct.ops.all_gather_attention import all_gather_attention
+from lct.ops.all_to_all_attention import DIRECTIONS as ALL_TO_ALL
 from lct.ops.all_to_all_attention import all_to_all_attention
-from lct.ops.blockwise_attention import Chunks
-from lct.ops.context_parallel import KERNELS, AttentionOptions
+from lct.ops.blockwise_attention import Chunks, KVBlock, QueryBlock, Residuals
+from lct.ops.context_parallel import KERNELS, AttentionOptions, Directions, SequenceAxis, fit_chunks
+from lct.ops.double_ring_attention import DIRECTIONS as DOUBLE_RING
 from lct.ops.double_ring_attention import double_ring_attention
 from lct.ops.kernels import choice
+from lct.ops.ring_attention import DIRECTIONS as RING
 from lct.ops.ring_attention import ring_attention
 
 
@@ -26,6 +30,7 @@ class Strategy:
     """One way to split attention over the sequence axis.
 
     attend: (q, k, v, positions, segment_ids, axis_name, options) -> out, as ring_attention.
+    directions: its forward and its backward, for queries in passes.
     schedule, requires, exposed: the order of communication, its conditions, and the communication that is not
       overlapped with compute, as text for the table.
     two_level: nodes of node_size neighbours exchange keys and values within, and a ring connects the nodes.
@@ -34,6 +39,7 @@ class Strategy:
     """
 
     attend: Callable[..., jax.Array]
+    directions: Directions
     schedule: str
     requires: str
     exposed: str
@@ -44,36 +50,36 @@ class Strategy:
 
 STRATEGIES: dict[str, Strategy] = {
     'ring': Strategy(
-        ring_attention,
+        ring_attention, RING,
         schedule='one ring of all devices',
         requires='-',
         exposed='none: each transfer overlaps with the attention of one block'),
     'all_gather': Strategy(
-        all_gather_attention,
+        all_gather_attention, ALL_GATHER,
         schedule='all-gather of K/V',
         requires='memory for the K/V of the sequence',
         exposed='the all-gathers',
         gathers=True),
     'all_to_all': Strategy(
-        all_to_all_attention,
+        all_to_all_attention, ALL_TO_ALL,
         schedule='all-to-all of heads and tokens',
         requires='ring_size divides num_heads',
         exposed='four all-to-alls',
         splits_heads=True),
     'all_gather_ring': Strategy(
-        all_gather_attention,
+        all_gather_attention, ALL_GATHER,
         schedule='all-gather within nodes, ring of nodes',
         requires='node_size divides ring_size',
         exposed='the all-gathers within nodes',
         two_level=True, gathers=True),
     'all_to_all_ring': Strategy(
-        all_to_all_attention,
+        all_to_all_attention, ALL_TO_ALL,
         schedule='all-to-all within nodes, ring of nodes',
         requires='node_size divides ring_size and num_heads',
         exposed='four all-to-alls within nodes',
         two_level=True, splits_heads=True),
     'double_ring': Strategy(
-        double_ring_attention,
+        double_ring_attention, DOUBLE_RING,
         schedule='ring within nodes, ring of nodes',
         requires='node_size divides ring_size',
         exposed='none: each transfer between nodes overlaps with a ring pass within the node',
@@ -162,13 +168,48 @@ def attend(
     axis_name: None on a single device. window: tokens that a query attends to, itself included; None for all
     before it.
     """
+    strategy, options = _resolve(q, axis_name, attention, window)
+    return strategy.attend(q, k, v, positions, segment_ids, axis_name, options)
+
+
+def attend_queries(queries: QueryBlock, block: KVBlock, axis_name: str | None, attention: Attention,
+                   window: int | None = None) -> tuple[jax.Array, jax.Array]:
+    """(out [B, T, K, G, H], lse [B, T, K, G]) in float32 of some of the shard's queries, over all keys.
+
+    block: all keys and values of the shard. It communicates as much as the forward of attend. Without a
+    gradient; other arguments as in attend.
+    """
+    strategy, axis, options = _resolve_queries(queries, block, axis_name, attention, window)
+    with jax.named_scope(f'{attention.strategy}_attention'):
+        return strategy.directions.forward(queries, block, axis, options)
+
+
+def attend_queries_backward(
+    queries: QueryBlock, block: KVBlock, residuals: Residuals, grads: tuple[jax.Array, jax.Array],
+    axis_name: str | None, attention: Attention, window: int | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """dq [B, T, K, G, H], and grads, which are dk and dv [B, K, S, H], with the share of these queries added;
+    all float32."""
+    strategy, axis, options = _resolve_queries(queries, block, axis_name, attention, window)
+    with jax.named_scope(f'{attention.strategy}_attention'):
+        return strategy.directions.backward(queries, block, residuals, grads, axis, options)
+
+
+def _resolve_queries(queries, block, axis_name, attention, window):
+    """The Strategy, its SequenceAxis and its options with fitted chunks."""
+    strategy, options = _resolve(queries.q, axis_name, attention, window)
+    options = fit_chunks(options, queries.q, block.tokens.positions.shape[1])
+    return strategy, SequenceAxis(axis_name, options.node_size), options
+
+
+def _resolve(q, axis_name, attention, window):
+    """The Strategy that runs on the axis, and its AttentionOptions; q: [..., H]."""
     ring_size = 1 if axis_name is None else lax.axis_size(axis_name)
     strategy, node_size = attention.facts, attention.nodes(ring_size)[0]
     if ring_size == 1:
         strategy, node_size = STRATEGIES[DEFAULT], 1
     kernel = choice.choose(attention.kernel, q.shape[-1], q.dtype).kernel
-    options = AttentionOptions(attention.chunks, window, kernel, node_size)
-    return strategy.attend(q, k, v, positions, segment_ids, axis_name, options)
+    return strategy, AttentionOptions(attention.chunks, window, kernel, node_size)
 
 
 def table() -> str:

@@ -165,18 +165,31 @@ def scheduled(needed: Buffers, step: Step, memory: float) -> Buffers:
 def _work(step, ffn, platform):
     """Bytes of the working set of a layer where the compiler has memory to spare, ffn those of the FFN."""
     if platform == 'tpu' or step.width == FLOAT32 or step.memory.attention.kernel == 'xla':
-        return WORK * _array(step)
-    return WORK_FUSED * _array(step) if step.mesh[2] > 1 else _least(step, ffn)
+        return WORK * _array(step) + _whole(step)
+    return WORK_FUSED * _array(step) + _whole(step) if step.mesh[2] > 1 else _least(step, ffn)
 
 
 def _least(step, ffn):
     """The least of _work."""
-    return max(LEAST * _array(step) - ffn, LEAST_FFN * _array(step))
+    return max(LEAST * _array(step) - ffn, LEAST_FFN * _array(step)) + _whole(step)
 
 
 def _array(step):
-    """Bytes of a float32 array of [tokens, D] on one device."""
-    return step.local * step.config.embed_dim * FLOAT32
+    """Bytes of a float32 array of [tokens, D] on one device, the tokens of one pass over the queries."""
+    return step.local / step.memory.query_passes * step.config.embed_dim * FLOAT32
+
+
+def _whole(step):
+    """Bytes of a layer's arrays of all tokens, beside those of a pass over the queries if there are more: its
+    input (unless that is in transfer) and gradient, k, v, and float32 dk and dv, of which a ring also holds
+    halves."""
+    if step.memory.query_passes == 1:
+        return 0
+    values = 2 * step.local * step.config.num_kv_heads / step.mesh[3] * step.config.head_dim
+    keys, grads = (2.5, 2) if step.mesh[2] > 1 else (1, 1)
+    hidden = step.local * step.config.embed_dim * step.width
+    hidden *= 1 if REMAT[step.memory.remat].on_host else 2
+    return hidden + values * (keys * step.width + grads * FLOAT32)
 
 
 @functools.cache
@@ -218,7 +231,7 @@ def saved(step: Step) -> tuple[dict[str, float], dict[str, float]]:
     if remat in ('attention_output', 'offload_attention_output'):
         kept['out, lse'] = tokens * (heads * step.width + lse)
     if REMAT[remat].on_host:
-        return {'layer inputs in transfer': 2 * inputs / config.num_layers}, kept
+        return _in_transfer(step, kept), kept
     if remat in ('full', 'attention', 'attention_output'):
         return kept, {}
     if remat == 'dots':
@@ -230,6 +243,15 @@ def saved(step: Step) -> tuple[dict[str, float], dict[str, float]]:
     if step.memory.ffn_chunks == 1:
         elements += KEPT_F * config.mlp_dim / tensor
     return {'activations of all layers': tokens * elements * step.width}, {}
+
+
+def _in_transfer(step, kept):
+    """Bytes by name of what is on its way from the host to one layer and the next. Passes over the queries
+    leave the next layer's input where it is: the compiler has no memory to hide its transfer in."""
+    if step.memory.query_passes == 1:
+        return {'layer inputs in transfer': 2 * kept['layer inputs'] / step.config.num_layers}
+    times = {'layer inputs': 1, 'out, lse': 2}
+    return {f'{name} in transfer': times[name] * size / step.config.num_layers for name, size in kept.items()}
 
 
 def _loss(step, platform):
@@ -253,7 +275,7 @@ def _layer(step, platform):
     """The backward of one layer: gathered weights, their gradients, working set, gathered keys of a node."""
     config, tensor = step.config, step.mesh[3]
     weights = sum(layer_matmul_params(config)) / tensor
-    chunk = step.rows * step.shard / step.memory.ffn_chunks
+    chunk = step.rows * step.shard / max(step.memory.ffn_chunks, step.memory.query_passes)
     ffn = WORK_FFN / 2 * step.width * chunk * config.mlp_dim / tensor
     node, _ = step.node
     out = {

@@ -105,7 +105,8 @@ def step_key(target: str, model: str, step: Step, adapter: Adapter | None = None
     fields = (target, model, 'x'.join(map(str, step.mesh)), step.batch_size, step.accumulation, step.seq_len,
               memory.remat, attention.strategy, attention.node_size, memory.ffn_chunks, step.dtype,
               memory.dtype or step.dtype, *([] if attention.kernel == 'xla' else [attention.kernel]),
-              *([] if memory.offload_state == 'none' else [f'offload_state={memory.offload_state}']))
+              *([] if memory.offload_state == 'none' else [f'offload_state={memory.offload_state}']),
+              *([] if memory.query_passes == 1 else [f'query_passes={memory.query_passes}']))
     if adapter:
         frozen = adapter.frozen_dtype or step.dtype
         fields += (f'adapter({adapter.rank},{frozen},{"+".join(sorted(adapter.also_train))})',)

@@ -53,10 +53,12 @@ class Step:
         data, fsdp, ring, tensor = self.mesh
         llama.check_mesh(config, self.mesh)
         strategies.check(attention, ring, config.num_heads // tensor, config.num_kv_heads // tensor)
-        divisor = math.lcm(2 * ring, ring * self.memory.ffn_chunks)
+        passes, chunks = self.memory.query_passes, self.memory.ffn_chunks
+        divisor = math.lcm(2 * ring * passes, ring * chunks)
         if self.seq_len % divisor:
             raise ValueError(f'seq_len {self.seq_len} is not a multiple of {divisor}: each of {ring} devices '
-                             f'holds two stretches of the sequence and {self.memory.ffn_chunks} ffn_chunks')
+                             f'holds two stretches of the sequence and {chunks} ffn_chunks'
+                             f'{f", in {passes} query_passes" * (passes > 1)}')
         if self.batch_size % (data * fsdp):
             raise ValueError(
                 f'batch_size {self.batch_size} is not a multiple of data * fsdp = {data} * {fsdp}')
@@ -217,7 +219,8 @@ def transfers(step: Step, adapter: Adapter | None = None) -> list[Transfer]:
 
 def _attention_transfers(step):
     """Transfers of keys and values. The forward of a ring of n sends n - 1 blocks. The backward, which cuts a
-    block in two, sends n - 1/2 of them and as many of float32 dk and dv. For gathers see the ops."""
+    block in two, sends n - 1/2 of them and as many of float32 dk and dv. For gathers see the ops. Every pass
+    over the queries sends all of that again."""
     config, tensor = step.config, step.mesh[3]
     ring, (node, nodes) = step.mesh[2], step.node
     if ring == 1:
@@ -225,10 +228,11 @@ def _attention_transfers(step):
     times = config.num_layers * step.accumulation
     kv_heads = config.num_kv_heads / tensor
     forwards = 2 - step.keeps_attention
-    values = 2 * step.local * kv_heads * config.head_dim
+    sent_tokens = step.local * step.memory.query_passes
+    values = 2 * sent_tokens * kv_heads * config.head_dim
     strategy = step.memory.attention.facts
     copies = max(node / kv_heads, 1) if strategy.splits_heads else 1
-    block = values * copies * step.width + TOKEN_TAGS * step.local  # one block of keys and values
+    block = values * copies * step.width + TOKEN_TAGS * sent_tokens  # one block of keys and values
     grads = values * copies * FLOAT32
 
     def ring_passes(name, size, stride, passes):

@@ -12,7 +12,7 @@ from lct.models.memory import OFFLOAD_STATE, REMAT
 from lct.plan import timing
 from lct.plan.cost import Step
 from lct.plan.hardware import Hardware
-from lct.plan.search import FFN_CHUNKS, divisors
+from lct.plan.search import FFN_CHUNKS, LONG_SHARD, QUERY_PASSES, divisors
 
 
 class Remedy(NamedTuple):
@@ -48,8 +48,8 @@ def find(step: Step, hardware: Hardware, needed: Callable[[Step], float], limit:
 
 def _variants(step: Step, remats: Collection[str]) -> Iterator[tuple[dict[str, Any], Step]]:
     """({changed field: value}, Step) of every combination of changes that save memory."""
-    axes = [_remats(step, remats), _states(step, remats), _ffn_chunks(step), _splits(step), _meshes(step),
-            _strategies(step)]
+    axes = [_remats(step, remats), _states(step, remats), _ffn_chunks(step), _passes(step), _splits(step),
+            _meshes(step), _strategies(step)]
     for combination in itertools.product(*([{}, *axis] for axis in axes)):
         changes = {name: value for part in combination for name, value in part.items()}
         memory = {name.removeprefix('memory.'): value for name, value in changes.items()
@@ -58,8 +58,11 @@ def _variants(step: Step, remats: Collection[str]) -> Iterator[tuple[dict[str, A
         if 'strategy' in memory:
             attention = dataclasses.replace(attention, strategy=memory.pop('strategy'), node_size=1)
         fields = {name: value for name, value in changes.items() if not name.startswith('memory.')}
-        yield changes, dataclasses.replace(
-            step, **fields, memory=dataclasses.replace(step.memory, attention=attention, **memory))
+        try:
+            memory = dataclasses.replace(step.memory, attention=attention, **memory)
+        except ValueError:  # a policy without passes, or chunks that do not divide over them
+            continue
+        yield changes, dataclasses.replace(step, **fields, memory=memory)
 
 
 def _remats(step, remats):
@@ -74,6 +77,11 @@ def _states(step, remats):
 
 def _ffn_chunks(step):
     return [{'memory.ffn_chunks': count} for count in FFN_CHUNKS if count > step.memory.ffn_chunks]
+
+
+def _passes(step):
+    more = [{'memory.query_passes': count} for count in QUERY_PASSES if count > step.memory.query_passes]
+    return more[-1:] if step.shard >= LONG_SHARD else []
 
 
 def _splits(step):

@@ -22,6 +22,8 @@ from lct.plan.offloaded import offloaded
 USABLE = 0.92
 HOST_USABLE = 0.85  # of the memory of a host, which also holds data and the system
 FFN_CHUNKS = (1, 2, 4, 8, 16)
+QUERY_PASSES = (4, 16)
+LONG_SHARD = 2**15  # tokens of a device from which passes over the queries are tried
 CHUNKS, LOSS_CHUNK = Chunks(512, 512), 512
 GiB = 2**30
 
@@ -207,21 +209,22 @@ def _policies(step, hardware, efficiency, adapter=None):
 
 
 def _remats(step, hardware, efficiency, adapter):
-    """Iterator of Plans of remat policies that fit, with as few chunks of the FFN as fit, and of Rejections.
-    Later policies keep less and compute more, except for those that keep attention's output."""
+    """Iterator of Plans of remat policies that fit, with as few chunks of the FFN as fit and passes over the
+    queries only where nothing fits without, and of Rejections. Later policies keep less and compute more,
+    except for those that keep attention's output."""
     usable, plans = USABLE * hardware.memory, []
 
-    def under(remat, ffn_chunks):
-        memory = dataclasses.replace(step.memory, remat=remat, ffn_chunks=ffn_chunks)
+    def under(remat, ffn_chunks, passes):
+        memory = dataclasses.replace(step.memory, remat=remat, ffn_chunks=ffn_chunks, query_passes=passes)
         changed = dataclasses.replace(step, memory=memory)
         return changed, needed_by(changed, hardware, adapter)
 
     for remat in policies(hardware):
-        if plans and (plans[-1].step.keeps_attention or not REMAT[remat].attention_once):
+        whole = plans and plans[-1].step.memory.query_passes == 1
+        if whole and (plans[-1].step.keeps_attention or not REMAT[remat].attention_once):
             continue
-        # under 'none' and 'dots' chunks of the FFN would be recomputed, which is another policy
-        counts = [n for n in FFN_CHUNKS if step.shard % n == 0] if remat not in ('none', 'dots') else [1]
-        smallest, needed = under(remat, counts[-1])
+        counts = _counts(step, remat)
+        smallest, needed = under(remat, *counts[-1])
         if not allowed(smallest, adapter):
             continue
         if needed.peak > usable:
@@ -232,9 +235,19 @@ def _remats(step, hardware, efficiency, adapter):
             yield Rejection(smallest, f'needs {(limit + excess) / GiB:,.1f} GiB of the usable '
                             f'{limit / GiB:,.1f} of a host', excess)
             continue
-        fitted, needed = next(pair for pair in (under(remat, n) for n in counts) if pair[1].peak <= usable)
+        fitted, needed = next(pair for pair in (under(remat, *n) for n in counts) if pair[1].peak <= usable)
         plans.append(Plan(fitted, timing.seconds(fitted, hardware, efficiency, adapter), needed, adapter))
         yield plans[-1]
+
+
+def _counts(step, remat):
+    """(ffn_chunks, query_passes) in the order in which they are tried: of decreasing memory."""
+    if remat in ('none', 'dots'):  # chunks of the FFN would be recomputed, which is another policy
+        return [(1, 1)]
+    counts = [(n, 1) for n in FFN_CHUNKS if step.shard % n == 0]
+    if REMAT[remat].in_passes and step.shard >= LONG_SHARD:
+        counts += [(4 * n, n) for n in QUERY_PASSES if step.shard % (4 * n) == 0]
+    return counts
 
 
 def _too_large(step, needed, usable):
@@ -279,11 +292,13 @@ def feasible(job: Job, hardware: Hardware, devices: int) -> bool:
         replicas = mesh[0] * mesh[1]
         if job.rows % replicas or job.seq_len % (2 * mesh[2]):
             continue
-        chunks = max(c for c in FFN_CHUNKS if job.seq_len // mesh[2] % c == 0)
         remat = policies(hardware)[-1]
-        memory = Memory(remat, Attention('ring', 1, CHUNKS), chunks, LOSS_CHUNK, compute_dtype(hardware),
+        memory = Memory(remat, Attention('ring', 1, CHUNKS), 1, LOSS_CHUNK, compute_dtype(hardware),
                         offload_state=state_policies(hardware, job.adapter)[-1])
         step = cost.Step(job.config, mesh, job.seq_len, replicas, job.rows // replicas, memory, job.dtype)
+        chunks, passes = _counts(step, remat)[-1]
+        memory = dataclasses.replace(memory, ffn_chunks=chunks, query_passes=passes)
+        step = dataclasses.replace(step, memory=memory)
         try:
             step.check()
         except ValueError:

@@ -17,7 +17,8 @@ def policy(step: Step) -> str:
     memory, attention = step.memory, step.memory.attention
     node = f' in nodes of {attention.node_size}' if attention.node_size > 1 else ''
     state = '' if memory.offload_state == 'none' else f', offload_state {memory.offload_state}'
-    return f'{attention.strategy}{node}, remat {memory.remat}, ffn_chunks {memory.ffn_chunks}{state}'
+    passes = f', query_passes {memory.query_passes}' if memory.query_passes > 1 else ''
+    return f'{attention.strategy}{node}, remat {memory.remat}, ffn_chunks {memory.ffn_chunks}{state}{passes}'
 
 
 def assumptions(hardware: Hardware) -> str:

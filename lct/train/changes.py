@@ -24,7 +24,8 @@ ANY_TIME = (
     'stages.*.gate', 'stages.*.gate.every', 'stages.*.gate.needle', 'stages.*.gate.short_loss_rise',
     'stages.*.gate.otherwise',
     'stages.*.memory.remat', 'stages.*.memory.query_chunk', 'stages.*.memory.key_chunk',
-    'stages.*.memory.ffn_chunks', 'stages.*.memory.loss_chunk', 'stages.*.memory.strategy',
+    'stages.*.memory.ffn_chunks', 'stages.*.memory.loss_chunk', 'stages.*.memory.query_passes',
+    'stages.*.memory.strategy',
     'stages.*.memory.node_size', 'stages.*.memory.kernel', 'stages.*.memory.cache_dtype',
     'stages.*.memory.offload_state',
 )

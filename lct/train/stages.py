@@ -9,7 +9,7 @@ from typing import NamedTuple
 from lct.data.layout import LAYOUTS
 from lct.models.llama import LlamaConfig, Memory, check_mesh
 from lct.ops import rope, strategies
-from lct.text import divisors_near, multiples_near
+from lct.text import multiples_near
 from lct.train.gates import Gate
 
 
@@ -81,12 +81,10 @@ class Stage:
                 f'stage {self.name}: seq_len {self.seq_len} is not a multiple of {factor} = {chunks} for '
                 f'layout {self.layout}; use {multiples_near(self.seq_len, chunks)}'
             )
-        if self.seq_len % (ring * self.memory.ffn_chunks):
-            raise ValueError(
-                f'stage {self.name}: seq_len {self.seq_len} is not a multiple of ring_size * ffn_chunks = '
-                f'{ring} * {self.memory.ffn_chunks}; use ffn_chunks '
-                f'{divisors_near(self.seq_len // ring, self.memory.ffn_chunks)}'
-            )
+        try:
+            self.memory.check_length(self.seq_len, ring)
+        except ValueError as error:
+            raise ValueError(f'stage {self.name}: {error}') from None
         if self.batch_size % (data * fsdp):
             raise ValueError(
                 f'stage {self.name}: batch_size {self.batch_size} is not a multiple of data * fsdp = '

@@ -62,16 +62,16 @@ def _theta_warning(stage, stage_config, base):
 def _degenerate_chunk(stage, seq_len, group):
     """Tokens of the smaller attention chunk if a long shard of seq_len has no better divisor; else 0."""
     chunks, shard = stage.memory.attention.chunks, seq_len // stage.mesh[2]
-    fitted = {wanted: fit(wanted, shard) for wanted in (chunks.queries(group), chunks.key)}
+    pairs = (chunks.queries(group), shard // stage.memory.query_passes), (chunks.key, shard)
     # below half of the configured chunk: shards that are multiples of 32 always have at least that
-    small = [size for wanted, size in fitted.items() if 2 * size < min(wanted, 64)]
+    small = [fit(wanted, length) for wanted, length in pairs if 2 * fit(wanted, length) < min(wanted, 64)]
     return min(small) if small and shard > 1024 else 0
 
 
 def _nearest_length(stage, group):
     """The length nearest to the stage's that is a valid seq_len without degenerate chunks."""
     ring = stage.mesh[2]
-    step = math.lcm(2 * ring, ring * stage.memory.ffn_chunks)
+    step = math.lcm(2 * ring * stage.memory.query_passes, ring * stage.memory.ffn_chunks)
     down = stage.seq_len // step * step
     lengths = (n for i in itertools.count() for n in (down - i * step, down + (i + 1) * step))
     return min(itertools.islice((n for n in lengths if not _degenerate_chunk(stage, n, group)), 2),
