@@ -40,8 +40,8 @@ def test_a_folder_and_a_corpus_become_a_config_that_passes_every_check_of_a_run(
 
 
 def test_one_consumer_card_trains_adapters_where_all_weights_do_not_fit(tmp_path, capsys):
-    path = tmp_path / '1b.py'
-    planner.run(['--model', 'llama3.2-1b', '--context', '64K', '--hardware', 'rtx4090', '--devices', '1',
+    path = tmp_path / '8b.py'
+    planner.run(['--model', 'llama3-8b', '--context', '64K', '--hardware', 'rtx4090', '--devices', '1',
                  '--output', str(path)])
     assert make_run(load_config(path)).adapter and 'does not fit 1 x rtx4090' in capsys.readouterr().out
     extension_check.print_check(load_config(path))
