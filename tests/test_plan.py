@@ -236,7 +236,8 @@ def test_mistakes(argv, expected):
 
 def test_nothing_feasible_names_the_buffer_and_three_remedies():
     with pytest.raises(ValueError) as error:
-        planner.run(['--model', 'llama3-70b', '--context', '1M', '--hardware', 'l40s', '--devices', '8'])
+        planner.run(['--model', 'llama3-70b', '--context', '1M', '--hardware', 'l40s', '--devices', '8',
+                     '--stages', '1M', '--train', 'all'])
     text = str(error.value)
     assert re.search(r"largest buffer is '[\w ]+' with [\d.]+ GiB, [\d.]+ GiB too much", text)
     remedies = text.partition('remedies, cheapest first: ')[2].split(', or ')
@@ -249,9 +250,11 @@ def test_nothing_feasible_names_the_buffer_and_three_remedies():
 def test_one_device_trains_all_of_8b_with_the_state_on_the_host(name, context):
     kind = hardware.find(name)
     plan = search.best(search.Job(LLAMA3_8B, context), kind, 1).plans[0]
-    assert plan.step.memory.offload_state == 'all' and plan.times['state to and from the host'] < 30
-    weights = plan.buffers.host['weights']
-    assert weights == 4 * 8_030_261_248 and plan.buffers.host['moments of AdamW'] == 2 * weights
+    on_host = plan.step.memory.offload_state
+    assert on_host in ('moments', 'all') and plan.times['state to and from the host'] < 30
+    weights = 4 * 8_030_261_248
+    assert plan.buffers.host['moments of AdamW'] == 2 * weights
+    assert plan.buffers.host.get('weights') == (weights if on_host == 'all' else None)
     assert sum(plan.buffers.host.values()) < 1.5 * 2**40
     # where the host has less memory, what is kept there is less or nothing fits
     with pytest.raises(ValueError, match='no plan is feasible'):

@@ -23,7 +23,8 @@ def cache_bytes(step: Step) -> float:
 def prefill_seconds(step: Step, hardware: Hardware,
                     efficiency: timing.Efficiency = timing.Efficiency()) -> dict[str, float]:  # noqa: B008
     """Seconds by name of one forward over the rows of a Step that writes the cache, without a loss."""
-    forward = dataclasses.replace(step, accumulation=1, memory=dataclasses.replace(step.memory, remat='none'))
+    memory = dataclasses.replace(step.memory.in_inference, remat='none')
+    forward = dataclasses.replace(step, accumulation=1, memory=memory)
     flops, moved = cost.work(forward), cost.transfers(forward)
     attention = flops.attention_forward / (hardware.flops * efficiency.attention)
     hidden = [t for t in moved if t.behind == 'forward']

@@ -116,7 +116,7 @@ def abstract(config: llama.LlamaConfig, tx: optax.GradientTransformation, dtype:
 def move(tree: Any, target: Any) -> Any:
     """Place every array of tree as target (abstract) says: how a state changes mesh between stages."""
     def moved(x, to):
-        if not to.sharding or x.sharding == to.sharding:
+        if not to.sharding or getattr(x, 'sharding', None) == to.sharding:  # numpy arrays have none
             return x
         if offload.is_on_host(x) or offload.is_on_host(to):  # never from one mesh's host to another's
             x = jax.device_put(offload.onto_device(x), to.sharding.with_memory_kind(offload.DEVICE))
