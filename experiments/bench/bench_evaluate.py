@@ -8,8 +8,9 @@
 Each round runs the needle grid and RULER with both checkouts, each with its own defaults, in processes of
 their own. Seconds of the clock and of the cores are from the start of a process to its end, with compilation
 unless JAX_COMPILATION_CACHE_DIR is warm. RULER's prompts are the same on both sides, and how many of their
-answers are equal is counted. The needles have the same lengths and depths, but other haystacks: all
-depths of a column share one now. DIR may be a copy of experiments/base with larger max_position_embeddings.
+answers are equal is counted. The needles have the same lengths and depths, but other haystacks: all depths of
+a column share one now. The output keeps other suites of an earlier run with the same settings. DIR may be a
+copy of experiments/base with larger max_position_embeddings.
 """
 
 import argparse
@@ -55,7 +56,18 @@ def main():
     if args.output:
         content = {'model': args.model, 'lengths': args.lengths, 'samples': args.samples,
                    'cores': os.cpu_count(), 'ratios': ratios, 'equal': equal, 'rows': rows}
-        args.output.write_text(json.dumps(content, indent=1) + '\n')
+        args.output.write_text(json.dumps(joined(args.output, content), indent=1) + '\n')
+
+
+def joined(path, content):
+    """The content with what the file holds of other suites, if they were measured with the same settings."""
+    old = json.loads(path.read_text()) if path.exists() else {}
+    if any(old.get(name) != content[name] for name in ('model', 'lengths', 'samples', 'cores')):
+        return content
+    kept = [row for row in old['rows'] if row['suite'] not in content['ratios']]
+    equal = content['equal'] if 'ruler' in content['ratios'] else old['equal']
+    ratios = old['ratios'] | content['ratios']
+    return content | {'ratios': ratios, 'equal': equal, 'rows': kept + content['rows']}
 
 
 def measure(checkout, workdir, suite, args):
