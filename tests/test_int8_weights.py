@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import math
 
+import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +35,6 @@ def start(convert=None, config=CONFIG):
 
 
 def test_blocks_are_those_of_ggml():
-    gguf = pytest.importorskip('gguf')
     kind = gguf.GGMLQuantizationType.Q8_0
     weights = np.random.default_rng(0).standard_normal((48, 256), np.float32) ** 3
     weights[3, 64:96] = 0

@@ -287,6 +287,13 @@ def cache_loss(d: dict) -> str:
     return f'{worst:.4f} nats, at {size:.3f}x the bytes of bfloat16'
 
 
+def frozen(d: dict) -> str:
+    return '; '.join(
+        f'{name} {one["int8"]["difference"]:+.4f} ± {one["int8"]["standard_error"]:.4f} and '
+        f'{one["bfloat16"]["difference"]:+.4f} ± {one["bfloat16"]["standard_error"]:.4f} nats'
+        for name, one in d.items())
+
+
 def cache_tasks(d: dict) -> str:
     rows, out = d['others']['int8'], []
     for suite in ('needle', 'ruler'):

@@ -20,7 +20,8 @@ INTRODUCTION = """# Results
 Every figure of this project and the file in this folder that holds it; written by `checks/results_page.py`.
 *Measured* figures come from two virtual CPU cores (Intel Xeon or AMD EPYC), *compiled* ones from a compiler
 for the named accelerator, without one, and *predicted* ones from the planner. Nothing has run on a GPU or TPU
-yet. The commands are in [experiments/README.md](../README.md), in the row that names the file.
+yet. The commands are in [experiments/README.md](../README.md), in the row that names the file. A figure is of
+the version that wrote its file (`git log -1 FILE`); versions after it have not repeated every measurement.
 """
 
 
@@ -125,6 +126,8 @@ CORRECTNESS = (
            'caches_smollm2.json', figures.cache_loss),
     Figure('measured', 'needles (2K, 4K) and RULER (1K) with a cache in int8 beside the full one, SmolLM2',
            'caches_smollm2_tasks.json', figures.cache_tasks),
+    Figure('measured', 'loss with frozen weights in 8 bits and in bfloat16, over that in float32',
+           'frozen.json', figures.frozen),
     Figure('measured', 'loss with a cache in int8, largest difference to 8K, the model of the main job',
            'caches_laptop.json', figures.cache_loss),
     Figure('measured', '1, 2 and 4 processes, killed and continued: largest difference of a loss',

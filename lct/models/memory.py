@@ -20,7 +20,7 @@ from lct.text import divisors_near
 
 LAYER_INPUT = 'layer_input'
 OFFLOAD_STATE = ('none', 'moments', 'all')  # in order of decreasing memory of a device
-CORE_TOKENS = 512  # of an FFN chunk on CPUs: what it computes stays in the cache of a core
+CORE_TOKENS = 512  # of an FFN chunk on CPUs, see keep_in_core
 CACHE_DTYPES = ('float32', 'bfloat16', 'int8')
 
 
@@ -151,9 +151,8 @@ class Memory:
 
 def keep_in_core(num_chunks: int, batch: int, length: int) -> int:
     """Chunks of the FFN of [batch, length] tokens: num_chunks, or on CPUs the next multiple of it that leaves
-    each at most CORE_TOKENS tokens of a device, and a quarter of that at least, if one divides the length.
-
-    With activations in main memory the forward takes 1.3 times as long, and both passes 1.6 times.
+    each at most CORE_TOKENS tokens of a device, and a quarter of that at least, if one divides the length:
+    activations then stay in the cache of a core.
     """
     if device()[0] != 'cpu':
         return num_chunks

@@ -64,7 +64,7 @@ def _degenerate_chunk(stage, seq_len, group):
     chunks, shard = stage.memory.attention.chunks, seq_len // stage.mesh[2]
     pairs = (chunks.queries(group), shard // stage.memory.query_passes), (chunks.key, shard)
     # below half of the configured chunk: shards that are multiples of 32 always have at least that
-    small = [fit(wanted, length) for wanted, length in pairs if 2 * fit(wanted, length) < min(wanted, 64)]
+    small = [size for wanted, length in pairs if 2 * (size := fit(wanted, length)) < min(wanted, 64)]
     return min(small) if small and shard > 1024 else 0
 
 
