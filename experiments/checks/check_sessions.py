@@ -66,7 +66,7 @@ def check(args, folder):
     header = 'mesh that read', 'mesh that asks', 'wall s', 'CPU s', 'tokens reused', 'of', 'CPU ratio'
     print(text.table(header, [(a, b, f'{c:.1f}', f'{d:.1f}', *rest) for a, b, c, d, *rest in rows], (0, 1)))
     before = tokens_before(folder, model)
-    print(f'{len(answers)} different answer(s); before the changed file are {before:,} tokens')
+    print(f'{len(answers)} distinct answer(s); before the changed file are {before:,} tokens')
     if args.output:
         kept = json.loads(args.output.read_text()) if args.output.exists() else {}
         names = 'written', 'asked', 's', 'cpu_s', 'reused', 'tokens', 'cpu_ratio'

@@ -10,6 +10,7 @@ import check_plan_memory
 
 from lct.models import kv_cache
 from lct.models.llama_sizes import SIZES
+from lct.plan import hlo
 from lct.text import short_length
 
 RESULTS = pathlib.Path(__file__).parents[1] / 'results'
@@ -178,6 +179,13 @@ def plan_memory(d: dict) -> str:
             f'{min(ratios):.2f} to {max(ratios):.2f}')
 
 
+def passes(d: dict) -> str:
+    """Compiled GiB of 8B on 8 H100 at 5M tokens, in passes over the queries and without."""
+    sizes = [hlo.device_bytes(d[check_plan_memory.key(point)]) / 2**30 for point in check_plan_memory.POINTS
+             if point[:2] == ('h100:8', 'llama3-8b') and point[5] == 5 * 2**20]
+    return ' and '.join(f'{size:.0f}' for size in sorted(sizes)) + ' GiB a device'
+
+
 def cache_sizes(_: None) -> str:
     """GiB of a cache of 1M tokens of Llama-3 8B."""
     sizes = {dtype: kv_cache.bytes_of(SIZES['llama3-8b'], dtype) for dtype in ('float32', 'bfloat16', 'int8')}
@@ -292,6 +300,15 @@ def frozen(d: dict) -> str:
         f'{name} {one["int8"]["difference"]:+.4f} ± {one["int8"]["standard_error"]:.4f} and '
         f'{one["bfloat16"]["difference"]:+.4f} ± {one["bfloat16"]["standard_error"]:.4f} nats'
         for name, one in d.items())
+
+
+def recipe_study(d: dict) -> str:
+    """Recall probe, needle and RULER beyond the native length, and the loss there: means over the seeds."""
+    seeds = sorted({len(row['seeds']) for row in d['rows']})
+    arms = [f'{row["arm"].replace("_", " ")} ' + ', '.join(
+        f'{row["means"][name][0]:.0f}' for name in ('recall', 'needle', 'ruler'))
+        + f' and {row["means"]["loss beyond"][0]:.2f} nats' for row in d['rows']]
+    return f'{"; ".join(arms)}; {" or ".join(map(str, seeds))} seeds'
 
 
 def cache_tasks(d: dict) -> str:

@@ -53,6 +53,11 @@ EXTENSION = (
            'base.json', lambda d:
            f'{sum(map(sum, d["needle"]["scores"])) * 2:.0f} of {sum(map(sum, d["needle"]["samples"]))}'),
     Figure('measured', 'the same: RULER, 20 samples a task', 'base.json', figures.base_ruler),
+    Figure('measured', 'recipes from 512 to 8,192 at equal tokens, percent of recall probe, needle and RULER',
+           'recipe_study.json', figures.recipe_study),
+    Figure('measured', 'divisors of RoPE found without training: loss of answers at 8,192, first and last '
+           'generation', 'rope_factors.json', lambda d:
+           f'{d["generations"][0][0]:.2f} and {d["generations"][-1][0]:.2f} nats'),
     Figure('measured', 'theta for 4,096 tokens, three seeds each: loss at 2K-4K and recall beyond 512',
            'theta_search.json', figures.theta_table),
     Figure('measured', 'SmolLM2-135M at twice its length, scaling alone: loss at 8K-16K',
@@ -75,6 +80,8 @@ SPEED = (
            'compile_l40s_512.json', figures.gathers),
     Figure('predicted', 'memory of a device in a training step, over the compiled one', 'plan_memory.json',
            figures.plan_memory),
+    Figure('compiled', '8B at 5M tokens on 8 H100, in passes over the queries and without',
+           'plan_memory.json', figures.passes),
     Figure('predicted', 'keys and values of 1M tokens of Llama-3 8B', '', figures.cache_sizes),
     Figure('compiled', 'its temporaries relative to BAIR (for CPUs)',
            'memory_attention.jsonl', figures.bair_memory),

@@ -19,8 +19,9 @@ MEASURES = {  # of a run: heading, digits
     'needle': ('needle beyond, %', 0),
     'ruler': ('RULER beyond, %', 0),
 }
-STYLES = [(color, line, marker) for line, marker in (('-', 'o'), ('--', 's'), (':', '^'))
-          for color in ('#1F5FBF', '#C2573A', '#0B9E74')]  # told apart in grey by line and marker
+# Told apart in grey by marker and by how dark the color is.
+MARKERS, LINES = 'os^DvPX*<', ('-', '--', ':')
+COLORS = ('#12386F', '#C2573A', '#3DBB93')
 
 
 def interval(values: Sequence[float]) -> list[float | None]:
@@ -77,21 +78,26 @@ def summarise(results: Mapping[tuple[str, int], Mapping[str, Any]],
                 for name in MEASURES}
         rows.append({**row, 'curves': _curves([results[arm, seed] for seed in row['seeds']])})
     one = next(iter(results.values()))
-    return {'native': one['native'], 'target': one['target'], 'base': measures_of(one, 'base'), 'rows': rows,
+    return {'native': one['native'], 'target': one['target'], 'base': measures_of(one, 'base'),
+            'base_curves': _curves([one], 'base'), 'rows': rows,
             'runs': {f'{arm}, seed {seed}': {**values, 'thetas': results[arm, seed]['summary']['thetas']}
                      for (arm, seed), values in numbers.items()}}
 
 
-def _curves(runs):
-    """Means over the seeds of an arm: loss by position, the others by length."""
-    average = lambda lists: np.mean(lists, 0).tolist()
-    grids = {name: (runs[0][key]['extended']['lengths'],
-                    average([np.mean(run[key]['extended']['scores'], 0) for run in runs]))
-             for name, key in (('recall', 'needle'), ('needle', 'needle_suite'))}
-    ruler = [run['ruler_suite']['extended'] for run in runs]
-    loss = [run['loss_by_position']['extended'] for run in runs]
-    return {'loss': (loss[0]['edges'], average([one['mean'] for one in loss])), **grids,
-            'ruler': (ruler[0]['lengths'], average([np.array(one['means']) / 100 for one in ruler]))}
+def _curves(runs, model='extended'):
+    """{kind: (xs, means over the runs, least, most)}: loss by position, the others by length."""
+    def spread(rows):
+        rows = np.array(rows)
+        return rows.mean(0).tolist(), rows.min(0).tolist(), rows.max(0).tolist()
+
+    loss = [run['loss_by_position'][model] for run in runs]
+    out = {'loss': (loss[0]['edges'], *spread([one['mean'] for one in loss]))}
+    for name, key in (('recall', 'needle'), ('needle', 'needle_suite')):
+        grids = [run[key][model] for run in runs]
+        out[name] = grids[0]['lengths'], *spread([np.mean(grid['scores'], 0) for grid in grids])
+    ruler = [run['ruler_suite'][model] for run in runs]
+    out['ruler'] = ruler[0]['lengths'], *spread([np.array(one['means']) / 100 for one in ruler])
+    return out
 
 
 def summary_table(summary: Mapping[str, Any]) -> str:
@@ -115,7 +121,8 @@ def summary_table(summary: Mapping[str, Any]) -> str:
 
 
 def figure(summary: Mapping[str, Any], path: str | Path) -> None:
-    """Loss by position, recall probe, needle and RULER by length, a line for each arm."""
+    """Loss by position, recall probe, needle and RULER by length: for each arm a line of the means over its
+    seeds, with bars from the least to the most."""
     fig = Figure(figsize=(12, 8), layout='constrained')
     FigureCanvasAgg(fig)
     axes = fig.subplots(2, 2).flat
@@ -124,11 +131,10 @@ def figure(summary: Mapping[str, Any], path: str | Path) -> None:
              ('needle', 'needle, share right', 'context length (tokens)'),
              ('ruler', 'RULER, mean of tasks', 'context length (tokens)'))
     for axis, (kind, y_label, x_label) in zip(axes, kinds, strict=True):
-        for row, (color, line, marker) in zip(summary['rows'], STYLES, strict=False):
-            xs, ys = row['curves'][kind]
-            if kind == 'loss':
-                xs, ys = np.sqrt(np.array(xs[1:-1], float) * xs[2:]), ys[1:]
-            axis.plot(xs, ys, color=color, linestyle=line, marker=marker, markersize=4, label=row['arm'])
+        _draw(axis, kind, summary['base_curves'], label='base, not extended', color='#5A6462', linewidth=1)
+        for i, row in enumerate(summary['rows']):
+            _draw(axis, kind, row['curves'], label=row['arm'].replace('_', ' '), color=COLORS[i % 3],
+                  linestyle=LINES[i // 3], marker=MARKERS[i], markersize=5, capsize=2)
         axis.axvline(summary['native'], color='#5A6462', linewidth=1, linestyle='--')
         axis.set_xscale('log', base=2)
         ticks = {2 ** round(np.log2(x)) for x in axis.get_lines()[0].get_xdata()} | {summary['native']}
@@ -143,3 +149,12 @@ def figure(summary: Mapping[str, Any], path: str | Path) -> None:
     fig.legend(*axis.get_legend_handles_labels(), loc='outside lower center', ncols=5, frameon=False)
     with files.atomic_path(Path(path)) as partial:
         fig.savefig(partial, dpi=120, format='png')
+
+
+def _draw(axis, kind, curves, **style):
+    """A line of a kind with bars from the least to the most."""
+    xs, *values = curves[kind]
+    mean, least, most = np.array(values)
+    if kind == 'loss':  # bins, without the first, whose tokens have hardly any context
+        xs, mean, least, most = np.sqrt(np.array(xs[1:-1], float) * xs[2:]), mean[1:], least[1:], most[1:]
+    axis.errorbar(xs, mean, [mean - least, most - mean], elinewidth=1, **style)

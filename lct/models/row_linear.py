@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from lct import sharding
 from lct.models import llama
 from lct.models.config import LlamaConfig
+from lct.ops.kernels.choice import device
 
 RING = 'sequence'
 SPLIT_LETTERS = 'F', 'H', 'V'  # what a weight is split by over the ring: the first that it has
@@ -33,7 +34,7 @@ def for_decoding(params: llama.Params, config: LlamaConfig) -> llama.Params:
     On CPUs the layers become a tuple of Layers and the head a matrix of its own, because XLA would copy what
     it takes out of a stack or transposes, for every token, which takes longer than to multiply with it.
     """
-    on_cpu = jax.default_backend() == 'cpu'
+    on_cpu = device()[0] == 'cpu'
     ring = sharding.axis_size(RING)
     if params.lm_head is None and (on_cpu or ring > 1):
         params = params.replace(lm_head=params.embed.T)
@@ -54,7 +55,7 @@ def for_decoding(params: llama.Params, config: LlamaConfig) -> llama.Params:
 def placed(params: llama.Params, config: LlamaConfig) -> llama.Params:
     """for_decoding outside of a program. On CPUs, where all weights are copied, the result is kept as long as
     params, for every answer; elsewhere it is made again, as the next text needs the memory."""
-    if jax.default_backend() != 'cpu':
+    if device()[0] != 'cpu':
         return _for_decoding(params, config)
     key = id(params), config, sharding.current_mesh()
     if key not in _kept:

@@ -24,20 +24,24 @@ from lct.plan.cost import FLOAT32, INT8_WIDTH, WIDTH, Step, num_trained
 
 # Fitted to programs compiled for CUDA, in float32 arrays of [tokens, D]: the working set of the backward of a
 # layer beside that of a chunk of the FFN, that is the residual stream, q, k, v, out and their gradients.
-# Fused kernels need less than xla.
-WORK, WORK_FUSED = 9, 6.2
+# Fused kernels need less than xla, and adapters less than all weights, whose gradients need every input.
+WORK, WORK_FUSED, WORK_ADAPTER = 9, 6.2, 5.2
 # The least, where the compiler schedules for memory: the larger of attention's and of the residual stream's
 # beside the FFN's, which follow each other. One device with a fused kernel has no transfers to overlap and
 # needs no more.
 LEAST, LEAST_FFN = 4.4, 1
-# The compiler schedules for memory beyond this share of a GPU's. What is on the host counts as on the device.
+# Sets of k, v and float32 dk, dv that these strategies hold, or their like in copies, beside those of a ring.
+MORE_SETS = {'double_ring': 1.5, 'all_to_all': 1, 'all_to_all_ring': 1}
+# The compiler schedules for memory beyond this share of a GPU's. What is kept on the host for the backward
+# counts as on the device; state that comes from the host does not.
 SCHEDULED = 0.77
 # In bytes per element of [tokens of a chunk, F]: gate, up, their product and the gradients of the three.
 WORK_FFN = 14
 # Elements per token that a layer keeps without remat: multiples of D (float32 norms, residuals, out), of F.
 KEPT_D, KEPT_F = 16, 5
-# Fitted to programs compiled for TPU: heap fragmentation, as a fraction of the bytes saved for the backward.
-FRAGMENTS = 0.75
+# Fitted to programs compiled for TPU: heap fragmentation, as a multiple of the float32 gradient of an
+# embedding that is not the head.
+FRAGMENTS = 1.25
 BACKWARD, LAYER, FFN = 'backward of a layer', 'work on a layer', 'work on a chunk of the FFN'
 BATCH = 20  # bytes of a token in the batch: five arrays of 32 bits
 
@@ -81,21 +85,19 @@ def buffers(step: Step, platform: str = 'gpu') -> Buffers:
     tensor, share = step.mesh[3], share_of(step)
     stays = {
         'weights': share * step.stored_width,
-        'moments of AdamW': 2 * share * step.stored_width,
+        'moments of AdamW': 2 * share * FLOAT32,
         'batch': BATCH * step.local * step.accumulation,
     }
-    if step.stored_width < FLOAT32:  # the step returns a moment in float32, which cannot reuse its argument
-        stays['second moment, float32'] = share * FLOAT32
     if step.accumulation > 1:
         stays['gradients so far, float32'] = share * FLOAT32
-    if step.width < step.stored_width:  # the embedding is gathered as stored; a loop keeps the head as used
-        table = config.vocab_size * config.embed_dim
-        stays['embedding, gathered'] = table * step.stored_width
-        if step.accumulation > 1:
-            stays['head, cast for all micro-batches'] = table * step.width / tensor
+    shared = config.tie_embeddings and step.width == step.stored_width  # the gathered head serves for both
+    if step.width < FLOAT32 and not shared:  # gathered as stored; a loop keeps the head as used
+        stays['embedding, gathered'] = config.vocab_size * config.embed_dim * step.stored_width / tensor
+    if step.accumulation > 1 and step.width < step.stored_width and not REMAT[step.memory.remat].on_host:
+        stays['head, cast for all micro-batches'] = config.vocab_size * config.embed_dim * step.width / tensor
     kept, host = saved(step)
-    if platform == 'tpu' and not REMAT[step.memory.remat].on_host:
-        kept['fragments'] = FRAGMENTS * sum(kept.values())
+    if platform == 'tpu' and not config.tie_embeddings:
+        kept['fragments'] = FRAGMENTS * config.vocab_size * config.embed_dim * FLOAT32 / tensor
     phases = {
         'loss': _loss(step, platform),
         BACKWARD: {'gradients': _gradients(step, share), **_layer(step, platform)},
@@ -120,17 +122,20 @@ def with_adapter(needed: Buffers, step: Step, adapter: lora.Adapter) -> Buffers:
     if step.accumulation > 1:
         stays['gradients so far, float32'] = trained * FLOAT32
     if 'embed' not in adapter.also_train:
-        stays['embedding, gathered'] = config.vocab_size * config.embed_dim * width if shards > 1 else 0
+        gathered = config.vocab_size * config.embed_dim * width / step.mesh[3]
+        stays['embedding, gathered'] = gathered if shards > 1 else 0
     phases = {name: dict(sizes) for name, sizes in needed.phases.items()}
     if ('embed' if config.tie_embeddings else 'lm_head') not in adapter.also_train:
         for name in ('gradient of the head, float32', 'gradient of the head, one chunk'):
             del phases['loss'][name]
+        stays.pop('head, cast for all micro-batches', None)
     layer = phases[BACKWARD]
     # that of the embedding alone is computed after the last layer's
     early = 0 if config.tie_embeddings or 'embed' not in adapter.also_train else (
         config.vocab_size * config.embed_dim / shards)
     layer['gradients'] = (trained - early) * FLOAT32
     layer['gradients of a layer, float32'] *= _trained_share(config, adapter)
+    layer[LAYER] = WORK_ADAPTER * _array(step) + _whole(step)
     if adapter.quantized:
         layer['weights of a layer, gathered'] *= (step.width + INT8_WIDTH) / (2 * step.width)
     phases['update'] = {'gradients, float32': trained * FLOAT32}
@@ -155,7 +160,7 @@ def scheduled(needed: Buffers, step: Step, memory: float) -> Buffers:
 
     memory: bytes of a device.
     """
-    total = sum(needed.stays.values()) + needed.in_phase(BACKWARD) + sum(needed.host.values())
+    total = sum(needed.stays.values()) + needed.in_phase(BACKWARD) + sum(saved(step)[1].values())
     backward = needed.phases[BACKWARD]
     work, least = backward[LAYER], _least(step, backward[FFN])
     less = max(min(work, least), work - max(0.0, total - SCHEDULED * memory))
@@ -177,6 +182,12 @@ def _least(step, ffn):
 def _array(step):
     """Bytes of a float32 array of [tokens, D] on one device, the tokens of one pass over the queries."""
     return step.local / step.memory.query_passes * step.config.embed_dim * FLOAT32
+
+
+def _more_sets(step):
+    """Bytes of what a strategy holds of keys and values beside what a ring does."""
+    values = 2 * step.local * step.config.num_kv_heads / step.mesh[3] * step.config.head_dim
+    return MORE_SETS.get(step.memory.attention.strategy, 0) * values * (step.width + FLOAT32)
 
 
 def _whole(step):
@@ -212,8 +223,8 @@ def share_of(step: Step) -> float:
 
 
 def _gradients(step, share):
-    """Gradients of all layers, in the dtype of the weights; 0 where they share the place of a new moment."""
-    return share * FLOAT32 if step.stored_width == FLOAT32 else 0
+    """Gradients of all layers, in the dtype of the weights."""
+    return share * step.stored_width
 
 
 def saved(step: Step) -> tuple[dict[str, float], dict[str, float]]:
@@ -250,7 +261,7 @@ def _in_transfer(step, kept):
     leave the next layer's input where it is: the compiler has no memory to hide its transfer in."""
     if step.memory.query_passes == 1:
         return {'layer inputs in transfer': 2 * kept['layer inputs'] / step.config.num_layers}
-    times = {'layer inputs': 1, 'out, lse': 2}
+    times = {'layer inputs': 1, 'out, lse': 2 if step.mesh[2] > 1 else 1}
     return {f'{name} in transfer': times[name] * size / step.config.num_layers for name, size in kept.items()}
 
 
@@ -284,6 +295,8 @@ def _layer(step, platform):
         LAYER: _work(step, ffn, platform),
         FFN: ffn,
     }
+    if more := _more_sets(step):
+        out['keys and values exchanged, their gradients'] = more
     if step.memory.attention.facts.gathers:
         keys = 2 * node * step.local * config.num_kv_heads / tensor * config.head_dim
         out['keys and values of a node, their gradients'] = keys * (step.width + FLOAT32)

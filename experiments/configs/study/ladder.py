@@ -12,5 +12,5 @@ def get_config():
     one = config.stages[0].to_dict()
     config.stages = tuple(
         stage(**{**one, 'name': f'{seq_len // 1024}K', 'seq_len': seq_len, 'batch_size': 8192 // seq_len,
-                 'num_steps': 30, 'warmup_steps': 2}) for seq_len in (1024, 2048, 4096, 8192))
+                 'num_steps': 15, 'warmup_steps': 2}) for seq_len in (1024, 2048, 4096, 8192))
     return config

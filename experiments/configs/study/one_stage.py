@@ -1,4 +1,4 @@
-"""The arms of studies/recipe_study.py with one stage: the base to 8,192 tokens in 983,040 training tokens.
+"""The arms of studies/recipe_study.py with one stage: the base to 8,192 tokens in 491,520 training tokens.
 
     python experiments/studies/recipe_study.py --workdir runs/study
 """
@@ -26,10 +26,10 @@ def get_config():
     config.corpus_bytes = 12_000_000
     config.held_out = 0.1
     config.optimizer = ConfigDict({'b1': 0.9, 'b2': 0.98, 'weight_decay': 0.01, 'clip_norm': 1.0})
-    config.checkpoint_every = 30
+    config.checkpoint_every = 20
     config.keep_checkpoints = 1
     config.param_dtype = 'float32'
-    config.stages = (stage(name='8K', seq_len=TARGET, batch_size=1, num_steps=120, warmup_steps=8,
+    config.stages = (stage(name='8K', seq_len=TARGET, batch_size=1, num_steps=60, warmup_steps=5,
                            theta='critical_base', **COMMON),)
     config.needle = ConfigDict({
         'lengths': (512, 1024, 2048, 4096, 8192), 'depths': (0.0, 0.25, 0.5, 0.75, 1.0), 'samples': 2})

@@ -1,0 +1,161 @@
+"""Reading a prompt and decoding behind it on CPUs beside transformers: SmolLM2-135M in float32.
+
+    python experiments/bench/bench_generate.py --python PYTHON_WITH_TRANSFORMERS \\
+        --lengths 2048,8192 --rounds 5 --output experiments/results/bench_generate.json
+
+Each side is a process of its own that reads the prompt anew and decodes when it is its turn: `lct` as a
+Session on a ring of all cores, transformers with SDPA and its dynamic cache. The prompt is the same, and so
+must be the tokens that follow. Seconds are those until the first token, and of a token after it: medians over
+the rounds after one that compiles, and medians of the ratios within a round.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+from lct import environment
+from lct.text import table
+
+SIDES = ('lct', 'transformers')
+NEW = 33  # tokens of an answer
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--python', default=sys.executable, help='with torch and transformers')
+    parser.add_argument('--lengths', default='2048,8192')
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--output', type=pathlib.Path)
+    parser.add_argument('--worker', nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return work(args.worker[0], int(args.worker[1]))
+    results = {'versions': environment.versions(), 'command': environment.command()}
+    for length in map(int, args.lengths.split(',')):
+        results[length] = compare(args, length)
+        print(show(length, results[length]), flush=True)
+        if args.output:
+            args.output.write_text(json.dumps(results, indent=1) + '\n')
+
+
+def compare(args, length):
+    """{side: {'first': [s], 'token': [s]}}, the ratios of the first side to the second, whether the tokens
+    are equal."""
+    workers = {side: subprocess.Popen(
+        [args.python if side == 'transformers' else sys.executable, __file__, '--worker', side, str(length)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for side in SIDES}
+    found, tokens = {side: {'first': [], 'token': []} for side in SIDES}, {}
+    for number in range(args.rounds + 1):
+        for side in SIDES if number % 2 else reversed(SIDES):
+            record = take_turn(workers[side])
+            tokens[side] = record.pop('tokens')
+            print(number, length, side, json.dumps(record), flush=True)
+            for name, seconds in record.items() if number else ():
+                found[side][name].append(seconds)
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    ratios = {}
+    for name in ('first', 'token'):
+        ours, theirs = (found[side][name] for side in SIDES)
+        ratios[name] = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return {**found, 'ratios': ratios, 'equal_tokens': tokens['lct'] == tokens['transformers']}
+
+
+def take_turn(worker):
+    worker.stdin.write('go\n')
+    worker.stdin.flush()
+    line = worker.stdout.readline()
+    if not line:
+        raise SystemExit('a side ended; its error is above')
+    return json.loads(line)
+
+
+def show(length, found):
+    rows = [(side, *(f'{statistics.median(found[side][name]) * 1e3:.1f}' for name in ('first', 'token')))
+            for side in SIDES]
+    rows.append(('ratio', *(f'{found["ratios"][name]:.2f}' for name in ('first', 'token'))))
+    return f'{length} tokens, equal tokens: {found["equal_tokens"]}\n' + table(
+        ('side', 'first token, ms', 'a token, ms'), rows, left=(0,))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Workers
+# ---------------------------------------------------------------------------------------------------
+
+
+def work(side, length):
+    """Read the prompt and decode for every line of stdin."""
+    answer = {'lct': lct_answer, 'transformers': transformers_answer}[side](length)
+    for _ in sys.stdin:
+        times, tokens = [time.perf_counter()], []
+        for token in answer():
+            times.append(time.perf_counter())
+            tokens.append(int(token))
+        print(json.dumps({'first': times[1] - times[0], 'token': (times[-1] - times[1]) / (NEW - 1),
+                          'tokens': tokens}), flush=True)
+
+
+def prompt_of(length, vocab_size):
+    """Token ids that are text to neither side: what they are does not change what they cost."""
+    import numpy as np
+
+    return np.random.default_rng(0).integers(100, vocab_size, length).tolist()
+
+
+def lct_answer(length):
+    with contextlib.redirect_stdout(sys.stderr):
+        from lct.cli.model import load_model, mesh_context
+        args = argparse.Namespace(model='smollm2', mesh='auto', dtype=None, cache_dtype=None, plain=True,
+                                  piece=None, batch_tokens=65536)
+        mesh_context(args.mesh).__enter__()
+        model, _ = load_model(args)
+    from lct import sharding
+    from lct.data import layout
+    from lct.models.prompt_layout import length_unit
+    from lct.models.session import Session
+
+    unit = length_unit(sharding.axis_size('sequence'), model.memory.ffn_chunks)
+    size = -(-(length + NEW) // unit) * unit
+    indices = layout.permutation('striped', size, sharding.axis_size('sequence'))
+    session = Session(model.params, model.config, 1, size, indices, model.memory)
+    ids = prompt_of(length, model.config.vocab_size)
+
+    def answer():
+        session.read([ids])
+        for tokens in session.stream([[]], NEW):
+            yield tokens[0]
+    return answer
+
+
+def transformers_answer(length):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lct.cli.model import find_model
+
+    torch.set_num_threads(os.cpu_count())
+    model = AutoModelForCausalLM.from_pretrained(find_model('smollm2'), dtype=torch.float32,
+                                                 attn_implementation='sdpa')
+    ids = torch.tensor([prompt_of(length, model.config.vocab_size)])
+
+    @torch.inference_mode()
+    def answer():
+        out = model(ids, use_cache=True, logits_to_keep=1)
+        for i in range(NEW):
+            token = out.logits[:, -1:].argmax(-1)
+            yield token[0, 0]
+            if i + 1 < NEW:
+                out = model(token, past_key_values=out.past_key_values, use_cache=True)
+    return answer
+
+
+if __name__ == '__main__':
+    main()
