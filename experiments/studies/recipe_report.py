@@ -157,4 +157,5 @@ def _draw(axis, kind, curves, **style):
     mean, least, most = np.array(values)
     if kind == 'loss':  # bins, without the first, whose tokens have hardly any context
         xs, mean, least, most = np.sqrt(np.array(xs[1:-1], float) * xs[2:]), mean[1:], least[1:], most[1:]
-    axis.errorbar(xs, mean, [mean - least, most - mean], elinewidth=1, **style)
+    bars = np.maximum([mean - least, most - mean], 0)  # a mean of equal values may round beyond them
+    axis.errorbar(xs, mean, bars, elinewidth=1, **style)
