@@ -7,8 +7,8 @@
 'compiled' is the memory of one device in the training step: arguments, temporaries, and outputs that do not
 reuse an argument. (The compilers' own peak includes offloaded buffers on the host.) The constants of
 buffers.py were fitted to the rows 'calibration' and 'adapters'. The rows 'held out' were added later, and
-some constants corrected after them; two terms, of double rings and exchanges and of passes on one device, after
-the rows 'planned'. Nothing was changed after the rows 'refused' and the last of 'planned'.
+some constants corrected after them; two terms, of exchanges and double rings and of passes on one device,
+after the rows 'planned'. Nothing was changed after the rows 'refused' and the last of 'planned'.
 """
 
 import argparse
