@@ -118,14 +118,11 @@ def lct_answer(length):
         mesh_context(args.mesh).__enter__()
         model, _ = load_model(args)
     from lct import sharding
-    from lct.data import layout
-    from lct.models.prompt_layout import length_unit
-    from lct.models.session import Session
+    from lct.models.prompt_layout import cache_len
 
-    unit = length_unit(sharding.axis_size('sequence'), model.memory.ffn_chunks)
-    size = -(-(length + NEW) // unit) * unit
-    indices = layout.permutation('striped', size, sharding.axis_size('sequence'))
-    session = Session(model.params, model.config, 1, size, indices, model.memory)
+    total = length + NEW
+    slots = cache_len(total, sharding.axis_size('sequence'), model.memory.ffn_chunks)
+    session = model.session(1, slots, total)
     ids = prompt_of(length, model.config.vocab_size)
 
     def answer():
