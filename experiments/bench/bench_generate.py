@@ -4,7 +4,7 @@
         --lengths 2048,8192 --rounds 5 --output experiments/results/bench_generate.json
 
 Each side is a process of its own that reads the prompt anew and decodes when it is its turn: `lct` as a
-Session on a ring of all cores, transformers with SDPA and its dynamic cache. The prompt is the same, and so
+Session on the mesh of ask.py, transformers with SDPA and its dynamic cache. The prompt is the same, and so
 must be the tokens that follow. Seconds are those until the first token, and of a token after it: medians over
 the rounds after one that compiles, and medians of the ratios within a round.
 """
@@ -31,12 +31,13 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--python', default=sys.executable, help='with torch and transformers')
     parser.add_argument('--lengths', default='2048,8192')
+    parser.add_argument('--mesh', default='1,1,1,1', help='of lct')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--output', type=pathlib.Path)
-    parser.add_argument('--worker', nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument('--worker', nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        return work(args.worker[0], int(args.worker[1]))
+        return work(args.worker[0], int(args.worker[1]), args.worker[2])
     results = {'versions': environment.versions(), 'command': environment.command()}
     for length in map(int, args.lengths.split(',')):
         results[length] = compare(args, length)
@@ -49,7 +50,8 @@ def compare(args, length):
     """{side: {'first': [s], 'token': [s]}}, the ratios of the first side to the second, whether the tokens
     are equal."""
     workers = {side: subprocess.Popen(
-        [args.python if side == 'transformers' else sys.executable, __file__, '--worker', side, str(length)],
+        [args.python if side == 'transformers' else sys.executable, __file__, '--worker', side, str(length),
+         args.mesh],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for side in SIDES}
     found, tokens = {side: {'first': [], 'token': []} for side in SIDES}, {}
     for number in range(args.rounds + 1):
@@ -91,9 +93,9 @@ def show(length, found):
 # ---------------------------------------------------------------------------------------------------
 
 
-def work(side, length):
+def work(side, length, mesh):
     """Read the prompt and decode for every line of stdin."""
-    answer = {'lct': lct_answer, 'transformers': transformers_answer}[side](length)
+    answer = lct_answer(length, mesh) if side == 'lct' else transformers_answer(length)
     for _ in sys.stdin:
         times, tokens = [time.perf_counter()], []
         for token in answer():
@@ -110,10 +112,10 @@ def prompt_of(length, vocab_size):
     return np.random.default_rng(0).integers(100, vocab_size, length).tolist()
 
 
-def lct_answer(length):
+def lct_answer(length, mesh):
     with contextlib.redirect_stdout(sys.stderr):
         from lct.cli.model import load_model, mesh_context
-        args = argparse.Namespace(model='smollm2', mesh='auto', dtype=None, cache_dtype=None, plain=True,
+        args = argparse.Namespace(model='smollm2', mesh=mesh, dtype=None, cache_dtype=None, plain=True,
                                   piece=None, batch_tokens=65536)
         mesh_context(args.mesh).__enter__()
         model, _ = load_model(args)
