@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import result_figures as figures
+import speed_figures
 from result_figures import RESULTS, percent, read
 
 INTRODUCTION = """# Results
@@ -92,6 +93,12 @@ SPEED = (
            f'{max(row["max_over_mean"]["zigzag"] for row in d if "ring_size" in row):.3f}x'),
     Figure('measured', 'the loss in chunks', 'bench_blockwise.json', figures.bench_row('loss', 'lct:512')),
     Figure('measured', 'the FFN in chunks', 'bench_blockwise.json', figures.bench_row('ffn', 'lct:512')),
+    Figure('measured', 'SmolLM2 beside transformers, one device: prompt and a token, times theirs',
+           'bench_generate.json', speed_figures.beside_transformers),
+    Figure('measured', 'the same on a ring of two', 'bench_generate_ring.json',
+           speed_figures.beside_transformers),
+    Figure('measured', 'a training step on a ring of two beside torch and transformers',
+           'bench_step.json', speed_figures.training_step),
     Figure('measured', 'a token of 32K on 8 virtual devices against 4K on one, per device',
            'decode.json', figures.growing_ring),
     Figure('measured', '1,000 decoded tokens against the forward pass, largest difference of a logit',
