@@ -15,9 +15,10 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import time
+
+import turns
 
 from lct import environment
 from lct.text import table
@@ -38,7 +39,7 @@ def main():
     args = parser.parse_args()
     if args.worker:
         return work(args.worker[0], int(args.worker[1]), args.worker[2])
-    results = {'versions': environment.versions(), 'command': environment.command()}
+    results = {'versions': environment.versions()}
     for length in map(int, args.lengths.split(',')):
         results[length] = compare(args, length)
         print(show(length, results[length]), flush=True)
@@ -49,35 +50,23 @@ def main():
 def compare(args, length):
     """{side: {'first': [s], 'token': [s]}}, the ratios of the first side to the second, whether the tokens
     are equal."""
-    workers = {side: subprocess.Popen(
-        [args.python if side == 'transformers' else sys.executable, __file__, '--worker', side, str(length),
-         args.mesh],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for side in SIDES}
+    pythons = {'lct': sys.executable, 'transformers': args.python}
+    workers = {side: turns.start([python, __file__, '--worker', side, str(length), args.mesh])
+               for side, python in pythons.items()}
     found, tokens = {side: {'first': [], 'token': []} for side in SIDES}, {}
     for number in range(args.rounds + 1):
         for side in SIDES if number % 2 else reversed(SIDES):
-            record = take_turn(workers[side])
+            record = turns.take(workers[side])
             tokens[side] = record.pop('tokens')
             print(number, length, side, json.dumps(record), flush=True)
             for name, seconds in record.items() if number else ():
                 found[side][name].append(seconds)
-    for worker in workers.values():
-        worker.stdin.close()
-        worker.wait()
+    turns.end(workers.values())
     ratios = {}
     for name in ('first', 'token'):
         ours, theirs = (found[side][name] for side in SIDES)
         ratios[name] = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
     return {**found, 'ratios': ratios, 'equal_tokens': tokens['lct'] == tokens['transformers']}
-
-
-def take_turn(worker):
-    worker.stdin.write('go\n')
-    worker.stdin.flush()
-    line = worker.stdout.readline()
-    if not line:
-        raise SystemExit('a side ended; its error is above')
-    return json.loads(line)
 
 
 def show(length, found):

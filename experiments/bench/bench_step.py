@@ -16,9 +16,10 @@ import os
 import pathlib
 import resource
 import statistics
-import subprocess
 import sys
 import time
+
+import turns
 
 from lct.text import table
 
@@ -57,30 +58,18 @@ def compare(args, length):
     found = {side: {'s': [], 'cpu_s': []} for side in sides}
     for number in range(args.rounds + 1):
         for side in sides if number % 2 else reversed(sides):
-            step = take_step(workers[side])
+            step = turns.take(workers[side])
             print(number, length, side, json.dumps(step), flush=True)
             if number:
                 found[side]['s'].append(step['s'])
                 found[side]['cpu_s'].append(step['cpu_s'])
             found[side] |= {'peak_gb': step['peak_gb'], 'loss': step['loss']}
-    for worker in workers.values():
-        worker.stdin.close()
-        worker.wait()
+    turns.end(workers.values())
     return found
 
 
 def start(python, side, length):
-    command = [python, __file__, '--worker', side, str(length)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def take_step(worker):
-    worker.stdin.write('step\n')
-    worker.stdin.flush()
-    line = worker.stdout.readline()
-    if not line:
-        raise SystemExit('a side ended; its error is above')
-    return json.loads(line)
+    return turns.start([python, __file__, '--worker', side, str(length)])
 
 
 def show(length, found):
