@@ -16,7 +16,6 @@ import collections
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -67,8 +66,9 @@ def set_up_devices(requested):
     """The number of devices to use. Creates virtual CPU devices, so it must run before any computation."""
     import jax
 
-    if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-        jax.config.update('jax_num_cpu_devices', requested or 8)
+    from lct import cpu_devices
+
+    cpu_devices.provide(requested or 8)
     available = jax.device_count()
     if requested is not None and not 1 <= requested <= available:
         raise ValueError(f'--devices {requested} must be 1 to {available}, the devices of this process')

@@ -11,7 +11,6 @@ are sharded over that many devices on the way; on a CPU they are virtual ones.
 
 import argparse
 import math
-import os
 
 from lct import bucket_cache
 from lct.cli.flags import length
@@ -85,8 +84,7 @@ def parse_args():
 def main():
     args = parse_args()
 
-    import jax
-
+    from lct import cpu_devices
     from lct.cli import convert
 
     args.source, args.tokenizer_from, args.adapter = (
@@ -102,8 +100,7 @@ def main():
         return
     if args.target is None:
         raise ValueError('name the folder to write after the source, or pass --dry-run')
-    if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-        jax.config.update('jax_num_cpu_devices', math.prod(args.mesh))
+    cpu_devices.provide(math.prod(args.mesh))
     if source_format != 'gguf':
         warn_of_edits(args.source)
     with new_folder(args.target, args.overwrite) as target:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -168,6 +169,11 @@ def collect(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+def _used_dims(letters):
+    """The axes of a weight's dims where it is used."""
+    return (None if letter == 'D' else WEIGHT_RULES.get(letter) for letter in letters)
+
+
 def gather(w: jax.Array, letters: str, dtype: Any) -> jax.Array:
     """A stored parameter as it is used: in dtype, gathered over fsdp and sequence, still sharded over tensor.
 
@@ -177,8 +183,7 @@ def gather(w: jax.Array, letters: str, dtype: Any) -> jax.Array:
     """
     if current_mesh() is None:
         return w.astype(dtype)
-    dims = (None if letter == 'D' else WEIGHT_RULES.get(letter) for letter in letters)
-    used = P(*dims, reduced={'data', 'fsdp', 'sequence'})
+    used = P(*_used_dims(letters), reduced={'data', 'fsdp', 'sequence'})
     return jax.reshard(w.astype(jnp.float32), used).astype(dtype)
 
 
@@ -189,9 +194,32 @@ def einsum(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
     activation sharding of its letters and the dtype of x; sums are accumulated in float32.
     """
     inputs, out = equation.split('->')
+    letters = inputs.split(',')
+    w = gather(w, letters[1], x.dtype)
+    if equation.startswith('BT') and x.shape[0] == 1:
+        # The gradient of w then sums over T alone: for two dims XLA on CPUs copies its operands transposed.
+        x, w = _without_batch(x, w, letters)
+        return _with_batch(_einsum(equation.replace('BT', 'T'), x, w), out)
+    return _einsum(equation, x, w)
+
+
+def _einsum(equation, x, w):
     # float32 means float32 on every device: TF32 and bfloat16 passes are for bfloat16 models
     precision = 'highest' if x.dtype == jnp.float32 else None
     options = {'preferred_element_type': jnp.float32, 'precision': precision}
     if current_mesh() is not None:
-        options['out_sharding'] = spec(out)
-    return jnp.einsum(equation, x, gather(w, inputs.split(',')[1], x.dtype), **options).astype(x.dtype)
+        options['out_sharding'] = spec(equation.split('->')[1])
+    return jnp.einsum(equation, x, w, **options).astype(x.dtype)
+
+
+def _without_batch(x, w, letters):
+    """x [1, T, ...] without B and a gathered w whose gradient is summed over the axes of T alone; those of B
+    have one device."""
+    x = reshard(x, P(None, *spec(letters[0])[1:]))
+    if current_mesh() is not None:
+        w = jax.reshard(w, P(*_used_dims(letters[1]), reduced={'sequence'}))
+    return lax.squeeze(x, (0,)), w
+
+
+def _with_batch(x, letters):
+    return reshard(x[None], spec(letters))

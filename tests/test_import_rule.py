@@ -21,6 +21,7 @@ MAY_IMPORT = {
     'terminal': (),
     'watchdog': ('exit_status', 'last_resort', 'terminal'),
     'abort_filter': (),
+    'cpu_devices': (),
     'clusters': (),
     'installation': (),
     'environment': ('installation',),
@@ -47,7 +48,7 @@ MAY_IMPORT = {
     'eval': BELOW,
     'plan': BELOW,
     'serve': (*BELOW, 'eval', 'weights'),
-    'cli': (*BELOW, 'clusters', 'mirror', 'upload', 'weights', 'train', 'eval', 'plan'),
+    'cli': (*BELOW, 'clusters', 'cpu_devices', 'mirror', 'upload', 'weights', 'train', 'eval', 'plan'),
 }
 # Libraries with one home: only files whose path starts like this import them.
 HOMES = {

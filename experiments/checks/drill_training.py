@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import hashlib
 import math
-import os
 import pathlib
 import resource
 import sys
@@ -44,11 +43,10 @@ def run():
     mesh = tuple(map(int, args.mesh.split(',')))
     import jax
 
-    from lct import exit_status, processes
+    from lct import cpu_devices, exit_status, processes
 
     count = processes.join()
-    if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-        jax.config.update('jax_num_cpu_devices', -(-math.prod(mesh) // count))
+    cpu_devices.provide(-(-math.prod(mesh) // count))
 
     import faults
     import numpy as np

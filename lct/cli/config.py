@@ -287,15 +287,14 @@ def setup_devices(config: ConfigDict) -> None:
     """
     import jax
 
-    from lct import processes
+    from lct import cpu_devices, processes
     from lct.plan.search import USABLE
 
     if not any(os.environ.get(name) for name in MEMORY_SHARE):
         os.environ[MEMORY_SHARE[-1]] = str(USABLE)  # of a GPU, which is what plans count on
     count = processes.join()
     needed = max(math.prod(stage.mesh) for stage in config.stages)
-    if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-        jax.config.update('jax_num_cpu_devices', -(-needed // count))
+    cpu_devices.provide(-(-needed // count))
     if jax.default_backend() != 'cpu' and config.get('fit_ring', False):
         fit_ring(config, jax.device_count())
 

@@ -138,16 +138,15 @@ def mesh_context(text: str, model: str | None = None) -> contextlib.AbstractCont
     """
     import jax
 
-    from lct import sharding
+    from lct import cpu_devices, sharding
 
     cores = _cores() if text == 'auto' else 0
     degrees = (1, 1, cores, 1) if cores else parse_ints('--mesh', text)
     if len(degrees) != 4:
         raise ValueError(f'--mesh {text} must be four degrees data,fsdp,sequence,tensor, such as 1,1,8,1, or '
                          'auto')
-    if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-        with contextlib.suppress(RuntimeError):  # too late in a notebook that has computed already
-            jax.config.update('jax_num_cpu_devices', math.prod(degrees))
+    with contextlib.suppress(RuntimeError):  # too late in a notebook that has computed already
+        cpu_devices.provide(math.prod(degrees))
     if cores:
         on_cpu, count = jax.default_backend() == 'cpu', jax.device_count()
         count = min(cores, count) if on_cpu else count
