@@ -24,7 +24,7 @@ SUITES = ('ruler', 'needle')  # RULER's score applies to their answers
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_flags(parser)
+    add_model_flags(parser, mesh='auto')
     parser.add_argument('--tasks', help='names of the harness, separated by commas')
     parser.add_argument('--include-path', help='folder of YAML tasks')
     parser.add_argument('--suite', help=f'our own: {",".join(SUITES)}')
@@ -60,7 +60,7 @@ def run(args):
                          f"{', '.join(SUITES)}")
     if not (names or args.tasks):
         raise ValueError('there is nothing to run; name --tasks of the harness or a --suite of our own')
-    with mesh_context(args.mesh):
+    with mesh_context(args.mesh, args.model):
         model, _ = load_model(args)
         tasks = args.tasks.split(',') if args.tasks else []
         if names:

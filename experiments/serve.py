@@ -2,7 +2,7 @@
 
     pip install '.[serve]'
     python experiments/serve.py --model smollm2                      then open http://127.0.0.1:8000
-    python experiments/serve.py --model runs/8b/model --mesh 1,1,8,1 --length 131072 --cache-gib 40
+    python experiments/serve.py --model runs/8b/model --length 131072 --cache-gib 40
     LCT_API_KEY=... python experiments/serve.py --model DIR --host 0.0.0.0
 
 Clients need the address http://127.0.0.1:8000/v1, any API key (that of LCT_API_KEY if it is set) and the
@@ -31,7 +31,7 @@ STOP_S = 3  # for open connections to end
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_flags(parser)
+    add_model_flags(parser, mesh='auto')
     parser.add_argument('--name', help='of the model for clients; default: the name of its folder')
     parser.add_argument('--host', default='127.0.0.1', help='address; default: this machine only')
     parser.add_argument('--port', type=int, default=8000, help='0 for any free one')

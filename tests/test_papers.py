@@ -21,8 +21,9 @@ import ring_attention
 
 from lct.data.layout import LAYOUTS, permutation
 from lct.eval.report import svg
+from lct.models.memory import Memory
 from lct.ops.masks import Tokens, attention_mask
-from lct.plan import balance, buffers, cost, search
+from lct.plan import balance, buffers, cost, hardware, search
 from lct.plan.longest import longest_context
 
 PAPERS = pathlib.Path(__file__).parents[1] / 'experiments' / 'papers'
@@ -115,6 +116,16 @@ def test_the_longest_context_fits_and_twice_as_much_does_not():
     taken = [buffers.buffers(dataclasses.replace(step, seq_len=n)).peak for n in (longest, 2 * longest)]
     assert taken[0] <= search.USABLE * kind.memory < taken[1]
     assert longest_context(step, kind, lambda step: 1e12) == 0
+
+
+def test_the_longest_context_fits_the_host_too():
+    memory = Memory('offload', ffn_chunks=16, dtype='bfloat16', offload_state='all', query_passes=16)
+    step, kind = cost.Step(gradient.LLAMA3_8B, (1, 1, 8, 1), 1024, memory=memory), hardware.find('b200')
+    longest = dataclasses.replace(step, seq_len=longest_context(step, kind))
+    needed = [buffers.buffers(dataclasses.replace(step, seq_len=factor * longest.seq_len), kind.platform)
+              for factor in (1, 2)]
+    excess = [search.host_excess(each, longest, kind) for each in needed]
+    assert excess[0] <= 0 < excess[1] and needed[1].peak < search.USABLE * kind.memory
 
 
 def test_figure_5_to_its_last_digit(folder):

@@ -30,7 +30,7 @@ NEW = 33  # tokens of an answer
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--python', default=sys.executable, help='with torch and transformers')
+    parser.add_argument('--python', default=sys.executable, help='with torch, transformers and this package')
     parser.add_argument('--lengths', default='2048,8192')
     parser.add_argument('--mesh', default='1,1,1,1', help='of lct')
     parser.add_argument('--rounds', type=int, default=5)

@@ -27,7 +27,7 @@ from lct.ops.strategies import Attention
 
 CACHE = sharding.spec('LBKS')  # of keys and values [L, B, K, S, H] and of their scales [L, B, K, S]
 # Elements of a tile of keys: what the cache of a core holds, and enough work for a launch on an accelerator.
-CPU_TILE, TILE = 2**15, 2**26
+CPU_TILE, TILE = 2**17, 2**26
 Vectors = jax.Array | Int8Vectors
 
 
