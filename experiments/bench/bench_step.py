@@ -4,10 +4,10 @@
         --output experiments/results/bench_step.json
 
 The model is a Llama of 31M parameters (embed_dim 512, 8 layers, 8/2 heads, vocabulary 8,192), in float32, the
-batch one row, the step forward, backward and AdamW. Sides: `ring N`, lct on N virtual devices with the layer
-inputs kept; `sdpa` and `sdpa, checkpointed`, transformers with and without gradient checkpointing. Each side
-is a process of its own that takes a step when it is its turn; seconds are medians over the rounds after one
-that compiles, the peak that of the process. --python has torch and transformers.
+batch one row, the step forward, backward and AdamW. Sides: `ring N`, lct on N virtual devices, which keeps
+layer inputs and attention's output; `sdpa` and `sdpa, checkpointed`, transformers with and without gradient
+checkpointing. Each side is a process of its own that takes a step when it is its turn; seconds are medians
+over the rounds after one that compiles, the peak that of the process. --python has torch and transformers.
 """
 
 import argparse
@@ -130,9 +130,10 @@ def lct_step(length, ring_size):
              for name, x in layout.permute(batch, order).items()}
     current = [state.create(llama.init(config, jax.random.key(0)), tx)]
     tables = rope.make_tables(config.rope, config.head_dim, length)
+    memory = llama.Memory(remat='attention_output')
 
     def step():
-        current[0], metrics = train_step(current[0], batch, tables, config.architecture(), llama.Memory(), tx,
+        current[0], metrics = train_step(current[0], batch, tables, config.architecture(), memory, tx,
                                          constant_rate)
         return float(metrics['loss'])
     return step
