@@ -132,7 +132,7 @@ def put(x: Any, partition: P) -> jax.Array:
     In a run of several processes each holds the whole array and places the shards of its own devices.
     """
     if current_mesh() is None:
-        return jnp.asarray(x)
+        return jax.device_put(x)
     if jax.process_count() == 1:
         return jax.device_put(x, partition)
     x = np.asarray(x)

@@ -217,7 +217,7 @@ def make_tables(rope: RopeConfig, head_dim: int, seq_len: int) -> Tables:
     arrays = (np.cos(hi), np.sin(hi), np.cos(lo), np.sin(lo), np.asarray(attention_factor))
     arrays = [x.astype(np.float32) for x in arrays]
     no_mesh = jax.sharding.get_abstract_mesh().empty
-    place = jnp.asarray if no_mesh else lambda x: jax.device_put(x, P())
+    place = jax.device_put if no_mesh else lambda x: jax.device_put(x, P())
     return Tables(*map(place, arrays))
 
 

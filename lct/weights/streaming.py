@@ -120,7 +120,7 @@ def _stage(pool, config, letters, target, layers):
     buffers = {key: _aligned([stop - start for start, stop in key], target.dtype) for key in shards}
     _read_all(pool, layers, _destinations(config, letters, shards, buffers))
     if target.sharding is None:
-        return jnp.asarray(next(iter(buffers.values())))
+        return jax.device_put(next(iter(buffers.values())))
     arrays = [
         jax.device_put(buffers[key], device) for key, (_, devices) in shards.items() for device in devices]
     return jax.make_array_from_single_device_arrays(target.shape, target.sharding, arrays)
