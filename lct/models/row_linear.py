@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
@@ -53,16 +54,30 @@ def for_decoding(params: llama.Params, config: LlamaConfig) -> llama.Params:
 
 
 def placed(params: llama.Params, config: LlamaConfig) -> llama.Params:
-    """for_decoding outside of a program. On CPUs, where all weights are copied, the result is kept as long as
-    params, for every answer; elsewhere it is made again, as the next text needs the memory."""
+    """for_decoding outside of a program. On CPUs the result is kept as long as params, for every answer;
+    elsewhere it is made again, as the next text needs the memory."""
     if device()[0] != 'cpu':
         return _for_decoding(params, config)
     key = id(params), config, sharding.current_mesh()
     if key not in _kept:
-        made = _for_decoding(params, config)
+        make = _views if _is_on_one_device(params) else _for_decoding
+        made = make(params, config)
         weakref.finalize(params, _kept.pop, key, None)  # first: another object may get the id
         _kept[key] = made
     return _kept[key]
+
+
+def _is_on_one_device(params):
+    return all(isinstance(x, jax.Array) and x.sharding.num_devices == 1 for x in jax.tree.leaves(params))
+
+
+def _views(params, config):
+    """for_decoding on one CPU device: the layers share the memory of their stacks."""
+    stacks = jax.tree.map(np.asarray, llama.with_constants(params.layers, config))
+    layers = tuple(jax.tree.map(operator.itemgetter(i), stacks) for i in range(config.num_layers))
+    layers = jax.device_put(layers, params.embed.sharding if params.embed.committed else None)
+    head = _transpose(params.embed) if params.lm_head is None else params.lm_head
+    return params.replace(layers=layers, lm_head=head)
 
 
 def _spec(letters, shape, ring):
@@ -114,3 +129,4 @@ def stationary_axes(w: jax.Array) -> list[Any]:
 
 
 _for_decoding = jax.jit(for_decoding, static_argnames='config')
+_transpose = jax.jit(jnp.transpose)
