@@ -147,7 +147,7 @@ def answer(args, reader, question, sampling, number):
     from lct.data.corpus import citations
 
     start, first, pieces = time.monotonic(), None, []
-    key = jax.random.fold_in(jax.random.key(args.seed), number)
+    key = sampling and jax.random.fold_in(jax.random.key(args.seed), number)
     for piece in reader.answer(question, sampling, key, args.stop):
         first = first or time.monotonic()
         print(piece, end='', flush=True)

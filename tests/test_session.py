@@ -117,6 +117,19 @@ def test_weights_for_decoding_are_made_after_the_first_token_and_kept_on_cpus(mo
     assert len(row_linear._kept) == before
 
 
+def test_layers_for_decoding_share_the_memory_of_their_stacks_on_one_cpu_device():
+    params = jax.tree.map(jax.device_put, host_params())
+    params = params.replace(layers=jax.tree.map(lambda x: jax.block_until_ready(x * 1), params.layers))
+    stack, layer = params.layers.w_up, row_linear.placed(params, CONFIG).layers[1].w_up
+    assert layer.unsafe_buffer_pointer() == stack.unsafe_buffer_pointer() + stack.nbytes // CONFIG.num_layers
+
+
+def test_placing_an_array_compiles_nothing(caplog):
+    with jax.log_compiles():
+        sharding.put(np.ones((3, 5, 7), np.float32), jax.P())  # a shape of this test
+    assert 'compilation' not in caplog.text
+
+
 def test_a_text_is_cut_and_asked_about_from_there():
     session = Session(host_params(), CONFIG, 1, SEQ_LEN, memory=MEMORY)
     session.read(TEXTS[:1])
