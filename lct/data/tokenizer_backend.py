@@ -120,7 +120,7 @@ def _check_named(path: Path, library: 'tokenizers.Tokenizer', definition: dict[s
     """Refuse a BOS or EOS that would be a new token, and a class that cannot be built."""
     for name in ('bos_token', 'eos_token'):
         text = settings.spelling(name)
-        if text is not None and text not in settings.contents and library.token_to_id(text) is None:
+        if text is not None and text not in settings.contents | set(library.get_vocab()):
             raise ValueError(f'{path.parent} names {name} {short_repr(text)}, which tokenizer.json does not '
                              'have; correct one of the two files')
     if settings.class_name != AS_IS and definition['model'].get('type', 'BPE') != 'BPE':
