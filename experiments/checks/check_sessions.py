@@ -7,7 +7,8 @@
 For each mesh of --written a process reads 20 files, answers a question and keeps the text; for each mesh of
 --read another one answers the same question from it, with the same tokens. Then one file changes. Times are
 from the start of a process to its end, beside CPU seconds, which other work on the machine does not change.
-Set JAX_COMPILATION_CACHE_DIR; with --warm every first process runs twice.
+Programs come from the cache that ask.py keeps, unless JAX_COMPILATION_CACHE_DIR names another; with --warm
+every first process runs twice.
 """
 
 import argparse

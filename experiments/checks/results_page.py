@@ -99,6 +99,8 @@ SPEED = (
            speed_figures.beside_transformers),
     Figure('measured', 'a training step on a ring of two beside torch and transformers',
            'bench_step.json', speed_figures.training_step),
+    Figure('measured', 'the FFN, forward and backward, as a share of the matmul peak',
+           'bench_ffn.json', lambda d: f'{d["fraction"]:.0%}'),
     Figure('measured', 'a token of 32K on 8 virtual devices against 4K on one, per device',
            'decode.json', figures.growing_ring),
     Figure('measured', '1,000 decoded tokens against the forward pass, largest difference of a logit',
