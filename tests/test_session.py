@@ -75,7 +75,7 @@ def test_nucleus_sampling_keeps_to_the_most_likely_tokens():
     assert sampling.sample(steep, key, sampling.Sampling(temperature=1e-37)).tolist() == [1]
 
 
-@pytest.mark.parametrize('degrees', [None, (2, 1, 4, 1)])
+@pytest.mark.parametrize('degrees', [None, (1, 1, 1, 1), (2, 1, 4, 1)])
 def test_a_stream_gives_the_tokens_of_an_answer_one_by_one(degrees):
     with on(degrees):
         indices = layout.permutation('striped', SEQ_LEN, sharding.axis_size('sequence'))

@@ -60,7 +60,7 @@ def placed(params: llama.Params, config: LlamaConfig) -> llama.Params:
         return _for_decoding(params, config)
     key = id(params), config, sharding.current_mesh()
     if key not in _kept:
-        make = _views if _is_on_one_device(params) else _for_decoding
+        make = _views if sharding.current_mesh() is None and _is_on_one_device(params) else _for_decoding
         made = make(params, config)
         weakref.finalize(params, _kept.pop, key, None)  # first: another object may get the id
         _kept[key] = made
@@ -72,10 +72,10 @@ def _is_on_one_device(params):
 
 
 def _views(params, config):
-    """for_decoding on one CPU device: the layers share the memory of their stacks."""
+    """for_decoding on one CPU device without a mesh: the layers share the memory of their stacks."""
     stacks = jax.tree.map(np.asarray, llama.with_constants(params.layers, config))
     layers = tuple(jax.tree.map(operator.itemgetter(i), stacks) for i in range(config.num_layers))
-    layers = jax.device_put(layers, params.embed.sharding if params.embed.committed else None)
+    layers = jax.device_put(layers, next(iter(params.embed.devices())) if params.embed.committed else None)
     head = _transpose(params.embed) if params.lm_head is None else params.lm_head
     return params.replace(layers=layers, lm_head=head)
 
