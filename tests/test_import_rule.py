@@ -22,6 +22,7 @@ MAY_IMPORT = {
     'watchdog': ('exit_status', 'last_resort', 'terminal'),
     'abort_filter': (),
     'cpu_devices': (),
+    'lost_interrupts': (),
     'clusters': (),
     'installation': (),
     'environment': ('installation',),
@@ -48,7 +49,8 @@ MAY_IMPORT = {
     'eval': BELOW,
     'plan': BELOW,
     'serve': (*BELOW, 'eval', 'weights'),
-    'cli': (*BELOW, 'clusters', 'cpu_devices', 'mirror', 'upload', 'weights', 'train', 'eval', 'plan'),
+    'cli': (*BELOW, 'clusters', 'cpu_devices', 'lost_interrupts', 'mirror', 'upload', 'weights', 'train',
+            'eval', 'plan'),
 }
 # Libraries with one home: only files whose path starts like this import them.
 HOMES = {
@@ -59,7 +61,7 @@ HOMES = {
     'starlette': 'lct/serve/',
 }
 NO_JAX = ('bucket_cache', 'checksums', 'data', 'deferred_signals', 'exit_status', 'files', 'json_files',
-          'last_resort', 'mirror', 'stop_signals', 'storage', 'terminal', 'text', 'upload',
+          'last_resort', 'lost_interrupts', 'mirror', 'stop_signals', 'storage', 'terminal', 'text', 'upload',
           'watchdog', 'work_files')  # numpy alone
 JAX = ('jax', 'jaxlib', 'flax')
 

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator
 
-from lct import exit_status, stop_signals
+from lct import exit_status, lost_interrupts, stop_signals
 from lct.cli import program_cache
 from lct.cli.urls import check_arguments
 from lct.terminal import write_line
@@ -47,7 +47,7 @@ def run_script(function: Callable[[], object], resumes: bool = False, urls: Coll
     signals = stop_signals.catch(lambda name: None, interrupt=True)
     try:
         check_arguments(sys.argv[1:], urls)
-        with signals if resumes else contextlib.nullcontext():
+        with lost_interrupts.resent(), signals if resumes else contextlib.nullcontext():
             function()
     except KeyboardInterrupt:
         write_line('stopped' + '; the same command continues from the last checkpoint' * resumes, sys.stderr)
