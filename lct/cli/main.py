@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from lct import exit_status, lost_interrupts, stop_signals
 from lct.cli import program_cache
 from lct.cli.urls import check_arguments
+from lct.deferred_signals import deferred
 from lct.terminal import write_line
 
 
@@ -41,13 +42,22 @@ def run_script(function: Callable[[], object], resumes: bool = False, urls: Coll
       Ctrl-C.
     urls: flags whose values may have a scheme such as s3://; '' are the arguments without a flag.
     """
-    from lct import processes
+    with lost_interrupts.resent():
+        try:
+            with deferred():  # imports jax: what a signal raises in there may be ignored
+                from lct import processes
+                program_cache.enable()
+        except KeyboardInterrupt:
+            write_line('stopped', sys.stderr)
+            raise SystemExit(exit_status.STOPPED) from None
+        _run(function, resumes, urls, processes)
 
-    program_cache.enable()
+
+def _run(function, resumes, urls, processes):
     signals = stop_signals.catch(lambda name: None, interrupt=True)
     try:
         check_arguments(sys.argv[1:], urls)
-        with lost_interrupts.resent(), signals if resumes else contextlib.nullcontext():
+        with signals if resumes else contextlib.nullcontext():
             function()
     except KeyboardInterrupt:
         write_line('stopped' + '; the same command continues from the last checkpoint' * resumes, sys.stderr)
