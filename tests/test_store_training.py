@@ -72,6 +72,28 @@ def test_a_corpus_is_a_store_or_is_tokenized_on_the_spot(tmp_path):
     assert isinstance(rows, MemorySource) and 0 < len(held_out) < 30
 
 
+def test_a_run_is_evaluated_on_another_corpus(tmp_path):
+    for folder in ('train', 'other'):
+        (tmp_path / folder).mkdir()
+        for i in range(5):
+            (tmp_path / folder / f'{i}.txt').write_text(f'{folder} {i} ' * 40)
+    config = ConfigDict({
+        'corpus': str(tmp_path / 'train'), 'evaluation_corpus': str(tmp_path / 'other'), 'held_out': 0.4,
+        'seed': 3, 'loss': {'seq_len': 64, 'windows': 8}, 'needle': {'lengths': (64,)}})
+    rows, found = open_corpus(config, BYTES)
+    assert len(rows.document_hashes()) == 5  # nothing is held out
+    assert [bytes(ids.astype(np.uint8)) for ids in found] == [f'other {i} '.encode() * 40 for i in range(5)]
+    write_store(tmp_path / 'store', make_store(count=60))
+    rows, found = open_corpus(ConfigDict({**config, 'corpus': str(tmp_path / 'store')}), BYTES)
+    assert isinstance(rows, StoreSource) and len(found) == 5
+    config.evaluation_corpus = str(tmp_path / 'store')
+    with pytest.raises(ValueError, match='config.evaluation_corpus .* is a token store; give a folder'):
+        open_corpus(config, BYTES)
+    config.evaluation_corpus = str(tmp_path / 'absent')
+    with pytest.raises(ValueError, match='config.evaluation_corpus: .*absent'):
+        open_corpus(config, BYTES)
+
+
 def test_a_store_on_the_disk_streams_like_one_in_memory(tmp_path):
     memory = make_store(count=60)
     kept = [i for i in range(60) if memory.lengths[i]]

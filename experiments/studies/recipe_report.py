@@ -20,7 +20,7 @@ MEASURES = {  # of a run: heading, digits
     'ruler': ('RULER beyond, %', 0),
 }
 # Told apart in grey by marker and by how dark the color is.
-MARKERS, LINES = 'os^DvPX*<', ('-', '--', ':')
+MARKERS, LINES = 'os^DvPX*<>hpd', ('-', '--', ':', '-.', (0, (5, 1)))
 COLORS = ('#12386F', '#C2573A', '#3DBB93')
 
 

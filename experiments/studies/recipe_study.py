@@ -23,6 +23,7 @@ import time
 from typing import NamedTuple
 
 import recipe_report
+import study_corpora
 
 from lct import environment, exit_status, json_files
 from lct.cli.config import load_config, make_run, set_field
@@ -37,6 +38,7 @@ from lct.weights import llama_hf
 CONFIGS = experiments_folder() / 'configs' / 'study'
 FACTORS = experiments_folder() / 'results' / 'rope_factors.json'
 CONTROL = 'unchanged_theta'
+CORPORA = pathlib.Path('runs/study/corpora')
 BASE_FILES = ('needle_base.json', 'loss_base.json', 'needle_suite_base.json', 'ruler_suite_base.json')
 MAX_RESULTS = 10**8  # bytes
 
@@ -49,8 +51,9 @@ class Arm(NamedTuple):
     config: str = 'one_stage'
 
 
-def arms() -> dict[str, Arm]:
-    """{name: Arm}: choices of RoPE beside the unchanged theta, then schedules beside one stage."""
+def arms(corpora: pathlib.Path = CORPORA) -> dict[str, Arm]:
+    """{name: Arm}: choices of RoPE beside the unchanged theta, schedules beside one stage, then rows of text
+    over the token stores in corpora beside documents that attend only to themselves."""
     folder = find_model('base')
     base = llama_hf.read_config(folder)
     scale = load_config(CONFIGS / 'one_stage.py').stages[0].seq_len / base.max_position_embeddings
@@ -70,9 +73,17 @@ def arms() -> dict[str, Arm]:
         found['searched_factors'] = Arm(CONTROL, (
             keep, scaled + 'longrope', f'stages.0.scaling.long_factor={factors}',
             f'stages.0.scaling.short_factor={ones}'))
+
+    def over(store):
+        return (f'corpus={corpora / store}', f'evaluation_corpus={corpora / study_corpora.HELD_OUT}')
+
     return found | {
         'two_stages': Arm('critical_base', config='two_stages'),
         'ladder': Arm('critical_base', config='ladder'),
+        'mostly_short': Arm('yarn', config='mostly_short'),
+        'document_mask': Arm('document_mask', over(study_corpora.TRAINING), 'over_store'),
+        'joined': Arm('document_mask', (*over(study_corpora.TRAINING), 'sequences=joined'), 'over_store'),
+        'hard_negatives': Arm('document_mask', over(study_corpora.HARD_NEGATIVES), 'over_store'),
     }
 
 
@@ -83,11 +94,15 @@ def main():
     parser.add_argument('--arms', help='names with commas between them; default: all')
     parser.add_argument('--seeds', default='1,2,3', help='numbers with commas between them')
     args = parser.parse_args()
-    known, seeds = arms(), parse_ints('--seeds', args.seeds)
+    corpora = args.workdir / CORPORA.name
+    known, seeds = arms(corpora), parse_ints('--seeds', args.seeds)
     chosen = args.arms.split(',') if args.arms else list(known)
     if unknown := [name for name in chosen if name not in known]:
         raise ValueError(f'--arms {unknown[0]} is not one of {", ".join(known)}')
     tokens = check_tokens(known)
+    if any(known[name].config == 'over_store' for name in chosen):
+        config = load_config(CONFIGS / 'one_stage.py')
+        study_corpora.make(corpora, config.corpus, config.corpus_bytes, config.held_out)
     jobs = [(name, seed) for seed in seeds for name in chosen]
     began, computed = time.monotonic(), 0
     for i, (name, seed) in enumerate(jobs):
@@ -157,7 +172,7 @@ def report(workdir, known, tokens):
         **recipe_report.summarise(results, {name: arm.control for name, arm in known.items()}),
         'tokens_of_a_run': tokens, 'versions': environment.versions(), 'command': environment.command(),
         'commands': {name: 'python ' + shlex.join(command_of(name, arm, 1, f'runs/study/{name}_seed1'))
-                     for name, arm in known.items()},
+                     for name, arm in arms().items()},
     }
     write_atomically(workdir / 'recipe_study.json', json.dumps(summary, indent=1) + '\n')
     recipe_report.figure(summary, workdir / 'recipe_study.png')

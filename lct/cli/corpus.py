@@ -77,11 +77,15 @@ def check_exists(config: ConfigDict) -> None:
     if not config.corpus:
         raise ValueError('config.corpus is empty; add --set corpus=PATH of your documents: a folder, a glob, '
                          'a file of text, .jsonl or .parquet, or a token store')
-    if not is_store(config.corpus):
-        try:
-            next(listing.find(config.corpus, config.get('exclude', ())), None)
-        except FileNotFoundError as error:
-            raise ValueError(f'config.corpus: {error}') from error
+    for field in 'corpus', 'evaluation_corpus':
+        if (spec := config.get(field)) and not is_store(spec):
+            try:
+                next(listing.find(spec, config.get('exclude', ())), None)
+            except FileNotFoundError as error:
+                raise ValueError(f'config.{field}: {error}') from error
+        elif spec and field != 'corpus':
+            raise ValueError(f'config.{field} {spec} is a token store; give a folder, a glob, or a file of '
+                             'text, .jsonl or .parquet')
 
 
 def open_corpus(config: ConfigDict,
@@ -92,28 +96,36 @@ def open_corpus(config: ConfigDict,
     For it, config.sequences names a mode of packing_plan (default: packed), config.upsample gives the fields
     of Upsample, and config.chat_template = True renders chats with the model's own template. Any other corpus
     (see data.corpus.listing.find) is tokenized here and kept in memory. With config.eos_target = False, no
-    document has an end of text as its last target (default: each has).
+    document has an end of text as its last target (default: each has). config.evaluation_corpus is read in
+    place of held-out documents; nothing is then held out.
 
     Raises:
       ValueError: if there is no corpus, or an option does not fit it.
     """
     check_exists(config)
-    if not is_store(config.corpus):
-        from lct.train.metrics import log
+    apart = config.get('evaluation_corpus')
+    rows, held_out = (_open_store if is_store(config.corpus) else _read_corpus)(
+        config, tokenizer, 0.0 if apart else config.held_out)
+    if not config.get('eos_target', True):
+        rows.eos_id = None
+    return rows, tokenize_documents(tokenizer, _read_into_memory(config, apart)) if apart else held_out
 
-        exclude, max_bytes = config.get('exclude', ()), config.get('corpus_bytes')
-        check_size(config.corpus, exclude, max_bytes)
-        found = read_documents(config.corpus, exclude=exclude, max_bytes=max_bytes,
-                               text_field=config.get('text_field', 'text'), log=log)
-        training, held_out = documents.split(found, config.held_out)
-        rows = MemorySource(tokenize_documents(tokenizer, training), tokenizer, seed=config.seed,
-                            names=[document.name for document in training])
-        _choose_eos(rows, config)
-        return rows, tokenize_documents(tokenizer, held_out)
-    rows = _open_store(config, tokenizer)
-    # Enough for the loss windows and the haystack; a hundredth of a large store would not fit into memory.
-    num_tokens = 2 * max([config.loss.seq_len * config.loss.windows, *config.needle.lengths])
-    return rows, rows.held_out(num_tokens) if config.held_out else []
+
+def _read_corpus(config, tokenizer, fraction):
+    """(MemorySource of config.corpus, ids of the held-out fraction of its documents)."""
+    training, held_out = documents.split(_read_into_memory(config, config.corpus), fraction)
+    rows = MemorySource(tokenize_documents(tokenizer, training), tokenizer, seed=config.seed,
+                        names=[document.name for document in training])
+    return rows, tokenize_documents(tokenizer, held_out)
+
+
+def _read_into_memory(config, spec):
+    from lct.train.metrics import log  # imports jax, which scripts set up first
+
+    exclude, max_bytes = config.get('exclude', ()), config.get('corpus_bytes')
+    check_size(spec, exclude, max_bytes)
+    return read_documents(spec, exclude=exclude, max_bytes=max_bytes,
+                          text_field=config.get('text_field', 'text'), log=log)
 
 
 def corpus_identity(rows: MemorySource | StoreSource, held_out: Sequence[np.ndarray]) -> dict[str, str | int]:
@@ -160,13 +172,9 @@ def record_documents(rows: MemorySource | StoreSource, workdir: pathlib.Path) ->
             np.save(file, rows.document_hashes())
 
 
-def _choose_eos(rows, config):
-    if not config.get('eos_target', True):
-        rows.eos_id = None
-
-
-def _open_store(config: ConfigDict, tokenizer: Tokenizer) -> StoreSource:
-    from lct.train.metrics import log  # imports jax, which scripts set up first
+def _open_store(config, tokenizer, fraction):
+    """(StoreSource of config.corpus, ids of held-out documents of it)."""
+    from lct.train.metrics import log
 
     mode = config.get('sequences', 'packed')
     if mode not in packing_plan.MODES:
@@ -178,8 +186,9 @@ def _open_store(config: ConfigDict, tokenizer: Tokenizer) -> StoreSource:
         log(f'the store {config.corpus} has checksums of complete shards only, each of which is read in full '
             'at its first use; tokenize the corpus again to verify just what is read')
     rows = StoreSource(store, tokenizer, seed=config.seed, mode=getattr(packing_plan, mode),
-                       upsample=upsample, held_out=config.held_out, template=template)
-    _choose_eos(rows, config)
+                       upsample=upsample, held_out=fraction, template=template)
     log(', '.join(f'{count:,} {name}' for name, count in rows.stats().items())
         + f' in the store {config.corpus}')
-    return rows
+    # Enough for the loss windows and the haystack; a hundredth of a large store would not fit into memory.
+    num_tokens = 2 * max([config.loss.seq_len * config.loss.windows, *config.needle.lengths])
+    return rows, rows.held_out(num_tokens) if fraction else []

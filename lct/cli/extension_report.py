@@ -87,7 +87,9 @@ def export(job: Job, measured: Mapping[str, Measurements], report: Mapping[str, 
     """Write the extended model as a Hugging Face folder with its card."""
     config = job.config
     kinds = sorted({kind for stage in job.settings.stages for kind, share in stage.mixture if share})
-    evaluated = f'; {config.held_out:.0%} of the documents were held out for the evaluations below'
+    apart = config.get('evaluation_corpus')
+    evaluated = (f'; the evaluations below are on `{apart}`' if apart else
+                 f'; {config.held_out:.0%} of the documents were held out for the evaluations below')
     card = model_card.model_card(
         model_card.Extension(
             name=config.name, base_model=job.folder.name, native=job.native, stages=report['stages'],

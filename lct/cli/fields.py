@@ -27,6 +27,7 @@ class Settings:
     seed: of data and evaluations. corpus: a folder, glob, file or token store; exclude: patterns of names
       that are left out, as in a .gitignore; corpus_bytes: at most so many are read into memory, None for all;
       text_field: of a record, the field of its text. held_out: fraction of documents to evaluate on.
+    evaluation_corpus: a folder, glob or file to evaluate on instead; corpus is then trained on whole.
     sequences, chat_template: of a token store, see cli.corpus. eos_target: whether a document of text ends
       with a target.
     window: sliding attention window in tokens. fit_ring: whether a ring is shortened to the accelerators.
@@ -46,6 +47,7 @@ class Settings:
     corpus_bytes: int | None = None
     text_field: str = 'text'
     held_out: float = 0.1
+    evaluation_corpus: str = ''
     sequences: str = 'packed'
     chat_template: bool = False
     eos_target: bool = True

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 # are measured again. The corpus and the model may move: their contents are compared as inputs.
 ANY_TIME = (
     'name', 'license', 'save_dtype', 'model_folder', 'corpus', 'exclude', 'text_field', 'corpus_bytes',
-    'fit_ring', 'evaluate',
+    'fit_ring', 'evaluate', 'evaluation_corpus',
     'base.max_position_embeddings', 'base.rope_theta', 'base.model',  # written down for plan.py and readers
     'hardware', 'devices',
     'checkpoint_every', 'keep_checkpoints', 'max_skips_in_row', 'max_failed_saves', 'line_every_s',
