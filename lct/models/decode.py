@@ -132,10 +132,14 @@ def extend_states(params: llama.Params, config: LlamaConfig, cache: KVCache, chu
 
     The queries are gathered to the cache instead of the other way round, so that the cost of the network
     grows with the chunk and not with the context (Yang et al. 2024, "Context Parallelism for Scalable
-    Million-Token Inference").
+    Million-Token Inference"). With params of row_linear.for_decoding in layers, so are the tokens to the
+    weights: of a short chunk they are fewer.
     """
     angles = rope.angles(tables, chunk.positions)
-    feed_forward = functools.partial(llama.ffn, num_chunks=memory.ffn_chunks)
+    stationary = isinstance(params.layers, tuple)
+    linear = row_linear.chunk_linear if stationary else llama.linear
+    feed_forward = row_linear.chunk_mlp if stationary else functools.partial(
+        llama.ffn, num_chunks=memory.ffn_chunks)
     # Slots from the beginning of the chunk on may hold an earlier question, which this one replaces.
     segments = jnp.where(cache.positions < chunk.positions.min(1, keepdims=True), cache.segment_ids, 0)
 
@@ -147,13 +151,36 @@ def extend_states(params: llama.Params, config: LlamaConfig, cache: KVCache, chu
             own = k.swapaxes(1, 2), v.swapaxes(1, 2), chunk.positions, chunk.segment_ids
             return attend_chunk(q, own, cached, memory.attention, config.window)
 
-        x, new = llama.block(x, layer, angles, config, attend, feed_forward=feed_forward)
+        x, new = llama.block(x, layer, angles, config, attend, linear=linear, feed_forward=feed_forward)
         return x, _encoded(new, kv_cache.dtype_of(cache))
 
-    x = llama.embed_tokens(params.embed, chunk.tokens)
-    x, (k, v) = lax.scan(step, x, (llama.with_constants(params.layers, config), cache.k, cache.v))
+    if stationary:
+        x = embed_row_tokens(params.embed, chunk.tokens)
+        x, (k, v), slots = _each_layer(lambda x, layer, i: step(x, (layer, *_layer_of(cache, i))), x, params,
+                                       cache, chunk.slots)
+    else:
+        x, slots = llama.embed_tokens(params.embed, chunk.tokens), chunk.slots
+        x, (k, v) = lax.scan(step, x, (llama.with_constants(params.layers, config), cache.k, cache.v))
     k, v = jax.tree.map(lambda x: sharding.reshard(x, P(None, sharding.BATCH_AXES, 'tensor')), (k, v))
-    return write(cache, k, v, chunk.slots), x
+    return write(cache, k, v, slots), x
+
+
+def _layer_of(cache, i):
+    """Keys and values of a layer of the cache."""
+    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), (cache.k, cache.v))
+
+
+def _each_layer(step, x, params, cache, slots):
+    """x after step(x, layer, number) for each of a tuple of layers, the stacks of their new keys and values,
+    and the slots to write them to."""
+    new, step = [], jax.jit(step)  # traced once for all layers
+    for i, layer in enumerate(params.layers):
+        x, kv = step(x, layer, jnp.int32(i))
+        new.append(kv)
+    # The write must depend on the last layer's reading, or XLA would copy the cache every time.
+    failed = jnp.isnan(x).reshape(x.shape[0], -1).any(1, keepdims=True)
+    slots = jnp.where(failed.reshape(-1, *[1] * (slots.ndim - 1)), cache.positions.shape[1], slots)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *new), slots
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -176,9 +203,7 @@ def decode_step(params: llama.Params, config: LlamaConfig, cache: KVCache, token
     if config.window is not None:
         mask &= cache.positions > positions[:, None] - config.window
 
-    def step(x, inputs):
-        layer, number = inputs
-
+    def step(x, layer, number):
         def attend(q, k, v):
             return attend_cache(q, k, v, cache, number, mask)
 
@@ -190,16 +215,10 @@ def decode_step(params: llama.Params, config: LlamaConfig, cache: KVCache, token
     # The cache is only read inside the loop over layers, by tiles, and written once after it: as a carry or
     # an output of a scan all of it would be copied for every token, as an input every layer.
     if isinstance(params.layers, tuple):
-        new, step = [], jax.jit(step)  # traced once for all layers
-        for inputs in zip(params.layers, jnp.arange(config.num_layers), strict=True):
-            x, kv = step(x, inputs)
-            new.append(kv)
-        # The write must depend on the last layer's reading, or XLA would copy the cache for every token.
-        slots = jnp.where(jnp.isnan(x).any(1), cache.positions.shape[1], slots)
-        k, v = jax.tree.map(lambda *leaves: jnp.stack(leaves), *new)
+        x, (k, v), slots = _each_layer(step, x, params, cache, slots)
     else:
         layers = llama.with_constants(params.layers, config)
-        x, (k, v) = lax.scan(step, x, (layers, jnp.arange(config.num_layers)))
+        x, (k, v) = lax.scan(lambda x, inputs: step(x, *inputs), x, (layers, jnp.arange(config.num_layers)))
     return write(cache, k, v, slots[:, None]), _next_logits(params, config, x)
 
 

@@ -31,10 +31,13 @@ def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
 
 @jax.named_scope('embedding')
 def embed_row_tokens(embed: jax.Array, tokens: jax.Array) -> jax.Array:
-    """tokens int32 [B], one of each row -> [B, D] in the dtype of embed [V, D]; for decoding alone."""
+    """tokens int32 [B], one of each row, or a chunk [B, T] -> [B, D] or [B, T, D] in the dtype of embed
+    [V, D]; for decoding and short chunks alone."""
     if sharding.current_mesh() is None:
         return embed[tokens]
     # The table stays split over the ring by D; the rows are gathered.
     split = 'sequence' if 'sequence' in jax.tree.leaves(tuple(jax.typeof(embed).sharding.spec)) else None
-    rows = jax.reshard(embed, P(None, split)).at[tokens].get(out_sharding=P(sharding.BATCH_AXES, split))
-    return jax.reshard(rows, sharding.spec('BD'))
+    leading = (sharding.BATCH_AXES, None)[:tokens.ndim]
+    table, tokens = jax.reshard(embed, P(None, split)), jax.reshard(tokens, P(*leading))
+    rows = table.at[tokens].get(out_sharding=P(*leading, split))
+    return jax.reshard(rows, sharding.spec('BTD' if tokens.ndim == 2 else 'BD'))

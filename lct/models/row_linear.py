@@ -1,9 +1,9 @@
-"""The linear layers of decoding, where one token per row meets all weights.
+"""The linear layers of decoding and of short chunks, where few tokens meet all weights.
 
 A step moves the activations, which are small, to the weights instead of the other way round ("weight
 stationary" in Pope et al. 2022, "Efficiently Scaling Transformer Inference").
 
-Letters: B batch, N query heads, K key/value heads, H head_dim, D embed_dim, F mlp_dim, V vocab, L layers.
+Letters: B batch, T tokens of a chunk, N query heads, K key/value heads, H head_dim, D embed_dim, F mlp_dim, V vocab, L layers.
 """
 
 import functools
@@ -24,6 +24,8 @@ from lct.ops.kernels.choice import device
 
 RING = 'sequence'
 SPLIT_LETTERS = 'F', 'H', 'V'  # what a weight is split by over the ring: the first that it has
+
+STATIONARY_CHUNK = 256  # tokens; beyond, little is gained for a program that takes longer to compile
 
 _kept = {}  # {(id of params, config, mesh): weights for decoding}, of params that exist
 
@@ -67,6 +69,13 @@ def placed(params: llama.Params, config: LlamaConfig) -> llama.Params:
     return _kept[key]
 
 
+def for_chunk(params: llama.Params, config: LlamaConfig, size: int) -> llama.Params:
+    """The weights for a chunk of `size` tokens (decode.extend): those of decoding where a ring of CPUs would
+    take longer to gather the stored ones than to send the tokens to them."""
+    is_cheaper = size <= STATIONARY_CHUNK and sharding.axis_size(RING) > 1 and device()[0] == 'cpu'
+    return placed(params, config) if is_cheaper else params
+
+
 def _is_on_one_device(params):
     return all(isinstance(x, jax.Array) and x.sharding.num_devices == 1 for x in jax.tree.leaves(params))
 
@@ -92,33 +101,37 @@ def _spec(letters, shape, ring):
     return P(*axes)
 
 
-def linear(name: str, x: jax.Array, layer: llama.Layers) -> jax.Array:
-    """llama.linear for x [B, ...], one token per row. Of a result [B, F] each device keeps its share."""
+def linear(name: str, x: jax.Array, layer: llama.Layers, leading: int = 1) -> jax.Array:
+    """llama.linear for x [B, ...], one token per row, or with leading = 2 for a chunk [B, T, ...]. Of a
+    result in F each device keeps its share, for all tokens."""
     equation, bias = llama.LINEARS[name]
-    out, bias = product(x, getattr(layer, name)), getattr(layer, bias)
-    letters = equation.split('->')[1].replace('T', '')
+    out, bias = product(x, getattr(layer, name), leading), getattr(layer, bias)
+    letters = equation.split('->')[1]
     if 'F' not in letters:
-        out = sharding.reshard(out, sharding.spec(letters))
+        out = sharding.reshard(out, sharding.spec(letters if leading == 2 else letters.replace('T', '')))
     if bias is None:
         return out
     if sharding.current_mesh() is not None:
-        bias = jax.reshard(bias, P(*jax.typeof(out).sharding.spec[1:]))
+        bias = jax.reshard(bias, P(*jax.typeof(out).sharding.spec[leading:]))
     return (out + bias.astype(jnp.float32)).astype(out.dtype)
 
 
 mlp = functools.partial(llama.mlp, linear=linear)
+chunk_linear = functools.partial(linear, leading=2)
+chunk_mlp = functools.partial(llama.mlp, linear=chunk_linear)
 
 
-def product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x [B, ...] times w over the first dims of w, which are those of x -> [B, ...], split as w is."""
-    count = x.ndim - 1
-    contracted = tuple(range(1, x.ndim)), tuple(range(count))
+def product(x: jax.Array, w: jax.Array, leading: int = 1) -> jax.Array:
+    """x [B, ...], or [B, T, ...] with leading = 2, times w over the first dims of w, which are the other ones
+    of x -> [B, ...] or [B, T, ...], split as w is."""
+    count = x.ndim - leading
+    contracted = tuple(range(leading, x.ndim)), tuple(range(count))
     precision = 'highest' if x.dtype == jnp.float32 else None
     options: dict[str, Any] = {'precision': precision, 'preferred_element_type': jnp.float32}
     if sharding.current_mesh() is not None:
-        axes = stationary_axes(w)
-        w, x = jax.reshard(w, P(*axes)), jax.reshard(x, P(sharding.BATCH_AXES, *axes[:count]))
-        options['out_sharding'] = P(sharding.BATCH_AXES, *axes[count:])
+        axes, tokens = stationary_axes(w), (sharding.BATCH_AXES, None)[:leading]
+        w, x = jax.reshard(w, P(*axes)), jax.reshard(x, P(*tokens, *axes[:count]))
+        options['out_sharding'] = P(*tokens, *axes[count:])
     return lax.dot_general(x, w.astype(x.dtype), (contracted, ((), ())), **options).astype(x.dtype)
 
 

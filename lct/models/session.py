@@ -330,7 +330,8 @@ class Session:
         logits after it, which are those given for a row without new tokens."""
         chunk = place_chunk(texts, lengths, size, self.slots)
         with self._writing(lengths):
-            self.cache, logits = _extend(self.params, self.config.architecture(), self.cache, chunk, logits,
+            params = row_linear.for_chunk(self.params, self.config.architecture(), size)
+            self.cache, logits = _extend(params, self.config.architecture(), self.cache, chunk, logits,
                                          self.tables, self.memory)
             for ids, text in zip(self._cached, texts, strict=True):
                 ids.extend(text)
