@@ -45,6 +45,20 @@ def test_questions_about_one_text_are_answered_as_if_each_were_alone(degrees, pr
         assert session.ask([[], []], [NEW] * 2, NEW) == [greedy(text) for text in TEXTS]
 
 
+@pytest.mark.parametrize('degrees', [(1, 1, 4, 2), (1, 2, 4, 1)])
+def test_a_chunk_is_read_alike_by_weights_that_are_gathered_and_by_weights_that_stay(degrees, monkeypatch):
+    with on(degrees):
+        logits = []
+        for longest in (row_linear.STATIONARY_CHUNK, 0):
+            monkeypatch.setattr(row_linear, 'STATIONARY_CHUNK', longest)
+            assert row_linear.is_stationary(16) == bool(longest)
+            session = Session(placed_params(), CONFIG, 2, SEQ_LEN, memory=MEMORY)
+            session.read(TEXTS, 16)
+            logits.append(session.logits)
+    np.testing.assert_allclose(*logits, atol=1e-5)
+    np.testing.assert_allclose(logits[0], [logits_after(text) for text in TEXTS], atol=1e-5)
+
+
 def test_an_answer_ends_before_the_token_that_stops_it():
     expected = greedy(TEXTS[0])
     stop = np.zeros(CONFIG.vocab_size, bool)

@@ -109,15 +109,16 @@ def _next_logits(params, config, x):
 
 
 def extend(params: llama.Params, config: LlamaConfig, cache: KVCache, chunk: Chunk, logits: jax.Array,
-           tables: rope.Tables, memory: Memory) -> tuple[KVCache, jax.Array]:
+           tables: rope.Tables, memory: Memory, stationary: bool = False) -> tuple[KVCache, jax.Array]:
     """Run a chunk of tokens that follow those in the cache.
 
     Args:
+      stationary: as in extend_states.
       logits: float32 [B, V], kept for rows whose last token is before the chunk.
     Returns:
       the cache with the chunk in it, and float32 logits [B, V] that follow the last token of every row.
     """
-    cache, x = extend_states(params, config, cache, chunk, tables, memory)
+    cache, x = extend_states(params, config, cache, chunk, tables, memory, stationary)
     in_chunk = ((chunk.positions == chunk.last[:, None]) & (chunk.segment_ids > 0)).any(1)
     # Padding has positions too, and the position of the last token may be among them.
     positions = jnp.where(chunk.segment_ids > 0, chunk.positions, -1)
@@ -126,20 +127,21 @@ def extend(params: llama.Params, config: LlamaConfig, cache: KVCache, chunk: Chu
 
 
 def extend_states(params: llama.Params, config: LlamaConfig, cache: KVCache, chunk: Chunk,
-                  tables: rope.Tables, memory: Memory) -> tuple[KVCache, jax.Array]:
+                  tables: rope.Tables, memory: Memory, stationary: bool = False,
+                  ) -> tuple[KVCache, jax.Array]:
     """The cache with a chunk of tokens in it, and the hidden states [B, T, D] of the chunk after all layers,
     before the final norm.
 
     The queries are gathered to the cache instead of the other way round, so that the cost of the network
     grows with the chunk and not with the context (Yang et al. 2024, "Context Parallelism for Scalable
-    Million-Token Inference"). With params of row_linear.for_decoding in layers, so are the tokens to the
-    weights: of a short chunk they are fewer.
+    Million-Token Inference"). stationary: whether the tokens are gathered to the weights too, which are then
+    those of row_linear.for_chunks; a short chunk is smaller than they are.
     """
     angles = rope.angles(tables, chunk.positions)
-    stationary = isinstance(params.layers, tuple)
-    linear = row_linear.chunk_linear if stationary else llama.linear
-    feed_forward = row_linear.chunk_mlp if stationary else functools.partial(
-        llama.ffn, num_chunks=memory.ffn_chunks)
+    linear, feed_forward, embed = llama.linear, functools.partial(
+        llama.ffn, num_chunks=memory.ffn_chunks), llama.embed_tokens
+    if stationary:
+        linear, feed_forward, embed = row_linear.chunk_linear, row_linear.chunk_mlp, embed_row_tokens
     # Slots from the beginning of the chunk on may hold an earlier question, which this one replaces.
     segments = jnp.where(cache.positions < chunk.positions.min(1, keepdims=True), cache.segment_ids, 0)
 
@@ -154,33 +156,10 @@ def extend_states(params: llama.Params, config: LlamaConfig, cache: KVCache, chu
         x, new = llama.block(x, layer, angles, config, attend, linear=linear, feed_forward=feed_forward)
         return x, _encoded(new, kv_cache.dtype_of(cache))
 
-    if stationary:
-        x = embed_row_tokens(params.embed, chunk.tokens)
-        x, (k, v), slots = _each_layer(lambda x, layer, i: step(x, (layer, *_layer_of(cache, i))), x, params,
-                                       cache, chunk.slots)
-    else:
-        x, slots = llama.embed_tokens(params.embed, chunk.tokens), chunk.slots
-        x, (k, v) = lax.scan(step, x, (llama.with_constants(params.layers, config), cache.k, cache.v))
+    x = embed(params.embed, chunk.tokens)
+    x, (k, v) = lax.scan(step, x, (llama.with_constants(params.layers, config), cache.k, cache.v))
     k, v = jax.tree.map(lambda x: sharding.reshard(x, P(None, sharding.BATCH_AXES, 'tensor')), (k, v))
-    return write(cache, k, v, slots), x
-
-
-def _layer_of(cache, i):
-    """Keys and values of a layer of the cache."""
-    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), (cache.k, cache.v))
-
-
-def _each_layer(step, x, params, cache, slots):
-    """x after step(x, layer, number) for each of a tuple of layers, the stacks of their new keys and values,
-    and the slots to write them to."""
-    new, step = [], jax.jit(step)  # traced once for all layers
-    for i, layer in enumerate(params.layers):
-        x, kv = step(x, layer, jnp.int32(i))
-        new.append(kv)
-    # The write must depend on the last layer's reading, or XLA would copy the cache every time.
-    failed = jnp.isnan(x).reshape(x.shape[0], -1).any(1, keepdims=True)
-    slots = jnp.where(failed.reshape(-1, *[1] * (slots.ndim - 1)), cache.positions.shape[1], slots)
-    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *new), slots
+    return write(cache, k, v, chunk.slots), x
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -203,7 +182,9 @@ def decode_step(params: llama.Params, config: LlamaConfig, cache: KVCache, token
     if config.window is not None:
         mask &= cache.positions > positions[:, None] - config.window
 
-    def step(x, layer, number):
+    def step(x, inputs):
+        layer, number = inputs
+
         def attend(q, k, v):
             return attend_cache(q, k, v, cache, number, mask)
 
@@ -215,10 +196,16 @@ def decode_step(params: llama.Params, config: LlamaConfig, cache: KVCache, token
     # The cache is only read inside the loop over layers, by tiles, and written once after it: as a carry or
     # an output of a scan all of it would be copied for every token, as an input every layer.
     if isinstance(params.layers, tuple):
-        x, (k, v), slots = _each_layer(step, x, params, cache, slots)
+        new, step = [], jax.jit(step)  # traced once for all layers
+        for inputs in zip(params.layers, jnp.arange(config.num_layers), strict=True):
+            x, kv = step(x, inputs)
+            new.append(kv)
+        # The write must depend on the last layer's reading, or XLA would copy the cache for every token.
+        slots = jnp.where(jnp.isnan(x).any(1), cache.positions.shape[1], slots)
+        k, v = jax.tree.map(lambda *leaves: jnp.stack(leaves), *new)
     else:
         layers = llama.with_constants(params.layers, config)
-        x, (k, v) = lax.scan(lambda x, inputs: step(x, *inputs), x, (layers, jnp.arange(config.num_layers)))
+        x, (k, v) = lax.scan(step, x, (layers, jnp.arange(config.num_layers)))
     return write(cache, k, v, slots[:, None]), _next_logits(params, config, x)
 
 

@@ -3,7 +3,8 @@
 A step moves the activations, which are small, to the weights instead of the other way round ("weight
 stationary" in Pope et al. 2022, "Efficiently Scaling Transformer Inference").
 
-Letters: B batch, T tokens of a chunk, N query heads, K key/value heads, H head_dim, D embed_dim, F mlp_dim, V vocab, L layers.
+Letters: B batch, T tokens of a chunk, N query heads, K key/value heads, H head_dim, D embed_dim, F mlp_dim,
+V vocab, L layers.
 """
 
 import functools
@@ -25,21 +26,16 @@ from lct.ops.kernels.choice import device
 RING = 'sequence'
 SPLIT_LETTERS = 'F', 'H', 'V'  # what a weight is split by over the ring: the first that it has
 
-STATIONARY_CHUNK = 256  # tokens; beyond, little is gained for a program that takes longer to compile
+STATIONARY_CHUNK = 512  # tokens; beyond, nothing is gained
 
-_kept = {}  # {(id of params, config, mesh): weights for decoding}, of params that exist
+_kept = {}  # {(function, id of params, config, mesh): its result}, of params that exist
 
 
-def for_decoding(params: llama.Params, config: LlamaConfig) -> llama.Params:
-    """The weights as decode_step reads them fastest: gathered over 'fsdp' and split over the ring by another
-    dim than D where it divides, so that one layer needs few and small transfers.
-
-    On CPUs the layers become a tuple of Layers and the head a matrix of its own, because XLA would copy what
-    it takes out of a stack or transposes, for every token, which takes longer than to multiply with it.
-    """
-    on_cpu = device()[0] == 'cpu'
+def for_chunks(params: llama.Params, config: LlamaConfig) -> llama.Params:
+    """The weights gathered over 'fsdp' and split over the ring by another dim than D where it divides, so
+    that one layer needs few and small transfers of few tokens."""
     ring = sharding.axis_size(RING)
-    if params.lm_head is None and (on_cpu or ring > 1):
+    if params.lm_head is None and (device()[0] == 'cpu' or ring > 1):
         params = params.replace(lm_head=params.embed.T)
     if sharding.current_mesh() is not None:
         table = llama.param_table(config)
@@ -48,7 +44,15 @@ def for_decoding(params: llama.Params, config: LlamaConfig) -> llama.Params:
         place = lambda info, w: jax.reshard(w, _spec(info.letters, w.shape, ring))
         embed = jax.reshard(params.embed, P(None, RING if ring > 1 else None))
         params = jax.tree.map(place, table, params, is_leaf=llama.is_param_info).replace(embed=embed)
-    if not on_cpu:
+    return params
+
+
+def for_decoding(params: llama.Params, config: LlamaConfig) -> llama.Params:
+    """for_chunks, as decode_step reads it fastest. On CPUs the layers become a tuple of Layers and the head a
+    matrix of its own, because XLA would copy what it takes out of a stack or transposes, for every token,
+    which takes longer than to multiply with it."""
+    params = for_chunks(params, config)
+    if device()[0] != 'cpu':
         return params
     layers = llama.with_constants(params.layers, config)
     return params.replace(layers=tuple(jax.tree.map(operator.itemgetter(i), layers)
@@ -60,20 +64,28 @@ def placed(params: llama.Params, config: LlamaConfig) -> llama.Params:
     elsewhere it is made again, as the next text needs the memory."""
     if device()[0] != 'cpu':
         return _for_decoding(params, config)
-    key = id(params), config, sharding.current_mesh()
+    shared = sharding.current_mesh() is None and _is_on_one_device(params)
+    return _keep(_views if shared else _for_decoding, params, config)
+
+
+def placed_for_chunks(params: llama.Params, config: LlamaConfig) -> llama.Params:
+    """for_chunks outside of a program, kept as long as params."""
+    return _keep(_for_chunks, params, config)
+
+
+def is_stationary(size: int) -> bool:
+    """Whether a ring takes longer to gather the stored weights for a chunk of `size` tokens than to send the
+    tokens to those of placed_for_chunks: on CPUs, where there is memory for both."""
+    return size <= STATIONARY_CHUNK and sharding.axis_size(RING) > 1 and device()[0] == 'cpu'
+
+
+def _keep(make, params, config):
+    key = make, id(params), config, sharding.current_mesh()
     if key not in _kept:
-        make = _views if sharding.current_mesh() is None and _is_on_one_device(params) else _for_decoding
         made = make(params, config)
         weakref.finalize(params, _kept.pop, key, None)  # first: another object may get the id
         _kept[key] = made
     return _kept[key]
-
-
-def for_chunk(params: llama.Params, config: LlamaConfig, size: int) -> llama.Params:
-    """The weights for a chunk of `size` tokens (decode.extend): those of decoding where a ring of CPUs would
-    take longer to gather the stored ones than to send the tokens to them."""
-    is_cheaper = size <= STATIONARY_CHUNK and sharding.axis_size(RING) > 1 and device()[0] == 'cpu'
-    return placed(params, config) if is_cheaper else params
 
 
 def _is_on_one_device(params):
@@ -141,5 +153,6 @@ def stationary_axes(w: jax.Array) -> list[Any]:
     return [tuple(axis for axis in axes if axis not in (None, *sharding.BATCH_AXES)) or None for axes in dims]
 
 
+_for_chunks = jax.jit(for_chunks, static_argnames='config')
 _for_decoding = jax.jit(for_decoding, static_argnames='config')
 _transpose = jax.jit(jnp.transpose)

@@ -330,9 +330,10 @@ class Session:
         logits after it, which are those given for a row without new tokens."""
         chunk = place_chunk(texts, lengths, size, self.slots)
         with self._writing(lengths):
-            params = row_linear.for_chunk(self.params, self.config.architecture(), size)
-            self.cache, logits = _extend(params, self.config.architecture(), self.cache, chunk, logits,
-                                         self.tables, self.memory)
+            config, stationary = self.config.architecture(), row_linear.is_stationary(size)
+            params = row_linear.placed_for_chunks(self.params, config) if stationary else self.params
+            self.cache, logits = _extend(params, config, self.cache, chunk, logits, self.tables, self.memory,
+                                         stationary)
             for ids, text in zip(self._cached, texts, strict=True):
                 ids.extend(text)
         return logits
@@ -340,7 +341,7 @@ class Session:
 
 _prefill = jax.jit(decode.prefill, static_argnames=('config', 'memory'))
 _empty_cache = jax.jit(empty_cache, static_argnames=('config', 'dtype'))
-_extend = jax.jit(decode.extend, static_argnames=('config', 'memory'), donate_argnames='cache')
+_extend = jax.jit(decode.extend, static_argnames=('config', 'memory', 'stationary'), donate_argnames='cache')
 _decode = jax.jit(decode.decode, static_argnames='config', donate_argnames='cache')
 _step = jax.jit(decode.decode_step, static_argnames='config', donate_argnames='cache')
 _next_token = jax.jit(next_token)
