@@ -29,90 +29,6 @@ def count(pair: list) -> str:
     return '{} of {}'.format(*pair)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Extension
-# ---------------------------------------------------------------------------------------------------
-
-
-def recall(d: dict) -> str:
-    found = [d['summary'][which] for which in ('base', 'extended')]
-    return ' → '.join(f'{count(one["inside"])} up to 512 tokens and {count(one["beyond"])} beyond 1,024'
-                      for one in found)
-
-
-def long_loss(d: dict) -> str:
-    loss = d['loss_by_position']
-    first, last = loss['base']['edges'].index(512), -1
-    base, extended = ([loss[which]['mean'][i] for i in (first, last)] for which in ('base', 'extended'))
-    return (f'512-1K: {base[0]:.2f} → {extended[0]:.2f} nats a token; 4K-8K: {base[1]:.2f} → '
-            f'{extended[1]:.2f}')
-
-
-def main_job(d: dict) -> str:
-    one = d['summary']
-    return (f'{one["parameters"]:,} parameters, {one["tokens_of_this_call"]:,} tokens of training, '
-            f'{one["seconds"]:.0f} s of training in {d["seconds_of_this_call"]:.0f} s')
-
-
-def adapters(d: dict) -> str:
-    one = d['summary']
-    return f'{recall(d)}, with {percent(one["trained"] / one["parameters"])} of the parameters'
-
-
-def suite_needle(d: dict) -> str:
-    found = [d['needle_suite'][which] for which in ('base', 'extended')]
-    return ' → '.join(f'{round(one["mean"] * one["count"])} of {one["count"]}' for one in found)
-
-
-def suite_ruler(d: dict) -> str:
-    base, extended = (d['ruler_suite'][which] for which in ('base', 'extended'))
-    return '; '.join(f'{short_length(length)}: {a:.0f} → {b:.0f}'
-                     for length, a, b in zip(base['lengths'], base['means'], extended['means'], strict=True))
-
-
-def earlier_losses(_: None) -> str:
-    found = [read(f'laptop_{name}.json')['loss_by_position'] for name in ('lora', 'gated', 'one_shot')]
-    after = ', '.join(f'{one["extended"]["mean"][-1]:.3f}' for one in found)
-    return f'{found[0]["base"]["mean"][-1]:.3f} → {after}'
-
-
-def base_ruler(d: dict) -> str:
-    tasks = d['ruler']['tasks']
-    each = ', '.join(f'{name} {task["mean"]:.0f}' for name, task in tasks.items())
-    return f'mean of {len(tasks)} tasks {d["ruler"]["mean"]:.0f}: {each}'
-
-
-def theta_table(d: dict) -> str:
-    return '; '.join(
-        f'{row["theta"]:,.0f}{" (control)" * row["control"]}: loss {row["long_loss"]:.3f}, '
-        f'recall {percent(row["long_needle"], 0)}' for row in d['rows'])
-
-
-def scaled_loss(d: dict) -> str:
-    means = {name: [statistics.mean(loss) for loss in zip(*one['loss'].values(), strict=True)]
-             for name, one in d['scalings'].items()}
-    half = len(d['edges']) // 2
-    names = {'default': 'unscaled', 'ntk': 'NTK', 'yarn': 'YaRN', 'dynamic': 'dynamic NTK'}
-    short = [statistics.mean(means[name][:half]) - statistics.mean(means['default'][:half])
-             for name in names if name != 'default']
-    long = '; '.join(f'{label} {statistics.mean(means[name][half:]):.2f}' for name, label in names.items())
-    return f'{long}; inside 8K they cost {min(short):.2f} to {max(short):.2f} nats'
-
-
-def smollm2_ruler(d: dict) -> str:
-    ruler = d['results']['ruler']
-    return '; '.join(f'{short_length(length)}: {mean:.1f} ± {error:.1f}' for length, mean, error in
-                     zip(ruler['lengths'], ruler['means'], ruler['stderr'], strict=True))
-
-
-def both_suites(d: dict) -> str:
-    found = {name: d['results'][name]['tasks'] for name in ('ruler', 'comprehension')}
-    means = {name: ', '.join(f'{short_length(int(length))} {mean_of(tasks, length):.1f}'
-                             for length in sorted(next(iter(tasks.values())), key=int))
-             for name, tasks in found.items()}
-    return '; '.join(f'{name}, mean of {len(found[name])} tasks: {text}' for name, text in means.items())
-
-
 def mean_of(tasks: dict, length: str) -> float:
     return statistics.mean(records[length]['mean'] for records in tasks.values())
 
@@ -300,15 +216,6 @@ def frozen(d: dict) -> str:
         f'{name} {one["int8"]["difference"]:+.4f} ± {one["int8"]["standard_error"]:.4f} and '
         f'{one["bfloat16"]["difference"]:+.4f} ± {one["bfloat16"]["standard_error"]:.4f} nats'
         for name, one in d.items())
-
-
-def recipe_study(d: dict) -> str:
-    """Recall probe, needle and RULER beyond the native length, and the loss there: means over the seeds."""
-    seeds = sorted({len(row['seeds']) for row in d['rows']})
-    arms = [f'{row["arm"].replace("_", " ")} ' + ', '.join(
-        f'{row["means"][name][0]:.0f}' for name in ('recall', 'needle', 'ruler'))
-        + f' and {row["means"]["loss beyond"][0]:.2f} nats' for row in d['rows']]
-    return f'{"; ".join(arms)}; {" or ".join(map(str, seeds))} seeds'
 
 
 def cache_tasks(d: dict) -> str:

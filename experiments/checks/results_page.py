@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import extension_figures as extension
 import result_figures as figures
 import speed_figures
 from result_figures import RESULTS, percent, read
@@ -37,36 +38,40 @@ class Figure(NamedTuple):
 
 EXTENSION = (
     Figure('measured', 'main job, 512 to 8,192 tokens: recall probe, held-out keys and numbers',
-           'laptop.json', figures.recall),
+           'laptop.json', extension.recall),
     Figure('measured', 'the same: needle of `evaluate.py`, 512 to 8,192, wording never trained on',
-           'laptop.json', figures.suite_needle),
+           'laptop.json', extension.suite_needle),
     Figure('measured', 'the same: five RULER tasks, wording never trained on, two prompts each',
-           'laptop.json', figures.suite_ruler),
-    Figure('measured', 'the same: loss by position, held-out documents', 'laptop.json', figures.long_loss),
-    Figure('measured', 'the same: size and time', 'laptop.json', figures.main_job),
-    Figure('measured', 'adapters and norms alone: recall probe', 'laptop_lora.json', figures.adapters),
+           'laptop.json', extension.suite_ruler),
+    Figure('measured', 'the same: loss by position, held-out documents', 'laptop.json', extension.long_loss),
+    Figure('measured', 'the same: size and time', 'laptop.json', extension.main_job),
+    Figure('measured', '512 to 131,072 tokens, 256 times the native length: recall probe by length, five '
+           'prompts each', 'laptop_128k.json', extension.recall_by_length),
+    Figure('measured', 'the same: needle and RULER to 8,192, wordings never trained on; time',
+           'laptop_128k.json', extension.tasks_after),
+    Figure('measured', 'adapters and norms alone: recall probe', 'laptop_lora.json', extension.adapters),
     Figure('measured', 'stages that end at a gate: recall probe', 'laptop_gated.json', lambda d:
-           f'{figures.recall(d)}, in {d["summary"]["steps"]} steps in place of 160'),
-    Figure('measured', 'one stage at equal tokens: recall probe', 'laptop_one_shot.json', figures.recall),
+           f'{extension.recall(d)}, in {d["summary"]["steps"]} steps in place of 160'),
+    Figure('measured', 'one stage at equal tokens: recall probe', 'laptop_one_shot.json', extension.recall),
     Figure('measured', 'adapters, gate, one stage: loss at 4K-8K, on the same windows',
-           '', figures.earlier_losses),
+           '', extension.earlier_losses),
     Figure('measured', 'base model inside its 512 tokens: needle, wording never trained on',
            'base.json', lambda d:
            f'{sum(map(sum, d["needle"]["scores"])) * 2:.0f} of {sum(map(sum, d["needle"]["samples"]))}'),
-    Figure('measured', 'the same: RULER, 20 samples a task', 'base.json', figures.base_ruler),
+    Figure('measured', 'the same: RULER, 20 samples a task', 'base.json', extension.base_ruler),
     Figure('measured', 'recipes from 512 to 8,192 at equal tokens, percent of recall probe, needle and RULER',
-           'recipe_study.json', figures.recipe_study),
+           'recipe_study.json', extension.recipe_study),
     Figure('measured', 'divisors of RoPE found without training: loss of answers at 8,192, first and last '
            'generation', 'rope_factors.json', lambda d:
            f'{d["generations"][0][0]:.2f} and {d["generations"][-1][0]:.2f} nats'),
     Figure('measured', 'theta for 4,096 tokens, three seeds each: loss at 2K-4K and recall beyond 512',
-           'theta_search.json', figures.theta_table),
+           'theta_search.json', extension.theta_table),
     Figure('measured', 'SmolLM2-135M at twice its length, scaling alone: loss at 8K-16K',
-           'theta_positions.json', figures.scaled_loss),
+           'theta_positions.json', extension.scaled_loss),
     Figure('measured', 'SmolLM2-135M: RULER, 20 samples a task',
-           'smollm2/results.json', figures.smollm2_ruler),
+           'smollm2/results.json', extension.smollm2_ruler),
     Figure('measured', 'SmolLM2-135M: RULER and comprehension in one report, 6 samples a task to 1 at 8K',
-           'smollm2_tasks/results.json', figures.both_suites),
+           'smollm2_tasks/results.json', extension.both_suites),
     Figure('measured', 'SmolLM2-135M: needles found, 1K to 8K', 'smollm2/results.json', lambda d:
            percent(d['results']['needle']['mean'])),
 )
