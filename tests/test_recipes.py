@@ -37,8 +37,8 @@ NO_DEVICES = ('qwen25_1m_7b', 'selflong_llama31_8b', 'ultralong_llama31_8b', 'ul
               'ultralong_llama31_8b_2m')
 OWN = {  # nothing published to compare with
     'base', 'base_grown', 'base_longer', 'ladder', 'laptop', 'laptop_128k', 'laptop_gated', 'laptop_lora',
-    'laptop_one_shot', 'mostly_short', 'one_stage', 'over_store', 'smoke', 'theta_4k', 'theta_4k_chosen',
-    'two_stages'}
+    'laptop_one_shot', 'mostly_short', 'one_stage', 'over_store', 'smoke', 'smollm2_16k', 'theta_4k',
+    'theta_4k_chosen', 'two_stages'}
 CONFIGS = sorted(path.stem for path in (EXPERIMENTS / 'configs').rglob('*.py'))
 
 # (seq_len, theta) of every stage. Integers: the 70B card, and what the 8B card rounds to 15.3M .. 45.2B.
