@@ -6,6 +6,7 @@ H head_dim, D embed_dim, F mlp_dim, V vocab, L layers.
 "axis" is a mesh axis, "dim" an array dimension.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -204,12 +205,50 @@ def einsum(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _einsum(equation, x, w):
+    return _product(equation, x, w) if x.dtype == jnp.float32 else _narrow_product(equation, x, w)
+
+
+def _product(equation, x, w, out=None):
+    """einsum summed in float32, in the dtype of x, with the PartitionSpec out or the one of its letters."""
     # float32 means float32 on every device: TF32 and bfloat16 passes are for bfloat16 models
     precision = 'highest' if x.dtype == jnp.float32 else None
     options = {'preferred_element_type': jnp.float32, 'precision': precision}
     if current_mesh() is not None:
-        options['out_sharding'] = spec(equation.split('->')[1])
+        options['out_sharding'] = spec(equation.split('->')[1]) if out is None else out
     return jnp.einsum(equation, x, w, **options).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _narrow_product(equation, x, w):
+    """_product of bfloat16 whose backward multiplies bfloat16 too. Autodiff would convert a weight and the
+    gradient to float32 first, for which accelerators have slower units: the product of two bfloat16 is exact
+    in float32, so that nothing else changes. XLA on CPUs needs the conversion."""
+    return _product(equation, x, w)
+
+
+def _narrow_forward(equation, x, w):
+    return _product(equation, x, w), (x, w)
+
+
+def _narrow_backward(equation, saved, grad):
+    (x, w), (inputs, out) = saved, equation.split('->')
+    of_x, of_w = inputs.split(',')
+    return (_gradient(f'{out},{of_w}->{of_x}', grad, w, x), _gradient(f'{of_x},{out}->{of_w}', x, grad, w))
+
+
+def _gradient(equation, a, b, of):
+    """_product of a and b in the dtype and the sharding of the gradient of `of`: partial sums over the axes
+    over which it is 'reduced'."""
+    def product(dtype, a, b):
+        return _product(equation, a.astype(dtype), b.astype(dtype), out).astype(of.dtype)
+
+    own = None if current_mesh() is None else jax.typeof(of).sharding.spec
+    out = own and P(*own.partitions, unreduced=own.reduced)
+    return lax.platform_dependent(a, b, cpu=functools.partial(product, jnp.float32),
+                                  default=functools.partial(product, of.dtype))
+
+
+_narrow_product.defvjp(_narrow_forward, _narrow_backward)
 
 
 def _without_batch(x, w, letters):
