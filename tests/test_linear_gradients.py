@@ -9,6 +9,8 @@ import pytest
 
 from lct import sharding
 from lct.models import llama
+from lct.plan.hlo import Program
+from lct.plan.matmuls import flops_by_type
 
 SIZES = {'B': 2, 'T': 16, 'D': 16, 'N': 4, 'K': 2, 'H': 8, 'F': 32}
 
@@ -58,3 +60,11 @@ def test_accelerators_multiply_bfloat16_alone(name):
         operands = re.findall(r'dot_general.*: \((.*)\) ->', text)
         assert len(operands) == 2
         assert all('f32' not in one.replace('bf16', '') for one in operands), operands
+
+
+def test_flops_of_a_program_are_counted_by_type_and_as_often_as_they_run():
+    def steps(x, w):
+        return jax.lax.fori_loop(0, 3, lambda _, y: jnp.tanh(y @ w), x)
+
+    program = jax.jit(steps).lower(jnp.ones((8, 16)), jnp.ones((16, 16))).compile()
+    assert flops_by_type(Program(program.as_text())) == {'f32 x f32': 3 * 2 * 8 * 16 * 16}

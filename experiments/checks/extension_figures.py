@@ -109,3 +109,32 @@ def recipe_study(d: dict) -> str:
         f'{row["means"][name][0]:.0f}' for name in ('recall', 'needle', 'ruler'))
         + f' and {row["means"]["loss beyond"][0]:.2f} nats' for row in d['rows']]
     return f'{"; ".join(arms)}; {" or ".join(map(str, seeds))} seeds'
+
+
+def real_model_scores(d: dict, suite: str) -> str:
+    """Means of the two controls and the trained model with 95% intervals, by length."""
+    lengths = sorted(d['suites']['trained'][suite], key=int)
+    return '; '.join(f'{short_length(int(length))}: ' + ', '.join(
+        f'{name} {one["mean"]:.0f} ({one["low"]:.0f} to {one["high"]:.0f})'
+        for name in ('unscaled', 'scaled', 'trained')
+        if (one := d['suites'][name].get(suite, {}).get(length))) for length in lengths)
+
+
+def real_model_differences(d: dict, suite: str) -> str:
+    """The trained model less each control on the same prompts, with 95% intervals, by length."""
+    return '; '.join(f'{short_length(int(length))}, against {control}: {one["mean"]:+.0f} '
+                     f'({one["low"]:+.0f} to {one["high"]:+.0f}), {one["count"]} prompts'
+                     for control in ('unscaled', 'scaled')
+                     for length, one in d['differences'][control].get(suite, {}).items())
+
+
+def real_model_loss(d: dict) -> str:
+    """Mean loss within the native length and beyond it: unscaled, scaled, trained, over all texts."""
+    def mean(name, beyond):
+        of = [statistics.mean(loss for loss, low in zip(one['mean'], one['edges'], strict=False)
+                              if (low >= d['native']) == beyond) for one in d['losses'][name].values()]
+        return f'{statistics.mean(of):.2f}'
+
+    names = 'unscaled', 'scaled', 'trained'
+    return '; '.join(f'{place} {", ".join(f"{name} {mean(name, beyond)}" for name in names)} nats'
+                     for place, beyond in (('within 8,192:', False), ('beyond:', True)))

@@ -32,6 +32,7 @@ from lct.text import table
 TEXTS = theta_positions.TEXTS[:2]  # the files that configs/smollm2_16k.py excludes
 MODELS = ('unscaled', 'scaled', 'trained')
 CONTROLS = MODELS[:2]
+CHANGED = ('config.json', 'lct_manifest.json')  # of a control; the second holds the first's checksum
 ROPE = ('rope_theta', 'rope_scaling', 'rope_parameters')  # of config.json, by version of transformers
 MAX_RESULTS = 10**8  # bytes
 
@@ -44,6 +45,7 @@ def run():
     parser.add_argument('--suites', default='ruler,needle', help='of evaluate.py, with commas between them')
     parser.add_argument('--lengths', default='12288,16384', help='tokens of prompt and answer together')
     parser.add_argument('--samples', default='1', help='samples of each task')
+    parser.add_argument('--dtype', default='float32', help='of the weights while answering')
     parser.add_argument('--loss', type=int, default=16384, help='tokens of a window; 0: no losses')
     parser.add_argument('--workdir', type=pathlib.Path, default=pathlib.Path('runs/real_model'))
     args = parser.parse_args()
@@ -87,7 +89,7 @@ def make_controls(base: pathlib.Path, trained: pathlib.Path, target: pathlib.Pat
         folders[name].mkdir(parents=True, exist_ok=True)
         for path in base.iterdir():
             link = folders[name] / path.name
-            if path.name != 'config.json' and not link.exists():
+            if path.name not in CHANGED and not link.exists():
                 link.symlink_to(path.resolve())
         write_atomically(folders[name] / 'config.json', json.dumps(config | longer, indent=1) + '\n')
     return folders
@@ -95,8 +97,8 @@ def make_controls(base: pathlib.Path, trained: pathlib.Path, target: pathlib.Pat
 
 def evaluate(folder, suite, args, texts, workdir):
     command = [sys.executable, experiments_folder() / 'evaluate.py', '--model', folder, '--suite', suite,
-               '--lengths', args.lengths, '--samples', args.samples, '--haystack', texts,
-               '--workdir', workdir]
+               '--lengths', args.lengths, '--samples', args.samples, '--dtype', args.dtype,
+               '--haystack', texts, '--workdir', workdir]
     done = subprocess.run(list(map(str, command)), check=False)
     if done.returncode == exit_status.STOPPED:
         raise KeyboardInterrupt

@@ -12,12 +12,14 @@ from lct.models.lora import Adapter
 from lct.plan import hlo
 from lct.plan.cost import Step
 from lct.plan.host_copies import host_copies
+from lct.plan.matmuls import flops_by_type
 
 MiB = 2**20
 
 
 def record(compiled: jax.stages.Compiled, degrees: dict[str, int]) -> dict:
-    """Memory, largest tensor, collectives and copies to the host of a program; all are per device.
+    """Memory, largest tensor, FLOPs by type, collectives and copies to the host of a program; all are per
+    device.
 
     degrees: {axis: degree} of the mesh, slowest axis first.
     """
@@ -26,6 +28,7 @@ def record(compiled: jax.stages.Compiled, degrees: dict[str, int]) -> dict:
     return {
         'memory': hlo.memory_of(compiled),
         'largest': {'bytes': largest.size, 'tensor': str(largest), 'name': name},
+        'matmul_flops': flops_by_type(program),
         'transfers': [
             {**dataclasses.asdict(t), 'hidden': t.hidden, 'shapes': [str(shape) for shape in t.shapes]}
             for t in program.transfers(degrees)
@@ -44,6 +47,8 @@ def describe(title: str, record: dict) -> str:
         f'  memory per device, MiB: {kinds}',
         *_fit_lines(record),
         f'  largest tensor: {largest["tensor"]} {largest["bytes"] / MiB:,.1f} MiB ({largest["name"]})',
+        *(f'  matmuls of {types}: {flops / 1e12:,.2f} TFLOP'
+          for types, flops in record['matmul_flops'].items()),
         *_transfer_lines(record['transfers']),
         *_host_lines(record['host_copies']),
     ])
