@@ -84,6 +84,8 @@ SPEED = (
     Figure('compiled', 'transfers of ring attention, forward and backward', '', figures.transfers),
     Figure('compiled', '8B at 1M on 512 L40S: gathers and reductions of weights and gradients',
            'compile_l40s_512.json', figures.gathers),
+    Figure('compiled', 'what the matmuls of a training step multiply, 8B on one and 8 H100 and on 512 L40S, '
+           'without attention', '', speed_figures.matmul_types),
     Figure('predicted', 'memory of a device in a training step, over the compiled one', 'plan_memory.json',
            figures.plan_memory),
     Figure('compiled', '8B at 5M tokens on 8 H100, in passes over the queries and without',

@@ -1,6 +1,9 @@
-"""Lines of the page of results about speed beside transformers, from their files."""
+"""Lines of the page of results about speed, measured beside transformers and compiled, from their files."""
 
+import collections
 import statistics
+
+from result_figures import RESULTS, read
 
 from lct.text import short_length
 
@@ -20,3 +23,14 @@ def training_step(d: dict) -> str:
         out.append(f'{short_length(int(length))}: ' + ', '.join(
             f'{ring / other:.2f}x of {side}' for side, other in seconds.items()))
     return '; '.join(out)
+
+
+def matmul_types(_: None) -> str:
+    """Of the training steps compiled for GPUs: FLOPs of a device by the types that it multiplies."""
+    steps = [program['matmul_flops'] for path in sorted(RESULTS.glob('compile_*.json'))
+             for name, program in read(path.name)['programs'].items() if 'step' in name]
+    total = collections.Counter()
+    for one in steps:
+        total.update(one)
+    return f'{len(steps)} programs: ' + ', '.join(
+        f'{flops / total.total():.0%} {types}' for types, flops in sorted(total.items()))
