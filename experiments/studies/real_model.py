@@ -42,6 +42,7 @@ def run():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', default='smollm2', help="a Hugging Face Llama folder, or 'smollm2'")
     parser.add_argument('--trained', type=pathlib.Path, required=True, help='the model that was extended')
+    parser.add_argument('--models', default=','.join(MODELS), help='which of the three to ask')
     parser.add_argument('--suites', default='ruler,needle', help='of evaluate.py, with commas between them')
     parser.add_argument('--lengths', default='12288,16384', help='tokens of prompt and answer together')
     parser.add_argument('--samples', default='1', help='samples of each task')
@@ -49,6 +50,9 @@ def run():
     parser.add_argument('--loss', type=int, default=16384, help='tokens of a window; 0: no losses')
     parser.add_argument('--workdir', type=pathlib.Path, default=pathlib.Path('runs/real_model'))
     args = parser.parse_args()
+    asked = args.models.split(',')
+    if unknown := set(asked) - set(MODELS):
+        raise ValueError(f'--models {sorted(unknown)[0]} is not one of {", ".join(MODELS)}')
     base = find_model(args.model)
     folders = make_controls(base, args.trained, args.workdir / 'models') | {'trained': args.trained}
     texts = args.workdir / 'texts'
@@ -58,7 +62,7 @@ def run():
     if args.loss:
         check_window(folders['trained'], args.loss)
     for suite in filter(None, args.suites.split(',')):
-        for name in MODELS[::-1]:
+        for name in asked:
             evaluate(folders[name], suite, args, texts, args.workdir / name)
     if args.loss:
         for name in MODELS:
