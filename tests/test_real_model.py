@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 import real_model
+from test_comparison import write
 
 from lct.cli.config import load_config, make_run
 from lct.cli.corpus import read_documents
@@ -68,3 +69,11 @@ def test_losses_are_means_over_eighths_of_the_native_length():
     found = real_model.bins(np.arange(32, dtype=np.float32), 16)
     assert found['edges'] == list(range(0, 33, 2))
     assert found['mean'] == [x + 0.5 for x in range(0, 32, 2)]
+
+
+def test_differences_pair_the_prompts_that_both_answered(tmp_path):
+    write(tmp_path / 'scaled', range(4))
+    write(tmp_path / 'trained', range(16), lengths=(1024,))
+    (length, found), = real_model.paired(tmp_path / 'scaled', tmp_path / 'trained')['ruler'].items()
+    assert (length, found['count'], found['mean']) == (1024, 20, pytest.approx(60))
+    assert 30 < found['low'] < 60 < found['high'] < 90

@@ -133,7 +133,7 @@ def real_model_loss(d: dict) -> str:
     def mean(name, beyond):
         of = [statistics.mean(loss for loss, low in zip(one['mean'], one['edges'], strict=False)
                               if (low >= d['native']) == beyond) for one in d['losses'][name].values()]
-        return f'{statistics.mean(of):.2f}'
+        return f'{statistics.mean(of):.3f}'
 
     names = 'unscaled', 'scaled', 'trained'
     return '; '.join(f'{place} {", ".join(f"{name} {mean(name, beyond)}" for name in names)} nats'
