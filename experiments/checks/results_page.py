@@ -68,6 +68,14 @@ EXTENSION = (
            'theta_search.json', extension.theta_table),
     Figure('measured', 'SmolLM2-135M at twice its length, scaling alone: loss at 8K-16K',
            'theta_positions.json', extension.scaled_loss),
+    Figure('measured', 'SmolLM2-135M trained to 16,384 tokens, beside the model as it was and scaled without '
+           'training: RULER, percent with 95% intervals', 'real_model.json', lambda d:
+           extension.real_model_scores(d, 'ruler')),
+    Figure('measured', 'the same: the trained model less a control on the same prompts of RULER',
+           'real_model.json', lambda d: extension.real_model_differences(d, 'ruler')),
+    Figure('measured', 'the same: needle', 'real_model.json', lambda d:
+           extension.real_model_scores(d, 'needle')),
+    Figure('measured', 'the same: loss, two texts', 'real_model.json', extension.real_model_loss),
     Figure('measured', 'SmolLM2-135M: RULER, 20 samples a task',
            'smollm2/results.json', extension.smollm2_ruler),
     Figure('measured', 'SmolLM2-135M: RULER and comprehension in one report, 6 samples a task to 1 at 8K',
