@@ -244,7 +244,7 @@ def figure(summary, path):
             if one:
                 edges = np.array(one['edges'])
                 series[name] = ((edges[:-1] + edges[1:]) / 2).tolist(), one['mean'], None
-        panels.append(svg.Panel(text, 'nats per token', series))
+        panels.append(svg.Panel(text.rpartition('_')[0], 'nats per token', series))
     svg.panels(panels, {summary['native']: 'native'}, controls=['unscaled']).save(path)
 
 
