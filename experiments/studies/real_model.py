@@ -50,8 +50,8 @@ def run():
     parser.add_argument('--loss', type=int, default=16384, help='tokens of a window; 0: no losses')
     parser.add_argument('--workdir', type=pathlib.Path, default=pathlib.Path('runs/real_model'))
     args = parser.parse_args()
-    asked = args.models.split(',')
-    if unknown := set(asked) - set(MODELS):
+    chosen = args.models.split(',')
+    if unknown := set(chosen) - set(MODELS):
         raise ValueError(f'--models {sorted(unknown)[0]} is not one of {", ".join(MODELS)}')
     base = find_model(args.model)
     folders = make_controls(base, args.trained, args.workdir / 'models') | {'trained': args.trained}
@@ -62,7 +62,7 @@ def run():
     if args.loss:
         check_window(folders['trained'], args.loss)
     for suite in filter(None, args.suites.split(',')):
-        for name in asked:
+        for name in chosen:
             evaluate(folders[name], suite, args, texts, args.workdir / name)
     if args.loss:
         for name in MODELS:
