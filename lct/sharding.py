@@ -242,8 +242,10 @@ def _gradient(equation, a, b, of):
     def product(dtype, a, b):
         return _product(equation, a.astype(dtype), b.astype(dtype), out).astype(of.dtype)
 
-    own = None if current_mesh() is None else jax.typeof(of).sharding.spec
-    out = own and P(*own.partitions, unreduced=own.reduced)
+    out = None
+    if current_mesh() is not None:
+        own = jax.typeof(of).sharding.spec
+        out = P(*own.partitions, unreduced=own.reduced)
     return lax.platform_dependent(a, b, cpu=functools.partial(product, jnp.float32),
                                   default=functools.partial(product, of.dtype))
 

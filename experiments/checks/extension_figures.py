@@ -6,6 +6,8 @@ from result_figures import count, mean_of, percent, read
 
 from lct.text import short_length
 
+REAL_MODELS = 'unscaled', 'scaled', 'trained'  # of studies/real_model.py: two controls, then the model
+
 
 def recall(d: dict) -> str:
     found = [d['summary'][which] for which in ('base', 'extended')]
@@ -116,7 +118,7 @@ def real_model_scores(d: dict, suite: str) -> str:
     lengths = sorted(d['suites']['trained'][suite], key=int)
     return '; '.join(f'{short_length(int(length))}: ' + ', '.join(
         f'{name} {one["mean"]:.0f} ({one["low"]:.0f} to {one["high"]:.0f})'
-        for name in ('unscaled', 'scaled', 'trained')
+        for name in REAL_MODELS
         if (one := d['suites'][name].get(suite, {}).get(length))) for length in lengths)
 
 
@@ -124,7 +126,7 @@ def real_model_differences(d: dict, suite: str) -> str:
     """The trained model less each control on the same prompts, with 95% intervals, by length."""
     return '; '.join(f'{short_length(int(length))}, against {control}: {one["mean"]:+.0f} '
                      f'({one["low"]:+.0f} to {one["high"]:+.0f}), {one["count"]} prompts'
-                     for control in ('unscaled', 'scaled')
+                     for control in REAL_MODELS[:2]
                      for length, one in d['differences'][control].get(suite, {}).items())
 
 
@@ -135,6 +137,5 @@ def real_model_loss(d: dict) -> str:
                               if (low >= d['native']) == beyond) for one in d['losses'][name].values()]
         return f'{statistics.mean(of):.3f}'
 
-    names = 'unscaled', 'scaled', 'trained'
-    return '; '.join(f'{place} {", ".join(f"{name} {mean(name, beyond)}" for name in names)} nats'
+    return '; '.join(f'{place} {", ".join(f"{name} {mean(name, beyond)}" for name in REAL_MODELS)} nats'
                      for place, beyond in (('within 8,192:', False), ('beyond:', True)))

@@ -16,17 +16,15 @@ import hashlib
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
+import child_script
 import numpy as np
 import theta_positions
 
-from lct import environment, exit_status, json_files
+from lct import environment, json_files
 from lct.cli.main import run_script
 from lct.cli.model import find_model
-from lct.cli.paths import experiments_folder
-from lct.files import atomic_file, write_atomically
+from lct.files import write_atomically
 from lct.text import table
 
 TEXTS = theta_positions.TEXTS[:2]  # the files that configs/smollm2_16k.py excludes
@@ -100,15 +98,9 @@ def make_controls(base: pathlib.Path, trained: pathlib.Path, target: pathlib.Pat
 
 
 def evaluate(folder, suite, args, texts, workdir):
-    command = [sys.executable, experiments_folder() / 'evaluate.py', '--model', folder, '--suite', suite,
-               '--lengths', args.lengths, '--samples', args.samples, '--dtype', args.dtype,
-               '--haystack', texts, '--workdir', workdir]
-    done = subprocess.run(list(map(str, command)), check=False)
-    if done.returncode == exit_status.STOPPED:
-        raise KeyboardInterrupt
-    if done.returncode:
-        raise ValueError(f'evaluate.py ended with status {done.returncode} for {folder}; its last line says '
-                         'why, and the same command continues')
+    child_script.call('evaluate.py', '--model', folder, '--suite', suite, '--lengths', args.lengths,
+                      '--samples', args.samples, '--dtype', args.dtype, '--haystack', texts,
+                      '--workdir', workdir)
 
 
 def check_window(folder, length):
@@ -125,24 +117,16 @@ def measure_losses(folder, length, workdir):
     if all(target.exists() for target in paths.values()):
         return
     from lct.data import tokenizer as tokenizers
-    from lct.eval.loss import by_position
-    from lct.models.llama import Memory
-    from lct.ops.blockwise_attention import Chunks
-    from lct.ops.strategies import Attention
     from lct.train.metrics import log
     from lct.weights import llama_hf
 
-    memory = Memory(remat='none', attention=Attention(chunks=Chunks(512, 1024)), loss_chunk=1024)
     config, params = llama_hf.load(folder, dtype='float32')
     tokenizer = tokenizers.load(folder)
     workdir.mkdir(parents=True, exist_ok=True)
     for text, target in paths.items():
         if not target.exists():
             ids = theta_positions.window(tokenizer, text, length)
-            loss = by_position.loss_by_position(params, config, ids[None], layout='contiguous',
-                                                memory=memory)[0]
-            with atomic_file(target, 'wb') as file:
-                np.save(file, loss)
+            loss = theta_positions.save_losses(target, params, config, ids)
             log(f'{workdir.name}: loss of {text.name} {loss.mean():.3f}')
 
 

@@ -17,15 +17,14 @@ import math
 import pathlib
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 from typing import NamedTuple
 
+import child_script
 import recipe_report
 import study_corpora
 
-from lct import environment, exit_status, json_files
+from lct import environment, json_files
 from lct.cli.config import load_config, make_run, set_field
 from lct.cli.main import run_script
 from lct.cli.model import find_model, parse_ints
@@ -149,15 +148,8 @@ def run_arm(workdir, name, arm, seed):
         source = workdir / f'{CONTROL}_seed{seed}' / file
         if source.exists() and not (folder / file).exists():
             shutil.copy(source, folder / file)
-    command = command_of(name, arm, seed, folder)
-    root = experiments_folder().parent
-    done = subprocess.run([sys.executable, root / command[0], '--config', root / command[2], *command[3:]],
-                          check=False)
-    if done.returncode == exit_status.STOPPED:
-        raise KeyboardInterrupt
-    if done.returncode:
-        raise ValueError(f'the run of arm {name} with seed {seed} ended with status {done.returncode}; its '
-                         'last line says why, and the same command continues')
+    _, flag, config, *others = command_of(name, arm, seed, folder)
+    child_script.call('extend.py', flag, experiments_folder().parent / config, *others)
     return True
 
 

@@ -3,10 +3,9 @@ them with hard negatives between the chunks. The held-out documents are those of
 
 import json
 import pathlib
-import subprocess
-import sys
 
-from lct import exit_status
+import child_script
+
 from lct.cli.corpus import read_documents
 from lct.cli.paths import experiments_folder
 from lct.data.corpus import documents
@@ -30,19 +29,9 @@ def make(folder: pathlib.Path, corpus: str, max_bytes: int, held_out: float) -> 
         with atomic_path(folder / name) as partial:
             partial.write_text(''.join(json.dumps({'text': one.text}) + '\n' for one in found))
     long = folder / f'{HARD_NEGATIVES}.jsonl'
-    _run('interleave.py', '--corpus', folder / f'{TRAINING}.jsonl', '--output', long, '--length', LENGTH,
-         '--documents', DOCUMENTS)
+    child_script.call('interleave.py', '--corpus', folder / f'{TRAINING}.jsonl', '--output', long,
+                      '--length', LENGTH, '--documents', DOCUMENTS)
     for name in (TRAINING, HARD_NEGATIVES):
         if not (folder / name).is_dir():
-            _run('tokenize_corpus.py', f'python={folder / name}.jsonl', '--output', folder / name,
-                 '--tokenizer', experiments_folder() / 'base')
-
-
-def _run(script: str, *flags: object) -> None:
-    command = [sys.executable, experiments_folder() / script, *flags]
-    done = subprocess.run(list(map(str, command)), check=False)
-    if done.returncode == exit_status.STOPPED:
-        raise KeyboardInterrupt
-    if done.returncode:
-        raise ValueError(f'{script} ended with status {done.returncode}; its last line says why, and the '
-                         'same command continues')
+            child_script.call('tokenize_corpus.py', f'python={folder / name}.jsonl',
+                              '--output', folder / name, '--tokenizer', experiments_folder() / 'base')

@@ -43,10 +43,6 @@ def run():
     args = parser.parse_args()
 
     from lct.data import tokenizer as tokenizers
-    from lct.eval.loss import by_position
-    from lct.models.llama import Memory
-    from lct.ops.blockwise_attention import Chunks
-    from lct.ops.strategies import Attention
     from lct.text import clock
     from lct.train.metrics import log
     from lct.weights import llama_hf
@@ -58,7 +54,6 @@ def run():
                          f'the model was trained on; use for example {2 * base.max_position_embeddings}')
     tokenizer = tokenizers.load(folder)
     rows = {path.name: window(tokenizer, path, args.length) for path in args.texts}
-    memory = Memory(remat='none', attention=Attention(chunks=Chunks(512, 1024)), loss_chunk=1024)
     args.workdir.mkdir(parents=True, exist_ok=True)
     params, losses, spent = None, {}, []
     todo = [(text, name, rope) for name, rope in scalings(base, args.length).items() for text in rows]
@@ -69,10 +64,7 @@ def run():
             params = llama_hf.load(folder, dtype='float32')[1] if params is None else params
             start = time.monotonic()
             model = dataclasses.replace(base, rope=rope, max_position_embeddings=args.length)
-            loss = by_position.loss_by_position(
-                params, model, ids[None], layout='contiguous', memory=memory)[0]
-            with atomic_file(path, 'wb') as file:
-                np.save(file, loss)
+            loss = save_losses(path, params, model, ids)
             spent.append(time.monotonic() - start)
             rest = sum(spent) / len(spent) * (len(todo) - i - 1)
             log(f'{i + 1} of {len(todo)}: {text}, {name}: loss {loss.mean():.3f} in {clock(spent[-1])}, '
@@ -97,6 +89,20 @@ def window(tokenizer, path, length):
         raise ValueError(f'{path} has {len(ids)} tokens and a window needs {length + 1}; give a longer text '
                          'or a smaller --length')
     return np.asarray(ids[:length + 1], np.int32)
+
+
+def save_losses(path, params, config, ids):
+    """Write and return float32 [length]: the loss of every token of a window."""
+    from lct.eval.loss import by_position
+    from lct.models.llama import Memory
+    from lct.ops.blockwise_attention import Chunks
+    from lct.ops.strategies import Attention
+
+    memory = Memory(remat='none', attention=Attention(chunks=Chunks(512, 1024)), loss_chunk=1024)
+    loss = by_position.loss_by_position(params, config, ids[None], layout='contiguous', memory=memory)[0]
+    with atomic_file(path, 'wb') as file:
+        np.save(file, loss)
+    return loss
 
 
 def digest(ids):
